@@ -1,0 +1,44 @@
+# The environment is .venv, made once with $(PYTHON) and brought up to date when the requirements change.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+# One thread by default: the tests' models are tiny, and threads that wait for each other cost more than they bring.
+OMP_NUM_THREADS_FOR_TESTS ?= 1
+
+.PHONY: help demo test lint format clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do printf '  make %-8s %s\n' "$$target" "$$what"; done
+
+demo: $(VENV)/requirements.stamp ## Predict the mood of tweets and film reviews with three kernels: a table in a few minutes
+	@$(RUN) tools/fetch_demo_assets.py
+	@$(RUN) tools/demo.py
+
+test: $(VENV)/requirements-dev.stamp ## Run the tests
+	@OMP_NUM_THREADS=$(OMP_NUM_THREADS_FOR_TESTS) $(RUN) -m pytest -q
+
+lint: $(VENV)/requirements-dev.stamp ## Check style, docstrings and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(VENV)/requirements-dev.stamp ## Format the code and apply safe fixes
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean: ## Remove the environment, the caches and what the demo made
+	rm -rf $(VENV) .cache/demo data/demo result/demo build .pytest_cache .ruff_cache .mypy_cache .hypothesis src/lmntk.egg-info
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11: name a newer one with make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/requirements.stamp: requirements.txt | $(RUN)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/requirements-dev.stamp: requirements.txt requirements-dev.txt | $(RUN)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ $(VENV)/requirements.stamp

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""From a language model and a k-shot task to predictions: by its kernel, or as it is.
+
+Arguments choose a task and a model; the task gives examples; a prompt turns them into features; a trainer turns
+features into predictions; results are written. `python run.py --help` explains every flag.
+"""
+
+import dataclasses
+import logging
+import platform
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from lmntk.errors import UsageError  # noqa: E402 (a plain checkout need not be installed)
+
+logger = logging.getLogger("lmntk")
+
+
+def main(argv: list[str]) -> int:
+    """Run one command line; return the exit status."""
+    started = time.perf_counter()
+    try:
+        from lmntk.arguments import parse_arguments
+        from lmntk.checks import check_arguments
+
+        model_args, data_args, training_args = parse_arguments(argv)
+        check_arguments(model_args, data_args, training_args)
+        _start_logging(training_args)
+
+        from lmntk.build import build
+        from lmntk.results import prepare_output_dir
+
+        prepare_output_dir(training_args.output_dir)
+        run = build(model_args, data_args, training_args)
+        trainer = _make_trainer(run, model_args, training_args)
+        if training_args.dry_run:
+            trainer.dry_run()
+            return 0
+        if training_args.do_train:
+            trainer.train()
+        metrics = {split: trainer.evaluate(run.datasets[split]) for split in ("dev", "test") if split in run.datasets}
+        _record(metrics, run.task.key, [model_args, data_args, training_args], time.perf_counter() - started)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
+    if training_args.trainer == "kernel" and not training_args.no_train:
+        from lmntk.trainers.kernel import KernelTrainer
+
+        return KernelTrainer(run, model_args, training_args)
+    from lmntk.trainers.prompt import PromptTrainer
+
+    return PromptTrainer(model=run.model, args=training_args, data_collator=run.collator)
+
+
+def _start_logging(training_args: Any) -> None:
+    """Tell what happens on the first process, and on the others only what goes wrong."""
+    import transformers
+
+    level = logging.INFO if training_args.process_index == 0 else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
+    logger.setLevel(logging.DEBUG if level == logging.INFO and training_args.log_level == "debug" else level)
+    transformers.utils.logging.set_verbosity_warning()
+
+
+def _record(metrics: dict[str, dict[str, float]], task_key: str, arguments: list[Any], seconds: float) -> None:
+    """Write the result files and the line in the log, and say where they are."""
+    import torch
+    import transformers
+
+    import lmntk
+    from lmntk import distributed, results
+
+    if not distributed.is_first():
+        return
+    output_dir = Path(arguments[-1].output_dir)
+    record: dict[str, Any] = {}
+    for group in arguments:
+        record |= {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+    for split, values in metrics.items():
+        path = output_dir / f"{'eval' if split == 'dev' else split}_results_{task_key}.txt"
+        results.write_metrics(path, values)
+        logger.info("%s: %s → %s", split, ", ".join(f"{name} = {value:.6g}" for name, value in values.items()), path)
+        record |= {f"{task_key}_{split}_{name}": value for name, value in values.items()}
+    record |= {
+        "time": datetime.now().isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "lmntk": lmntk.__version__,
+        },
+    }
+    results.append_log(Path("log"), record)
+    logger.info("results are in %s, and a line in %s; %.0f s in all", output_dir, Path("log").resolve(), seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,313 @@
+"""The flags of run.py: three dataclasses, and the command line or JSON file that fills them.
+
+The names are frozen: scripts and papers carry them. Flags whose default is None here and whose help says so are
+completed from the task's row in tasks.py, or else from the general defaults below; build.py does that.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from transformers import HfArgumentParser
+from transformers import TrainingArguments as TransformersTrainingArguments
+
+from lmntk.errors import UsageError
+from lmntk.kernels.formulas import FORMULAS
+from lmntk.legacy_flags import full_name, is_flag, translate
+from lmntk.solvers import SOLVERS
+from lmntk.tasks import TASKS
+
+GENERAL_MAX_SEQ_LENGTH = 128
+GENERAL_NUM_SAMPLE = 16
+
+_FROM_TASK = "not given: the task's own"
+
+
+def _flag(help: str, default: Any = None, choices: Iterable[str] | None = None) -> Any:
+    """A dataclass field that HfArgumentParser turns into an optional flag."""
+    metadata: dict[str, Any] = {"help": help}
+    if choices is not None:
+        metadata["choices"] = tuple(choices)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _required(help: str) -> Any:
+    """A dataclass field that HfArgumentParser turns into a flag that must be given."""
+    return dataclasses.field(metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how it is asked."""
+
+    _argument_group_name = "Model"
+
+    model_name_or_path: str = _required("A folder with a pre-trained model, or its name on the model hub.")
+    config_name: str | None = _flag("Configuration, where it is not the model's own.")
+    tokenizer_name: str | None = _flag("Tokenizer, where it is not the model's own.")
+    cache_dir: str | None = _flag("Where models from the hub are kept.")
+    few_shot_type: str = _flag(
+        "finetune: classification head on the plain text; prompt: label words at the mask of a template; "
+        "prompt-demo: the same with solved examples in the prompt.",
+        "prompt-demo",
+        ("finetune", "prompt", "prompt-demo"),
+    )
+    model_family: str | None = _flag(
+        "Masked or causal language model; not given: what the checkpoint's config says.",
+        choices=("masked", "causal"),
+    )
+    gguf_file: str | None = _flag("Name of a GGUF file in the model's folder to read the weights from.")
+    random_segment: bool = _flag("Start all segment (token type) embeddings at random; BERT only.", False)
+    l2_loss: bool = _flag("Squared error in place of cross entropy as the training loss.", False)
+    use_task_word: bool = _flag("Logits are those of the label words; always so here, accepted for old scripts.", False)
+    apply_lora: bool = _flag("Adapt the attention's query and value projections with LoRA.", False)
+    lora_r: int | None = _flag("Rank of the LoRA matrices.")
+    lora_alpha: int | None = _flag("Scale of the LoRA matrices.")
+
+
+@dataclass
+class DataArguments:
+    """Which examples, and the prompts made of them."""
+
+    _argument_group_name = "Data and prompts"
+
+    task_name: str = _required(f"The task, in lower or upper case: {', '.join(TASKS)}.")
+    data_dir: str = _required("Folder with the task's train, dev and test files, from tools/generate_k_shot_data.py.")
+    num_k: int = _flag("Training examples per class; for the record, the data folder decides.", 16)
+    tag: str = _flag("A word to find this run by in the log.", "")
+    max_seq_length: int | None = _flag(
+        f"Longest sequence, in tokens; {_FROM_TASK}, else {GENERAL_MAX_SEQ_LENGTH}. What is longer is cut."
+    )
+    first_sent_limit: int | None = _flag(f"Longest first sentence, in tokens; {_FROM_TASK}, else no limit.")
+    other_sent_limit: int | None = _flag(f"Longest other sentence, in tokens; {_FROM_TASK}, else no limit.")
+    use_full_length: bool = _flag("Let sequences be as long as the model can read.", False)
+    truncate_head: bool = _flag("Cut what is too long at its beginning, not its end.", False)
+    template: str | None = _flag(f"Prompt template, e.g. '*cls**sent_0*_It_was*mask*.*sep+*'; {_FROM_TASK}.")
+    mapping: str | None = _flag(
+        f"Label words as a Python dictionary, e.g. \"{{'0':'terrible','1':'great'}}\"; {_FROM_TASK}."
+    )
+    template_path: str | None = _flag("File with a template a line.")
+    template_id: int | None = _flag("Line of --template_path to use, from 0; not given: all of them.")
+    top_n_template: int | None = _flag("Use the first n lines of --template_path together.")
+    mapping_path: str | None = _flag("File with a mapping a line.")
+    mapping_id: int | None = _flag("Line of --mapping_path to use, from 0.")
+    prompt_path: str | None = _flag("File with a template, a tab and a mapping a line.")
+    prompt_id: int | None = _flag("Line of --prompt_path to use, from 0.")
+    num_sample: int | None = _flag(
+        "Draws of demonstrations per dev and test example, whose logits are averaged; "
+        f"{_FROM_TASK}, else {GENERAL_NUM_SAMPLE}."
+    )
+    num_demo: int = _flag("Demonstrations per class.", 1)
+    auto_demo: bool = _flag("Make the template for demonstrations from the plain template.", True)
+    double_demo: bool = _flag("Double --max_seq_length to make room for demonstrations.", False)
+    demo_filter: bool = _flag("Draw demonstrations among the most similar examples only.", False)
+    demo_filter_rate: float = _flag("Share of each class that counts as most similar.", 0.5)
+    demo_filter_model: str | None = _flag("Name of the sentence embeddings in the data folder that decide.")
+    gpt3_in_context_head: bool = _flag("In-context learning: random examples before the query.", False)
+    gpt3_in_context_tail: bool = _flag("In-context learning: random examples after the query.", False)
+    gpt3_in_context_num: int = _flag("Number of in-context examples.", 32)
+    overwrite_cache: bool = _flag("Read the data files anew; always so here, accepted for old scripts.", False)
+    debug_mode: bool = _flag("Log more of what happens.", False)
+
+
+@dataclass
+class KernelArguments:
+    """Which kernel, how it is computed, and what is solved with it."""
+
+    _argument_group_name = "Kernels"
+
+    kernel_formula: str = _flag(
+        "Inner product of the gradients (sgd), of their signs (signgd), of signs with gradients (asymmetric_signgd).",
+        "sgd",
+        FORMULAS,
+    )
+    kernel_solver: str = _flag(
+        "How to predict from the kernel: " + "; ".join(f"{name}: {row.summary}" for name, row in SOLVERS.items()) + ".",
+        "lstsq",
+        SOLVERS,
+    )
+    binary_classification: bool = _flag("One logit, the second label word's less the first's; two classes only.", False)
+    kernel_regularization: float = _flag("Added to the kernel's diagonal, in units of its largest singular value.", 0.0)
+    kernel_gamma: float = _flag("Weight of the errors in the asym solver.", 1.0)
+    kernel_lambda: float = _flag("Weight of the first direction in the asym solver's predictions, 0 to 1.", 0.5)
+    adjust_for_init: bool = _flag("Fit what the untrained model's logits leave over, and add them back.", False)
+    f0_scaling: float = _flag("Divide the untrained logits by this for --adjust_for_init; 0: no adjustment.", 1.0)
+    load_kernels: str | None = _flag("Take the kernels from this folder of an earlier run.")
+    overwrite_kernels: bool = _flag("Compute anew the kernels that the output folder holds.", False)
+    exclude_embeddings: bool = _flag("Leave out the gradients of the embeddings and their LayerNorm.", False)
+    exclude_head: bool = _flag("Leave out the gradients of the language-model or classification head.", False)
+    only_biases: bool = _flag("Use the gradients of biases alone.", False)
+    exclude_first_layers: int = _flag("Leave out the gradients of the first n layers.", 0)
+    kernel_engine: str = _flag(
+        "factored: layer by layer, fastest; jacobian: any model; jvp: the published method, least memory; "
+        "auto: the fastest that knows the model.",
+        "auto",
+        ("auto", "factored", "jacobian", "jvp"),
+    )
+    kernel_dtype: str = _flag("Number type of the gradients.", "float32", ("float32", "float64"))
+    kernel_memory_gb: float | None = _flag("Memory that kernels may take, in GB; not given: 60%% of what is free.")
+    dry_run: bool = _flag("Say what would be computed, how long it takes and how large it gets, and exit.", False)
+
+
+@dataclass
+class RunArguments:
+    """How a run trains, evaluates and records."""
+
+    _argument_group_name = "Training and evaluation"
+
+    trainer: str = _flag(
+        "standard: fine-tune; kernel: predict with the kernel instead; linearhead: fit the last layer alone.",
+        "standard",
+        ("standard", "kernel", "linearhead"),
+    )
+    no_train: bool = _flag("Evaluate the model as it is (zero-shot), whatever the trainer.", False)
+    no_predict: bool = _flag("Leave out the test set, also where --do_predict is given.", False)
+    overwrite_output_dir: bool = _flag(
+        "Fine-tune into an output folder that is not empty; kernels may always go on in theirs.", False
+    )
+    random_model_init: bool = _flag("Draw all weights at random, with --seed, in place of the checkpoint's.", False)
+    from_linearhead: bool = _flag("Fit the last layer first, then train or compute the kernel from there.", False)
+    optimizer: str = _flag("AdamW or plain SGD.", "adam", ("adam", "sgd"))
+    optimizer_variant: str = _flag("signgd: step by the gradient's sign; needs --optimizer sgd.", "", ("", "signgd"))
+    fix_layers: int = _flag("Freeze the embeddings and the first n layers.", 0)
+    evaluate_during_training: bool = _flag("Evaluate on dev while training and keep the best model.", False)
+    save_at_last: bool = _flag("Keep the last model, not the best on dev.", False)
+    save_logit: bool = _flag("Write the test logits to <task>-<model_id>-<array_id>.npy for an ensemble.", False)
+    save_logit_dir: str | None = _flag("Folder for --save_logit.")
+    model_id: int = _flag("Number of the prompt in an ensemble.", -1)
+    array_id: int = _flag("Number of the run in an ensemble.", -1)
+    sweep: bool = _flag("Put each run into a folder of its own under the output folder.", False)
+
+
+@dataclass
+class TransformersArguments(TransformersTrainingArguments):
+    """The flags of transformers' Trainer."""
+
+    _argument_group_name = "The flags of transformers' Trainer"
+
+    output_dir: str = _required("Folder for results, kernels and models.")
+
+
+@dataclass
+class TrainingArguments(KernelArguments, RunArguments, TransformersArguments):
+    """Everything about the run itself: kernels, training, and the flags of transformers' Trainer.
+
+    Attributes:
+        train_tile: Train examples per kernel tile: --per_device_train_batch_size where the user gave it, else None
+            (the engine picks).
+        x_tile: The same for --per_device_eval_batch_size and the other axis.
+    """
+
+    train_tile: int | None = dataclasses.field(default=None, init=False)
+    x_tile: int | None = dataclasses.field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Let --no_train and --no_predict win over the --do_… flags that run_fewshot.sh always passes."""
+        super().__post_init__()
+        self.do_train = self.do_train and not self.no_train
+        self.do_predict = self.do_predict and not self.no_predict
+
+
+# TrainingArguments goes to the parser in its parts, so that --help shows the flags grouped by purpose.
+_GROUPS = (ModelArguments, DataArguments, KernelArguments, RunArguments, TransformersArguments)
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Read a command line: ``--flag value …``, or the name of a JSON file with the same, or the file and then flags.
+
+    Unambiguous beginnings of flags and old spellings are understood; of a flag given twice the last counts.
+
+    Args:
+        argv: The command line without the program's name.
+
+    Returns:
+        The three dataclasses. Which flags go together is for checks.py.
+
+    Raises:
+        UsageError: A flag that does not exist, lacks its value, or has one that it cannot take.
+        SystemExit: Status 0, after printing the help.
+    """
+    flags = _flag_names()
+    if argv and argv[0].endswith(".json"):
+        argv = [*_read_config(Path(argv[0]), flags), *argv[1:]]
+    argv = translate(argv, flags)
+    values = vars(_make_parser().parse_args(argv))
+    model = ModelArguments(**_values_of(ModelArguments, values))
+    data = DataArguments(**_values_of(DataArguments, values))
+    try:
+        training = TrainingArguments(**_values_of(TrainingArguments, values))
+    except ValueError as error:  # transformers' own objections
+        raise UsageError(" ".join(str(error).split())) from error
+    given = {token[2:].partition("=")[0] for token in argv if is_flag(token)}
+    if "per_device_train_batch_size" in given:
+        training.train_tile = training.per_device_train_batch_size
+    if "per_device_eval_batch_size" in given:
+        training.x_tile = training.per_device_eval_batch_size
+    return model, data, training
+
+
+class _Parser(HfArgumentParser):
+    """argparse that raises UsageError instead of printing its usage, which is pages long here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(_as_sentence(message))
+
+
+def _make_parser() -> _Parser:
+    return _Parser(
+        cast(Any, _GROUPS),  # its annotation asks for instances where it means classes
+        prog="run.py",
+        usage="run.py --flag value … | run.py config.json",
+        description="Few-shot text classification with a language model: by its kernel, by training, or as it is.",
+        allow_abbrev=False,  # legacy_flags.translate has written all names out
+    )
+
+
+def _as_sentence(message: str) -> str:
+    """Turn argparse's complaint into a sentence that names each flag once, as people write it."""
+    message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message.removeprefix("argument "))
+    missing = message.removeprefix("the following arguments are required: ")
+    if missing != message:
+        return f"{missing} must be given; run.py --help explains every flag"
+    stray = message.removeprefix("unrecognized arguments: ")
+    if stray != message:
+        return f"'{stray}' belongs to no flag: a value follows its --flag, and one with spaces needs quotes"
+    return message
+
+
+def _flag_names() -> set[str]:
+    """The names of all flags, with the ``no_`` forms that HfArgumentParser adds to flags that are on by default."""
+    fields = [field for group in _GROUPS for field in dataclasses.fields(group) if field.init]
+    names = {field.name for field in fields}
+    return names | {f"no_{field.name}" for field in fields if field.default is True} | {"help"}
+
+
+def _values_of(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in dataclasses.fields(group) if field.init}
+
+
+def _read_config(path: Path, flags: Collection[str]) -> list[str]:
+    """Turn a JSON object into the command line that says the same, so that both are checked alike; null: not given."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f'{path} must hold one JSON object, {{"flag": value, …}}')
+    argv: list[str] = []
+    for key, value in config.items():
+        try:
+            flag = f"--{full_name(key, flags)}"
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        if isinstance(value, list):
+            argv += [flag, *map(str, value)]
+        elif value is not None:
+            argv.append(f"{flag}={json.dumps(value) if isinstance(value, dict) else value}")
+    return argv

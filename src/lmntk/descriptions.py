@@ -1,0 +1,103 @@
+"""What a kernel file says of itself: everything that defines its numbers, and how they were computed."""
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import transformers
+from torch import nn
+
+import lmntk
+from lmntk.arguments import ModelArguments, TrainingArguments
+from lmntk.build import Run
+from lmntk.features import FeatureDataset
+from lmntk.parameters import ParameterFilter
+
+
+def parameter_filter(training_args: TrainingArguments) -> ParameterFilter:
+    """Collect the flags that leave parameters out."""
+    return ParameterFilter(
+        exclude_embeddings=training_args.exclude_embeddings,
+        exclude_head=training_args.exclude_head,
+        only_biases=training_args.only_biases,
+        exclude_first_layers=training_args.exclude_first_layers,
+    )
+
+
+def defining(
+    run: Run, model_args: ModelArguments, training_args: TrainingArguments, weights: str, grad_dim: int, split: str
+) -> dict[str, Any]:
+    """Return what defines the kernel between the train examples and those of `split`.
+
+    Two runs that agree in all of it get the same kernel, up to rounding; one that differs anywhere may not use the
+    other's file. The engine counts only where the user asked for one.
+
+    Args:
+        run: Task, prompts and data.
+        model_args: The model's flags.
+        training_args: The kernel's flags.
+        weights: `hash_of_weights` of the model.
+        grad_dim: The number of parameters that count.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
+    """
+    limits = run.prompts.limits
+    both = dict.fromkeys(("train", split))
+    engine = {} if training_args.kernel_engine == "auto" else {"engine": training_args.kernel_engine}
+    return {
+        "formula": training_args.kernel_formula,
+        "binary_classification": training_args.binary_classification,
+        "parameters": {name: value for name, value in vars(parameter_filter(training_args)).items() if value} or "all",
+        "grad_dim": grad_dim,
+        "weights_sha256": weights,
+        "task": run.task.name,
+        "few_shot_type": model_args.few_shot_type,
+        "template": list(run.prompts.templates),
+        "mapping": dict(run.prompts.mapping),
+        "limits": {name: value for name, value in vars(limits).items() if value is not None},
+        "data_sha256": {name: hash_of_file(run.data_files[name]) for name in both},
+        "tokens_sha256": {name: hash_of_tokens(run.datasets[name]) for name in both},
+        "dtype": training_args.kernel_dtype,
+        **engine,
+    }
+
+
+def circumstances(run: Run, model_args: ModelArguments, split: str) -> dict[str, Any]:
+    """Return what else is worth knowing of a kernel: names, versions, threads."""
+    return {
+        "model": model_args.model_name_or_path,
+        "data_files": {name: str(run.data_files[name]) for name in dict.fromkeys(("train", split))},
+        "versions": {
+            "lmntk": lmntk.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": numpy.__version__,
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+def hash_of_weights(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters, names and numbers, in order of name."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).numpy())
+    return digest.hexdigest()
+
+
+def hash_of_tokens(dataset: FeatureDataset) -> str:
+    """Return the SHA-256 of the token and segment ids of a split: what tokenizer, prompts and limits made of it."""
+    digest = hashlib.sha256()
+    for feature in dataset.features:
+        digest.update(repr((feature.input_ids, feature.token_type_ids, feature.mask_position)).encode())
+    return digest.hexdigest()
+
+
+def hash_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

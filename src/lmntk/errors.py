@@ -1,0 +1,29 @@
+"""The one error a user can cause, and the sentence that helps to find the right name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(Exception):
+    """A mistake in flags or files, told in one sentence that names the cause and the way out.
+
+    `run.py` and the tools print the sentence after ``error:`` and exit with status 2.
+    """
+
+
+def suggest(word: str, options: Iterable[str], kind: str) -> str:
+    """Say that `word` is no known `kind`, what was probably meant, and what there is.
+
+    Args:
+        word: What the user wrote.
+        options: The names that exist.
+        kind: What the names stand for, in the singular: ``"task"``, ``"flag"``.
+
+    Returns:
+        One line, e.g. ``unknown task 'sst2': did you mean 'SST-2'? Available: SST-2, mr``.
+    """
+    names = list(options)
+    by_folded = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), by_folded, n=1, cutoff=0.6)
+    hint = f" did you mean '{by_folded[close[0]]}'?" if close else ""
+    return f"unknown {kind} '{word}':{hint} Available: {', '.join(names)}"

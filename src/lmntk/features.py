@@ -1,0 +1,155 @@
+"""Examples become token features; a data set holds them, a collator makes padded batches of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from lmntk.examples import Example
+from lmntk.prompts import Limits, render
+from lmntk.tasks import Task
+from lmntk.templates import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+MANY_PROMPTS = 2000
+"""From this number on a progress bar is worth its line: fewer are there in a second or two."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One prompt as the model takes it.
+
+    Attributes:
+        input_ids: `[L]` token ids.
+        token_type_ids: `[L]` segment ids.
+        mask_position: Where the logits are read.
+        label: Class id, or a score where the task is a regression.
+    """
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    mask_position: int
+    label: int | float
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureDataset(Dataset[Feature]):
+    """All prompts of a split, sample by sample: every example with the first template, then with the next.
+
+    Attributes:
+        mode: The split: ``"train"``, ``"dev"`` or ``"test"``.
+        task: What the labels mean.
+        features: One per sample and example.
+        num_sample: How often each example is there; its logits are to be averaged over them.
+    """
+
+    mode: str
+    task: Task
+    features: list[Feature]
+    num_sample: int = 1
+
+    @classmethod
+    def build(
+        cls,
+        mode: str,
+        task: Task,
+        examples: Sequence[Example],
+        templates: Sequence[Template],
+        tokenizer: PreTrainedTokenizerBase,
+        limits: Limits,
+        label_word_ids: Sequence[int] = (),
+    ) -> FeatureDataset:
+        """Render every example with every template.
+
+        Args:
+            mode: ``"train"``, ``"dev"`` or ``"test"``.
+            task: Gives the order of the labels.
+            examples: In file order.
+            templates: At least one; each is a sample of its own.
+            tokenizer: The model's.
+            limits: Where to cut. Prompts cut at `max_seq_length` are counted in one warning.
+            label_word_ids: `[C]`, for templates with label words.
+
+        Raises:
+            UsageError: See `lmntk.prompts.render`.
+        """
+        work = [(template, i) for template in templates for i in range(len(examples))]
+        bar = tqdm(work, desc=f"{task.name} {mode}", unit="prompt", disable=len(work) < MANY_PROMPTS)
+        features = []
+        cut = 0
+        for template, i in bar:
+            example = examples[i]
+            name = f"example {i + 1} of {mode}"
+            prompt = render(template, example.texts, tokenizer, limits, label_word_ids, name=name)
+            cut += prompt.full_length > limits.max_seq_length
+            label = float(example.label) if task.regression else task.labels.index(example.label)
+            features.append(Feature(list(prompt.input_ids), list(prompt.segment_ids), prompt.mask_position, label))
+        if cut:
+            limit = limits.max_seq_length
+            logger.warning("%d of %d prompts of %s were cut to --max_seq_length %d tokens", cut, len(work), mode, limit)
+        return cls(mode, task, features, len(templates))
+
+    def __len__(self) -> int:
+        """Number of samples times number of examples."""
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> Feature:
+        """The feature at `index`."""
+        return self.features[index]
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples of the split."""
+        return len(self.features) // self.num_sample
+
+    @property
+    def labels(self) -> list[int | float]:
+        """One label per feature; those of the examples are the first `num_examples`."""
+        return [feature.label for feature in self.features]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of features, padded on the right to the longest of them.
+
+    Attributes:
+        pad_token_id: The tokenizer's.
+        segments: Whether the model takes token type ids (BERT does).
+    """
+
+    pad_token_id: int
+    segments: bool
+
+    def __call__(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        """Batch features.
+
+        Returns:
+            ``input_ids`` `[B, L]`; ``attention_mask`` `[B, L]`, left out when nothing is padded, which spares the
+            model its masking; ``token_type_ids`` `[B, L]` if `segments`; ``mask_pos`` `[B]`; ``labels`` `[B]`. All
+            int64, but labels float32 where they are scores.
+        """
+        lengths = [len(feature.input_ids) for feature in features]
+        longest = max(lengths)
+        batch = {"input_ids": _pad([feature.input_ids for feature in features], longest, self.pad_token_id)}
+        if min(lengths) < longest:
+            batch["attention_mask"] = _pad([[1] * length for length in lengths], longest, 0)
+        if self.segments:
+            batch["token_type_ids"] = _pad([feature.token_type_ids for feature in features], longest, 0)
+        batch["mask_pos"] = torch.tensor([feature.mask_position for feature in features])
+        batch["labels"] = torch.tensor([feature.label for feature in features])
+        return batch
+
+
+def _pad(rows: Sequence[list[int]], length: int, value: int) -> torch.Tensor:
+    """`[B, length]` int64, each row followed by `value`."""
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])

@@ -1,0 +1,150 @@
+"""Empirical neural tangent kernels of any function of parameters: torch only, usable alone in a notebook.
+
+The letters, everywhere in this package:
+
+* ``N`` train examples, the kernel's first axis; ``n`` of them in a tile
+* ``X`` examples along the kernel's other axis (train, dev or test); ``x`` of them in a tile
+* ``C`` logits an example has; ``D`` directions of a formula (two if it is asymmetric, else one)
+* ``B`` examples in a batch, ``L`` tokens, ``d`` features, ``p`` numbers in a parameter
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lmntk.kernels.engines import ENGINES, Engine, KernelProblem
+from lmntk.kernels.engines.base import Block, MemoryBudgetError, Parameters
+from lmntk.kernels.examples import Batch, BatchedExamples, Examples
+from lmntk.kernels.formulas import FORMULAS, Formula
+from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes
+from lmntk.kernels.tiling import Plan
+
+__all__ = [
+    "ENGINES",
+    "FORMULAS",
+    "BatchedExamples",
+    "Engine",
+    "Examples",
+    "Formula",
+    "KernelProblem",
+    "MemoryBudgetError",
+    "Plan",
+    "assemble",
+    "empirical_ntk",
+    "make_engine",
+]
+
+
+def make_engine(problem: KernelProblem, engine: str = "auto", memory_gb: float | None = None) -> Engine:
+    """Build the engine of that name for a kernel.
+
+    Args:
+        problem: The kernel.
+        engine: A key of `ENGINES`, or ``"auto"`` for the fastest that takes any model.
+        memory_gb: What it may take beside the model itself, in 2**30 bytes; by default 60% of what is free.
+    """
+    device = next(iter(problem.params.values())).device
+    budget = memory_gb * 2**30 if memory_gb is not None else DEFAULT_FRACTION * free_bytes(device)
+    return ENGINES["jacobian" if engine == "auto" else engine](problem, int(budget))
+
+
+def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Tensor:
+    """Put the blocks of a kernel, or of one process's share of it, in their places.
+
+    Args:
+        blocks: What an engine yields.
+        plan: The plan they belong to.
+        problem: The kernel.
+
+    Returns:
+        float64 ``[D, N, C, X, C]`` on the CPU; zero where no block came.
+    """
+    c = problem.num_logits
+    kernel = torch.zeros(len(problem.formula.directions), plan.train_size, c, plan.x_size, c, dtype=torch.float64)
+    for tile, values in blocks:
+        train, x = torch.tensor(tile.train), torch.tensor(tile.x)
+        block = values.cpu()
+        mirrored = block.permute(0, 3, 4, 1, 2)
+        if plan.symmetric and tile.train == tile.x:
+            # Products of floats in another order: what is symmetric but for rounding is made so to the bit.
+            block = (block + mirrored) / 2
+        kernel[:, train[:, None], :, x[None, :], :] += block.permute(1, 3, 0, 2, 4)
+        if plan.symmetric and tile.train != tile.x:
+            kernel[:, x[:, None], :, train[None, :], :] += mirrored.permute(1, 3, 0, 2, 4)
+    return kernel
+
+
+def empirical_ntk(
+    model: nn.Module | Callable[[Parameters, Batch], Tensor],
+    train_batches: Iterable[Batch],
+    x_batches: Iterable[Batch] | None = None,
+    *,
+    params: Parameters | None = None,
+    formula: str = "sgd",
+    engine: str = "auto",
+    train_tile: int | None = None,
+    x_tile: int | None = None,
+    memory_gb: float | None = None,
+    progress: Callable[[Iterator[Block]], Iterable[Block]] = iter,
+) -> Tensor:
+    """Compute the empirical neural tangent kernel of a model's outputs.
+
+    Args:
+        model: A module that takes a batch (a dict by keyword, a tuple by position, a tensor alone) and returns
+            ``[B, C]``, or a function `f(params, batch) -> [B, C]`` of its parameters. Its examples must not see each
+            other: batch normalisation in train mode is out. Dropout should be off (`model.eval()`).
+        train_batches: The examples along the first axis: pytrees of tensors ``[B, ...]``.
+        x_batches: The examples along the other axis; None for the kernel of the train examples with themselves.
+        params: The parameters over which gradients are taken; by default all of a module's.
+        formula: ``"sgd"``, ``"signgd"`` or ``"asymmetric_signgd"`` (see `lmntk.kernels.formulas`).
+        engine: ``"auto"``, or a key of `ENGINES`.
+        train_tile: How many train examples an engine takes at a time; by default what suits it.
+        x_tile: The same for the other axis. Tiles change the result by rounding only.
+        memory_gb: What may be taken beside the model itself, in 2**30 bytes; by default 60% of what is free.
+        progress: Wraps the iterator of finished blocks, e.g. with `tqdm`.
+
+    Returns:
+        float64 ``[N, C, X, C]``, ``kernel[i, a, j, b] = Σ_θ ∂f_a(i)/∂θ · ∂f_b(j)/∂θ`` or what the formula makes of it
+        (Malladi et al. 2023, Definitions 3.1 to 3.3); ``[2, N, C, X, C]`` for an asymmetric formula, the sign standing
+        on the train side in the first and on the other side in the second.
+
+    Raises:
+        KeyError: There is no such formula or engine.
+        ValueError: `params` is missing for a function, or a batch's tensors differ in their number of examples.
+        MemoryBudgetError: `memory_gb` is too small for the smallest tile.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> empirical_ntk(model, [x])[:, 0, :, 0]  # of a linear model with bias: xᵀx' + 1
+        tensor([[ 6., 12.],
+                [12., 26.]], dtype=torch.float64)
+    """
+    if isinstance(model, nn.Module):
+        logits_fn, own = _as_function(model), {name: value.detach() for name, value in model.named_parameters()}
+        params = own if params is None else params
+    elif params is None:
+        raise ValueError("a function needs `params`, the point at which its gradients are taken")
+    else:
+        logits_fn = model
+    train = BatchedExamples(train_batches)
+    x = None if x_batches is None else BatchedExamples(x_batches)
+    with torch.no_grad():
+        num_logits = logits_fn(params, train.batch([0])).shape[-1] if len(train) else 0
+    problem = KernelProblem(logits_fn, params, train, x, FORMULAS[formula], num_logits)
+    chosen = make_engine(problem, engine, memory_gb)
+    plan = chosen.plan(train_tile, x_tile)
+    kernel = assemble(progress(chosen.blocks(plan)), plan, problem)
+    return kernel if problem.formula.two_directions else kernel[0]
+
+
+def _as_function(module: nn.Module) -> Callable[[Parameters, Batch], Tensor]:
+    def logits_fn(params: Parameters, batch: Batch) -> Tensor:
+        if isinstance(batch, dict):
+            return functional_call(module, params, kwargs=batch)
+        return functional_call(module, params, batch if isinstance(batch, tuple) else (batch,))
+
+    return logits_fn

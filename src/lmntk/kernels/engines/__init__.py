@@ -1,0 +1,15 @@
+"""The engines: several ways to the same kernel, behind one signature.
+
+An engine is built for one kernel (model function, parameters, examples, formula) and a plan, and yields blocks
+`(tile, values)`: float64 ``[D, n, C, x, C]`` for the tile's n train and x X examples. Blocks of one tile add up to it:
+an engine that takes the parameters in groups yields a tile once per group. Engines know nothing of progress, files
+or processes.
+"""
+
+from lmntk.kernels.engines.base import Block, Engine, KernelProblem
+from lmntk.kernels.engines.jacobian import JacobianEngine
+from lmntk.kernels.engines.jvp import JvpEngine
+
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (JacobianEngine, JvpEngine)}
+
+__all__ = ["ENGINES", "Block", "Engine", "JacobianEngine", "JvpEngine", "KernelProblem"]

@@ -1,0 +1,110 @@
+"""What every engine is given and gives."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lmntk.kernels.examples import Batch, Examples, bytes_of
+from lmntk.kernels.formulas import Formula
+from lmntk.kernels.tiling import Plan, Tile
+
+Block = tuple[Tile, Tensor]
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class KernelProblem:
+    """The kernel to compute, whatever the engine.
+
+    Attributes:
+        logits_fn: `f(params, batch) -> [B, C]`, differentiable by `torch.func`; examples do not see each other.
+        params: The parameters θ at which, and over which, gradients are taken.
+        train: The N examples along the first axis.
+        x: The X examples along the other axis; None for the kernel of the train examples with themselves.
+        formula: Which sides take the sign.
+        num_logits: C.
+    """
+
+    logits_fn: Callable[[Parameters, Batch], Tensor]
+    params: Parameters
+    train: Examples
+    x: Examples | None
+    formula: Formula
+    num_logits: int
+
+    @property
+    def x_examples(self) -> Examples:
+        """The examples along the other axis, be they the train examples again."""
+        return self.train if self.x is None else self.x
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether one of two mirrored tiles is enough."""
+        return self.x is None and self.formula.symmetric
+
+    @property
+    def typical_example(self) -> int:
+        """The index of the train example in the middle, when ordered by shape."""
+        return sorted(range(len(self.train)), key=lambda index: self.train.shapes[index])[len(self.train) // 2]
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What the gradients of one example's C logits take."""
+        return self.num_logits * bytes_of(self.params.values())
+
+
+class Engine(ABC):
+    """One way to compute kernels.
+
+    Args:
+        problem: The kernel.
+        memory_bytes: What the engine may take beside the model itself.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
+        self.problem = problem
+        self.memory_bytes = memory_bytes
+
+    @abstractmethod
+    def plan(self, train_tile: int | None = None, x_tile: int | None = None) -> Plan:
+        """Lay the tiles, of the sizes given, or else of those that suit the engine and fit its memory.
+
+        Raises:
+            MemoryBudgetError: Not even the smallest tile fits.
+        """
+
+    @abstractmethod
+    def blocks(self, plan: Plan) -> Iterator[Block]:
+        """Compute the tiles of `plan`, a block at a time."""
+
+    @abstractmethod
+    def expected_bytes(self, plan: Plan) -> int:
+        """Return what the engine will take at its peak, beside the model itself."""
+
+    @abstractmethod
+    def expected_seconds(self, plan: Plan) -> float:
+        """Measure one example, or one pair, and return about how long `plan` will take."""
+
+    @property
+    def passes(self) -> int:
+        """How many blocks a tile comes in."""
+        return 1
+
+
+class MemoryBudgetError(Exception):
+    """The memory budget is too small for one tile.
+
+    Args:
+        needed: The least number of bytes that works.
+        given: The budget.
+    """
+
+    def __init__(self, needed: int, given: int) -> None:
+        self.needed = needed
+        self.given = given
+        super().__init__(f"the smallest tile takes {needed / 2**30:.2f} GB, and {given / 2**30:.2f} GB are allowed")

@@ -1,0 +1,139 @@
+"""The `jacobian` engine: per-example Jacobians by `vmap(jacrev)`, contracted by matrix products. Takes any model."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+from torch.utils._pytree import tree_map
+
+from lmntk.kernels.contraction import contract
+from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError, Parameters
+from lmntk.kernels.examples import Batch, Examples, bytes_of, equal_shape_runs
+from lmntk.kernels.machine import product_flops, seconds_of
+from lmntk.kernels.tiling import Plan, Tile, make_plan
+
+# X examples whose gradients are held at a time: more gain little, since gradients are formed a few examples at a time.
+X_TILE = 32
+# So many at a time: their Jacobians stand in memory twice, once as `vmap` forms them and once in their place.
+FORMED_TOGETHER = 8
+
+
+def jacobian_of(
+    logits_fn: Callable[[Parameters, Batch], Tensor], params: Parameters, batch: Batch, fixed: Parameters
+) -> Parameters:
+    """Differentiate every example's logits.
+
+    Args:
+        logits_fn: `f(params, batch) -> [B, C]`.
+        params: The parameters to differentiate by.
+        batch: Examples of one shape, a pytree of ``[B, ...]``.
+        fixed: The function's other parameters.
+
+    Returns:
+        For each parameter its Jacobian, ``[B, C, *shape]``.
+    """
+
+    def one_example(params: Parameters, example: Batch) -> Tensor:
+        return logits_fn({**fixed, **params}, tree_map(lambda leaf: leaf[None], example))[0]
+
+    return vmap(jacrev(one_example), in_dims=(None, 0))(params, batch)
+
+
+class JacobianEngine(Engine):
+    """Gradients of a train tile and of an X tile are formed whole, for one group of parameters at a time."""
+
+    name = "jacobian"
+
+    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
+        super().__init__(problem, memory_bytes)
+        self._groups: list[list[str]] = []
+
+    def plan(self, train_tile: int | None = None, x_tile: int | None = None) -> Plan:
+        """Lay tiles over all train examples at once; memory decides on the groups of parameters instead."""
+        problem = self.problem
+        train_tile = min(train_tile or len(problem.train), len(problem.train))
+        x_tile = min(x_tile or X_TILE, len(problem.x_examples))
+        largest = problem.num_logits * max(bytes_of([tensor]) for tensor in problem.params.values())
+        # A parameter larger than all others (the word embeddings) may force smaller tiles than grouping can give.
+        while self._bytes(largest, train_tile, x_tile) > self.memory_bytes and train_tile * x_tile > 1:
+            train_tile, x_tile = (train_tile, (x_tile + 1) // 2) if x_tile > 1 else ((train_tile + 1) // 2, x_tile)
+        if self._bytes(largest, 1, 1) > self.memory_bytes:
+            raise MemoryBudgetError(self._bytes(largest, 1, 1), self.memory_bytes)
+        self._groups = self._group(train_tile, x_tile)
+        return make_plan(problem.train.shapes, problem.x_examples.shapes, train_tile, x_tile, problem.symmetric)
+
+    def blocks(self, plan: Plan) -> Iterator[Block]:
+        """Form the train tile's gradients once per group of parameters and meet all X tiles with them."""
+        for train, x_tiles in plan.rows:
+            for group in self._groups:
+                train_gradients = self._gradients(self.problem.train, train, group)
+                for x in x_tiles:
+                    same = self.problem.x is None and x == train
+                    yield Tile(train, x), self._block(train_gradients, train, x, group, same)
+
+    def expected_bytes(self, plan: Plan) -> int:
+        """Return the gradients of both tiles and what forming and signing them takes for a moment."""
+        largest = max(bytes_of(self.problem.params[name] for name in group) for group in self._groups)
+        return self._bytes(self.problem.num_logits * largest, plan.train_tile, plan.x_tile)
+
+    def expected_seconds(self, plan: Plan) -> float:
+        """Time one example's gradients, and count the products."""
+        problem = self.problem
+        one = [problem.typical_example]
+        jacobian_seconds = sum(
+            seconds_of(lambda group=group: self._gradients(problem.train, one, group)) for group in self._groups
+        )
+        reused = problem.x is None
+        jacobians = sum(
+            len(train) + sum(len(x) for x in x_tiles if not (reused and x == train)) for train, x_tiles in plan.rows
+        )
+        parameters = sum(tensor.numel() for tensor in problem.params.values())
+        products = 2 * parameters * problem.num_logits**2 * plan.pairs * len(problem.formula.directions)
+        weight = next(iter(problem.params.values()))
+        return jacobians * jacobian_seconds + products / product_flops(weight.device, weight.dtype)
+
+    @property
+    def passes(self) -> int:
+        """How many groups the parameters are taken in."""
+        return len(self._groups)
+
+    def _bytes(self, per_example: int, train_tile: int, x_tile: int) -> int:
+        formed = min(FORMED_TOGETHER, max(train_tile, x_tile))
+        return per_example * (train_tile + x_tile + formed)
+
+    def _group(self, train_tile: int, x_tile: int) -> list[list[str]]:
+        groups: list[list[str]] = [[]]
+        size = 0
+        for name, tensor in self.problem.params.items():
+            added = self.problem.num_logits * bytes_of([tensor])
+            if groups[-1] and self._bytes(size + added, train_tile, x_tile) > self.memory_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append(name)
+            size += added
+        return groups
+
+    def _gradients(self, examples: Examples, indices: Sequence[int], group: list[str]) -> Parameters:
+        """Return the gradients of some examples for one group, by parameter: ``[n · C, p]``."""
+        params = {name: self.problem.params[name] for name in group}
+        fixed = {name: tensor for name, tensor in self.problem.params.items() if name not in params}
+        rows = len(indices) * self.problem.num_logits
+        gradients = {name: tensor.new_empty(rows, tensor.numel()) for name, tensor in params.items()}
+        start = 0
+        for run in equal_shape_runs(examples, indices, limit=FORMED_TOGETHER):
+            jacobian = jacobian_of(self.problem.logits_fn, params, examples.batch(run), fixed)
+            stop = start + len(run) * self.problem.num_logits
+            for name, values in jacobian.items():
+                gradients[name][start:stop] = values.reshape(stop - start, -1)
+            start = stop
+        return gradients
+
+    def _block(
+        self, train_gradients: Parameters, train: tuple[int, ...], x: tuple[int, ...], group: list[str], same: bool
+    ) -> Tensor:
+        x_gradients = train_gradients if same else self._gradients(self.problem.x_examples, x, group)
+        directions, c = self.problem.formula.directions, self.problem.num_logits
+        total = sum(contract(train_gradients[name], x_gradients[name], directions) for name in group)
+        assert isinstance(total, torch.Tensor)
+        return total.reshape(len(directions), len(train), c, len(x), c)

@@ -1,0 +1,109 @@
+"""The `jvp` engine: the published method. Jacobian of one tile, then one Jacobian-vector product per train logit.
+
+Only one tile's gradients are ever held; the other side is met by forward-mode differentiation,
+`K[i, a, :, :] = ∂f(X)/∂θ · v` with `v = ∂f_a(i)/∂θ` or its sign. Where both sides take the sign there is no such
+product, and the gradients of both tiles are held.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from lmntk.kernels.contraction import contract
+from lmntk.kernels.engines.base import Block, Engine, MemoryBudgetError, Parameters
+from lmntk.kernels.engines.jacobian import jacobian_of
+from lmntk.kernels.examples import Batch, Examples, equal_shape_runs
+from lmntk.kernels.formulas import Direction
+from lmntk.kernels.machine import seconds_of
+from lmntk.kernels.tiling import Plan, Tile, make_plan
+
+
+class JvpEngine(Engine):
+    """Least memory on any model that forward-mode differentiation takes; slow."""
+
+    name = "jvp"
+
+    def plan(self, train_tile: int | None = None, x_tile: int | None = None) -> Plan:
+        """Lay tiles of one example along each axis, as published, where no sizes are given."""
+        problem = self.problem
+        plan = make_plan(
+            problem.train.shapes, problem.x_examples.shapes, train_tile or 1, x_tile or 1, problem.symmetric
+        )
+        needed = self.expected_bytes(plan)
+        if needed > self.memory_bytes:
+            raise MemoryBudgetError(needed, self.memory_bytes)
+        return plan
+
+    def blocks(self, plan: Plan) -> Iterator[Block]:
+        """Differentiate each train tile once and push its gradients through every X tile."""
+        problem = self.problem
+        for train, x_tiles in plan.rows:
+            train_gradients = self._gradients(problem.train, train)
+            for x in x_tiles:
+                parts = [self._direction(train_gradients, Tile(train, x), way) for way in problem.formula.directions]
+                yield Tile(train, x), torch.stack(parts)
+
+    def expected_bytes(self, plan: Plan) -> int:
+        """Return the gradients of the train tile twice (raw and signed) and of the X tile where they are formed."""
+        held = 2 * plan.train_tile + 1
+        if any(direction.sign_x for direction in self.problem.formula.directions):
+            held += 2 * plan.x_tile
+        return held * self.problem.gradient_bytes
+
+    def expected_seconds(self, plan: Plan) -> float:
+        """Time one pair of examples, gradients of the train example included."""
+        one = (self.problem.typical_example,)
+        pair = replace(plan, rows=((one, (one,)),))
+        alone = JvpEngine(replace(self.problem, x=None), self.memory_bytes)
+        return plan.pairs * seconds_of(lambda: list(alone.blocks(pair)))
+
+    def _gradients(self, examples: Examples, indices: Sequence[int]) -> Parameters:
+        """Return the gradients of some examples, by parameter: ``[n, C, *shape]``."""
+        runs = equal_shape_runs(examples, indices, limit=1)
+        parts = [jacobian_of(self.problem.logits_fn, self.problem.params, examples.batch(run), {}) for run in runs]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.problem.params}
+
+    def _direction(self, train_gradients: Parameters, tile: Tile, direction: Direction) -> Tensor:
+        """Return one direction of a tile, float64 ``[n, C, x, C]``."""
+        problem = self.problem
+        if not direction.sign_x:
+            tangents = _signed(train_gradients) if direction.sign_train else train_gradients
+            return self._push(tangents, problem.x_examples, tile.x)
+        x_gradients = self._gradients(problem.x_examples, tile.x)
+        if not direction.sign_train:
+            return self._push(_signed(x_gradients), problem.train, tile.train).permute(2, 3, 0, 1)
+        total = sum(
+            contract(train_gradients[name].flatten(0, 1).flatten(1), values.flatten(0, 1).flatten(1), [direction])
+            for name, values in x_gradients.items()
+        )
+        assert isinstance(total, torch.Tensor)
+        return total.reshape(len(tile.train), problem.num_logits, len(tile.x), problem.num_logits)
+
+    def _push(self, tangents: Parameters, examples: Examples, indices: Sequence[int]) -> Tensor:
+        """Take the derivative of some examples' logits along each tangent.
+
+        Args:
+            tangents: Directions in parameter space, ``[n, C, *shape]``.
+            examples: The examples to differentiate.
+            indices: Which of them.
+
+        Returns:
+            float64 ``[n, C, len(indices), C]``.
+        """
+
+        def derivative(tangent: Parameters, batch: Batch) -> Tensor:
+            return jvp(lambda params: self.problem.logits_fn(params, batch), (self.problem.params,), (tangent,))[1]
+
+        flat = {name: tensor.flatten(0, 1) for name, tensor in tangents.items()}
+        rows = [
+            vmap(derivative, in_dims=(0, None))(flat, examples.batch(run)).to(torch.float64)
+            for run in equal_shape_runs(examples, indices, limit=len(indices))
+        ]
+        return torch.cat(rows, dim=1).unflatten(0, (-1, self.problem.num_logits))
+
+
+def _signed(gradients: Parameters) -> Parameters:
+    return {name: tensor.sign() for name, tensor in gradients.items()}

@@ -1,0 +1,47 @@
+"""The formulas as data: which side of the inner product takes the sign, in which directions.
+
+Malladi et al., "A Kernel-Based View of Language Model Fine-Tuning" (ICML 2023), Definitions 3.1 to 3.3: with
+∂f_a(i) the gradient of logit a of example i,
+
+* sgd:               K[i, a, j, b] = Σ_θ ∂f_a(i) · ∂f_b(j)
+* signgd:            K[i, a, j, b] = Σ_θ sign ∂f_a(i) · sign ∂f_b(j)
+* asymmetric_signgd: K[i, a, j, b] = Σ_θ sign ∂f_a(i) · ∂f_b(j), and the same with the sign on the other side
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One kernel that comes out: which of its two sides takes the sign of the gradient."""
+
+    sign_train: bool
+    sign_x: bool
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What an engine needs to know of a formula; engines never ask for its name."""
+
+    name: str
+    directions: tuple[Direction, ...]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the kernel of a set of examples with itself is symmetric: half of it need not be computed."""
+        return all(direction.sign_train == direction.sign_x for direction in self.directions)
+
+    @property
+    def two_directions(self) -> bool:
+        """Whether the kernel carries a leading axis of directions."""
+        return len(self.directions) > 1
+
+
+FORMULAS = {
+    formula.name: formula
+    for formula in (
+        Formula("sgd", (Direction(False, False),)),
+        Formula("signgd", (Direction(True, True),)),
+        Formula("asymmetric_signgd", (Direction(True, False), Direction(False, True))),
+    )
+}

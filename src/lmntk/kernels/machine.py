@@ -1,0 +1,66 @@
+"""What the machine gives: memory that is free, memory that was taken, the rate of its matrix products."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+# Of what is free, so much goes to a kernel unless the user says otherwise.
+DEFAULT_FRACTION = 0.6
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that can be had on `device` now: of the machine, its control group, or the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    candidates = [
+        _meminfo_available(),
+        _cgroup_left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        _cgroup_left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ]
+    known = [value for value in candidates if value is not None]
+    # Where nothing tells, assume a laptop that is half full.
+    return min(known) if known else 4 * 2**30
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held so far: resident, or on the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return how long `work` takes when it is done a second time, everything warm."""
+    work()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def product_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the floating-point operations that matrix products make in a second, within some 50 ms."""
+    size = 768
+    factor = torch.ones(size, size, dtype=dtype, device=device)
+    # .item() waits for a GPU, which otherwise answers before it has worked.
+    return 2 * size**3 / seconds_of(lambda: (factor @ factor)[0, 0].item())
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _cgroup_left(limit_file: str, usage_file: str) -> int | None:
+    try:
+        limit, usage = Path(limit_file).read_text().strip(), Path(usage_file).read_text().strip()
+    except OSError:
+        return None
+    return int(limit) - int(usage) if limit.isdigit() else None

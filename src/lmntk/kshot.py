@@ -1,0 +1,190 @@
+"""Drawing k-shot splits from a task's original files.
+
+``data/original/<TASK>`` becomes ``data/<mode>/<TASK>/<k>-<seed>``: k training and k dev examples of each label, drawn
+from the original training file, and the original test set. The draws are those of LM-BFF (Gao et al. 2021) and of the
+published kernels (Malladi et al. 2023), line for line. That fixes more than one would choose: numpy's legacy generator,
+another way of drawing a test set for CSV files than for TSV files, and CoLA's seeds, which build on each other.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lmntk.errors import UsageError
+from lmntk.examples import Row, check_label, format_row, read_rows, write_text
+from lmntk.tasks import TASKS, Task
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TASKS = (
+    *("SST-2", "sst-5", "mr", "cr", "mpqa", "subj", "trec", "CoLA"),
+    *("MRPC", "QQP", "STS-B", "MNLI", "SNLI", "QNLI", "RTE"),
+)
+"""The tasks that are sampled where none is named, as published."""
+
+MAX_TEST_ROWS = 1000
+"""What ``k-shot-1k-test`` cuts a test set to."""
+
+_TEST_SEED = 42
+_MIDDLE_SCORE = 2.5
+
+
+class Line(NamedTuple):
+    """A row as the files hold it, its line ending included, and the label it is sampled by."""
+
+    label: str
+    text: str
+
+
+@dataclass
+class Originals:
+    """The original files of a task.
+
+    Attributes:
+        task: Whose files they are.
+        header: The header line of the training file, which the dev file is given too; empty where there is none.
+        train: The training rows.
+        tests: Header and rows of each test set, by the name of the file it is to be written to.
+    """
+
+    task: Task
+    header: str
+    train: list[Line]
+    tests: dict[str, tuple[str, list[Line]]]
+
+
+def missing_originals(task: Task, data_dir: Path) -> Path | None:
+    """Name what is not there of a task's original files: its folder or a file, or None if all is there."""
+    folder = data_dir / task.folder
+    if not folder.is_dir():
+        return folder
+    names = [task.original_name("train"), *_test_files(task).values()]
+    return next((folder / name for name in names if not (folder / name).is_file()), None)
+
+
+def read_originals(task: Task, data_dir: Path) -> Originals:
+    """Read the original files of a task, checking every label.
+
+    Raises:
+        UsageError: A file cannot be read, has no rows, or has a row without a valid label; names file and line.
+    """
+    folder = data_dir / task.folder
+    header, train = _read_lines(task, folder / task.original_name("train"))
+    tests = {name: _read_lines(task, folder / original) for name, original in _test_files(task).items()}
+    return Originals(task, header, train, tests)
+
+
+def write_splits(originals: Originals, output_dir: Path, mode: str, k: int, seeds: Sequence[int]) -> Iterator[Path]:
+    """Draw and write a k-shot folder for each seed, in order, and yield the folders.
+
+    Args:
+        originals: What to draw from. Where seeds build on each other, the order of the rows changes with every draw.
+        output_dir: Where the folder of the mode stands: ``data``.
+        mode: One of `lmntk.examples.KSHOT_MODES`.
+        k: Training examples of each label.
+        seeds: Seeds of numpy's legacy generator.
+
+    Raises:
+        UsageError: A file cannot be written.
+    """
+    _warn_of_rare_labels(originals, mode, k)
+    for seed in seeds:
+        folder = output_dir / mode / originals.task.folder / f"{k}-{seed}"
+        for name, text in draw(originals, mode, k, seed).items():
+            write_text(folder / name, text)
+        yield folder
+
+
+def draw(originals: Originals, mode: str, k: int, seed: int) -> dict[str, str]:
+    """Draw one split; returns the text of each file by its name."""
+    task = originals.task
+    # A header is cut off by copying the list, and CSV rows are copied out of a table, so that every seed starts from
+    # the file's order; the published sampler shuffles a list without a header in place, again for each seed.
+    train = originals.train if task.seeds_build_on_each_other else list(originals.train)
+    np.random.RandomState(seed).shuffle(train)
+    by_label: dict[str, list[Line]] = {}
+    for line in train:
+        by_label.setdefault(line.label, []).append(line)
+    files = {}
+    for name, (header, lines) in originals.tests.items():
+        chosen = _cut_test(task, lines) if mode == "k-shot-1k-test" else lines
+        files[name] = _join(header, chosen)
+    dev_end = k + _dev_per_label(mode, k)
+    files[task.file_name("dev")] = _join(
+        originals.header, (line for group in by_label.values() for line in group[k:dev_end])
+    )
+    files[task.file_name("train")] = _join(
+        originals.header, (line for group in by_label.values() for line in group[:k])
+    )
+    return files
+
+
+def _cut_test(task: Task, lines: list[Line]) -> list[Line]:
+    if len(lines) <= MAX_TEST_ROWS:
+        return lines
+    generator = np.random.RandomState(_TEST_SEED)
+    if task.file_format == "csv":
+        # What pandas' DataFrame.sample(n=1000, random_state=42) picks.
+        return [lines[i] for i in generator.choice(len(lines), size=MAX_TEST_ROWS, replace=False)]
+    shuffled = lines if task.seeds_build_on_each_other else list(lines)
+    generator.shuffle(shuffled)
+    return shuffled[:MAX_TEST_ROWS]
+
+
+def _test_files(task: Task) -> dict[str, str]:
+    """Map each test file of a k-shot folder to its original: two for MNLI, whose folder serves two tasks."""
+    sharing = [other for other in TASKS.values() if other.folder == task.folder]
+    return {other.file_name("test"): other.original_name("test") for other in sharing}
+
+
+def _read_lines(task: Task, path: Path) -> tuple[str, list[Line]]:
+    """Read header and rows. A last line without its line ending is given one: it may not stay the last."""
+    rows = read_rows(task, path)
+    header = next(rows, None) if task.header else None
+    lines = [Line(_sampling_label(task, path, row), format_row(task, row.fields)) for row in rows]
+    if not lines:
+        raise UsageError(f"{path} holds no examples")
+    return format_row(task, header.fields) if header else "", lines
+
+
+def _sampling_label(task: Task, path: Path, row: Row) -> str:
+    # The published sampler strips the whole line first, and with it empty columns at the ends.
+    fields = format_row(task, row.fields).strip().split("\t") if task.file_format == "tsv" else row.fields
+    if len(fields) <= task.sampling_label_column:
+        raise UsageError(f"{path} line {row.line} has no label, which belongs into column {task.label_column + 1}")
+    label = fields[task.sampling_label_column]
+    # Rows of QQP that miss columns are drawn as published, with whatever stands last; they are skipped in reading.
+    if not task.skip_short_rows:
+        check_label(task, label, path, row.line)
+    if task.regression:
+        return task.labels[0] if float(label) < _MIDDLE_SCORE else task.labels[1]
+    return label
+
+
+def _dev_per_label(mode: str, k: int) -> int:
+    return 10 * k if mode == "k-shot-10x" else k
+
+
+def _warn_of_rare_labels(originals: Originals, mode: str, k: int) -> None:
+    wanted = k + _dev_per_label(mode, k)
+    counts = Counter(line.label for line in originals.train)
+    for label in originals.task.labels:
+        if counts[label] < wanted:
+            logger.warning(
+                "%s: label %s has %d training rows where %d are wanted (%d for train, %d for dev)",
+                *(originals.task.name, label, counts[label], wanted, k, wanted - k),
+            )
+    for label in sorted(counts.keys() - set(originals.task.labels)):
+        logger.warning(
+            "%s: %d rows end in '%s', which is no label of the task: drawn as published, skipped in reading",
+            *(originals.task.name, counts[label], label),
+        )
+
+
+def _join(header: str, lines: Iterable[Line]) -> str:
+    return header + "".join(line.text for line in lines)

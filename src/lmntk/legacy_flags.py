@@ -1,0 +1,80 @@
+"""Old spellings and abbreviations of flags → today's full names."""
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+
+from lmntk.errors import UsageError
+
+# Command lines of LM-BFF's time carry these; transformers 5 knows them no more. Values mean the same under both names.
+# (--overwrite_output_dir went too, but has no successor: it is a flag of our own, see arguments.py.)
+OLD_SPELLINGS: Mapping[str, str] = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+}
+
+
+def translate(argv: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Write every flag of a command line out in full, under the name it has today.
+
+    Args:
+        argv: The command line: ``--flag value``, ``--flag=value`` or ``--flag``, with ``-`` or ``_`` between words.
+        flags: The names of today's flags, without the leading dashes.
+
+    Returns:
+        The same command line, values untouched.
+
+    Raises:
+        UsageError: A flag that does not exist, or an abbreviation of several flags.
+    """
+    return [_translate_token(token, flags) for token in argv]
+
+
+def full_name(name: str, flags: Collection[str]) -> str:
+    """Find the flag that a name stands for: itself, its old spelling, or its unambiguous beginning.
+
+    Args:
+        name: What the user wrote, without the leading dashes.
+        flags: The names of today's flags.
+
+    Returns:
+        The name of one of `flags`.
+
+    Raises:
+        UsageError: None of the flags, or several, begin like this.
+    """
+    name = name.replace("-", "_")
+    if name in OLD_SPELLINGS:
+        return OLD_SPELLINGS[name]
+    if name in flags:
+        return name
+    spellings = sorted({*flags, *OLD_SPELLINGS})
+    matches = sorted({OLD_SPELLINGS.get(spelling, spelling) for spelling in spellings if spelling.startswith(name)})
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"--{name} could be {_one_of(matches)}: write the flag out")
+    close = difflib.get_close_matches(name, spellings, n=1, cutoff=0.6)
+    hint = f"did you mean --{close[0]}? " if close else ""
+    raise UsageError(f"unknown flag --{name}: {hint}run.py --help lists all flags")
+
+
+def is_flag(token: str) -> bool:
+    """Tell a flag from a value as argparse does: two dashes, and no space in the name."""
+    return len(token) > 2 and token.startswith("--") and " " not in token.partition("=")[0]
+
+
+def _translate_token(token: str, flags: Collection[str]) -> str:
+    if not is_flag(token):
+        return token
+    name, equals, value = token[2:].partition("=")
+    return f"--{full_name(name, flags)}{equals}{value}"
+
+
+def _one_of(names: Sequence[str]) -> str:
+    """Join names for a sentence; an abbreviation such as ``--l`` has too many to list all."""
+    shown = [f"--{name}" for name in names[:6]]
+    if len(names) > len(shown):
+        return ", ".join(shown) + f" or {len(names) - len(shown)} others"
+    return ", ".join(shown[:-1]) + f" or {shown[-1]}"

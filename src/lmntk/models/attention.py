@@ -1,0 +1,56 @@
+"""Attention in the open: every product and the softmax in the model's own dtype, differentiable in every mode.
+
+Fused attention has no forward-mode derivative on CPU, and some architectures' own eager attention takes its softmax
+in float32 whatever the model's dtype, which costs float64 kernels half their digits.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+NAME = "lmntk_plain"
+
+
+def plain_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention as transformers calls it.
+
+    Args:
+        module: The attention module, which knows how many query heads share a key.
+        query: ``[B, heads, L, d]``.
+        key: ``[B, key heads, L, d]``.
+        value: ``[B, key heads, L, d]``.
+        attention_mask: Added to the scores, ``[B, 1, L, L]``; None where every token sees every other.
+        scaling: What scores are multiplied by; 1/√d where none is given.
+        dropout: Probability of dropping an attention weight in training.
+        **kwargs: What other kinds of attention want to know.
+
+    Returns:
+        The mixed values, ``[B, L, heads, d]``, and the attention weights, ``[B, heads, L, L]``.
+    """
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    weights = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register(NAME, plain_attention)
+AttentionMaskInterface.register(NAME, eager_mask)
+
+
+def use_plain_attention(lm: PreTrainedModel) -> None:
+    """Switch a model over, if its architecture lets its attention be chosen."""
+    if getattr(lm, "_supports_attention_backend", False):
+        lm.set_attn_implementation(NAME)

@@ -1,0 +1,158 @@
+"""A language model that answers a prompt: the logits of its label words at one position of the sequence."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+LogitsFunction = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+
+
+class LabelWordDecoder(nn.Module):
+    """The decoder of a language model of which only the label words' rows are ever multiplied.
+
+    Args:
+        weight: The decoder's rows, one per token of the vocabulary, ``[V, d]``.
+        bias: One number per token of the vocabulary, ``[V]``, where the decoder has them.
+        label_word_ids: The token of each class's label word, in logit order.
+    """
+
+    label_word_ids: Tensor
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, label_word_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.register_buffer("label_word_ids", torch.tensor(label_word_ids), persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the label words' logits, ``[..., C]``, of hidden states ``[..., d]``."""
+        bias = None if self.bias is None else self.bias[self.label_word_ids]
+        return F.linear(hidden, self.weight[self.label_word_ids], bias)
+
+
+class PromptModel(nn.Module):
+    """`logits(features) -> [B, C]`: the interface behind which every family of language models stands.
+
+    The language model's own head is used as it is, with two changes that hold for whatever architecture:
+    the encoder hands it the hidden state of one position only, and its decoder multiplies the label words' rows only.
+
+    Args:
+        lm: A language model whose decoder is untied from its word embeddings (see `models.loading`).
+        label_word_ids: The token of each class's label word, in logit order.
+        binary_classification: Make the logits the single difference f₁ − f₀, ``[B, 1]``.
+    """
+
+    def __init__(
+        self, lm: PreTrainedModel, label_word_ids: Sequence[int], binary_classification: bool = False
+    ) -> None:
+        super().__init__()
+        decoder = lm.get_output_embeddings()
+        lm.set_output_embeddings(LabelWordDecoder(decoder.weight, decoder.bias, label_word_ids))
+        lm.base_model.register_forward_hook(self._keep_one_position)
+        self.lm = lm
+        self.binary_classification = binary_classification
+        self._position: Tensor | None = None
+
+    @property
+    def num_logits(self) -> int:
+        """C, the number of logits an example has."""
+        return 1 if self.binary_classification else len(self.lm.get_output_embeddings().label_word_ids)
+
+    @property
+    def base_prefix(self) -> str:
+        """What the names of the encoder's parameters begin with; all others belong to the head."""
+        return f"lm.{self.lm.base_model_prefix}."
+
+    @property
+    def decoder_prefix(self) -> str:
+        """What the names of the decoder's parameters begin with."""
+        decoder = self.lm.get_output_embeddings()
+        return next(f"{name}." for name, module in self.named_modules() if module is decoder)
+
+    def _keep_one_position(self, module: nn.Module, args: object, output: object) -> object:
+        """Forward hook of the encoder: narrow its last hidden state ``[B, L, d]`` to ``[B, 1, d]``."""
+        assert self._position is not None
+        hidden = output[0]  # type: ignore[index]
+        index = self._position.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+        output["last_hidden_state"] = hidden.gather(1, index)  # type: ignore[index]
+        return output
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        mask_pos: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Return the label words' logits.
+
+        Args:
+            input_ids: Tokens, int64 ``[B, L]``.
+            mask_pos: The position that predicts, int64 ``[B]``.
+            attention_mask: 1 for tokens, 0 for padding, ``[B, L]``; None where nothing is padded.
+            token_type_ids: Segments, int64 ``[B, L]``, for architectures that have them.
+            inputs_embeds: Word embeddings ``[B, L, d]`` in place of the tokens.
+
+        Returns:
+            Logits ``[B, C]``, or ``[B, 1]`` under `binary_classification`.
+        """
+        optional = {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
+        given = {name: value for name, value in optional.items() if value is not None}
+        self._position = mask_pos
+        try:
+            logits = self.lm(input_ids=input_ids, attention_mask=attention_mask, **given).logits[:, 0]
+        finally:
+            self._position = None
+        return logits[:, 1:] - logits[:, :1] if self.binary_classification else logits
+
+    def as_function(self, names: Iterable[str], tokens: Iterable[int]) -> tuple[LogitsFunction, dict[str, Tensor]]:
+        """Give the model as a function of some of its parameters, for `torch.func`.
+
+        Parameters over the vocabulary come with the rows that can matter only: the decoder's of the label words, and
+        the word embeddings' of `tokens`. All other rows' gradients are zero, on one side of the kernel at least, so
+        they add nothing to it; Jacobians over a whole vocabulary would be little but zeros.
+
+        Args:
+            names: The parameters to differentiate, by their names in this module.
+            tokens: The tokens that occur on one side of the kernel.
+
+        Returns:
+            `f(params, batch) -> [B, C]` and the `params` at which the model stands.
+        """
+        decoder, words = self.lm.get_output_embeddings(), self.lm.get_input_embeddings().weight
+        label_rows, token_rows = decoder.label_word_ids, torch.tensor(sorted(set(tokens)), device=words.device)
+        # By identity, not by name: a head may know the decoder's bias under a second name of its own.
+        in_decoder = {id(parameter) for parameter in decoder.parameters()}
+        wanted = set(names)
+        params: dict[str, Tensor] = {}
+        fixed = {f"{self.decoder_prefix}label_word_ids": torch.arange(len(label_rows), device=words.device)}
+        words_name = None
+        for name, parameter in self.named_parameters():
+            tensor = parameter.detach()
+            if id(parameter) in in_decoder:
+                (params if name in wanted else fixed)[name] = tensor[label_rows]
+            elif name in wanted and parameter is words:
+                params[name], words_name = tensor[token_rows], name
+            elif name in wanted:
+                params[name] = tensor
+        all_words = words.detach()
+        row_of = torch.zeros(len(all_words), dtype=torch.long, device=words.device)
+        row_of[token_rows] = torch.arange(len(token_rows), device=words.device)
+        is_row = torch.zeros(len(all_words), dtype=torch.bool, device=words.device)
+        is_row[token_rows] = True
+
+        def logits_fn(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+            tensors = {**fixed, **params}
+            if words_name is not None:
+                ids = batch["input_ids"]
+                embeds = F.embedding(row_of[ids], tensors.pop(words_name))
+                embeds = torch.where(is_row[ids][..., None], embeds, F.embedding(ids, all_words))
+                batch = {**batch, "input_ids": None, "inputs_embeds": embeds}
+            return functional_call(self, tensors, kwargs=batch)
+
+        return logits_fn, params

@@ -1,0 +1,64 @@
+"""Which parameters count: the one place that filters them by name."""
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from lmntk.errors import UsageError
+from lmntk.models.prompt_model import PromptModel
+
+# A layer's parameters carry its number behind the name of the list that holds it: encoder.layer.3.…, layers.3.…, h.3.…
+_LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
+# Names of embeddings in the families supported; BERT-like models keep the embeddings' LayerNorm under the same roof.
+_EMBEDDINGS = re.compile(r"\.(?:\w*embed\w*|wte|wpe)\.")
+
+
+@dataclass(frozen=True)
+class ParameterFilter:
+    """What the user leaves out; several at once combine.
+
+    Attributes:
+        exclude_embeddings: Leave out the embeddings module: word, position and segment embeddings and their LayerNorm.
+        exclude_head: Leave out everything behind the encoder: the LM head with its transform, or the classifier.
+        only_biases: Keep parameters whose name says ``bias``.
+        exclude_first_layers: Leave out that many layers, counted from the input.
+    """
+
+    exclude_embeddings: bool = False
+    exclude_head: bool = False
+    only_biases: bool = False
+    exclude_first_layers: int = 0
+
+    def keeps(self, name: str, base_prefix: str) -> bool:
+        """Whether the parameter `name` counts, where the encoder's names begin with `base_prefix`."""
+        in_base = name.startswith(base_prefix)
+        layer = _LAYER.search(name)
+        return not (
+            (self.exclude_embeddings and in_base and layer is None and _EMBEDDINGS.search(name))
+            or (self.exclude_head and not in_base)
+            or (self.only_biases and "bias" not in name)
+            or (layer is not None and int(layer.group(1)) < self.exclude_first_layers)
+        )
+
+
+def select_parameters(model: PromptModel, chosen: ParameterFilter) -> dict[str, nn.Parameter]:
+    """Return the parameters that count, by name; one that has two names is there once.
+
+    Raises:
+        UsageError: None is left, or the model has fewer layers than are to be left out.
+    """
+    named = dict(model.named_parameters())
+    depth = 1 + max((int(match.group(1)) for match in map(_LAYER.search, named) if match), default=-1)
+    if not 0 <= chosen.exclude_first_layers <= depth:
+        raise UsageError(f"--exclude_first_layers {chosen.exclude_first_layers}: the model has {depth} layers")
+    selected = {name: parameter for name, parameter in named.items() if chosen.keeps(name, model.base_prefix)}
+    if not selected:
+        flags = [f"--{flag}" for flag, value in vars(chosen).items() if value]
+        raise UsageError(f"{' '.join(flags)} together leave no parameter of this model; drop one of them")
+    return selected
+
+
+def count_parameters(selected: dict[str, nn.Parameter]) -> int:
+    """Return the metric `grad_dim`: how many numbers the selected parameters hold."""
+    return sum(parameter.numel() for parameter in selected.values())

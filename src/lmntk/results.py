@@ -1,0 +1,326 @@
+"""The files a run leaves behind: kernels, logits, metrics and the log.
+
+Every file but the log appears whole or not at all: it is written under another name in its folder, then renamed.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor
+
+from lmntk.errors import UsageError
+
+HASH_KEY = "kernel_sha256"
+
+
+def kernel_path(directory: str | Path, mode: str, task_key: str) -> Path:
+    """Where the kernel of the training examples and the `mode` ("train", "dev", "test") examples lies."""
+    return Path(directory) / f"{mode}_kernels_{task_key}.pt"
+
+
+def description_path(directory: str | Path, mode: str, task_key: str) -> Path:
+    """Where that kernel's description lies."""
+    return _description_of(kernel_path(directory, mode, task_key))
+
+
+def logits_path(directory: str | Path, mode: str, task_key: str) -> Path:
+    """Where the logits of the untrained model lie."""
+    return Path(directory) / f"{mode}_logits_{task_key}.pt"
+
+
+def prepare_output_dir(path: str | Path) -> Path:
+    """Make the output folder, and a file in it for a moment: permissions alone do not tell what a file system allows.
+
+    Raises:
+        UsageError: Names --output_dir and what is in the way.
+    """
+    directory = Path(path)
+    probe = directory / f".writable-{uuid.uuid4().hex}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"--output_dir {directory} cannot be written ({error.strerror}): choose another folder, or clear the way"
+        ) from error
+    return directory
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Give `path` the bytes that `write` writes, all of them or, after a failure or a kill, none.
+
+    Args:
+        path: The file to make or replace.
+        write: Called once with an open file in the same folder.
+
+    Raises:
+        UsageError: The file system refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}): make room, or choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping[str, Any]) -> None:
+    """Write a kernel, and beside it the description of what it is.
+
+    Wherever this is interrupted, a kernel file that exists stands beside its own description: the old kernel goes,
+    the new description comes, and the new kernel appears last. The description holds the hash of the kernel's file too.
+
+    Args:
+        path: From `kernel_path`.
+        kernel: [N, C, X, C] or [2, N, C, X, C], written in float64.
+        labels: [X], class ids or -1 and +1.
+        description: What JSON can hold.
+    """
+
+    def write(file: BinaryIO) -> None:
+        hashing = _HashingWriter(file)
+        torch.save((_own_storage(kernel.to(torch.float64)), _own_storage(labels)), cast(BinaryIO, hashing))
+        path.unlink(missing_ok=True)
+        text = json.dumps({**description, HASH_KEY: hashing.hexdigest()}, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(_description_of(path), lambda beside: _write_text(beside, text + "\n"))
+
+    write_atomically(path, write)
+
+
+def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
+    """Read a kernel file of ours, or one in the same layout that has no description.
+
+    Args:
+        path: From `kernel_path`.
+
+    Returns:
+        The kernel, [N, C, X, C] or [2, N, C, X, C] in float64, and the labels, [X].
+
+    Raises:
+        UsageError: The file is missing, damaged or of another shape, or the description beside it belongs to another.
+    """
+    kernel, labels = _load_pair(path, "kernel")
+    described = read_description(path)
+    if described is not None and described.get(HASH_KEY) != _file_hash(path):
+        raise UsageError(
+            f"{path} is not the kernel that {_description_of(path).name} describes: "
+            "compute it again with --overwrite_kernels, or remove the description if the kernel is right"
+        )
+    shape = list(kernel.shape)
+    directions, rest = (shape[:1], shape[1:]) if kernel.ndim == 5 else ([], shape)
+    if directions not in ([], [2]) or len(rest) != 4 or rest[1] != rest[3] or not kernel.numel():
+        raise UsageError(
+            f"{path} holds an array of shape {shape}, not a kernel [train examples, logits, examples, logits] "
+            "with or without a leading 2: compute it again with --overwrite_kernels"
+        )
+    if list(labels.shape) != [rest[2]]:
+        raise UsageError(
+            f"{path} holds labels of shape {list(labels.shape)} for {rest[2]} examples: "
+            "compute it again with --overwrite_kernels"
+        )
+    return kernel.to(torch.float64), labels
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """Read the description beside the kernel file `path`; None where there is none.
+
+    Raises:
+        UsageError: It is there, but no JSON object.
+    """
+    description = _description_of(path)
+    try:
+        content = json.loads(description.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{description} cannot be read ({error}): compute the kernel again with --overwrite_kernels"
+        ) from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{description} is no JSON object: compute the kernel again with --overwrite_kernels")
+    return content
+
+
+def kernel_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say in which respects a stored kernel is not the wanted one.
+
+    Args:
+        stored: A description read from disk.
+        wanted: What defines the numbers of the kernel now wanted; other keys of `stored` do not count.
+
+    Returns:
+        Lines such as ``formula: stored sgd, now signgd``; none if the kernel can be used.
+    """
+    # Through JSON once, so that a tuple equals the list it was stored as.
+    now = json.loads(json.dumps(wanted))
+    return [line for key in now for line in _differences(key, stored.get(key), now[key])]
+
+
+def save_logits(path: Path, logits: Tensor, targets: Tensor) -> None:
+    """Write logits [X, C] of the untrained model and the targets [X]."""
+    write_atomically(path, lambda file: torch.save((_own_storage(logits), _own_storage(targets)), file))
+
+
+def load_logits(path: Path) -> tuple[Tensor, Tensor]:
+    """Read what `save_logits` wrote: logits [X, C] and targets [X].
+
+    Raises:
+        UsageError: The file is missing, damaged or of another shape.
+    """
+    logits, targets = _load_pair(path, "logits")
+    if logits.ndim != 2 or list(targets.shape) != [len(logits)]:
+        raise UsageError(
+            f"{path} holds arrays of shape {list(logits.shape)} and {list(targets.shape)}, not logits [examples, "
+            "logits] and targets [examples]: compute it again with --overwrite_kernels"
+        )
+    return logits, targets
+
+
+def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Write ``key = value`` lines in the given order, numbers as Python writes them."""
+    lines = "".join(f"{key} = {_plain_number(value)}\n" for key, value in metrics.items())
+    write_atomically(path, lambda file: _write_text(file, lines))
+
+
+def append_log(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one line of strict JSON, safely while other processes append too.
+
+    Args:
+        path: The log.
+        record: Paths and other objects become text, NaN and infinity null.
+
+    Raises:
+        UsageError: The file system refuses.
+    """
+    line = json.dumps(_strict_json(record), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            # A process killed while it wrote must not spoil the next one's line.
+            file.seek(max(0, size - 1))
+            file.write((b"\n" if file.read(1) not in (b"", b"\n") else b"") + line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UsageError(f"cannot append to the log {path} ({error.strerror}): make room, or clear the way") from error
+
+
+class _HashingWriter:
+    """Passes bytes on to a file and keeps their SHA-256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _description_of(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(file: BinaryIO, text: str) -> None:
+    file.write(text.encode())
+
+
+def _sync_directory(directory: Path) -> None:
+    """Let a rename survive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU with memory of its own: torch.save would write all of what a slice is a slice of."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _load_pair(path: Path, kind: str) -> tuple[Tensor, Tensor]:
+    """Read a tuple of two tensors."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path} does not exist: compute the {kind} first, or give the folder that holds it (--load_kernels)"
+        ) from error
+    # Damaged files make torch raise anything from EOFError to RuntimeError.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"{path} cannot be read as {kind} ({reason}): compute it again with --overwrite_kernels"
+        ) from error
+    if not (isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(x, Tensor) for x in content)):
+        raise UsageError(
+            f"{path} does not hold a pair of tensors, {kind} and labels: compute it again with --overwrite_kernels"
+        )
+    return content[0], content[1]
+
+
+def _differences(name: str, stored: Any, now: Any) -> Iterator[str]:
+    """Compare two JSON values, key by key where both are objects."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        for key in [*now, *(key for key in stored if key not in now)]:
+            yield from _differences(f"{name}.{key}", stored.get(key), now.get(key))
+    elif stored != now:
+        yield f"{name}: stored {_shown(stored)}, now {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _plain_number(value: Any) -> Any:
+    """A numpy or torch scalar as a Python number; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _strict_json(value: Any) -> Any:
+    """What JSON can hold of a value."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict_json(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)

@@ -1,0 +1,166 @@
+"""The table of tasks: the one place that knows labels, prompts, columns and files of each.
+
+Labels, templates, label words and limits are those of LM-BFF (Gao et al. 2021) and of the kernels published with
+Malladi et al. 2023 (arXiv 2210.05643). Adding a task is adding a row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lmntk.errors import UsageError, suggest
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is particular to one task; see `TASKS`.
+
+    Attributes:
+        name: The task's usual spelling, ``"SST-2"``.
+        labels: The labels as the files hold them, in the order of the logits. For regression the two ends of the scale.
+        template: The prompt.
+        mapping: The label word of each label.
+        text_columns: Where the sentences stand in a row, counted from 0.
+        label_column: Where the label stands, counted from 0; -1 is the last column.
+        file_format: ``"tsv"`` (split on tabs alone) or ``"csv"``; also the ending of the file names.
+        header: Whether the files start with a line of column names.
+        metric: The key of the task's metric in `lmntk.metrics.METRICS`.
+        metric_prefix: What comes before a metric's name, ``"mnli/"``.
+        max_seq_length: Tokens in a prompt, where the task differs from the general default.
+        first_sent_limit: Tokens of the first sentence; None is no limit.
+        other_sent_limit: Tokens of each further sentence; None is no limit.
+        num_sample: Draws of demonstrations, where the task differs from the general default.
+        regression: Whether the label is a score between the ends and not a class.
+        skip_short_rows: Whether rows that miss columns are passed over: the published QQP files have some.
+        split_names: File stems of the splits that are not called train, dev or test.
+        data_folder: Name of the task's folder where that is not `name`.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    template: str
+    mapping: Mapping[str, str]
+    text_columns: tuple[int, ...]
+    label_column: int
+    file_format: str = "tsv"
+    header: bool = True
+    metric: str = "acc"
+    metric_prefix: str = ""
+    max_seq_length: int | None = None
+    first_sent_limit: int | None = None
+    other_sent_limit: int | None = None
+    num_sample: int | None = None
+    regression: bool = False
+    skip_short_rows: bool = False
+    split_names: Mapping[str, str] = field(default_factory=dict)
+    data_folder: str = ""
+
+    @property
+    def key(self) -> str:
+        """The lower-case name, as in file names and in the log."""
+        return self.name.lower()
+
+    @property
+    def folder(self) -> str:
+        """The name of the task's folder in ``data/original`` and in ``data/<mode>``."""
+        return self.data_folder or self.name
+
+    @property
+    def num_sentences(self) -> int:
+        """How many sentences an example has."""
+        return len(self.text_columns)
+
+    @property
+    def min_columns(self) -> int:
+        """How many columns a row must have: a label counted from the end stands behind the texts."""
+        behind_texts = max(self.text_columns) + 1
+        return behind_texts + 1 if self.label_column < 0 else max(behind_texts, self.label_column + 1)
+
+    @property
+    def sampling_label_column(self) -> int:
+        """Where the published sampler looks for the label: at the end of the line unless it stands before the texts.
+
+        It differs from `label_column` for rows of QQP that miss columns, which the sampler does not pass over.
+        """
+        return self.label_column if 0 <= self.label_column < min(self.text_columns) else -1
+
+    @property
+    def seeds_build_on_each_other(self) -> bool:
+        """Whether the published sampler shuffles the lines of the seed before again (TSV without a header: CoLA)."""
+        return self.file_format == "tsv" and not self.header
+
+    def file_name(self, split: str) -> str:
+        """Give the name of the file that holds ``train``, ``dev`` or ``test`` in a k-shot folder."""
+        return f"{self.split_names.get(split, split)}.{self.file_format}"
+
+    def original_name(self, split: str) -> str:
+        """Give the name of the original file that a k-shot folder's ``train`` or ``test`` is drawn from.
+
+        The labels of GLUE's test files were never published: its dev file serves as the test set.
+        """
+        name = self.file_name(split)
+        return name.replace("test", "dev") if self.file_format == "tsv" else name
+
+
+_IT_WAS = "*cls**sent_0*_It_was*mask*.*sep+*"
+_THIS_IS = "*cls**sent_0*_This_is*mask*.*sep+*"
+_QUESTION = "*cls**sent-_0*?*mask*,*+sentl_1**sep+*"
+_PAIR = "*cls**sent_0**mask*,*+sentl_1**sep+*"
+_TOPIC = "*cls**mask*:*+sent_0**sep+*"
+_ARTICLE = "*cls**sent_0*_This_article_is_about*mask*_news.*sep+*"
+
+_TWO = ("0", "1")
+_SENTIMENT = {"0": "terrible", "1": "great"}
+_STARS = {"0": "terrible", "1": "bad", "2": "okay", "3": "good", "4": "great"}
+_ANSWER_TYPES = {"0": "Description", "1": "Entity", "2": "Expression", "3": "Human", "4": "Location", "5": "Number"}
+_NO_YES = {"0": "No", "1": "Yes"}
+_ENTAILED = {"entailment": "Yes", "not_entailment": "No"}
+_INFERENCE = {"contradiction": "No", "entailment": "Yes", "neutral": "Maybe"}
+_SECTIONS = {"1": "world", "2": "sports", "3": "business", "4": "tech"}
+
+# fmt: off
+_ROWS = (
+    Task("SST-2", _TWO, _IT_WAS, _SENTIMENT, (0,), 1),
+    Task("sst-5", tuple(_STARS), _IT_WAS, _STARS, (1,), 0, "csv", header=False),
+    Task("mr", _TWO, _IT_WAS, _SENTIMENT, (1,), 0, "csv", header=False, first_sent_limit=110, other_sent_limit=50),
+    Task("cr", _TWO, _IT_WAS, _SENTIMENT, (1,), 0, "csv", header=False, first_sent_limit=110, other_sent_limit=50),
+    Task("mpqa", _TWO, _IT_WAS, _SENTIMENT, (1,), 0, "csv", header=False, first_sent_limit=110),
+    Task("subj", _TWO, _THIS_IS, {"0": "subjective", "1": "objective"}, (1,), 0, "csv", header=False,
+         first_sent_limit=110, other_sent_limit=50),
+    Task("trec", tuple(_ANSWER_TYPES), _TOPIC, _ANSWER_TYPES, (1,), 0, "csv", header=False, first_sent_limit=110),
+    Task("CoLA", _TWO, _THIS_IS, {"0": "incorrect", "1": "correct"}, (3,), 1, header=False, metric="mcc"),
+    Task("MRPC", _TWO, _PAIR, _NO_YES, (3, 4), 0, metric="acc_and_f1"),
+    Task("QQP", _TWO, _PAIR, _NO_YES, (3, 4), 5, metric="acc_and_f1", skip_short_rows=True),
+    Task("QNLI", tuple(_ENTAILED), _QUESTION, _ENTAILED, (1, 2), -1),
+    Task("RTE", tuple(_ENTAILED), _QUESTION, _ENTAILED, (1, 2), -1, max_seq_length=256, first_sent_limit=240),
+    Task("MNLI", tuple(_INFERENCE), _QUESTION, _INFERENCE, (8, 9), -1, metric_prefix="mnli/",
+         max_seq_length=256, first_sent_limit=240, split_names={"dev": "dev_matched", "test": "test_matched"}),
+    # The same k-shot folder, tested on texts of other genres. Its dev set is MNLI's: both are drawn from train.
+    Task("mnli-mm", tuple(_INFERENCE), _QUESTION, _INFERENCE, (8, 9), -1, metric_prefix="mnli-mm/",
+         max_seq_length=256, first_sent_limit=240, data_folder="MNLI",
+         split_names={"dev": "dev_matched", "test": "test_mismatched"}),
+    Task("SNLI", tuple(_INFERENCE), _QUESTION, _INFERENCE, (7, 8), -1, max_seq_length=256, num_sample=4),
+    # Of label, title and description the last is the text.
+    Task("ag_news", tuple(_SECTIONS), _ARTICLE, _SECTIONS, (2,), 0, "csv", header=False,
+         max_seq_length=256, first_sent_limit=240),
+    Task("STS-B", _TWO, _PAIR, _NO_YES, (7, 8), -1, metric="pearson_and_spearman", regression=True),
+    Task("WNLI", _TWO, _QUESTION, _NO_YES, (1, 2), -1),
+)
+# fmt: on
+
+TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
+"""The tasks by name."""
+
+REGRESSION_RANGE = (0.0, 5.0)
+"""The scores of a regression task, from its first label to its last."""
+
+
+def find_task(name: str) -> Task:
+    """Look a task up by its name in any case.
+
+    Raises:
+        UsageError: There is no such task; says which was probably meant, and lists them.
+    """
+    by_key = {task.key: task for task in TASKS.values()}
+    if name.lower() not in by_key:
+        raise UsageError(suggest(name, TASKS, "task"))
+    return by_key[name.lower()]

@@ -1,0 +1,1 @@
+"""Trainers: each a thin `transformers.Trainer` that turns features into predictions."""

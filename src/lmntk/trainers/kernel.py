@@ -1,0 +1,275 @@
+"""The kernel trainer: "training" computes the kernel of the train examples, "evaluation" solves with it."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.trainer_utils import TrainOutput
+
+from lmntk import descriptions, distributed, results, solvers
+from lmntk.arguments import ModelArguments, TrainingArguments
+from lmntk.build import Run
+from lmntk.errors import UsageError
+from lmntk.features import FeatureDataset
+from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, assemble, make_engine
+from lmntk.kernels.engines.base import Block
+from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes
+from lmntk.parameters import count_parameters, select_parameters
+from lmntk.trainers.prompt import PromptTrainer, score
+
+logger = logging.getLogger(__name__)
+
+Kernel = tuple[Tensor, Tensor]
+"""A kernel, float64 ``[N, C, X, C]`` or ``[2, N, C, X, C]``, and the labels of its X examples."""
+
+
+class FeatureExamples:
+    """The prompts of a split as the kernel engines take them: batches of prompts of one length."""
+
+    def __init__(self, dataset: FeatureDataset, trainer: "KernelTrainer") -> None:
+        self.shapes = [len(feature.input_ids) for feature in dataset.features]
+        self._features = dataset.features
+        self._trainer = trainer
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return the prompts at `indices` as the model takes them, without their labels."""
+        batch = self._trainer.data_collator([self._features[index] for index in indices])
+        return {name: tensor.to(self._trainer.args.device) for name, tensor in batch.items() if name != "labels"}
+
+
+class KernelTrainer(PromptTrainer):
+    """A `Trainer` that predicts with the empirical neural tangent kernel in place of training.
+
+    Kernels, and the logits of the untrained model, are written to the output folder as soon as they are there. A
+    kernel found there is used again only if its description fits the present command. With ``--load_kernels`` they
+    come from that folder instead, and the model may be missing.
+
+    Args:
+        run: What was built from the flags.
+        model_args: The model's flags, for the description.
+        args: The flags of the run.
+    """
+
+    args: TrainingArguments
+
+    def __init__(self, run: Run, model_args: ModelArguments, args: TrainingArguments) -> None:
+        super().__init__(model=run.model or nn.Module(), args=args, data_collator=run.collator)
+        self._run = run
+        self._model_args = model_args
+        self._grad_dim: int | None = None
+        self._train_kernel: Kernel | None = None
+        self._logits: dict[str, tuple[Tensor, Tensor]] = {}
+        if run.model is not None:
+            run.model.requires_grad_(False)
+            selected = select_parameters(run.model, descriptions.parameter_filter(args))
+            tokens = {token for feature in run.datasets["train"].features for token in feature.input_ids}
+            self._logits_fn, self._params = run.model.as_function(selected, tokens)
+            self._num_logits = run.model.num_logits
+            self._grad_dim = count_parameters(selected)
+            self._weights = descriptions.hash_of_weights(run.model)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Compute, or find, the kernel of the train examples with themselves."""
+        self._train_kernel = self.kernel("train")
+        return TrainOutput(0, 0.0, {})
+
+    def evaluate(  # type: ignore[override]
+        self, eval_dataset: FeatureDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Solve with the train kernel and predict a split through its kernel with the train examples.
+
+        Returns:
+            The task's metrics, the solver's loss and own metrics, and `grad_dim` where the model is there to count.
+        """
+        if self._train_kernel is None:
+            self.train()
+        assert self._train_kernel is not None
+        split = eval_dataset.mode
+        train_kernel, train_labels = self._train_kernel
+        x_kernel, x_labels = self.kernel(split)
+        f0 = [self.untrained_logits(name)[0].numpy() for name in ("train", split)] if self.args.adjust_for_init else []
+        prediction = solvers.predict(
+            self.args.kernel_solver,
+            train_kernel.numpy(),
+            train_labels.numpy(),
+            x_kernel.numpy(),
+            x_labels.numpy(),
+            solvers.SolverSettings(
+                regularization=self.args.kernel_regularization,
+                gamma=self.args.kernel_gamma,
+                lambda_=self.args.kernel_lambda,
+                f0_scaling=self.args.f0_scaling,
+            ),
+            *f0,
+            x_split=split,
+        )
+        num_logits = x_kernel.shape[-1]
+        labels = solvers.class_ids(x_labels.numpy(), num_logits)[: len(x_labels) // eval_dataset.num_sample]
+        scores = score(self._run.task, prediction.logits, labels)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        metrics |= {f"{metric_key_prefix}_loss": prediction.loss, **prediction.metrics}
+        if self._grad_dim is not None:
+            metrics["grad_dim"] = self._grad_dim
+        self.log(dict(metrics))
+        return metrics
+
+    def kernel(self, split: str) -> Kernel:
+        """Return the kernel between the train examples and a split: from a file if there is one, else computed.
+
+        Raises:
+            UsageError: A file is there, but made by a command that differs; or it cannot be read.
+        """
+        task_key = self._run.task.key
+        if self.args.load_kernels is not None:
+            path = results.kernel_path(self.args.load_kernels, split, task_key)
+            self._check_loaded(path)
+            logger.info("loading the train × %s kernel from %s", split, path)
+            return results.load_kernel(path)
+        path = results.kernel_path(self.args.output_dir, split, task_key)
+        wanted = descriptions.defining(
+            self._run, self._model_args, self.args, self._weights, self._grad_dim or 0, split
+        )
+        if path.exists() and not self.args.overwrite_kernels:
+            self._check_reusable(path, wanted)
+            logger.info("using the train × %s kernel that is in %s", split, path)
+            self.untrained_logits(split)
+            return results.load_kernel(path)
+        distributed.wait_for_all()
+        kernel, labels, record = self._compute(split)
+        self.untrained_logits(split)
+        if distributed.is_first():
+            results.save_kernel(path, kernel, labels, wanted | record)
+            logger.info("wrote the train × %s kernel to %s", split, path)
+        return kernel, labels
+
+    def untrained_logits(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return the logits of the untrained model on a split, ``[X, C]``, and the split's labels.
+
+        The model is asked, and the file written, once; without a model they come from ``--load_kernels``.
+        """
+        task_key = self._run.task.key
+        if self._run.model is None:
+            assert self.args.load_kernels is not None
+            return results.load_logits(results.logits_path(self.args.load_kernels, split, task_key))
+        if split not in self._logits:
+            dataset = self._run.datasets[split]
+            self._logits[split] = self.logits(dataset), self._labels(dataset)
+            if distributed.is_first():
+                results.save_logits(results.logits_path(self.args.output_dir, split, task_key), *self._logits[split])
+        return self._logits[split]
+
+    def dry_run(self) -> None:
+        """Say what the kernels of this command take, without computing them."""
+        for split in self._run.datasets:
+            engine, plan = self._engine_and_plan(split)
+            self._announce(engine, plan, split, "would compute")
+
+    def _engine_and_plan(self, split: str) -> tuple[Engine, Plan]:
+        train = FeatureExamples(self._run.datasets["train"], self)
+        problem = KernelProblem(
+            logits_fn=self._logits_fn,
+            params=self._params,
+            train=train,
+            x=None if split == "train" else FeatureExamples(self._run.datasets[split], self),
+            formula=FORMULAS[self.args.kernel_formula],
+            num_logits=self._num_logits,
+        )
+        engine = make_engine(problem, self.args.kernel_engine, self._memory_gb())
+        try:
+            return engine, engine.plan(self.args.train_tile, self.args.x_tile)
+        except MemoryBudgetError as error:
+            raise UsageError(
+                f"--kernel_memory_gb: the tiles take {error.needed / 2**30:.2f} GB beside the model, but only "
+                f"{error.given / 2**30:.2f} GB are allowed; give at least {error.needed / 2**30 + 0.005:.2f}, smaller "
+                "--per_device_train_batch_size and --per_device_eval_batch_size, or take --kernel_engine jvp"
+            ) from error
+
+    def _memory_gb(self) -> float:
+        if self.args.kernel_memory_gb is not None:
+            return self.args.kernel_memory_gb
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.args.device.type == "cpu" else 1
+        return DEFAULT_FRACTION * free_bytes(self.args.device) / 2**30 / neighbours
+
+    def _compute(self, split: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        engine, plan = self._engine_and_plan(split)
+        self._announce(engine, plan, split, "computing")
+        start = time.perf_counter()
+        own = plan.share(distributed.rank(), distributed.world_size())
+        share = assemble(self._with_progress(engine, own, split), own, engine.problem)
+        kernel = distributed.sum_over_processes(share, self.args.device)
+        record = {
+            "engine": engine.name,
+            "train_tile": plan.train_tile,
+            "x_tile": plan.x_tile,
+            "processes": distributed.world_size(),
+            "seconds": round(time.perf_counter() - start, 3),
+            "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
+            **descriptions.circumstances(self._run, self._model_args, split),
+        }
+        kernel = kernel if engine.problem.formula.two_directions else kernel[0]
+        return kernel, self._labels(self._run.datasets[split]), record
+
+    def _with_progress(self, engine: Engine, plan: Plan, split: str) -> Iterator[Block]:
+        total = plan.pairs * engine.passes
+        shown = distributed.is_first() and not self.args.disable_tqdm
+        with tqdm(total=total, desc=f"train × {split}", unit="pair", disable=not shown, mininterval=0.5) as bar:
+            for tile, values in engine.blocks(plan):
+                bar.update(tile.pairs)
+                yield tile, values
+
+    def _announce(self, engine: Engine, plan: Plan, split: str, verb: str) -> None:
+        problem = engine.problem
+        size = len(problem.formula.directions) * plan.train_size * plan.x_size * problem.num_logits**2 * 8
+        logger.info(
+            "%s the train × %s kernel (%s): %d × %d examples, %d logit(s), %s parameters; %s engine, tiles of %d × %d"
+            "%s; about %.1f GB beside the model, %s, and a file of %.1f MB",
+            *(verb, split, problem.formula.name, plan.train_size, plan.x_size, problem.num_logits),
+            *(f"{self._grad_dim:,}", engine.name, plan.train_tile, plan.x_tile),
+            f" in {engine.passes} groups of parameters" if engine.passes > 1 else "",
+            engine.expected_bytes(plan) / 2**30,
+            _duration(engine.expected_seconds(plan) / distributed.world_size()),
+            size / 2**20,
+        )
+
+    def _labels(self, dataset: FeatureDataset) -> Tensor:
+        labels = torch.tensor(dataset.labels)
+        return (labels * 2 - 1).float() if self._num_logits == 1 else labels
+
+    def _check_reusable(self, path: Path, wanted: dict[str, Any]) -> None:
+        stored = results.read_description(path)
+        way_out = "pass --overwrite_kernels to compute it anew, or another TAG or --output_dir to keep both"
+        if stored is None:
+            raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
+        differences = results.kernel_differences(stored, wanted)
+        if differences:
+            raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
+
+    def _check_loaded(self, path: Path) -> None:
+        stored = results.read_description(path)
+        if stored is None:
+            return
+        wanted = {
+            "formula": self.args.kernel_formula,
+            "binary_classification": self.args.binary_classification,
+            "task": self._run.task.name,
+        }
+        differences = results.kernel_differences(stored, wanted)
+        if differences:
+            raise UsageError(f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); change these flags")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+

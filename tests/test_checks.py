@@ -1,0 +1,258 @@
+from pathlib import Path
+
+import pytest
+
+from lmntk import checks
+from lmntk.arguments import parse_arguments
+from lmntk.checks import BOUNDS, NOT_YET, check_arguments
+from lmntk.errors import UsageError
+
+KERNEL = ["--trainer", "kernel", "--few_shot_type", "prompt", "--do_train", "--do_eval"]
+ZERO_SHOT = ["--no_train", "--few_shot_type", "prompt", "--do_eval"]
+
+
+def check(*flags: str, task: str = "sst-2", output_dir: str = "nowhere/yet") -> None:
+    needed = ["--model_name_or_path", "m", "--task_name", task, "--data_dir", "d", "--output_dir", output_dir]
+    check_arguments(*parse_arguments([*needed, *flags]))
+
+
+def refusal(*flags: str, task: str = "sst-2", output_dir: str = "nowhere/yet") -> str:
+    with pytest.raises(UsageError) as error:
+        check(*flags, task=task, output_dir=output_dir)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("trainer", ["standard", "kernel", "linearhead"])
+def test_zero_shot_evaluation_passes_with_any_trainer(trainer: str) -> None:
+    check(*ZERO_SHOT, "--trainer", trainer, "--num_sample", "1")
+
+
+@pytest.mark.parametrize("solver", ["lstsq", "logistic", "svr", "svc"])
+@pytest.mark.parametrize("task", ["SST-2", "trec", "MNLI"])
+@pytest.mark.parametrize("formula", ["sgd", "signgd"])
+def test_kernels_of_any_number_of_classes_pass_with_all_solvers_but_asym(solver: str, task: str, formula: str) -> None:
+    check(*KERNEL, "--kernel_solver", solver, "--kernel_formula", formula, task=task)
+
+
+@pytest.mark.parametrize("solver", ["lstsq", "logistic", "svr", "svc", "asym"])
+def test_the_asymmetric_kernel_of_one_logit_passes_with_every_solver(solver: str) -> None:
+    check(*KERNEL, "--kernel_formula", "asymmetric_signgd", "--binary_classification", "--kernel_solver", solver)
+
+
+def test_all_flags_of_the_kernel_pass_together(tmp_path: Path) -> None:
+    check(
+        *KERNEL, "--dry_run", "--exclude_embeddings", "--exclude_head", "--only_biases", "--exclude_first_layers", "2",
+        "--random_model_init", "--random_segment", "--use_task_word", "--adjust_for_init", "--f0_scaling", "0",
+        "--kernel_lambda", "0", "--kernel_gamma", "0.1", "--kernel_regularization", "0", "--kernel_engine", "jvp",
+        "--kernel_dtype", "float64", "--kernel_memory_gb", "0.5", "--overwrite_kernels", "--debug_mode",
+        "--load_kernels", str(tmp_path), "--overwrite_output_dir", "--truncate_head", "--model_family", "masked",
+        "--overwrite_cache",
+    )  # fmt: skip
+
+
+def test_an_unknown_task_is_answered_with_the_likely_one_and_the_list() -> None:
+    sentence = refusal(*KERNEL, task="sst2")
+    assert sentence.startswith("unknown task 'sst2': did you mean 'SST-2'? Available: SST-2, sst-5, mr, ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "task", "sentence"),
+    [
+        (
+            ["--kernel_formula", "asymmetric_signgd"],
+            "sst-2",
+            "--kernel_formula asymmetric_signgd needs --binary_classification: add --binary_classification, or take "
+            "another formula (sgd, signgd)",
+        ),
+        (
+            ["--kernel_formula", "asymmetric_signgd"],
+            "trec",
+            "--kernel_formula asymmetric_signgd needs --binary_classification: take a task of two classes, or take "
+            "another formula (sgd, signgd)",
+        ),
+        (
+            ["--binary_classification"],
+            "trec",
+            "--binary_classification needs two classes, but trec has 6; leave the flag out",
+        ),
+        (
+            ["--binary_classification"],
+            "sts-b",
+            "--binary_classification: STS-B has scores, not classes; leave the flag out",
+        ),
+        (
+            ["--kernel_solver", "asym"],
+            "trec",
+            "--kernel_solver asym needs two classes: take a task of two classes, or take another "
+            "(lstsq, logistic, svr, svc)",
+        ),
+        (
+            ["--kernel_solver", "asym"],
+            "mr",
+            "--kernel_solver asym needs two classes: add --binary_classification, or take another "
+            "(lstsq, logistic, svr, svc)",
+        ),
+        (
+            ["--kernel_solver", "asym", "--binary_classification", "--kernel_formula", "signgd"],
+            "mr",
+            "--kernel_solver asym needs an asymmetric kernel: add --kernel_formula asymmetric_signgd, or take another",
+        ),
+        (
+            [],
+            "sts-b",
+            "--trainer kernel predicts classes, but STS-B is a regression task: take another task, or evaluate the "
+            "model as it is with --no_train",
+        ),
+        (
+            ["--load_kernels", "no/such/folder"],
+            "mr",
+            "--load_kernels no/such/folder: there is no such folder; name an earlier run's output folder, or leave "
+            "the flag out to compute the kernels",
+        ),
+        (
+            ["--optimizer_variant", "signgd"],
+            "mr",
+            "--optimizer_variant signgd needs plain SGD: add --optimizer sgd",
+        ),
+    ],
+)
+def test_a_kernel_that_cannot_be_computed_or_solved_is_refused(flags: list[str], task: str, sentence: str) -> None:
+    assert refusal(*KERNEL, *flags, task=task) == sentence
+
+
+@pytest.mark.parametrize("solver", ["logistic", "svc"])
+def test_adjusting_for_init_is_refused_for_solvers_without_targets_to_adjust(solver: str) -> None:
+    sentence = refusal(*KERNEL, "--adjust_for_init", "--kernel_solver", solver)
+    assert sentence.startswith(f"--adjust_for_init does not go with --kernel_solver {solver}, only with lstsq, svr")
+
+
+def test_flags_of_the_kernel_do_not_stop_a_run_that_computes_none() -> None:
+    check(*ZERO_SHOT, "--kernel_formula", "asymmetric_signgd", "--kernel_solver", "asym")
+    check(*ZERO_SHOT, task="sts-b")
+
+
+def test_loading_kernels_without_the_kernel_trainer_is_refused(tmp_path: Path) -> None:
+    sentence = "--load_kernels works with --trainer kernel only: add that, or leave out --no_train"
+    assert refusal(*ZERO_SHOT, "--load_kernels", str(tmp_path)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("num_k", "0", "1 or more"),
+        ("num_sample", "0", "1 or more"),
+        ("top_n_template", "0", "1 or more"),
+        ("max_seq_length", "0", "1 or more"),
+        ("first_sent_limit", "-1", "1 or more"),
+        ("other_sent_limit", "0", "1 or more"),
+        ("per_device_train_batch_size", "0", "1 or more"),
+        ("per_device_eval_batch_size", "-4", "1 or more"),
+        ("exclude_first_layers", "-1", "0 or more"),
+        ("kernel_memory_gb", "0.0", "above 0"),
+        ("kernel_regularization", "-0.1", "0 or more"),
+        ("kernel_regularization", "inf", "0 or more"),
+        ("kernel_gamma", "0.0", "above 0"),
+        ("kernel_lambda", "1.5", "from 0 to 1"),
+        ("kernel_lambda", "nan", "from 0 to 1"),
+        ("f0_scaling", "-1.0", "0 or more"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused(flag: str, value: str, wanted: str) -> None:
+    assert refusal(*KERNEL, f"--{flag}", value) == f"--{flag} is {value}, but it must be {wanted}"
+
+
+def test_every_bound_and_every_missing_feature_names_a_flag_that_exists() -> None:
+    # a row for a flag that does not exist would raise KeyError here
+    check(*KERNEL)
+    assert len({bounds.flag for bounds in BOUNDS}) == len(BOUNDS)
+    assert {row.flag for row in NOT_YET} >= {"trainer", "few_shot_type", "apply_lora", "gguf_file"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            ["--few_shot_type", "prompt"],
+            "--trainer standard: fine-tuning is not available in this version yet; pass --trainer kernel, or "
+            "--no_train to evaluate the model as it is",
+        ),
+        (
+            ["--few_shot_type", "prompt", "--trainer", "linearhead"],
+            "--trainer linearhead: the linear head is not available in this version yet; pass --trainer kernel, or "
+            "--no_train to evaluate the model as it is",
+        ),
+        (
+            ["--trainer", "kernel"],
+            "--few_shot_type prompt-demo: prompting with demonstrations, the default, is not available in this version "
+            "yet; pass --few_shot_type prompt",
+        ),
+        (
+            ["--trainer", "kernel", "--few_shot_type", "finetune"],
+            "--few_shot_type finetune: the classification head is not available in this version yet; pass "
+            "--few_shot_type prompt",
+        ),
+        ([*KERNEL, "--apply_lora"], "--apply_lora: LoRA is not available in this version yet; leave the flag out"),
+        (
+            [*KERNEL, "--kernel_engine", "factored"],
+            "--kernel_engine factored: the factored engine is not available in this version yet; pass --kernel_engine "
+            "jacobian",
+        ),
+        (
+            [*ZERO_SHOT, "--gpt3_in_context_num", "4"],
+            "--gpt3_in_context_num 4: in-context learning is not available in this version yet; leave the flag out",
+        ),
+        (
+            [*KERNEL, "--optimizer", "sgd", "--optimizer_variant", "signgd"],
+            "--optimizer sgd: fine-tuning, which it is for, is not available in this version yet; leave the flag out",
+        ),
+    ],
+)
+def test_a_feature_this_version_lacks_is_refused_and_not_ignored(flags: list[str], sentence: str) -> None:
+    assert refusal("--do_train", "--do_eval", *flags) == sentence
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--from_linearhead"], ["--l2_loss"], ["--model_family", "causal"], ["--gguf_file", "x.gguf"],
+        ["--demo_filter"], ["--double_demo"], ["--use_full_length"], ["--gpt3_in_context_head"],
+        ["--gpt3_in_context_tail"], ["--fix_layers", "2"], ["--evaluate_during_training"], ["--save_at_last"],
+        ["--save_logit"], ["--sweep"],
+    ],
+)  # fmt: skip
+def test_a_flag_whose_feature_is_missing_is_named_with_a_way_out(flags: list[str]) -> None:
+    sentence = refusal(*KERNEL, *flags)
+    assert sentence.startswith(" ".join(flags) + ": ")
+    assert " is not available in this version yet; " in sentence
+
+
+def test_a_feature_whose_row_is_deleted_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "NOT_YET", tuple(row for row in NOT_YET if row.flag != "apply_lora"))
+    check(*KERNEL, "--apply_lora")
+
+
+def test_a_run_that_would_do_nothing_is_refused() -> None:
+    sentence = refusal("--no_train", "--few_shot_type", "prompt")
+    assert sentence == "nothing to do: pass --do_train, --do_eval or --do_predict"
+
+
+def test_an_output_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    blocking = tmp_path / "taken"
+    blocking.write_text("")
+    folder = blocking / "13"
+    sentence = f"--output_dir {folder}: {blocking} is a file, not a folder; choose another place"
+    assert refusal(*KERNEL, output_dir=str(folder)) == sentence
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # root may write anywhere, so the answer of the operating system is replaced
+    monkeypatch.setattr(checks.os, "access", lambda path, mode: Path(path) != tmp_path)
+    folder = tmp_path / "new" / "folder"
+    assert refusal(*KERNEL, output_dir=str(folder)) == (
+        f"--output_dir {folder}: {tmp_path} cannot be written; choose another place"
+    )
+
+
+def test_checks_write_nothing(tmp_path: Path) -> None:
+    check(*KERNEL, output_dir=str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,206 @@
+"""Every engine against the oracle: all formulas, filters and architectures."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oracle
+from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, empirical_ntk
+from lmntk.kernels.engines.base import MemoryBudgetError
+from lmntk.parameters import ParameterFilter, select_parameters
+from tiny_models import ARCHITECTURES, tiny_prompt_model, tiny_prompts
+
+# SPEC: exact means 1e-12 in float64 and 2e-6 in float32, against float64.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+
+def tolerance(engine, architecture, dtype):
+    """ModernBERT rotates queries and keys in float32 whatever its dtype: forward and reverse mode round differently."""
+    return 1e-7 if (engine, architecture, dtype) == ("jvp", "modernbert", torch.float64) else TOLERANCE[dtype]
+
+
+TRAIN_LENGTHS, X_LENGTHS = [5, 9, 5, 7], [6, 9, 12, 5, 5]
+FILTERS = {
+    "all": ParameterFilter(),
+    "no embeddings": ParameterFilter(exclude_embeddings=True),
+    "no head": ParameterFilter(exclude_head=True),
+    "biases": ParameterFilter(only_biases=True),
+    "no first layer": ParameterFilter(exclude_first_layers=1),
+    "biases behind the first layer": ParameterFilter(only_biases=True, exclude_first_layers=1, exclude_embeddings=True),
+}
+
+
+def has_noise_for_a_gradient(name: str) -> bool:
+    """A key's bias moves all attention scores of a query alike: its gradient is zero, and its sign rounding's."""
+    return name.endswith(("key.bias", "k_lin.bias"))
+
+
+def engine_kernel(engine, model, names, train, x, formula, train_tile=None, x_tile=None, memory_gb=None):
+    model.requires_grad_(False)
+    tokens = {int(token) for prompt in train for token in prompt["input_ids"][0]}
+    logits_fn, params = model.as_function(names, tokens)
+    return empirical_ntk(
+        logits_fn,
+        train,
+        x,
+        params=params,
+        formula=formula,
+        engine=engine,
+        train_tile=train_tile,
+        x_tile=x_tile,
+        memory_gb=memory_gb,
+    )
+
+
+def oracle_gradients(model, names, prompts):
+    model.requires_grad_(True)
+    own = dict(model.named_parameters())
+    return oracle.gradients(lambda prompt: model(**prompt), [own[name] for name in names], prompts)
+
+
+def names_of(model, chosen, noise=True):
+    return [name for name in select_parameters(model, chosen) if noise or not has_noise_for_a_gradient(name)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_sgd_kernel_is_that_of_the_oracle(engine, architecture, dtype):
+    train, x = tiny_prompts(TRAIN_LENGTHS, seed=1), tiny_prompts(X_LENGTHS, seed=2)
+    truth_model, model = tiny_prompt_model(architecture), tiny_prompt_model(architecture, dtype)
+    names = names_of(truth_model, ParameterFilter())
+    truth = oracle.kernel(
+        oracle_gradients(truth_model, names, train), oracle_gradients(truth_model, names, x), "sgd"
+    )
+    found = engine_kernel(engine, model, names, train, x, "sgd", train_tile=3, x_tile=2)
+    assert found.shape == (4, 2, 5, 2)
+    assert oracle.relative_error(found, truth) <= tolerance(engine, architecture, dtype)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("chosen", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_formula_and_filter_agrees_with_the_oracle_in_float64(engine, chosen, formula):
+    train, x = tiny_prompts(TRAIN_LENGTHS, seed=3), tiny_prompts(X_LENGTHS, seed=4)
+    model = tiny_prompt_model("bert")
+    names = names_of(model, chosen, noise=False)
+    truth = oracle.kernel(oracle_gradients(model, names, train), oracle_gradients(model, names, x), formula)
+    found = engine_kernel(engine, model, names, train, x, formula, train_tile=2, x_tile=3)
+    assert found.shape == truth.shape
+    if formula == "signgd":
+        assert torch.equal(found, truth)
+    assert oracle.relative_error(found, truth) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_asymmetric_kernel_has_the_sign_on_the_train_side_first(engine, architecture):
+    train, x = tiny_prompts(TRAIN_LENGTHS, seed=5), tiny_prompts(X_LENGTHS, seed=6)
+    model = tiny_prompt_model(architecture, binary=True)
+    names = names_of(model, ParameterFilter(), noise=False)
+    of_train, of_x = oracle_gradients(model, names, train), oracle_gradients(model, names, x)
+    found = engine_kernel(engine, model, names, train, x, "asymmetric_signgd")
+    assert found.shape == (2, 4, 1, 5, 1)
+    by_hand = torch.einsum("iap,jbp->iajb", of_train.sign(), of_x)
+    limit = tolerance(engine, architecture, torch.float64)
+    assert oracle.relative_error(found[0], by_hand) <= limit
+    assert oracle.relative_error(found[1], torch.einsum("iap,jbp->iajb", of_train, of_x.sign())) <= limit
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_signgd_in_float32_counts_the_signs_of_float32_gradients(engine, architecture):
+    """Entries within float32's rounding of zero may fall either way, all others must count exactly."""
+    train, x = tiny_prompts([5, 8], seed=7), tiny_prompts([6, 8], seed=8)
+    truth_model, model = tiny_prompt_model(architecture), tiny_prompt_model(architecture, torch.float32)
+    names = names_of(truth_model, ParameterFilter(), noise=False)
+    of_train, of_x = oracle_gradients(truth_model, names, train), oracle_gradients(truth_model, names, x)
+    unsure_train = ((of_train.abs() < 1e-6) & (of_train != 0)).double()
+    unsure_x = ((of_x.abs() < 1e-6) & (of_x != 0)).double()
+    allowed = 2 * (unsure_train.sum(-1)[:, :, None, None] + unsure_x.sum(-1)[None, None])
+    found = engine_kernel(engine, model, names, train, x, "signgd")
+    truth = oracle.kernel(of_train, of_x, "signgd")
+    assert torch.equal(found, found.round())
+    assert bool(((found - truth).abs() <= allowed).all())
+    assert float(allowed.max()) < 0.02 * of_train.shape[-1], "the test would allow anything"
+
+
+@pytest.mark.parametrize("formula", ["sgd", "signgd"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_train_kernel_is_symmetric_and_that_of_two_equal_sets(engine, formula):
+    train = tiny_prompts(TRAIN_LENGTHS, seed=9)
+    model = tiny_prompt_model("roberta")
+    names = names_of(model, ParameterFilter(), noise=False)
+    half = engine_kernel(engine, model, names, train, None, formula, train_tile=3)
+    whole = engine_kernel(engine, model, names, train, train, formula)
+    assert torch.equal(half, half.permute(2, 3, 0, 1))
+    assert oracle.relative_error(half, whole) <= 1e-14
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_of_the_asymmetric_train_kernel_one_direction_is_the_other_transposed(engine):
+    train = tiny_prompts(TRAIN_LENGTHS, seed=10)
+    model = tiny_prompt_model("bert", binary=True)
+    found = engine_kernel(
+        engine, model, names_of(model, ParameterFilter(), noise=False), train, None, "asymmetric_signgd", train_tile=3
+    )
+    assert oracle.relative_error(found[1], found[0].permute(2, 3, 0, 1)) <= 1e-13
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    train_lengths=st.lists(st.integers(3, 9), min_size=1, max_size=4),
+    x_lengths=st.lists(st.integers(3, 9), min_size=1, max_size=4),
+    train_tile=st.integers(1, 5),
+    x_tile=st.integers(1, 5),
+    engine=st.sampled_from(sorted(ENGINES)),
+    formula=st.sampled_from(sorted(FORMULAS)),
+)
+def test_tiles_of_any_size_give_the_same_kernel(train_lengths, x_lengths, train_tile, x_tile, engine, formula):
+    train, x = tiny_prompts(train_lengths, seed=11), tiny_prompts(x_lengths, seed=12)
+    model = tiny_prompt_model("distilbert")
+    names = names_of(model, ParameterFilter(), noise=False)
+    whole = engine_kernel("jacobian", model, names, train, x, formula, train_tile=9, x_tile=9)
+    tiled = engine_kernel(engine, model, names, train, x, formula, train_tile=train_tile, x_tile=x_tile)
+    assert oracle.relative_error(tiled, whole) <= 1e-12
+
+
+def test_a_small_budget_takes_parameters_in_groups_and_changes_nothing():
+    train, x = tiny_prompts(TRAIN_LENGTHS, seed=13), tiny_prompts(X_LENGTHS, seed=14)
+    model = tiny_prompt_model("bert")
+    names = names_of(model, ParameterFilter())
+    roomy = engine_kernel("jacobian", model, names, train, x, "sgd")
+    logits_fn, params = model.as_function(names, range(64))
+    problem = KernelProblem(logits_fn, params, BatchedExamples(train), BatchedExamples(x), FORMULAS["sgd"], 2)
+    tight = ENGINES["jacobian"](problem, memory_bytes=400_000)
+    plan = tight.plan()
+    assert tight.passes > 3
+    assert tight.expected_bytes(plan) <= 400_000
+    assert oracle.relative_error(assemble(tight.blocks(plan), plan, problem), roomy[None]) <= 1e-14
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_budget_too_small_for_one_tile_says_what_is_needed(engine):
+    train = tiny_prompts([5], seed=15)
+    model = tiny_prompt_model("bert")
+    logits_fn, params = model.as_function(names_of(model, ParameterFilter()), range(64))
+    problem = KernelProblem(logits_fn, params, BatchedExamples(train), None, FORMULAS["sgd"], 2)
+    with pytest.raises(MemoryBudgetError) as caught:
+        ENGINES[engine](problem, memory_bytes=1000).plan()
+    again = ENGINES[engine](problem, memory_bytes=caught.value.needed)
+    assert again.plan().pairs == 1
+
+
+def test_several_processes_share_a_plan_and_their_sum_is_the_kernel():
+    train, x = tiny_prompts(TRAIN_LENGTHS, seed=16), tiny_prompts(X_LENGTHS, seed=17)
+    model = tiny_prompt_model("bert")
+    logits_fn, params = model.as_function(names_of(model, ParameterFilter()), range(64))
+    problem = KernelProblem(logits_fn, params, BatchedExamples(train), BatchedExamples(x), FORMULAS["sgd"], 2)
+    engine = ENGINES["jacobian"](problem, memory_bytes=2**30)
+    plan = engine.plan(train_tile=3, x_tile=2)
+    alone = assemble(engine.blocks(plan), plan, problem)
+    shares = [plan.share(rank, 3) for rank in range(3)]
+    assert sum(share.pairs for share in shares) == plan.pairs == 20
+    together = sum(assemble(engine.blocks(share), share, problem) for share in shares)
+    assert torch.equal(together, alone)

