@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
         model_args, data_args, training_args = parse_arguments(argv)
         check_arguments(model_args, data_args, training_args)
-        _start_logging(training_args)
+        _start_logging(training_args.process_index == 0, data_args.debug_mode)
 
         from lmntk.build import build
         from lmntk.results import prepare_output_dir
@@ -61,13 +61,13 @@ def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
     return PromptTrainer(model=run.model, args=training_args, data_collator=run.collator)
 
 
-def _start_logging(training_args: Any) -> None:
+def _start_logging(first_process: bool, debug_mode: bool) -> None:
     """Tell what happens on the first process, and on the others only what goes wrong."""
     import transformers
 
-    level = logging.INFO if training_args.process_index == 0 else logging.WARNING
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
-    logger.setLevel(logging.DEBUG if level == logging.INFO and training_args.log_level == "debug" else level)
+    level = logging.DEBUG if debug_mode else logging.INFO
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logger.setLevel(level if first_process else logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
 
 
@@ -84,7 +84,9 @@ def _record(metrics: dict[str, dict[str, float]], task_key: str, arguments: list
     output_dir = Path(arguments[-1].output_dir)
     record: dict[str, Any] = {}
     for group in arguments:
-        record |= {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        flags = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        # A log is passed on to others; the hub's token is a password.
+        record |= {name: value for name, value in flags.items() if not name.endswith("_token")}
     for split, values in metrics.items():
         path = output_dir / f"{'eval' if split == 'dev' else split}_results_{task_key}.txt"
         results.write_metrics(path, values)

@@ -17,9 +17,7 @@ def gradients(logits_of: Callable[[object], Tensor], params: Sequence[Tensor], e
         assert logits.shape[0] == 1
         for logit in logits[0]:
             found = torch.autograd.grad(logit, list(params), retain_graph=True, allow_unused=True)
-            parts = [
-                (torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(params, found, strict=True)
-            ]
+            parts = [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(params, found, strict=True)]
             rows.append(torch.cat(parts).detach())
         number = logits.shape[1]
     return torch.stack(rows).reshape(-1, number, rows[0].numel())

@@ -193,11 +193,6 @@ def test_every_bound_and_every_missing_feature_names_a_flag_that_exists() -> Non
         ),
         ([*KERNEL, "--apply_lora"], "--apply_lora: LoRA is not available in this version yet; leave the flag out"),
         (
-            [*KERNEL, "--kernel_engine", "factored"],
-            "--kernel_engine factored: the factored engine is not available in this version yet; pass --kernel_engine "
-            "jacobian",
-        ),
-        (
             [*ZERO_SHOT, "--gpt3_in_context_num", "4"],
             "--gpt3_in_context_num 4: in-context learning is not available in this version yet; leave the flag out",
         ),

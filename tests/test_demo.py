@@ -1,6 +1,7 @@
 """The demo's script against a stand-in for run_fewshot.sh: what it starts, what it reads, what it prints."""
 
 import csv
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import demo
 from lmntk.errors import UsageError
 
-# Notes its settings, leaves results that depend on seed and formula, and fails where the file `fail` says so.
+# Notes its settings, leaves results that depend on seed and formula, and fails for the folder that `fail` names.
 STAND_IN = """
 set -eu
 here=$(dirname "$0")
@@ -24,7 +25,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if [ -e "$here/fail" ]; then echo "error: no such luck"; exit 3; fi
+if [ -e "$here/fail" ] && [ "$(cat "$here/fail")" = "$output" ]; then echo "error: no such luck"; exit 3; fi
 echo "$TASK $SEED $K $TYPE $TRAINER $NUM_GPU ${LOAD_KERNELS_TAG-unset} $PYTHON | $MODEL | $arguments" >> "$here/calls"
 mkdir -p "$output"
 echo "eval_loss = 1.0" > "$output/eval_results_mr.txt"
@@ -49,7 +50,7 @@ class Workplace:
         return (self.stand_in / "calls").read_text(encoding="utf-8").splitlines()
 
     def run_demo(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        flags = ["--model", "a/model", "--data_dir", str(self.data), "--output_dir", str(self.output)]
+        flags = ["--model", str(self.stand_in), "--data_dir", str(self.data), "--output_dir", str(self.output)]
         monkeypatch.setattr(sys, "argv", ["demo.py", *flags])
         demo.main()
 
@@ -95,8 +96,8 @@ def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one
 ) -> None:
     monkeypatch.setenv("LOAD_KERNELS_TAG", "of-another-experiment")
     workplace.run_demo(monkeypatch)
-    assert workplace.calls == [
-        f"mr {seed} 16 prompt kernel 0 unset {sys.executable} | {Path.cwd() / 'a/model'} | "
+    expected = [
+        f"mr {seed} 16 prompt kernel 0 unset {sys.executable} | {workplace.stand_in} | "
         f"--data_dir {workplace.data}/{task}/k-shot-1k-test/mr/16-{seed} "
         f"--output_dir {workplace.output}/{task}/{formula}/16-{seed} --binary_classification "
         f"--kernel_formula {formula} --kernel_solver {solver}"
@@ -104,6 +105,7 @@ def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one
         for formula, solver in (("sgd", "lstsq"), ("signgd", "lstsq"), ("asymmetric_signgd", "asym"))
         for seed in (13, 42)
     ]
+    assert sorted(workplace.calls) == sorted(expected)
     for task in ("tweets", "film-reviews"):
         for seed in (13, 42):
             split = workplace.data / task / "k-shot-1k-test" / "mr" / f"16-{seed}"
@@ -120,18 +122,30 @@ def test_a_run_whose_results_are_there_is_not_started_again(
     second = capsys.readouterr().out
     assert len(workplace.calls) == 12 + 1
     assert second.count("(there already)") == 11
-    assert "[ 4/12] tweets, signgd, seed 42: test accuracy 50.0% (0 s)\n" in second
+    assert "] tweets, signgd, seed 42: test accuracy 50.0% (0 s)\n" in second
+    assert [line.split("]")[0] for line in second.splitlines()[1:13]] == [f"[{n:2}/12" for n in range(1, 13)]
     assert first[first.index("Means over") :] == second[second.index("Means over") :]
+
+
+def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(workplace.data / "film-reviews")
+    with pytest.raises(UsageError) as caught:
+        workplace.run_demo(monkeypatch)
+    assert str(caught.value) == (
+        f"{workplace.data / 'film-reviews'} is missing: tools/fetch_demo_assets.py fetches it, and make demo does both"
+    )
 
 
 def test_a_run_that_fails_is_named_with_its_last_lines_and_the_way_out(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (workplace.stand_in / "fail").touch()
+    folder = workplace.output / "tweets" / "signgd" / "16-42"
+    (workplace.stand_in / "fail").write_text(str(folder), encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         workplace.run_demo(monkeypatch)
-    log = workplace.output / "tweets" / "sgd" / "16-13" / "run.log"
     assert str(caught.value) == (
-        f"run.sh ended with status 3; delete {workplace.output} to start the demo afresh; all it said is in {log}, "
-        f"which ends so:\n    error: no such luck"
+        f"run.sh ended with status 3; delete {workplace.output} to start the demo afresh; all it said is in "
+        f"{folder / 'run.log'}, which ends so:\n    error: no such luck"
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, empirical_ntk
+from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, make_engine
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.parameters import ParameterFilter, select_parameters
 from tiny_models import ARCHITECTURES, tiny_prompt_model, tiny_prompts
@@ -37,19 +37,26 @@ def has_noise_for_a_gradient(name: str) -> bool:
 
 
 def engine_kernel(engine, model, names, train, x, formula, train_tile=None, x_tile=None, memory_gb=None):
+    problem = problem_of(model, names, train, x, formula)
+    chosen = make_engine(problem, engine, memory_gb)
+    plan = chosen.plan(train_tile, x_tile)
+    kernel = assemble(chosen.blocks(plan), plan, problem)
+    return kernel if problem.formula.two_directions else kernel[0]
+
+
+def problem_of(model, names, train, x, formula="sgd"):
     model.requires_grad_(False)
     tokens = {int(token) for prompt in train for token in prompt["input_ids"][0]}
     logits_fn, params = model.as_function(names, tokens)
-    return empirical_ntk(
+    return KernelProblem(
         logits_fn,
-        train,
-        x,
-        params=params,
-        formula=formula,
-        engine=engine,
-        train_tile=train_tile,
-        x_tile=x_tile,
-        memory_gb=memory_gb,
+        params,
+        BatchedExamples(train),
+        None if x is None else BatchedExamples(x),
+        FORMULAS[formula],
+        model.num_logits,
+        model,
+        lambda batch: model(**batch),
     )
 
 
@@ -70,9 +77,7 @@ def test_the_sgd_kernel_is_that_of_the_oracle(engine, architecture, dtype):
     train, x = tiny_prompts(TRAIN_LENGTHS, seed=1), tiny_prompts(X_LENGTHS, seed=2)
     truth_model, model = tiny_prompt_model(architecture), tiny_prompt_model(architecture, dtype)
     names = names_of(truth_model, ParameterFilter())
-    truth = oracle.kernel(
-        oracle_gradients(truth_model, names, train), oracle_gradients(truth_model, names, x), "sgd"
-    )
+    truth = oracle.kernel(oracle_gradients(truth_model, names, train), oracle_gradients(truth_model, names, x), "sgd")
     found = engine_kernel(engine, model, names, train, x, "sgd", train_tile=3, x_tile=2)
     assert found.shape == (4, 2, 5, 2)
     assert oracle.relative_error(found, truth) <= tolerance(engine, architecture, dtype)
@@ -171,8 +176,7 @@ def test_a_small_budget_takes_parameters_in_groups_and_changes_nothing():
     model = tiny_prompt_model("bert")
     names = names_of(model, ParameterFilter())
     roomy = engine_kernel("jacobian", model, names, train, x, "sgd")
-    logits_fn, params = model.as_function(names, range(64))
-    problem = KernelProblem(logits_fn, params, BatchedExamples(train), BatchedExamples(x), FORMULAS["sgd"], 2)
+    problem = problem_of(model, names, train, x)
     tight = ENGINES["jacobian"](problem, memory_bytes=400_000)
     plan = tight.plan()
     assert tight.passes > 3
@@ -184,8 +188,7 @@ def test_a_small_budget_takes_parameters_in_groups_and_changes_nothing():
 def test_a_budget_too_small_for_one_tile_says_what_is_needed(engine):
     train = tiny_prompts([5], seed=15)
     model = tiny_prompt_model("bert")
-    logits_fn, params = model.as_function(names_of(model, ParameterFilter()), range(64))
-    problem = KernelProblem(logits_fn, params, BatchedExamples(train), None, FORMULAS["sgd"], 2)
+    problem = problem_of(model, names_of(model, ParameterFilter()), train, None)
     with pytest.raises(MemoryBudgetError) as caught:
         ENGINES[engine](problem, memory_bytes=1000).plan()
     again = ENGINES[engine](problem, memory_bytes=caught.value.needed)
@@ -195,8 +198,7 @@ def test_a_budget_too_small_for_one_tile_says_what_is_needed(engine):
 def test_several_processes_share_a_plan_and_their_sum_is_the_kernel():
     train, x = tiny_prompts(TRAIN_LENGTHS, seed=16), tiny_prompts(X_LENGTHS, seed=17)
     model = tiny_prompt_model("bert")
-    logits_fn, params = model.as_function(names_of(model, ParameterFilter()), range(64))
-    problem = KernelProblem(logits_fn, params, BatchedExamples(train), BatchedExamples(x), FORMULAS["sgd"], 2)
+    problem = problem_of(model, names_of(model, ParameterFilter()), train, x)
     engine = ENGINES["jacobian"](problem, memory_bytes=2**30)
     plan = engine.plan(train_tile=3, x_tile=2)
     alone = assemble(engine.blocks(plan), plan, problem)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizers import make_roberta_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lmntk.errors import UsageError
@@ -17,6 +16,7 @@ from lmntk.features import Collator, Feature, FeatureDataset
 from lmntk.prompts import Limits, label_word_ids
 from lmntk.tasks import Task, find_task
 from lmntk.templates import Template
+from tiny_tokenizers import make_roberta_tokenizer
 
 Tokenizer = PreTrainedTokenizerBase
 PAD = 1

@@ -76,8 +76,8 @@ def ratings_archive() -> bytes:
         return "".join(f"{i}\t{rating}\t{text}\r\n" for i, (rating, text) in enumerate(rows, start=1)).encode()
 
     tweets = [(sign * 2.0, f"tweet {sign} {i}, &amp; “more”") for sign in (-1, 1) for i in range(130 + 10 * sign)]
-    films = [(sign * 1.0, f"film {sign} {i}") for sign in (-1, 1) for i in range(110)]
-    films += [(0.99, "undecided"), (3.0, " ".join(["long"] * 40)), (3.0, "film 1 0")]
+    films = [(sign * 2.0, f"film {sign} {i}") for sign in (-1, 1) for i in range(110)]
+    films += [(1.99, "undecided"), (3.0, " ".join(["long"] * 40)), (3.0, "film 1 0")]
     inner = tar_gz({TWEETS.member: lines(tweets), FILM_REVIEWS.member: lines(films)})
     return tar_gz({fetch_demo_assets.RATINGS_ARCHIVE: inner, "../escaped.txt": b"a member outside"})
 

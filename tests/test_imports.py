@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "kshot": {"errors", "tasks", "examples"},
     "prompts": {"errors", "templates"},
     "features": {"errors", "tasks", "examples", "templates", "prompts"},
-    "models": {"errors"},
+    "models": {"errors", "kernels"},
     "parameters": {"errors", "models"},
     "arguments": {"errors", "tasks", "kernels", "solvers", "legacy_flags"},
     "checks": {"errors", "arguments", "tasks", "kernels", "solvers"},

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lmntk.errors import UsageError
 from lmntk.prompts import Limits, Prompt, choose_prompts, label_word_ids, parse_mapping, render
 from lmntk.templates import Template
+from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
 
 Tokenizer = PreTrainedTokenizerBase
 SENTIMENT = "*cls**sent_0*_It_was*mask*.*sep+*"

@@ -6,7 +6,8 @@ seed, and prints one table of means over the seeds. A run whose results are ther
 the sentences come from `tools/fetch_demo_assets.py`.
 
 Every run takes the two classes as one logit, the difference of the label words: the asymmetric kernel needs that, and
-the others do the same so that their numbers can be compared. All runs use the CPU.
+the others do the same so that their numbers can be compared. All runs use the CPU, one core each, several at a time:
+for so small a model more cores would mostly wait for each other.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -35,6 +37,8 @@ SOLVERS = {"sgd": "lstsq", "signgd": "lstsq", "asymmetric_signgd": "asym"}
 SEEDS = (13, 42)
 K = 16
 MODE = "k-shot-1k-test"
+# A run takes about 1 GB of memory.
+RUNS_AT_A_TIME = min(4, os.cpu_count() or 1)
 # Settings of the caller's shell that would send run_fewshot.sh elsewhere.
 FOREIGN_SETTINGS = ("GRID_TAG", "LOAD_KERNELS_TAG", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -77,13 +81,25 @@ class Demo:
         command += ["--data_dir", str(self.data / task / "original"), "--output_dir", str(self.data / task)]
         self._run(command, self.output / task / "k-shot.log", dict(os.environ))
 
+    def finish(self, run: Run) -> tuple[Outcome, str]:
+        """Return what a run found, and how it came to be; start the run if its results are not there yet."""
+        outcome = read_outcome(self.folder(run))
+        if outcome is not None:
+            return outcome, "there already"
+        started = time.monotonic()
+        self.start(run)
+        outcome = read_outcome(self.folder(run))
+        if outcome is None:
+            raise UsageError(f"the run ended well but left no complete results in {self.folder(run)}")
+        return outcome, f"{time.monotonic() - started:.0f} s"
+
     def start(self, run: Run) -> None:
         """Start run_fewshot.sh and wait for it; what it prints goes to `run.log` in the run's folder."""
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN_SETTINGS}
         environment |= {"TASK": "mr", "SEED": str(run.seed), "K": str(K), "MODEL": str(self.model), "TYPE": "prompt"}
         environment |= {"TRAINER": "kernel", "TAG": f"demo-{run.task}-{run.formula}", "NUM_GPU": "0"}
         # The interpreter that runs this script has the dependencies. The model is local: ask no hub about it.
-        environment |= {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
+        environment |= {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = ["bash", str(RUN_SCRIPT), "--data_dir", str(self.data / run.task / MODE / "mr" / f"{K}-{run.seed}")]
         command += ["--output_dir", str(self.folder(run)), "--binary_classification"]
         command += ["--kernel_formula", run.formula, "--kernel_solver", SOLVERS[run.formula]]
@@ -145,6 +161,23 @@ def table(outcomes: dict[Run, Outcome]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def finish_all(demo: Demo, runs: Sequence[Run]) -> dict[Run, Outcome]:
+    """Finish all runs, several at a time, with a line for each; what they found, in their order."""
+    outcomes: dict[Run, Outcome] = {}
+    with ThreadPoolExecutor(RUNS_AT_A_TIME) as pool:
+        futures = {pool.submit(demo.finish, run): run for run in runs}
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                run = futures[future]
+                outcomes[run], how = future.result()
+                line = f"{run.task}, {run.formula}, seed {run.seed}: test accuracy {outcomes[run].test:.1%} ({how})"
+                print(f"[{number:2}/{len(runs)}] {line}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {run: outcomes[run] for run in runs}
+
+
 def main() -> None:
     """Draw the splits, do what is not done yet, print the table."""
     parser = argparse.ArgumentParser(description="Predict the mood of tweets and film reviews with three kernels.")
@@ -154,23 +187,14 @@ def main() -> None:
     arguments = parser.parse_args()
     demo = Demo(arguments.model.resolve(), arguments.data_dir.resolve(), arguments.output_dir.resolve())
 
+    for folder in (demo.model, *(demo.data / task for task in TASKS)):
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is missing: tools/fetch_demo_assets.py fetches it, and make demo does both")
     for task in TASKS:
         demo.draw_splits(task)
     runs = [Run(task, formula, seed) for task in TASKS for formula in SOLVERS for seed in SEEDS]
-    outcomes: dict[Run, Outcome] = {}
-    for number, run in enumerate(runs, start=1):
-        print(f"[{number:2}/{len(runs)}] {run.task}, {run.formula}, seed {run.seed}: ", end="", flush=True)
-        outcome, how = read_outcome(demo.folder(run)), "there already"
-        if outcome is None:
-            started = time.monotonic()
-            demo.start(run)
-            outcome, how = read_outcome(demo.folder(run)), f"{time.monotonic() - started:.0f} s"
-            if outcome is None:
-                raise UsageError(f"the run ended well but left no complete results in {demo.folder(run)}")
-        outcomes[run] = outcome
-        print(f"test accuracy {outcome.test:.1%} ({how})", flush=True)
-
-    means = table(outcomes)
+    print(f"{len(runs)} runs, {RUNS_AT_A_TIME} at a time; each prints a line when it is done.", flush=True)
+    means = table(finish_all(demo, runs))
     (demo.output / "table.md").write_text(means, encoding="utf-8")
     print(f"\nMeans over the seeds {' and '.join(map(str, SEEDS))}; guessing is right half of the time.")
     print(f"The seconds are those of the kernels, without start-up and loading.\n\n{means}")

@@ -76,7 +76,7 @@ RATINGS_PACKAGE = Package(
 )
 RATED_TASKS = (
     RatedTask("tweets", "hutto_ICWSM_2014/tweets_GroundTruth.txt", least_rating=1.5, most_words=39),
-    RatedTask("film-reviews", "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", least_rating=1.0, most_words=39),
+    RatedTask("film-reviews", "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", least_rating=2.0, most_words=39),
 )
 
 

@@ -143,8 +143,8 @@ class KernelArguments:
     only_biases: bool = _flag("Use the gradients of biases alone.", False)
     exclude_first_layers: int = _flag("Leave out the gradients of the first n layers.", 0)
     kernel_engine: str = _flag(
-        "factored: layer by layer, fastest; jacobian: any model; jvp: the published method, least memory; "
-        "auto: the fastest that knows the model.",
+        "factored: layer by layer, fastest; jacobian: gradients formed whole; jvp: the published method, least "
+        "memory; auto: factored. All take any model and agree.",
         "auto",
         ("auto", "factored", "jacobian", "jvp"),
     )

@@ -165,7 +165,7 @@ def _check_vocabulary(datasets: Mapping[str, FeatureDataset], config: Pretrained
     largest = max((max(feature.input_ids) for data in datasets.values() for feature in data.features), default=0)
     if largest >= config.vocab_size:
         raise UsageError(
-            f"the tokenizer of '{tokenizer_name}' gives token {largest}, but the model knows {config.vocab_size} tokens; "
+            f"the tokenizer of '{tokenizer_name}' gives token {largest}, but the model knows {config.vocab_size}; "
             "--tokenizer_name must name the model's own tokenizer"
         )
 

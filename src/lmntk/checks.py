@@ -37,10 +37,8 @@ NOT_YET = (
     NotYet("l2_loss", None, "training with the squared error"),
     NotYet("model_family", ("causal",), "the causal family", "take a masked language model"),
     NotYet("gguf_file", None, "reading GGUF files"),
-    NotYet("kernel_engine", ("factored",), "the factored engine", "pass --kernel_engine jacobian"),
     NotYet("demo_filter", None, "filtering demonstrations"),
     NotYet("double_demo", None, "prompting with demonstrations"),
-    NotYet("use_full_length", None, "the model's full length", "pass --max_seq_length 512, say"),
     NotYet("gpt3_in_context_head", None, "in-context learning"),
     NotYet("gpt3_in_context_tail", None, "in-context learning"),
     NotYet("gpt3_in_context_num", None, "in-context learning"),
@@ -107,10 +105,17 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     flags = {**vars(model), **vars(data), **vars(training)}
     _check_bounds(flags)
     _check_classes(task, training)
+    if task.regression and training.no_train:
+        raise UsageError(
+            f"--no_train: {task.name} is a regression task, and evaluating those is not available in this version yet; "
+            "take a task with classes"
+        )
     if training.trainer == "kernel" and not training.no_train:
         _check_kernel(task, training)
-    elif training.load_kernels is not None:
-        raise UsageError("--load_kernels works with --trainer kernel only: add that, or leave out --no_train")
+    else:
+        for flag, given in (("load_kernels", training.load_kernels is not None), ("dry_run", training.dry_run)):
+            if given:
+                raise UsageError(f"--{flag} works with --trainer kernel only: add that, or leave out --no_train")
     if training.optimizer_variant and training.optimizer != "sgd":
         raise UsageError(f"--optimizer_variant {training.optimizer_variant} needs plain SGD: add --optimizer sgd")
     _check_availability((model, data, training), flags)

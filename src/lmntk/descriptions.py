@@ -85,7 +85,7 @@ def hash_of_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).numpy())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).numpy().data)
     return digest.hexdigest()
 
 

@@ -46,15 +46,19 @@ def _accuracy_and_f1(predictions: Array, labels: Array) -> dict[str, float]:
 
 def _matthews(predictions: Array, labels: Array) -> dict[str, float]:
     """Matthews' correlation, 0 where predictions or labels are all of one class."""
-    return {"mcc": matthews_corrcoef(labels, predictions)}
+    return {"mcc": 0.0 if _is_constant(predictions) or _is_constant(labels) else matthews_corrcoef(labels, predictions)}
 
 
 def _correlations(predictions: Array, labels: Array) -> dict[str, float]:
     """Pearson's and Spearman's correlation and their mean: NaN, as scipy has it, where one side is constant."""
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+    if _is_constant(predictions) or _is_constant(labels):
         return dict.fromkeys(("pearson", "spearmanr", "corr"), float("nan"))
     pearson, spearman = pearsonr(predictions, labels)[0], spearmanr(predictions, labels)[0]
     return {"pearson": pearson, "spearmanr": spearman, "corr": (pearson + spearman) / 2}
+
+
+def _is_constant(values: Array) -> bool:
+    return bool(np.all(values == values[0]))
 
 
 METRICS: dict[str, Callable[[Array, Array], dict[str, float]]] = {

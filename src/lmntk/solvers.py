@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_expit, log_softmax
-from sklearn.linear_model import LogisticRegressionCV
-from sklearn.svm import SVC, SVR
 from threadpoolctl import threadpool_limits
 
 from lmntk.errors import UsageError, suggest
@@ -78,11 +76,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Problem:
-    """A solver's input, checked; D is 2 with an asymmetric kernel, else 1.
+    """A solver's input, checked.
 
     Attributes:
-        train: [D, N, C, N, C], regularised.
-        x: [D, N, C, X, C].
+        train: [N, C, N, C], regularised; direction [0] of an asymmetric kernel, as [1] is its transpose.
+        x: [D, N, C, X, C], where D is 2 with an asymmetric kernel, else 1.
         train_classes: Class ids, [N].
         x_classes: Class ids, [X].
         train_shift: What ``--adjust_for_init`` takes from the targets, [N, C]: f0 / s, or 0.
@@ -101,16 +99,15 @@ class Problem:
     @property
     def num_logits(self) -> int:
         """C."""
-        return self.train.shape[2]
+        return self.train.shape[1]
 
     def flat_train(self) -> Array:
-        """The training kernel, or its direction [0], as [N·C, N·C]."""
-        size = self.train.shape[1] * self.num_logits
-        return self.train[0].reshape(size, size)
+        """The training kernel as [N·C, N·C]."""
+        return _flat(self.train)
 
     def flat_x(self, direction: int = 0) -> Array:
         """One direction of the kernel with the X examples as [N·C, X·C]."""
-        return self.x[direction].reshape(self.train.shape[1] * self.num_logits, -1)
+        return _flat(self.x[direction])
 
     def flat_targets(self) -> Array:
         """The training targets less f0 / s, [N·C]."""
@@ -136,7 +133,9 @@ def logistic(problem: Problem) -> Prediction:
 
     The logit of a single-logit kernel is log p(1) - log p(0); more logits are log-probabilities.
     """
-    train, x = problem.train[0], problem.x[0]
+    from sklearn.linear_model import LogisticRegressionCV  # here, since it takes a second that --help need not wait
+
+    train, x = problem.train, problem.x[0]
     # Row i of a symmetric kernel, [C_i, N, C_n], and column j of the other, [N, C_n, C_j], in one order: n, C_n, own C.
     train_features = train.transpose(0, 2, 3, 1).reshape(len(train), -1)
     x_features = x.transpose(2, 0, 1, 3).reshape(x.shape[2], -1)
@@ -149,9 +148,7 @@ def logistic(problem: Problem) -> Prediction:
         scoring="accuracy",
         use_legacy_attributes=False,
     )
-    # Thousands of small products: on a busy machine several threads wait for each other, forty times longer in all.
-    with threadpool_limits(limits=1):
-        scores = model.fit(train_features, problem.train_classes).decision_function(x_features)
+    scores = model.fit(train_features, problem.train_classes).decision_function(x_features)
     # From the scores, not from the probabilities: those round to 0 and 1, whose logarithm is lost.
     if scores.ndim == 1:
         log_probabilities = np.stack([log_expit(-scores), log_expit(scores)], axis=1)
@@ -163,6 +160,8 @@ def logistic(problem: Problem) -> Prediction:
 
 def svr(problem: Problem) -> Prediction:
     """Support vector regression with the flattened kernel on the flattened targets."""
+    from sklearn.svm import SVR
+
     model = SVR(kernel="precomputed").fit(problem.flat_train(), problem.flat_targets())
     return problem.regression(model.predict(problem.flat_x().T), {})
 
@@ -174,6 +173,8 @@ def svc(problem: Problem) -> Prediction:
     summed over equal logits, Σ_c K[i, c, j, c]; the logits are the decision values, and the loss, a mean over examples
     and classes, takes each classifier's decision.
     """
+    from sklearn.svm import SVC
+
     classes = max(2, problem.num_logits)
     counts = np.bincount(problem.train_classes, minlength=classes)
     if not counts.all():
@@ -181,7 +182,7 @@ def svc(problem: Problem) -> Prediction:
             f"class {int(counts.argmin())} has no training example, but --kernel_solver svc needs one of each: "
             "make the k-shot data again, or take --kernel_solver lstsq"
         )
-    train = np.einsum("icjc->ij", problem.train[0])
+    train = np.einsum("icjc->ij", problem.train)
     x = np.einsum("icjc->ji", problem.x[0])
     if problem.num_logits == 1:
         decisions = SVC(kernel="precomputed").fit(train, _targets(problem.train_classes, 1)[:, 0]).predict(x)[:, None]
@@ -276,16 +277,14 @@ def predict(
     _check_requirements(solver, asymmetric=len(train) == 2, num_logits=train.shape[2], f0=train_f0 is not None)
     check_finite(train, "train")
     check_finite(x, x_split)
-    problem = Problem(
-        train=np.stack([_regularised(direction, settings.regularization) for direction in train]),
-        x=x,
-        train_classes=_checked_class_ids(train_labels, train.shape[3:], "train"),
-        x_classes=_checked_class_ids(x_labels, x.shape[3:], x_split),
-        train_shift=_shift(train_f0, train.shape[3:], settings.f0_scaling, "train"),
-        x_shift=_shift(x_f0, x.shape[3:], settings.f0_scaling, x_split),
-        settings=settings,
-    )
-    return SOLVERS[solver].solve(problem)
+    train_classes = _checked_class_ids(train_labels, train.shape[3:], "train")
+    x_classes = _checked_class_ids(x_labels, x.shape[3:], x_split)
+    train_shift = _shift(train_f0, train.shape[3:], settings.f0_scaling, "train")
+    x_shift = _shift(x_f0, x.shape[3:], settings.f0_scaling, x_split)
+    # On a busy machine the threads of so many small products wait for each other: measured, ten to forty times longer.
+    with threadpool_limits(limits=1):
+        regularised = _regularised(train[0], settings.regularization)
+        return SOLVERS[solver].solve(Problem(regularised, x, train_classes, x_classes, train_shift, x_shift, settings))
 
 
 def two_logits(predictions: Array) -> Array:
@@ -406,13 +405,17 @@ def _targets(classes: ClassIds, num_logits: int) -> Array:
     return np.array([[-1.0], [1.0]] if num_logits == 1 else np.eye(num_logits))[classes]
 
 
+def _flat(kernel: Array) -> Array:
+    """[N, C, X, C] as the matrix [N·C, X·C]."""
+    return kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
+
+
 def _regularised(kernel: Array, regularization: float) -> Array:
     """K + λ ‖K‖₂ I of a training kernel [N, C, N, C], with the norm of the flattened one."""
     if regularization == 0:
         return kernel
-    size = kernel.shape[0] * kernel.shape[1]
-    norm = float(np.linalg.norm(kernel.reshape(size, size), 2))
-    return kernel + regularization * norm * np.eye(size).reshape(kernel.shape)
+    flat = _flat(kernel)
+    return (flat + regularization * float(np.linalg.norm(flat, 2)) * np.eye(len(flat))).reshape(kernel.shape)
 
 
 def _least_squares(matrix: Array, right_side: Array) -> tuple[Array, int]:

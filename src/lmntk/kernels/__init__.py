@@ -42,12 +42,14 @@ def make_engine(problem: KernelProblem, engine: str = "auto", memory_gb: float |
 
     Args:
         problem: The kernel.
-        engine: A key of `ENGINES`, or ``"auto"`` for the fastest that takes any model.
+        engine: A key of `ENGINES`, or ``"auto"`` for the fastest: `factored`, or `jacobian` where there is no module.
         memory_gb: What it may take beside the model itself, in 2**30 bytes; by default 60% of what is free.
     """
     device = next(iter(problem.params.values())).device
     budget = memory_gb * 2**30 if memory_gb is not None else DEFAULT_FRACTION * free_bytes(device)
-    return ENGINES["jacobian" if engine == "auto" else engine](problem, int(budget))
+    if engine == "auto":
+        engine = "jacobian" if problem.module is None else "factored"
+    return ENGINES[engine](problem, int(budget))
 
 
 def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Tensor:
@@ -112,7 +114,8 @@ def empirical_ntk(
 
     Raises:
         KeyError: There is no such formula or engine.
-        ValueError: `params` is missing for a function, or a batch's tensors differ in their number of examples.
+        ValueError: `params` is missing for a function, there are no train examples, or a batch's tensors differ in
+            their number of examples.
         MemoryBudgetError: `memory_gb` is too small for the smallest tile.
 
     Example:
@@ -123,22 +126,34 @@ def empirical_ntk(
         tensor([[ 6., 12.],
                 [12., 26.]], dtype=torch.float64)
     """
-    if isinstance(model, nn.Module):
-        logits_fn, own = _as_function(model), {name: value.detach() for name, value in model.named_parameters()}
-        params = own if params is None else params
+    module = model if isinstance(model, nn.Module) else None
+    if module is not None:
+        logits_fn, call = _as_function(module), _caller(module)
+        params = {name: value.detach() for name, value in module.named_parameters()} if params is None else params
     elif params is None:
         raise ValueError("a function needs `params`, the point at which its gradients are taken")
     else:
-        logits_fn = model
+        logits_fn, call = model, None
     train = BatchedExamples(train_batches)
     x = None if x_batches is None else BatchedExamples(x_batches)
+    if not len(train):
+        raise ValueError("`train_batches` holds no example")
     with torch.no_grad():
-        num_logits = logits_fn(params, train.batch([0])).shape[-1] if len(train) else 0
-    problem = KernelProblem(logits_fn, params, train, x, FORMULAS[formula], num_logits)
+        num_logits = logits_fn(params, train.batch([0])).shape[-1]
+    problem = KernelProblem(logits_fn, params, train, x, FORMULAS[formula], num_logits, module, call)
     chosen = make_engine(problem, engine, memory_gb)
     plan = chosen.plan(train_tile, x_tile)
     kernel = assemble(progress(chosen.blocks(plan)), plan, problem)
     return kernel if problem.formula.two_directions else kernel[0]
+
+
+def _caller(module: nn.Module) -> Callable[[Batch], Tensor]:
+    def call(batch: Batch) -> Tensor:
+        if isinstance(batch, dict):
+            return module(**batch)
+        return module(*batch) if isinstance(batch, tuple) else module(batch)
+
+    return call
 
 
 def _as_function(module: nn.Module) -> Callable[[Parameters, Batch], Tensor]:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lmntk.kernels.formulas import Direction
 
-# A float32 product over all parameters at once loses two digits; over this many it keeps what the gradients have.
-# It is also far below 2**24, up to which float32 counts products of signs exactly.
-BLOCK = 2**18
+# A float32 product over millions of parameters loses two digits, one over 2**18 still loses one; over so many it keeps
+# what the gradients have. It is also far below 2**24, up to which float32 counts products of signs exactly.
+BLOCK = 2**15
 
 
 def contract(train: Tensor, x: Tensor, directions: Sequence[Direction]) -> Tensor:
@@ -24,10 +24,7 @@ def contract(train: Tensor, x: Tensor, directions: Sequence[Direction]) -> Tenso
         float64 ``[D, n, m]``, one kernel a direction.
     """
     result = torch.zeros(len(directions), len(train), len(x), dtype=torch.float64, device=train.device)
-    for start in range(0, train.shape[1], BLOCK):
-        train_block, x_block = train[:, start : start + BLOCK], x[:, start : start + BLOCK]
-        for out, direction in zip(result, directions, strict=True):
-            left = train_block.sign() if direction.sign_train else train_block
-            right = x_block.sign() if direction.sign_x else x_block
-            out += left @ right.T
+    for out, direction in zip(result, directions, strict=True):
+        for left, right in zip(train.split(BLOCK, dim=1), x.split(BLOCK, dim=1), strict=True):
+            out += (left.sign() if direction.sign_train else left) @ (right.sign() if direction.sign_x else right).T
     return result

@@ -8,31 +8,40 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+# The share of a batch that padding may make up: smaller batches than this asks for cost more than padding does.
+MOST_PADDING = 0.08
+
 Batch = Any
 """A pytree (dict, tuple, tensor …) of tensors whose first axis runs over the examples, ``[B, ...]``."""
 
 
 class Examples(Protocol):
-    """The examples along one axis of a kernel.
+    """The examples along one axis of a kernel."""
 
-    Attributes:
-        shapes: For each example something comparable that tells which examples can share a batch without padding: its
-            number of tokens, say. Engines take examples in the order of it.
-    """
+    @property
+    def shapes(self) -> Sequence[Any]:
+        """For each example something comparable; equal where examples can share a batch without padding.
 
-    shapes: Sequence[Any]
+        The number of tokens, say. Engines take examples in the order of it.
+        """
+        ...
+
+    @property
+    def padded(self) -> bool:
+        """Whether shapes are numbers of tokens, and `batch` pads examples of different ones to the longest."""
+        ...
 
     def __len__(self) -> int:
         """The number of examples."""
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the examples at `indices`, which are all of one shape."""
+        """Return the examples at `indices`: all of one shape, unless `padded`."""
         ...
 
 
 class BatchedExamples:
-    """Examples given as ready batches.
+    """Examples given as ready batches, which are never padded.
 
     Args:
         batches: Pytrees of tensors, each tensor ``[B, ...]``.
@@ -42,6 +51,7 @@ class BatchedExamples:
     """
 
     def __init__(self, batches: Iterable[Batch]) -> None:
+        self.padded = False
         self.shapes: list[tuple[tuple[int, ...], ...]] = []
         self._rows: list[tuple[Batch, int]] = []
         for batch in batches:
@@ -65,11 +75,36 @@ class BatchedExamples:
 
 def equal_shape_runs(examples: Examples, indices: Sequence[int], limit: int) -> list[list[int]]:
     """Cut `indices` into runs of examples of one shape, none longer than `limit`."""
-    runs = []
+    runs: list[list[int]] = []
     for _, run in groupby(indices, key=lambda index: examples.shapes[index]):
         members = list(run)
         runs.extend(members[start : start + limit] for start in range(0, len(members), limit))
     return runs
+
+
+def buckets(examples: Examples, indices: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Cut `indices` into batches of nearly equal length: padding is work.
+
+    Args:
+        examples: The examples.
+        indices: Some of them, ordered by shape.
+        most_tokens: How many tokens a batch may have, padding included; without lengths, how many examples.
+    """
+    if not examples.padded:
+        return equal_shape_runs(examples, indices, limit=most_tokens)
+    found: list[list[int]] = []
+    longest = tokens = 0
+    for index in indices:
+        length = examples.shapes[index]
+        longest = max(longest, length)
+        padded = longest * (len(found[-1]) + 1) if found else 0
+        if found and padded <= most_tokens and padded - (tokens + length) <= MOST_PADDING * padded:
+            found[-1].append(index)
+            tokens += length
+        else:
+            found.append([index])
+            longest = tokens = length
+    return found
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -43,11 +43,12 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the floating-point operations that matrix products make in a second, within some 50 ms."""
-    size = 768
+    """Measure the floating-point operations that matrix products make in a second, at best, within half a second."""
+    size = 1536
     factor = torch.ones(size, size, dtype=dtype, device=device)
+    out = torch.empty_like(factor)
     # .item() waits for a GPU, which otherwise answers before it has worked.
-    return 2 * size**3 / seconds_of(lambda: (factor @ factor)[0, 0].item())
+    return 2 * size**3 / min(seconds_of(lambda: torch.mm(factor, factor, out=out)[0, 0].item()) for _ in range(3))
 
 
 def _meminfo_available() -> int | None:

@@ -86,4 +86,4 @@ def make_plan(
 def _cut(shapes: Sequence[Any], size: int) -> list[tuple[int, ...]]:
     # Longest first: what needs most memory fails, if it must, at once.
     order = sorted(range(len(shapes)), key=lambda index: (shapes[index], index), reverse=True)
-    return [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+    return [tuple(order[start : start + size]) for start in range(0, len(order), max(size, 1))]

@@ -101,7 +101,7 @@ def load_prompt_model(
     if config.model_type == "bert":
         _grow_segments(lm, random_segment)
     use_plain_attention(lm)
-    return PromptModel(lm.to(dtype).eval(), label_word_ids, binary_classification)
+    return PromptModel(lm.eval(), label_word_ids, binary_classification).to(dtype)
 
 
 def _initialise(config: PretrainedConfig) -> PreTrainedModel:
@@ -175,8 +175,8 @@ def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 def _grow_segments(lm: PreTrainedModel, random_segment: bool) -> None:
     """Give BERT's segment embeddings `NUM_SEGMENTS` rows: the checkpoint's, then random or repeated ones."""
-    embeddings = lm.base_model.embeddings
-    old = embeddings.token_type_embeddings.weight.detach()
+    name = f"{lm.base_model_prefix}.embeddings.token_type_embeddings"
+    old = lm.get_parameter(f"{name}.weight").detach()
     if len(old) >= NUM_SEGMENTS:
         return
     grown = nn.Embedding(NUM_SEGMENTS, old.shape[1], dtype=old.dtype)
@@ -186,7 +186,7 @@ def _grow_segments(lm: PreTrainedModel, random_segment: bool) -> None:
         else:
             grown.weight[:] = old[-1]
         grown.weight[: len(old)] = old
-    embeddings.token_type_embeddings = grown
+    lm.set_submodule(name, grown)
     lm.config.type_vocab_size = NUM_SEGMENTS
 
 

@@ -1,14 +1,18 @@
 """A language model that answers a prompt: the logits of its label words at one position of the sequence."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-LogitsFunction = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+from lmntk.kernels.layers import LinearLayer, register
+
+LogitsFunction = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
 
 
 class LabelWordDecoder(nn.Module):
@@ -34,6 +38,11 @@ class LabelWordDecoder(nn.Module):
         return F.linear(hidden, self.weight[self.label_word_ids], bias)
 
 
+# Its gradient is that of a linear layer of some rows; Conv1D is one with its weight transposed.
+register(LabelWordDecoder, LinearLayer)
+register(Conv1D, LinearLayer)
+
+
 class PromptModel(nn.Module):
     """`logits(features) -> [B, C]`: the interface behind which every family of language models stands.
 
@@ -46,12 +55,12 @@ class PromptModel(nn.Module):
         binary_classification: Make the logits the single difference f₁ − f₀, ``[B, 1]``.
     """
 
-    def __init__(
-        self, lm: PreTrainedModel, label_word_ids: Sequence[int], binary_classification: bool = False
-    ) -> None:
+    def __init__(self, lm: PreTrainedModel, label_word_ids: Sequence[int], binary_classification: bool = False) -> None:
         super().__init__()
         decoder = lm.get_output_embeddings()
-        lm.set_output_embeddings(LabelWordDecoder(decoder.weight, decoder.bias, label_word_ids))
+        label_words = LabelWordDecoder(decoder.weight, decoder.bias, label_word_ids)
+        lm.set_output_embeddings(label_words)
+        _drop_second_name(lm, label_words)
         lm.base_model.register_forward_hook(self._keep_one_position)
         self.lm = lm
         self.binary_classification = binary_classification
@@ -60,18 +69,16 @@ class PromptModel(nn.Module):
     @property
     def num_logits(self) -> int:
         """C, the number of logits an example has."""
-        return 1 if self.binary_classification else len(self.lm.get_output_embeddings().label_word_ids)
+        return 1 if self.binary_classification else len(self._decoder.label_word_ids)
+
+    @property
+    def _decoder(self) -> LabelWordDecoder:
+        return cast(LabelWordDecoder, self.lm.get_output_embeddings())
 
     @property
     def base_prefix(self) -> str:
         """What the names of the encoder's parameters begin with; all others belong to the head."""
         return f"lm.{self.lm.base_model_prefix}."
-
-    @property
-    def decoder_prefix(self) -> str:
-        """What the names of the decoder's parameters begin with."""
-        decoder = self.lm.get_output_embeddings()
-        return next(f"{name}." for name, module in self.named_modules() if module is decoder)
 
     def _keep_one_position(self, module: nn.Module, args: object, output: object) -> object:
         """Forward hook of the encoder: narrow its last hidden state ``[B, L, d]`` to ``[B, 1, d]``."""
@@ -124,13 +131,14 @@ class PromptModel(nn.Module):
         Returns:
             `f(params, batch) -> [B, C]` and the `params` at which the model stands.
         """
-        decoder, words = self.lm.get_output_embeddings(), self.lm.get_input_embeddings().weight
-        label_rows, token_rows = decoder.label_word_ids, torch.tensor(sorted(set(tokens)), device=words.device)
-        # By identity, not by name: a head may know the decoder's bias under a second name of its own.
+        decoder, words = self._decoder, cast(Tensor, self.lm.get_input_embeddings().weight)
+        device = words.device
+        label_rows, token_rows = decoder.label_word_ids, torch.tensor(sorted(set(tokens)), device=device)
         in_decoder = {id(parameter) for parameter in decoder.parameters()}
         wanted = set(names)
         params: dict[str, Tensor] = {}
-        fixed = {f"{self.decoder_prefix}label_word_ids": torch.arange(len(label_rows), device=words.device)}
+        decoder_name = next(name for name, module in self.named_modules() if module is decoder)
+        fixed = {f"{decoder_name}.label_word_ids": torch.arange(len(label_rows), device=device)}
         words_name = None
         for name, parameter in self.named_parameters():
             tensor = parameter.detach()
@@ -141,14 +149,14 @@ class PromptModel(nn.Module):
             elif name in wanted:
                 params[name] = tensor
         all_words = words.detach()
-        row_of = torch.zeros(len(all_words), dtype=torch.long, device=words.device)
-        row_of[token_rows] = torch.arange(len(token_rows), device=words.device)
-        is_row = torch.zeros(len(all_words), dtype=torch.bool, device=words.device)
+        row_of = torch.zeros(len(all_words), dtype=torch.long, device=device)
+        row_of[token_rows] = torch.arange(len(token_rows), device=device)
+        is_row = torch.zeros(len(all_words), dtype=torch.bool, device=device)
         is_row[token_rows] = True
 
-        def logits_fn(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+        def logits_fn(params: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
             tensors = {**fixed, **params}
-            if words_name is not None:
+            if words_name in tensors:
                 ids = batch["input_ids"]
                 embeds = F.embedding(row_of[ids], tensors.pop(words_name))
                 embeds = torch.where(is_row[ids][..., None], embeds, F.embedding(ids, all_words))
@@ -156,3 +164,11 @@ class PromptModel(nn.Module):
             return functional_call(self, tensors, kwargs=batch)
 
         return logits_fn, params
+
+
+def _drop_second_name(lm: nn.Module, decoder: LabelWordDecoder) -> None:
+    """Leave the decoder's bias, which some heads hold under a name of their own too, to the decoder that uses it."""
+    for module in lm.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter is decoder.bias and module is not decoder:
+                delattr(module, name)

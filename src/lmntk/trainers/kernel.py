@@ -16,7 +16,7 @@ from lmntk import descriptions, distributed, results, solvers
 from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
 from lmntk.errors import UsageError
-from lmntk.features import FeatureDataset
+from lmntk.features import Collator, FeatureDataset
 from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, assemble, make_engine
 from lmntk.kernels.engines.base import Block
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes
@@ -32,18 +32,20 @@ Kernel = tuple[Tensor, Tensor]
 class FeatureExamples:
     """The prompts of a split as the kernel engines take them: batches of prompts of one length."""
 
-    def __init__(self, dataset: FeatureDataset, trainer: "KernelTrainer") -> None:
+    def __init__(self, dataset: FeatureDataset, collator: Collator, device: torch.device) -> None:
+        self.padded = True
         self.shapes = [len(feature.input_ids) for feature in dataset.features]
         self._features = dataset.features
-        self._trainer = trainer
+        self._collator = collator
+        self._device = device
 
     def __len__(self) -> int:
         return len(self._features)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return the prompts at `indices` as the model takes them, without their labels."""
-        batch = self._trainer.data_collator([self._features[index] for index in indices])
-        return {name: tensor.to(self._trainer.args.device) for name, tensor in batch.items() if name != "labels"}
+        batch = self._collator([self._features[index] for index in indices])
+        return {name: tensor.to(self._device) for name, tensor in batch.items() if name != "labels"}
 
 
 class KernelTrainer(PromptTrainer):
@@ -96,7 +98,9 @@ class KernelTrainer(PromptTrainer):
         split = eval_dataset.mode
         train_kernel, train_labels = self._train_kernel
         x_kernel, x_labels = self.kernel(split)
-        f0 = [self.untrained_logits(name)[0].numpy() for name in ("train", split)] if self.args.adjust_for_init else []
+        train_f0, x_f0 = (
+            self.untrained_logits(name)[0].numpy() if self.args.adjust_for_init else None for name in ("train", split)
+        )
         prediction = solvers.predict(
             self.args.kernel_solver,
             train_kernel.numpy(),
@@ -109,11 +113,12 @@ class KernelTrainer(PromptTrainer):
                 lambda_=self.args.kernel_lambda,
                 f0_scaling=self.args.f0_scaling,
             ),
-            *f0,
+            train_f0=train_f0,
+            x_f0=x_f0,
             x_split=split,
         )
         num_logits = x_kernel.shape[-1]
-        labels = solvers.class_ids(x_labels.numpy(), num_logits)[: len(x_labels) // eval_dataset.num_sample]
+        labels = solvers.class_ids(x_labels.numpy(), num_logits)[: len(x_labels) // self._num_samples(eval_dataset)]
         scores = score(self._run.task, prediction.logits, labels)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics |= {f"{metric_key_prefix}_loss": prediction.loss, **prediction.metrics}
@@ -128,26 +133,18 @@ class KernelTrainer(PromptTrainer):
         Raises:
             UsageError: A file is there, but made by a command that differs; or it cannot be read.
         """
-        task_key = self._run.task.key
-        if self.args.load_kernels is not None:
-            path = results.kernel_path(self.args.load_kernels, split, task_key)
-            self._check_loaded(path)
-            logger.info("loading the train × %s kernel from %s", split, path)
-            return results.load_kernel(path)
-        path = results.kernel_path(self.args.output_dir, split, task_key)
-        wanted = descriptions.defining(
-            self._run, self._model_args, self.args, self._weights, self._grad_dim or 0, split
-        )
-        if path.exists() and not self.args.overwrite_kernels:
-            self._check_reusable(path, wanted)
-            logger.info("using the train × %s kernel that is in %s", split, path)
-            self.untrained_logits(split)
+        path = self._file_to_use(split)
+        if path is not None:
+            logger.info("taking the train × %s kernel from %s", split, path)
+            if self.args.load_kernels is None:
+                self.untrained_logits(split)
             return results.load_kernel(path)
         distributed.wait_for_all()
         kernel, labels, record = self._compute(split)
         self.untrained_logits(split)
         if distributed.is_first():
-            results.save_kernel(path, kernel, labels, wanted | record)
+            path = results.kernel_path(self.args.output_dir, split, self._run.task.key)
+            results.save_kernel(path, kernel, labels, self._definition(split) | record)
             logger.info("wrote the train × %s kernel to %s", split, path)
         return kernel, labels
 
@@ -170,18 +167,30 @@ class KernelTrainer(PromptTrainer):
     def dry_run(self) -> None:
         """Say what the kernels of this command take, without computing them."""
         for split in self._run.datasets:
-            engine, plan = self._engine_and_plan(split)
-            self._announce(engine, plan, split, "would compute")
+            path = self._file_to_use(split)
+            if path is None:
+                engine, plan = self._engine_and_plan(split)
+                self._announce(engine, plan, split, "would compute")
+            else:
+                shape = " × ".join(map(str, results.load_kernel(path)[0].shape))
+                logger.info("would take the train × %s kernel (%s) from %s", split, shape, path)
 
     def _engine_and_plan(self, split: str) -> tuple[Engine, Plan]:
-        train = FeatureExamples(self._run.datasets["train"], self)
+        model = self._run.model
+        assert model is not None
+
+        def examples(name: str) -> FeatureExamples:
+            return FeatureExamples(self._run.datasets[name], self._run.collator, self.args.device)
+
         problem = KernelProblem(
             logits_fn=self._logits_fn,
             params=self._params,
-            train=train,
-            x=None if split == "train" else FeatureExamples(self._run.datasets[split], self),
+            train=examples("train"),
+            x=None if split == "train" else examples(split),
             formula=FORMULAS[self.args.kernel_formula],
             num_logits=self._num_logits,
+            module=model,
+            call=lambda batch: model(**batch),
         )
         engine = make_engine(problem, self.args.kernel_engine, self._memory_gb())
         try:
@@ -228,14 +237,14 @@ class KernelTrainer(PromptTrainer):
 
     def _announce(self, engine: Engine, plan: Plan, split: str, verb: str) -> None:
         problem = engine.problem
+        tokens = [sum(examples.shapes) for examples in (problem.train, problem.x_examples)]
         size = len(problem.formula.directions) * plan.train_size * plan.x_size * problem.num_logits**2 * 8
         logger.info(
-            "%s the train × %s kernel (%s): %d × %d examples, %d logit(s), %s parameters; %s engine, tiles of %d × %d"
-            "%s; about %.1f GB beside the model, %s, and a file of %.1f MB",
-            *(verb, split, problem.formula.name, plan.train_size, plan.x_size, problem.num_logits),
-            *(f"{self._grad_dim:,}", engine.name, plan.train_tile, plan.x_tile),
-            f" in {engine.passes} groups of parameters" if engine.passes > 1 else "",
-            engine.expected_bytes(plan) / 2**30,
+            "%s the train × %s kernel (%s): %d × %d examples of %d × %d tokens in all, %d %s, %s parameters; %s, tiles "
+            "of %d × %d; about %.1f GB beside the model, %s, and a file of %.1f MB",
+            *(verb, split, problem.formula.name, plan.train_size, plan.x_size, *tokens),
+            *(problem.num_logits, "logit" if problem.num_logits == 1 else "logits", f"{self._grad_dim:,}"),
+            *(engine.summary, plan.train_tile, plan.x_tile, engine.expected_bytes(plan) / 2**30),
             _duration(engine.expected_seconds(plan) / distributed.world_size()),
             size / 2**20,
         )
@@ -243,6 +252,29 @@ class KernelTrainer(PromptTrainer):
     def _labels(self, dataset: FeatureDataset) -> Tensor:
         labels = torch.tensor(dataset.labels)
         return (labels * 2 - 1).float() if self._num_logits == 1 else labels
+
+    def _definition(self, split: str) -> dict[str, Any]:
+        return descriptions.defining(self._run, self._model_args, self.args, self._weights, self._grad_dim or 0, split)
+
+    def _file_to_use(self, split: str) -> Path | None:
+        """The file from which the kernel of a split is taken; None where it is to be computed."""
+        if self.args.load_kernels is not None:
+            path = results.kernel_path(self.args.load_kernels, split, self._run.task.key)
+            self._check_loaded(path)
+            return path
+        path = results.kernel_path(self.args.output_dir, split, self._run.task.key)
+        if self.args.overwrite_kernels or not path.exists():
+            return None
+        self._check_reusable(path, self._definition(split))
+        return path
+
+    def _num_samples(self, dataset: FeatureDataset) -> int:
+        """How often each example of a split stands in its kernel: once for each template."""
+        if self.args.load_kernels is None:
+            return dataset.num_sample
+        path = results.kernel_path(self.args.load_kernels, dataset.mode, self._run.task.key)
+        stored = results.read_description(path) or {}
+        return len(stored.get("template", self._run.prompts.templates))
 
     def _check_reusable(self, path: Path, wanted: dict[str, Any]) -> None:
         stored = results.read_description(path)
@@ -271,5 +303,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"about {max(seconds, 1):.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
-
-

@@ -22,6 +22,8 @@ class PromptTrainer(transformers.Trainer):
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        # Pinning needs a GPU, and says so in a warning where there is none.
+        kwargs["args"].dataloader_pin_memory &= kwargs["args"].device.type == "cuda"
         super().__init__(**kwargs)
         # The model has no `labels` argument from whose name the stock trainer would guess this.
         self.label_names = ["labels"]
@@ -31,7 +33,7 @@ class PromptTrainer(transformers.Trainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the cross entropy of the label words, and the logits ``[B, C]`` if wanted."""
         labels = inputs["labels"]

@@ -7,9 +7,10 @@ or processes.
 """
 
 from lmntk.kernels.engines.base import Block, Engine, KernelProblem
+from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.jvp import JvpEngine
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (JacobianEngine, JvpEngine)}
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (FactoredEngine, JacobianEngine, JvpEngine)}
 
-__all__ = ["ENGINES", "Block", "Engine", "JacobianEngine", "JvpEngine", "KernelProblem"]
+__all__ = ["ENGINES", "Block", "Engine", "FactoredEngine", "JacobianEngine", "JvpEngine", "KernelProblem"]

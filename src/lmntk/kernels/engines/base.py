@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmntk.kernels.examples import Batch, Examples, bytes_of
 from lmntk.kernels.formulas import Formula
@@ -20,12 +20,15 @@ class KernelProblem:
     """The kernel to compute, whatever the engine.
 
     Attributes:
-        logits_fn: `f(params, batch) -> [B, C]`, differentiable by `torch.func`; examples do not see each other.
+        logits_fn: `f(params, batch) -> [B, C]`, differentiable by `torch.func`; examples do not see each other. Of a
+            parameter of which only some rows can matter it may take these rows.
         params: The parameters θ at which, and over which, gradients are taken.
         train: The N examples along the first axis.
         x: The X examples along the other axis; None for the kernel of the train examples with themselves.
         formula: Which sides take the sign.
         num_logits: C.
+        module: The module behind `logits_fn`, whose parameters go by the names in `params`, if there is one.
+        call: Calls it with a batch.
     """
 
     logits_fn: Callable[[Parameters, Batch], Tensor]
@@ -34,6 +37,8 @@ class KernelProblem:
     x: Examples | None
     formula: Formula
     num_logits: int
+    module: nn.Module | None = None
+    call: Callable[[Batch], Tensor] | None = None
 
     @property
     def x_examples(self) -> Examples:
@@ -89,6 +94,11 @@ class Engine(ABC):
     @abstractmethod
     def expected_seconds(self, plan: Plan) -> float:
         """Measure one example, or one pair, and return about how long `plan` will take."""
+
+    @property
+    def summary(self) -> str:
+        """Say in a few words which engine this is, and which parameters take which way."""
+        return f"{self.name} engine"
 
     @property
     def passes(self) -> int:

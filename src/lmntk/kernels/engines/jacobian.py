@@ -81,9 +81,7 @@ class JacobianEngine(Engine):
         """Time one example's gradients, and count the products."""
         problem = self.problem
         one = [problem.typical_example]
-        jacobian_seconds = sum(
-            seconds_of(lambda group=group: self._gradients(problem.train, one, group)) for group in self._groups
-        )
+        jacobian_seconds = seconds_of(lambda: [self._gradients(problem.train, one, group) for group in self._groups])
         reused = problem.x is None
         jacobians = sum(
             len(train) + sum(len(x) for x in x_tiles if not (reused and x == train)) for train, x_tiles in plan.rows
@@ -92,6 +90,11 @@ class JacobianEngine(Engine):
         products = 2 * parameters * problem.num_logits**2 * plan.pairs * len(problem.formula.directions)
         weight = next(iter(problem.params.values()))
         return jacobians * jacobian_seconds + products / product_flops(weight.device, weight.dtype)
+
+    @property
+    def summary(self) -> str:
+        """Say how many groups the parameters are taken in."""
+        return super().summary + (f" with parameters in {self.passes} groups" if self.passes > 1 else "")
 
     @property
     def passes(self) -> int:

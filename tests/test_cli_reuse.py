@@ -1,0 +1,165 @@
+"""The command line when kernels are there already, here or elsewhere, and when they are only talked about."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from command_line import (
+    FORMULAS,
+    SIZES,
+    Workplace,
+    flags_of,
+    read_kernel,
+    read_results,
+    snapshot,
+    sst2_rows,
+    write_rows,
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def made(place: Workplace) -> dict[str, Path]:
+    """The output folder of a run of each formula."""
+    return {formula: place.run(*flags_of(formula), output=formula) for formula in FORMULAS}
+
+
+def test_the_same_command_again_uses_the_kernels_as_they_are(place: Workplace) -> None:
+    folder = place.run(output="again")
+    before, results = snapshot(folder), read_results(folder / "test_results_sst-2.txt")
+    place.run(output="again")
+    after = snapshot(folder)
+    assert {name: after[name] for name in after if "kernels" in name} == {
+        name: before[name] for name in before if "kernels" in name
+    }
+    assert after.keys() == before.keys()
+    assert read_results(folder / "test_results_sst-2.txt") == pytest.approx(results)
+
+
+def test_another_solver_uses_the_kernels_that_are_there(place: Workplace) -> None:
+    folder = place.run(output="solvers")
+    before = snapshot(folder)
+    for solver in ("svr", "svc", "logistic"):
+        place.run("--kernel_solver", solver, output="solvers")
+        assert "rank0" not in read_results(folder / "test_results_sst-2.txt")
+    assert [name for name, entry in snapshot(folder).items() if entry != before[name] and "kernels" in name] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (["--kernel_formula", "signgd"], "formula: stored sgd, now signgd"),
+        (["--only_biases"], 'parameters: stored all, now {"only_biases": true}; grad_dim: stored'),
+        (["--mapping", "{0: 'bad', 1: 'good'}"], "mapping.0: stored terrible, now bad; mapping.1: stored great"),
+    ],
+    ids=["formula", "filter", "mapping"],
+)
+def test_a_kernel_of_another_command_is_not_used_silently(
+    place: Workplace, made: dict[str, Path], flags: list[str], difference: str
+) -> None:
+    before = snapshot(made["sgd"])
+    outcome = place.call(place.argv(*flags, output="sgd"))
+    path = made["sgd"] / "train_kernels_sst-2.pt"
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"error: {path} was made by another command ({difference}")
+    assert outcome.err.endswith(
+        "): pass --overwrite_kernels to compute it anew, or another TAG or --output_dir to keep both\n"
+    )
+    assert snapshot(made["sgd"]) == before
+
+
+def test_a_kernel_of_other_data_is_not_used_silently(place: Workplace, made: dict[str, Path]) -> None:
+    data = place.folder / "other data"
+    for split in SIZES:
+        write_rows(data / f"{split}.tsv", [("sentence", "label"), *sst2_rows(SIZES[split], "another")])
+    outcome = place.call(place.argv("--data_dir", str(data), output="sgd"))
+    assert outcome.status == 2
+    assert "(data_sha256.train: stored " in outcome.err
+
+
+def test_overwriting_computes_kernels_anew(place: Workplace) -> None:
+    folder = place.run(output="overwritten")
+    place.run("--kernel_formula", "signgd", "--overwrite_kernels", output="overwritten")
+    for split in SIZES:
+        kernel = read_kernel(folder, split)
+        assert torch.equal(kernel, kernel.round())
+        note = json.loads((folder / f"{split}_kernels_sst-2.json").read_text(encoding="utf-8"))
+        assert note["formula"] == "signgd"
+    place.run("--kernel_formula", "signgd", output="overwritten")
+
+
+def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(place: Workplace, made: dict[str, Path]) -> None:
+    log = place.folder / "log"
+    before = log.read_bytes() if log.exists() else b""
+    outcome = place.call(place.argv("--dry_run", "--per_device_train_batch_size", "3", output="dry"))
+    parameters = json.loads((made["sgd"] / "test_kernels_sst-2.json").read_text(encoding="utf-8"))["grad_dim"]
+    lines = outcome.messages.splitlines()
+    assert (outcome.status, outcome.err, len(lines)) == (0, "", 3)
+    assert lines[2].startswith("would compute the train × test kernel (sgd): 4 × 6 examples of ")
+    for words in (" tokens in all", " 2 logits", f" {parameters:,} parameters", " engine", " tiles of 3 × 6"):
+        assert words in lines[2]
+    for words in (" GB beside the model", " about 1 s", " file of 0.0 MB"):
+        assert words in lines[2]
+    assert list((place.folder / "dry").iterdir()) == []
+    assert (log.read_bytes() if log.exists() else b"") == before
+
+
+def test_a_dry_run_names_the_kernels_that_need_no_computing(place: Workplace, made: dict[str, Path]) -> None:
+    before = snapshot(made["sgd"])
+    in_place = place.call(place.argv("--dry_run", output="sgd"))
+    loaded = place.call(place.argv("--dry_run", "--load_kernels", str(made["sgd"]), output="dry"))
+    wanted = [
+        f"would take the train × {split} kernel (4 × 2 × {size} × 2) from {made['sgd']}/{split}_kernels_sst-2.pt"
+        for split, size in SIZES.items()
+    ]
+    assert in_place.messages.splitlines() == loaded.messages.splitlines() == wanted
+    assert snapshot(made["sgd"]) == before
+
+
+@pytest.mark.parametrize("described", [True, False], ids=["ours", "published"])
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_loaded_kernels_need_neither_model_nor_data(
+    place: Workplace, made: dict[str, Path], tmp_path: Path, formula: str, described: bool
+) -> None:
+    source = tmp_path / "theirs"
+    source.mkdir()
+    for path in made[formula].glob("*_kernels_*"):
+        if described or path.suffix == ".pt":
+            (source / path.name).write_bytes(path.read_bytes())
+    source.chmod(0o555)
+    before = snapshot(source)
+    nowhere = ["--model_name_or_path", "no/model", "--data_dir", "no/data", "--load_kernels", str(source)]
+    output = f"loaded-{formula}-{described}"
+    folder = place.run(*flags_of(formula), *nowhere, output=output)
+    for name in ("eval_results_sst-2.txt", "test_results_sst-2.txt"):
+        wanted = read_results(made[formula] / name)
+        del wanted["grad_dim"]
+        found = read_results(folder / name)
+        assert found == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    assert {path.name for path in folder.iterdir()} == {"eval_results_sst-2.txt", "test_results_sst-2.txt"}
+    assert snapshot(source) == before
+
+
+def test_a_loaded_kernel_of_another_formula_is_refused(place: Workplace, made: dict[str, Path]) -> None:
+    flags = ["--model_name_or_path", "no/model", "--data_dir", "no/data", "--kernel_formula", "signgd"]
+    outcome = place.call(place.argv(*flags, "--load_kernels", str(made["sgd"]), output="refused"))
+    path = made["sgd"] / "train_kernels_sst-2.pt"
+    assert (outcome.status, outcome.err) == (
+        2,
+        f"error: --load_kernels: {path} is another kernel (formula: stored sgd, now signgd); change these flags\n",
+    )
+
+
+def test_logits_for_an_adjustment_come_from_beside_loaded_kernels(place: Workplace, made: dict[str, Path]) -> None:
+    own = place.run("--adjust_for_init", output="adjusted")
+    flags = ["--adjust_for_init", "--load_kernels", str(made["sgd"]), "--model_name_or_path", "no/model"]
+    loaded = place.run(*flags, "--data_dir", "no/data", output="adjusted-loaded")
+    name = "test_results_sst-2.txt"
+    assert read_results(own / name)["eval_loss"] == pytest.approx(read_results(loaded / name)["eval_loss"])
+    assert read_results(own / name)["eval_loss"] != pytest.approx(read_results(made["sgd"] / name)["eval_loss"])

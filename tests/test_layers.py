@@ -1,0 +1,185 @@
+"""Every layer type against one example at a time: shapes, padding, repeated tokens, one and many logits."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import lmntk.models.prompt_model  # noqa: F401 (registers Conv1D)
+import oracle
+from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, empirical_ntk
+from lmntk.kernels.engines.factored import FactoredEngine, find_layers
+from lmntk.kernels.layers import LAYERS
+
+FEATURES = 5
+
+
+class Probe(nn.Module):
+    """Embeds tokens, mixes positions nonlinearly, applies the layer under test, and reads C logits off."""
+
+    def __init__(self, layer: nn.Module, width: int, logits: int, one_position: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self.words = nn.Embedding(7, FEATURES, padding_idx=0)
+        self.out = nn.Linear(width, logits)
+        self.one_position = one_position
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        embedded = self.layer(ids) if isinstance(self.layer, nn.Embedding) else self.words(ids)
+        mixed = torch.tanh(embedded + embedded.cumsum(dim=1))
+        hidden = mixed if isinstance(self.layer, nn.Embedding) else torch.tanh(self.layer(mixed))
+        pooled = hidden[:, -1] if self.one_position else (hidden * (ids != 0)[..., None]).sum(dim=1)
+        return self.out(pooled)
+
+
+LAYER_TYPES = {
+    "linear": (lambda: nn.Linear(FEATURES, 4), 4),
+    "linear without bias": (lambda: nn.Linear(FEATURES, 4, bias=False), 4),
+    "conv1d": (lambda: Conv1D(4, FEATURES), 4),
+    "embedding": (lambda: nn.Embedding(7, FEATURES), FEATURES),
+    "embedding with padding": (lambda: nn.Embedding(7, FEATURES, padding_idx=0), FEATURES),
+    "layer norm": (lambda: nn.LayerNorm(FEATURES), FEATURES),
+    "layer norm without bias": (lambda: nn.LayerNorm(FEATURES, bias=False), FEATURES),
+    "rms norm": (lambda: nn.RMSNorm(FEATURES, eps=1e-5), FEATURES),
+}
+
+
+def make_probe(kind: str, logits: int, one_position: bool) -> Probe:
+    torch.manual_seed(0)
+    make, width = LAYER_TYPES[kind]
+    probe = Probe(make(), width, logits, one_position).double()
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return probe
+
+
+def ids_of(lengths: list[int], seed: int) -> list[torch.Tensor]:
+    """Token batches of one example; 0 is padding, and few tokens are there, so that they repeat."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 7, (1, length), generator=generator) for length in lengths]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    train=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    x=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    logits=st.sampled_from([1, 2, 6]),
+    formula=st.sampled_from(sorted(FORMULAS)),
+    one_position=st.booleans(),
+)
+@pytest.mark.parametrize("kind", LAYER_TYPES)
+def test_a_layer_type_agrees_with_the_oracle(kind, train, x, logits, formula, one_position):
+    probe = make_probe(kind, logits, one_position)
+    train_ids, x_ids = ids_of(train, 1), ids_of(x, 2)
+    own = list(probe.parameters())
+    truth = oracle.kernel(oracle.gradients(probe, own, train_ids), oracle.gradients(probe, own, x_ids), formula)
+    probe.requires_grad_(False)
+    found = empirical_ntk(probe, train_ids, x_ids, formula=formula, engine="factored")
+    scale = truth.abs().max().clamp(min=1.0)
+    if formula == "signgd":
+        assert torch.equal(found, truth)
+    torch.testing.assert_close(found / scale, truth / scale, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", LAYER_TYPES)
+@pytest.mark.parametrize("one", ["weight", "bias"])
+def test_a_layer_can_count_one_of_its_parameters_alone(kind, one):
+    probe = make_probe(kind, 2, False)
+    if getattr(probe.layer, one, None) is None:
+        pytest.skip("the layer has no such parameter")
+    ids = ids_of([3, 4, 4], 3)
+    own = getattr(probe.layer, one)
+    gradients = oracle.gradients(probe, [own], ids)
+    probe.requires_grad_(False)
+    found = empirical_ntk(probe, ids, params={f"layer.{one}": own.detach()}, engine="factored")
+    torch.testing.assert_close(found, oracle.kernel(gradients, gradients, "sgd"), atol=1e-9, rtol=1e-12)
+
+
+class Odd(nn.Module):
+    """What must go to the fallback: a tied weight, a module called twice, a bare parameter, an unknown type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, FEATURES)
+        self.tied = nn.Linear(FEATURES, 7, bias=True)
+        self.tied.weight = self.words.weight
+        self.twice = nn.Linear(FEATURES, FEATURES)
+        self.bare = nn.Parameter(torch.randn(FEATURES))
+        self.unknown = nn.PReLU()
+        self.known = nn.Linear(7, 2)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.unknown(self.twice(self.unknown(self.twice(self.words(ids)))) * self.bare)
+        return self.known(torch.tanh(self.tied(hidden))).sum(dim=1)
+
+
+def odd_problem(formula: str) -> tuple[Odd, list[torch.Tensor], KernelProblem]:
+    torch.manual_seed(1)
+    odd = Odd().double()
+    ids = ids_of([3, 5, 3, 2], 4)
+
+    def logits_fn(params, batch):
+        return torch.func.functional_call(odd, params, (batch,))
+
+    params = {name: parameter.detach() for name, parameter in odd.named_parameters()}
+    train, x = BatchedExamples(ids[:2]), BatchedExamples(ids[2:])
+    return odd, ids, KernelProblem(logits_fn, params, train, x, FORMULAS[formula], 2, odd, odd)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_what_no_layer_type_knows_is_counted_once_by_the_fallback(formula):
+    odd, ids, problem = odd_problem(formula)
+    own = list(odd.parameters())
+    gradients = oracle.gradients(odd, own, ids)
+    odd.requires_grad_(False)
+    engine = FactoredEngine(problem, 2**28)
+    assert set(engine.fallback_parameters) == {
+        "words.weight",
+        "tied.bias",
+        "twice.weight",
+        "twice.bias",
+        "bare",
+        "unknown.weight",
+        "unused.weight",
+        "unused.bias",
+    } - {"tied.bias"}
+    plan = engine.plan()
+    found = assemble(engine.blocks(plan), plan, problem)
+    truth = oracle.kernel(gradients[:2], gradients[2:], formula)
+    torch.testing.assert_close(found if len(found) == 2 else found[0], truth, atol=1e-10, rtol=1e-12)
+
+
+def test_hooks_leave_the_outputs_unchanged_and_go_away():
+    odd, ids, problem = odd_problem("sgd")
+    odd.requires_grad_(False)
+    before = [odd(batch) for batch in ids]
+    layers, _ = find_layers(problem)
+    assert set(layers) == {"known", "tied"}
+    engine = FactoredEngine(problem, 2**28)
+    plan = engine.plan()
+    assemble(engine.blocks(plan), plan, problem)
+    assert all(torch.equal(odd(batch), logits) for batch, logits in zip(ids, before, strict=True))
+    assert not any(module._forward_hooks for module in odd.modules())
+
+
+def test_every_registered_type_has_a_case_here():
+    covered = {type(make()) for make, _ in LAYER_TYPES.values()}
+    others = {"LabelWordDecoder"}  # held by the prompt models of test_engines
+    assert {kind for kind in LAYERS if kind.__name__ not in others} == covered
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_x_examples_make_an_empty_kernel(engine):
+    probe = make_probe("linear", 2, False)
+    probe.requires_grad_(False)
+    found = empirical_ntk(probe, ids_of([3, 2], 5), [], engine=engine)
+    assert found.shape == (2, 2, 0, 2)
+
+
+def test_no_train_examples_are_an_error():
+    with pytest.raises(ValueError, match="holds no example"):
+        empirical_ntk(make_probe("linear", 2, False), [])

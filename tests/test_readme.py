@@ -1,0 +1,174 @@
+"""What the README says: its commands run, on a tiny model and tiny data, and its names exist."""
+
+import contextlib
+import doctest
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import demo
+import generate_k_shot_data
+import lmntk.kernels
+from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
+from lmntk.arguments import _flag_names, parse_arguments
+from lmntk.checks import check_arguments
+from lmntk.errors import UsageError
+from lmntk.tasks import find_task
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULT = "result/SST-2-roberta-base-prompt"
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    """The words of every command in the bash blocks."""
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def calls() -> list[list[str]]:
+    """The commands that call run_fewshot.sh, variables in front."""
+    return [words for words in commands() if "run_fewshot.sh" in words]
+
+
+def argv_of(call: list[str], stand_in: Path) -> list[str]:
+    """What run.py is given by a call of run_fewshot.sh."""
+    variables = dict(word.split("=", 1) for word in call[: call.index("bash")])
+    script = (ROOT / "run_fewshot.sh").read_text(encoding="utf-8")
+    assert all(f"${{{name}:-" in script for name in variables), f"{variables}: run_fewshot.sh reads no such variable"
+    foreign = ("GRID_TAG", "LOAD_KERNELS_TAG", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    environment |= {"PYTHON": str(stand_in), "CUDA_VISIBLE_DEVICES": "", **variables}
+    done = subprocess.run(
+        call[call.index("bash") :], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.split("\0")[:-1]
+    return words[words.index(f"{ROOT}/run.py") + 1 :]
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A place where all commands of the README that need no network were run, in their order."""
+    place = Workplace(tmp_path_factory.mktemp("readme"))
+    stand_in = place.folder / "python"
+    stand_in.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n", encoding="utf-8")
+    stand_in.chmod(0o755)
+    for name, number in (("train", 80), ("dev", 12)):
+        path = place.folder / "data" / "original" / "SST-2" / f"{name}.tsv"
+        write_rows(path, [("sentence", "label"), *sst2_rows(number)])
+    with contextlib.chdir(place.folder):
+        for words in commands():
+            if words[:2] == ["python", "tools/generate_k_shot_data.py"]:
+                generate_k_shot_data.main(words[2:])
+    for path in (place.folder / "data/k-shot-1k-test/SST-2/16-42").iterdir():
+        header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A quarter of the examples, the calls take less time so.
+        path.write_text(header + "".join(rows[::4]), encoding="utf-8")
+    for call in calls():
+        argv = argv_of(call, stand_in)
+        outcome = place.call([*argv, "--model_name_or_path", str(place.model), "--disable_tqdm", "True"])
+        assert (outcome.status, outcome.err) == (0, ""), f"{shlex.join(call)}\n{outcome.err}"
+    return place
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) < 150
+
+
+def test_its_table_has_the_rows_and_columns_that_the_demo_prints() -> None:
+    outcome = demo.Outcome(dev=0.5, test=0.5, zero_shot=0.5, seconds=0.5)
+    runs = [demo.Run(task, formula, 13) for task in demo.TASKS for formula in demo.SOLVERS]
+    header, line, *rows = demo.table(dict.fromkeys(runs, outcome)).splitlines()
+    shown = [row for row in README.splitlines() if row.startswith(tuple(f"| {task} " for task in demo.TASKS))]
+    assert f"{header}\n{line}\n{shown[0]}\n" in README
+    assert [row.split("|")[1:3] for row in shown] == [row.split("|")[1:3] for row in rows]
+
+
+def test_every_call_leaves_its_results_where_the_readme_says(walked: Workplace) -> None:
+    left = {path.parent.parent.name for path in (walked.folder / "result").glob("*/16-42/test_results_sst-2.txt")}
+    tags = [word.removeprefix("TAG=") for call in calls() for word in call if word.startswith("TAG=")]
+    assert len(tags) == len(calls()) >= 4
+    trainers = ["standard" if tag == "zero-shot" else "kernel" for tag in tags]
+    assert left == {f"SST-2-roberta-base-prompt-{trainer}-{tag}" for trainer, tag in zip(trainers, tags, strict=True)}
+    signs = read_kernel(walked.folder / f"{RESULT}-kernel-kernel-signgd" / "16-42", "train")
+    assert torch.equal(signs, signs.round())
+    asymmetric = read_kernel(walked.folder / f"{RESULT}-kernel-kernel-asymmetric" / "16-42", "test")
+    assert asymmetric.shape == (2, 8, 1, 3, 1)
+    zero_shot = read_results(walked.folder / f"{RESULT}-standard-zero-shot" / "16-42" / "test_results_sst-2.txt")
+    assert "eval_acc" in zero_shot
+
+
+def test_every_file_in_the_table_of_files_is_written(walked: Workplace) -> None:
+    named = re.findall(r"`(\w+_sst-2\.\w+)`", README)
+    assert len(named) >= 5
+    folder = walked.folder / f"{RESULT}-kernel-kernel-prompting" / "16-42"
+    assert [name for name in named if not (folder / name).exists()] == []
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_every_python_block_runs(walked: Workplace, number: int) -> None:
+    script = walked.folder / f"block_{number}.py"
+    script.write_text(blocks("python")[number], encoding="utf-8")
+    with contextlib.chdir(walked.folder):
+        names = runpy.run_path(str(script))
+    shape, dtype = tuple(names["kernel"].shape), names["kernel"].dtype
+    assert (shape, dtype) in [((8, 2, 3, 2), torch.float64), ((16, 3, 5, 3), torch.float64)]
+
+
+def test_every_command_is_one_that_the_tests_know() -> None:
+    script = (ROOT / "data" / "download_dataset.sh").read_text(encoding="utf-8")
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in commands():
+        if words[0] == "make":
+            assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
+        elif words[0] == "python":
+            assert words[1] == "tools/generate_k_shot_data.py"
+        else:
+            assert words in calls() or words == ["bash", "data/download_dataset.sh"]
+
+
+def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
+    tool_flags = {"mode", "k", "task", "seed", "data_dir", "output_dir"}
+    assert {flag for flag in re.findall(r"--(\w+)", README) if flag not in _flag_names() | tool_flags} == set()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert [link for link in [*links, "requirements.txt"] if not (ROOT / link).is_file()] == []
+    for name in ("SST-2", "mr", "cr", "mpqa", "subj", "trec", "sst-5", "ag_news"):
+        assert name in README
+        assert find_task(name).file_format == ("tsv" if name == "SST-2" else "csv")
+
+
+def test_what_it_says_is_not_there_yet_is_refused_and_says_so() -> None:
+    section = README[README.index("## Not there yet") : README.index("## More")]
+    missing = re.findall(r"`(--[^`]+)`", section)
+    assert len(missing) >= 5
+    base = ["--model_name_or_path", "m", "--task_name", "sst-2", "--data_dir", "d", "--output_dir", "o", "--do_eval"]
+    for flags in missing:
+        with pytest.raises(UsageError, match="not available in this version yet"):
+            check_arguments(
+                *parse_arguments([*base, "--few_shot_type", "prompt", "--trainer", "kernel", *flags.split()])
+            )
+
+
+def test_the_example_of_the_public_call_runs() -> None:
+    found = doctest.testmod(lmntk.kernels)
+    assert found.attempted >= 4
+    assert found.failed == 0
+
+
+def test_the_interpreter_is_as_new_as_the_readme_asks() -> None:
+    asked = re.search(r"Python (\d+)\.(\d+) or newer", README)
+    assert asked is not None
+    assert f">={asked[1]}.{asked[2]}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert sys.version_info >= (int(asked[1]), int(asked[2]))
