@@ -128,7 +128,10 @@ def test_adjusting_for_init_is_refused_for_solvers_without_targets_to_adjust(sol
 
 def test_flags_of_the_kernel_do_not_stop_a_run_that_computes_none() -> None:
     check(*ZERO_SHOT, "--kernel_formula", "asymmetric_signgd", "--kernel_solver", "asym")
-    check(*ZERO_SHOT, task="sts-b")
+
+
+def test_a_regression_task_is_not_evaluated_as_if_it_had_classes() -> None:
+    assert refusal(*ZERO_SHOT, task="sts-b").startswith("--no_train: STS-B is a regression task")
 
 
 def test_loading_kernels_without_the_kernel_trainer_is_refused(tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ def test_a_feature_this_version_lacks_is_refused_and_not_ignored(flags: list[str
     "flags",
     [
         ["--from_linearhead"], ["--l2_loss"], ["--model_family", "causal"], ["--gguf_file", "x.gguf"],
-        ["--demo_filter"], ["--double_demo"], ["--use_full_length"], ["--gpt3_in_context_head"],
+        ["--demo_filter"], ["--double_demo"], ["--gpt3_in_context_head"],
         ["--gpt3_in_context_tail"], ["--fix_layers", "2"], ["--evaluate_during_training"], ["--save_at_last"],
         ["--save_logit"], ["--sweep"],
     ],
