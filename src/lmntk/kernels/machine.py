@@ -1,9 +1,11 @@
 """What the machine gives: memory that is free, memory that was taken, the rate of its matrix products."""
 
+import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -32,6 +34,21 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# Seconds of this process by stage of the work, for benchmarks: on a GPU, which answers before it has worked, they mean
+# little.
+seconds_by_stage: Counter[str] = Counter()
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Add what the block takes to `seconds_by_stage`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds_by_stage[name] += time.perf_counter() - start
 
 
 def seconds_of(work: Callable[[], object]) -> float:

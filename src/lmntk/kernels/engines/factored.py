@@ -18,7 +18,7 @@ from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudge
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.examples import Examples, buckets
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
-from lmntk.kernels.machine import product_flops, seconds_of
+from lmntk.kernels.machine import product_flops, seconds_of, stage
 from lmntk.kernels.tiling import Plan, Tile, make_plan
 
 # Large X tiles form the train side's gradients less often; beyond this a tile gains nothing and takes long to finish.
@@ -176,7 +176,9 @@ class FactoredEngine(Engine):
         collected: dict[str, list[Any]] = {name: [] for name in self._layers}
         most_tokens = self._memory.tokens if hasattr(self, "_memory") else MOST_TOKENS
         for bucket in buckets(examples, indices, most_tokens):
-            for name, factor in propagation.factors(self._layers, self._call, examples.batch(bucket)).items():
+            with stage("propagation"):
+                batch = propagation.factors(self._layers, self._call, examples.batch(bucket))
+            for name, factor in batch.items():
                 collected[name].append(factor)
         return collected
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lmntk.kernels.contraction import BLOCK
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.layers.base import Gradients, Layer, Workspace, stack_vectors, vector_kernel, with_positions
+from lmntk.kernels.machine import stage
 
 # A product of small entries costs less than its memory traffic: what an entry of a Gram matrix costs, in flops.
 GRAM_ENTRY_FLOPS = 24
@@ -86,7 +87,11 @@ class LinearLayer(Layer):
                 direction.sign_train or direction.sign_x for direction in directions
             )
             use_gram = factored and _gram_flops(train, x) < _dense_flops(train, x)
-            found = _gram(train, x, directions) if use_gram else _dense(train, x, directions, workspace)
+            if use_gram:
+                with stage("factors alone"):
+                    found = _gram(train, x, directions)
+            else:
+                found = _dense(train, x, directions, workspace)
             parts.append(found.permute(0, 2, 1, 4, 3))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
@@ -139,7 +144,8 @@ def _dense(
     )
     for start in range(0, d_out, rows):
         part = slice(start, min(start + rows, d_out))
-        formed_train = _form("train", train, part, workspace)
+        with stage("forming"):
+            formed_train = _form("train", train, part, workspace)
         signed_train = None
         if any(direction.sign_train != direction.sign_x for direction in directions):
             signed_train = torch.sign(formed_train, out=workspace.take("signed", *formed_train.shape))
@@ -147,7 +153,8 @@ def _dense(
             formed_train.sign_()
         column = 0
         for group in groups:
-            formed_x = _form("x", group, part, workspace)
+            with stage("forming"):
+                formed_x = _form("x", group, part, workspace)
             if len(directions) == 1 and directions[0].sign_x:
                 formed_x.sign_()
             width = formed_x.shape[1]
@@ -158,9 +165,10 @@ def _dense(
                 left = signed_train if signed_train is not None and direction.sign_train else formed_train
                 product = workspace.take("product", c * n, c * width)
                 flat_left, flat_x = left.view(c * n, -1), formed_x.view(c * width, -1)
-                for left_block, x_block in zip(flat_left.split(BLOCK, dim=1), flat_x.split(BLOCK, dim=1), strict=True):
-                    torch.mm(left_block, x_block.T, out=product)
-                    out[:, :, :, column : column + width] += product.view(c, n, c, width)
+                with stage("contraction"):
+                    for left_block, x_block in zip(flat_left.split(BLOCK, 1), flat_x.split(BLOCK, 1), strict=True):
+                        torch.mm(left_block, x_block.T, out=product)
+                        out[:, :, :, column : column + width] += product.view(c, n, c, width)
             column += width
     return result
 
