@@ -4,7 +4,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def peak_bytes(device: torch.device) -> int:
 
 # Seconds of this process by stage of the work, for benchmarks: on a GPU, which answers before it has worked, they mean
 # little.
-seconds_by_stage: Counter[str] = Counter()
+seconds_by_stage: defaultdict[str, float] = defaultdict(float)
 
 
 @contextlib.contextmanager

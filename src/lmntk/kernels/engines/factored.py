@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels import propagation
@@ -27,6 +27,8 @@ MOST_X = 512
 MOST_TOKENS = 2048
 # What activations take while a batch is propagated, in units of what is kept of it.
 ACTIVATIONS = 2.0
+# What forming and contraction reach of the rate of large square products.
+PRODUCT_EFFICIENCY = 0.65
 # Buffers beyond this size make products no faster.
 LARGEST_BUFFER = 2**29
 # The shares of the budget that each of three buffers, and activations, may take; the rest is for factors.
@@ -123,25 +125,23 @@ class FactoredEngine(Engine):
         return self._memory.total(train_tokens, x_tokens) + rest
 
     def expected_seconds(self, plan: Plan) -> float:
-        """Time the propagation of one example, and count the products."""
+        """Time the propagation of a few examples, and count the products."""
         problem = self.problem
-        one = [problem.typical_example]
-        (tokens,) = _tokens(problem.train, one)
-        propagation_seconds = seconds_of(lambda: self._factors(problem.train, one)) / tokens
-        sides = sum(
+        few = [problem.typical_example] * 8
+        tokens = sum(_tokens(problem.train, few))
+        propagation_seconds = seconds_of(lambda: self._factors(problem.train, few)) / tokens
+        propagated = sum(
             sum(_tokens(problem.train, train)) + sum(sum(_tokens(problem.x_examples, x)) for x in x_tiles)
             for train, x_tiles in plan.rows
         )
-        weights = sum(parameter.numel() for layer in self._layers.values() for parameter in _counted(layer))
         formed = sum(
             sum(_tokens(problem.train, tile.train)) + sum(_tokens(problem.x_examples, tile.x)) for tile in plan
         )
         c = problem.num_logits
-        flops = 2 * weights * c * (formed + c * plan.pairs * len(problem.formula.directions))
+        flops = 2 * self._formed * c * (formed + c * plan.pairs * len(problem.formula.directions))
         rate = product_flops(self._sample.device, self._sample.dtype)
-        # A batch propagates faster than an example alone; products reach most, not all, of the machine's rate.
         rest = self._fallback.expected_seconds(plan) if self._fallback else 0.0
-        return propagation_seconds * sides / 2 + flops / (0.7 * rate) + rest
+        return propagation_seconds * propagated + flops / (PRODUCT_EFFICIENCY * rate) + rest
 
     @property
     def _sample(self) -> Tensor:
@@ -151,6 +151,7 @@ class FactoredEngine(Engine):
     def _divide_memory(self) -> Memory:
         one = [self.problem.typical_example]
         kept = self._factors(self.problem.train, one) if self._layers else {}
+        self._formed = sum(self._layers[name].formed(found[0]) for name, found in kept.items())
         # Inputs that several modules share are one tensor.
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -240,10 +241,6 @@ def find_layers(problem: KernelProblem) -> tuple[dict[str, Layer], list[str]]:
 def _tokens(examples: Examples, indices: Sequence[int]) -> list[int]:
     """The lengths of some examples; where shapes are no lengths every example counts alike."""
     return [examples.shapes[index] if examples.padded else 1 for index in indices]
-
-
-def _counted(layer: Layer) -> list[nn.Parameter]:
-    return [getattr(layer.module, name) for name in layer.counted]
 
 
 def _tensors(factor: Any) -> list[Tensor]:

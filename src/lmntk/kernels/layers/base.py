@@ -64,6 +64,10 @@ class Layer(ABC):
             gradients: Of each logit at the module's output.
         """
 
+    def formed(self, factors: Any) -> int:
+        """Return how many numbers an example's gradient of one logit has, where it must be formed to be multiplied."""
+        return 0
+
     @abstractmethod
     def kernel(
         self, train: Sequence[Any], x: Sequence[Any], directions: Sequence[Direction], workspace: Workspace

@@ -42,6 +42,11 @@ class OuterProducts:
         return len(self.gradients[0])
 
     @property
+    def out_features(self) -> int:
+        """d_out."""
+        return self.gradients[0].shape[2]
+
+    @property
     def length(self) -> int:
         """L, the number of outer products that an example's gradient is a sum of."""
         return self.gradients[0].shape[1]
@@ -69,6 +74,10 @@ class LinearLayer(Layer):
             if self.one_position:
                 inputs, gradients = _at(strength.argmax(dim=1), inputs, gradients)
         return OuterProducts(inputs, gradients, biases)
+
+    def formed(self, factors: OuterProducts) -> int:
+        """The whole weight; nothing where the gradient is one outer product, or only the bias counts."""
+        return 0 if factors.inputs is None or factors.length <= 1 else factors.inputs.shape[2] * factors.out_features
 
     def kernel(
         self,
@@ -115,7 +124,7 @@ def _shape(factors: Sequence[OuterProducts]) -> tuple[int, int, int, int]:
     inputs = factors[0].inputs
     assert inputs is not None
     examples = sum(factor.size for factor in factors)
-    return len(factors[0].gradients), examples, factors[0].gradients[0].shape[2], inputs.shape[2]
+    return len(factors[0].gradients), examples, factors[0].out_features, inputs.shape[2]
 
 
 def _dense_flops(train: Sequence[OuterProducts], x: Sequence[OuterProducts]) -> float:
