@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         if training_args.do_train:
             trainer.train()
         metrics = {split: trainer.evaluate(run.datasets[split]) for split in ("dev", "test") if split in run.datasets}
-        _record(metrics, run.task.key, [model_args, data_args, training_args], time.perf_counter() - started)
+        _record(run, metrics, [model_args, data_args, training_args], time.perf_counter() - started)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,7 +71,7 @@ def _start_logging(first_process: bool, debug_mode: bool) -> None:
     transformers.utils.logging.set_verbosity_warning()
 
 
-def _record(metrics: dict[str, dict[str, float]], task_key: str, arguments: list[Any], seconds: float) -> None:
+def _record(run: Any, metrics: dict[str, dict[str, float]], arguments: list[Any], seconds: float) -> None:
     """Write the result files and the line in the log, and say where they are."""
     import torch
     import transformers
@@ -81,12 +81,14 @@ def _record(metrics: dict[str, dict[str, float]], task_key: str, arguments: list
 
     if not distributed.is_first():
         return
-    output_dir = Path(arguments[-1].output_dir)
+    output_dir, task_key = Path(arguments[-1].output_dir), run.task.key
     record: dict[str, Any] = {}
     for group in arguments:
         flags = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
         # A log is passed on to others; the hub's token is a password.
         record |= {name: value for name, value in flags.items() if not name.endswith("_token")}
+    # What came from the task's row is as much an argument as what was given.
+    record |= vars(run.prompts.limits) | {"template": run.prompts.templates, "mapping": run.prompts.mapping}
     for split, values in metrics.items():
         path = output_dir / f"{'eval' if split == 'dev' else split}_results_{task_key}.txt"
         results.write_metrics(path, values)

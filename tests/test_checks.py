@@ -100,8 +100,7 @@ def test_an_unknown_task_is_answered_with_the_likely_one_and_the_list() -> None:
         (
             [],
             "sts-b",
-            "--trainer kernel predicts classes, but STS-B is a regression task: take another task, or evaluate the "
-            "model as it is with --no_train",
+            "--trainer kernel predicts classes, but STS-B is a regression task; take a task with classes",
         ),
         (
             ["--load_kernels", "no/such/folder"],

@@ -145,8 +145,7 @@ def _check_classes(task: Task, training: TrainingArguments) -> None:
 def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if task.regression:
         raise UsageError(
-            f"--trainer kernel predicts classes, but {task.name} is a regression task: take another task, or evaluate "
-            "the model as it is with --no_train"
+            f"--trainer kernel predicts classes, but {task.name} is a regression task; take a task with classes"
         )
     one_logit = training.binary_classification
     to_two_classes = "add --binary_classification" if len(task.labels) == 2 else "take a task of two classes"

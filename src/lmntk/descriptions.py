@@ -81,11 +81,11 @@ def circumstances(run: Run, model_args: ModelArguments, split: str) -> dict[str,
 
 
 def hash_of_weights(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's parameters, names and numbers, in order of name."""
+    """Return the SHA-256 of a model's parameters, names and float32 numbers, in order of name."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).numpy().data)
+        digest.update(parameter.detach().float().cpu().contiguous().view(-1).numpy().data)
     return digest.hexdigest()
 
 

@@ -34,7 +34,10 @@ def sum_over_processes(tensor: Tensor, device: torch.device) -> Tensor:
     return shared.cpu()
 
 
-def wait_for_all() -> None:
-    """Return once every process has come here."""
-    if world_size() > 1:
-        dist.barrier()
+def first_decides(answer: bool) -> bool:
+    """Return the first process's answer on all of them: what each sees on a shared disk may differ for a while."""
+    if world_size() == 1:
+        return answer
+    answers = [answer]
+    dist.broadcast_object_list(answers)
+    return answers[0]

@@ -1,6 +1,7 @@
 """What the machine gives: memory that is free, memory that was taken, the rate of its matrix products."""
 
 import contextlib
+import functools
 import resource
 import sys
 import time
@@ -59,8 +60,9 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+@functools.cache
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the floating-point operations that matrix products make in a second, at best, within half a second."""
+    """Measure, once, how many floating-point operations matrix products make in a second, at best."""
     size = 1536
     factor = torch.ones(size, size, dtype=dtype, device=device)
     out = torch.empty_like(factor)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -36,6 +37,11 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> PreTraine
     """
     with _sentences_instead_of_tracebacks(name_or_path, "--tokenizer_name", "a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UsageError(
+            f"'{name_or_path}' holds no vocabulary of a tokenizer; copy the tokenizer's files there, or name another "
+            "folder with --tokenizer_name"
+        )
     if tokenizer.mask_token_id is None:
         raise UsageError(
             f"the tokenizer of '{name_or_path}' has no mask token, so this is no masked language model; "
@@ -208,7 +214,7 @@ def _sentences_instead_of_tracebacks(name_or_path: str, flag: str, what: str) ->
     """Turn what transformers raises over a checkpoint it cannot use into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         if Path(name_or_path).is_dir():
             there = f"the folder '{name_or_path}' holds no {what.removeprefix('a ')} that can be loaded ({reason})"

@@ -139,7 +139,6 @@ class KernelTrainer(PromptTrainer):
             if self.args.load_kernels is None:
                 self.untrained_logits(split)
             return results.load_kernel(path)
-        distributed.wait_for_all()
         kernel, labels, record = self._compute(split)
         self.untrained_logits(split)
         if distributed.is_first():
@@ -263,7 +262,7 @@ class KernelTrainer(PromptTrainer):
             self._check_loaded(path)
             return path
         path = results.kernel_path(self.args.output_dir, split, self._run.task.key)
-        if self.args.overwrite_kernels or not path.exists():
+        if self.args.overwrite_kernels or not distributed.first_decides(path.exists()):
             return None
         self._check_reusable(path, self._definition(split))
         return path

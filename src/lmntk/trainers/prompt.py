@@ -22,7 +22,8 @@ class PromptTrainer(transformers.Trainer):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        # Pinning needs a GPU, and says so in a warning where there is none.
+        # One process drives one device: several need torchrun. Pinning warns where there is no GPU.
+        kwargs["args"]._n_gpu = min(kwargs["args"].n_gpu, 1)
         kwargs["args"].dataloader_pin_memory &= kwargs["args"].device.type == "cuda"
         super().__init__(**kwargs)
         # The model has no `labels` argument from whose name the stock trainer would guess this.
@@ -57,7 +58,7 @@ class PromptTrainer(transformers.Trainer):
         loss = (output.metrics or {})[f"{metric_key_prefix}_loss"]
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics[f"{metric_key_prefix}_loss"] = float(loss)
-        self.log(metrics)
+        self.log(dict(metrics))
         return metrics
 
     def logits(self, dataset: FeatureDataset) -> Tensor:
