@@ -52,13 +52,15 @@ def main(argv: list[str]) -> int:
 
 
 def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
-    if training_args.trainer == "kernel" and not training_args.no_train:
-        from lmntk.trainers.kernel import KernelTrainer
-
-        return KernelTrainer(run, model_args, training_args)
+    from lmntk.trainers.kernel import KernelTrainer
     from lmntk.trainers.prompt import PromptTrainer
 
-    return PromptTrainer(model=run.model, args=training_args, data_collator=run.collator)
+    try:
+        if training_args.trainer == "kernel" and not training_args.no_train:
+            return KernelTrainer(run, model_args, training_args)
+        return PromptTrainer(model=run.model, args=training_args, data_collator=run.collator)
+    except (ImportError, RuntimeError, ValueError) as error:  # what stock trainers say of flags like --report_to wandb
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 def _start_logging(first_process: bool, debug_mode: bool) -> None:
@@ -88,7 +90,11 @@ def _record(run: Any, metrics: dict[str, dict[str, float]], arguments: list[Any]
         # A log is passed on to others; the hub's token is a password.
         record |= {name: value for name, value in flags.items() if not name.endswith("_token")}
     # What came from the task's row is as much an argument as what was given.
-    record |= vars(run.prompts.limits) | {"template": run.prompts.templates, "mapping": run.prompts.mapping}
+    templates = run.prompts.templates
+    record |= vars(run.prompts.limits) | {
+        "template": templates[0] if len(templates) == 1 else list(templates),
+        "mapping": str(dict(run.prompts.mapping)),
+    }
     for split, values in metrics.items():
         path = output_dir / f"{'eval' if split == 'dev' else split}_results_{task_key}.txt"
         results.write_metrics(path, values)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -242,6 +243,35 @@ def test_a_task_of_six_classes_runs(place: Workplace, solver: str) -> None:
     assert read_results(folder / "eval_results_trec.txt")["eval_acc"] > 1 / 6
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--bf16_full_eval"], ["--dataloader_drop_last"], ["--evaluation_strategy", "steps"], ["--eval_steps", "1"]],
+    ids=lambda flags: flags[0],
+)
+def test_flags_of_the_stock_trainer_change_no_kernel(place: Workplace, flags: list[str]) -> None:
+    plain, flagged = place.run(output="plain"), place.run(*flags, output=f"with{flags[0]}")
+    for split in SIZES:
+        name = f"{split}_kernels_sst-2.pt"
+        assert torch.equal(read_tensors(plain / name)[0], read_tensors(flagged / name)[0])
+
+
+def test_a_padding_token_in_a_text_is_the_same_to_every_engine(place: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(place.data, tmp_path / "data")
+    rows = [("a film <pad> was great <pad> more", "0"), ("an actor <pad>", "1")] * 2
+    for split in SIZES:
+        write_rows(tmp_path / "data" / f"{split}.tsv", [("sentence", "label"), *rows])
+    folders = {
+        engine: place.run(
+            "--data_dir", str(tmp_path / "data"), "--kernel_engine", engine, "--kernel_dtype", "float64",
+            output=f"padding-{engine}",
+        )
+        for engine in ("factored", "jacobian", "jvp")
+    }  # fmt: skip
+    kernels = {engine: read_tensors(folder / "test_kernels_sst-2.pt")[0] for engine, folder in folders.items()}
+    assert oracle.relative_error(kernels["jacobian"], kernels["factored"]) < 1e-12
+    assert oracle.relative_error(kernels["jvp"], kernels["factored"]) < 1e-12
+
+
 def test_logits_of_several_templates_are_averaged(place: Workplace) -> None:
     templates = place.folder / "templates.txt"
     templates.write_text("*cls**sent_0*_It_was*mask*.*sep+*\n*cls*A*mask*_film:*+sent_0**sep+*\n", encoding="utf-8")
@@ -254,8 +284,8 @@ def test_logits_of_several_templates_are_averaged(place: Workplace) -> None:
     logits = (test.reshape(16, 24).numpy().T @ alpha).reshape(2, 6, 2).mean(axis=0)
     wanted = np.mean(logits.argmax(axis=1) == labels[:6].numpy())
     assert read_results(folder / "test_results_sst-2.txt")["eval_acc"] == pytest.approx(wanted)
-    # Loaded, a kernel says itself how many templates it holds.
-    loaded = place.run("--load_kernels", str(folder), "--data_dir", "no/data", output="several-loaded")
+    from_there = ["--load_kernels", str(folder), "--data_dir", "no/data"]
+    loaded = place.run(*from_there, "--template_path", str(templates), output="several-loaded")
     assert read_results(loaded / "test_results_sst-2.txt")["eval_acc"] == pytest.approx(wanted)
 
 

@@ -101,6 +101,15 @@ def data_with(place: Workplace, folder: Path, name: str, *rows: tuple[str, ...])
             "this model; drop one of them",
         ),
         (["--exclude_first_layers", "3"], "--exclude_first_layers 3: the model has 2 layers"),
+        (["--seed", "-1"], "--seed is -1, but it must be from 0 to 4294967295"),
+        (
+            ["--max_seq_length", "4096"],
+            "--max_seq_length is 4096, but this model reads at most 298 tokens",
+        ),
+        (
+            ["--template", "*cls*A*mask*.*sep+*"],
+            "--template has no sentence, such as *sent_0*: all prompts would be alike; it is '*cls*A*mask*.*sep+*'",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -171,6 +180,24 @@ def test_a_model_folder_without_weights_is_named(place: Workplace, refuse: Calla
 def test_a_folder_that_is_no_model_is_named(place: Workplace, refuse: Callable[..., str]) -> None:
     sentence = refuse("--model_name_or_path", str(place.data))
     assert sentence.startswith(f"--model_name_or_path: the folder '{place.data}' holds no model that can be loaded (")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_model_file_is_one_sentence(
+    place: Workplace, refuse: Callable[..., str], tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(place.model, tmp_path / "damaged")
+    (tmp_path / "damaged" / name).write_bytes(b"not what it was")
+    sentence = refuse("--model_name_or_path", str(tmp_path / "damaged"))
+    assert sentence.startswith(f"--model_name_or_path: the folder '{tmp_path}/damaged' holds no ")
+
+
+def test_a_model_without_tokenizer_files_is_named(place: Workplace, refuse: Callable[..., str], tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(place.model / name, folder)
+    assert "tokenizer" in refuse("--model_name_or_path", str(folder))
 
 
 def test_an_output_folder_in_the_way_of_a_file_is_refused(place: Workplace, refuse: Callable[..., str]) -> None:

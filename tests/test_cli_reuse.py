@@ -152,8 +152,58 @@ def test_a_loaded_kernel_of_another_formula_is_refused(place: Workplace, made: d
     path = made["sgd"] / "train_kernels_sst-2.pt"
     assert (outcome.status, outcome.err) == (
         2,
-        f"error: --load_kernels: {path} is another kernel (formula: stored sgd, now signgd); change these flags\n",
+        f"error: --load_kernels: {path} is another kernel (formula: stored sgd, now signgd); "
+        "give the flags it was made with, or another folder\n",
     )
+
+
+def test_a_kernel_of_another_configuration_of_the_same_weights_is_not_used(
+    place: Workplace, made: dict[str, Path], tmp_path: Path
+) -> None:
+    config = json.loads((place.model / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_attention_heads": 1}), encoding="utf-8")
+    outcome = place.call(place.argv("--config_name", str(tmp_path), output="sgd"))
+    assert outcome.status == 2
+    assert "was made by another command (config_sha256: stored" in outcome.err
+    assert "weights_sha256" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (["--only_biases"], "parameters: stored all, now"),
+        (["--kernel_dtype", "float64"], "dtype: stored float32, now float64"),
+        (["--template", "*cls**sent_0*_This_is*mask*.*sep+*"], "template: stored"),
+        (["--mapping", "{0: 'bad', 1: 'good'}"], "mapping.0: stored terrible, now bad"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_loaded_kernel_must_fit_the_flags(
+    place: Workplace, made: dict[str, Path], flags: list[str], difference: str
+) -> None:
+    outcome = place.call(place.argv("--load_kernels", str(made["sgd"]), *flags, output="refused"))
+    assert outcome.status == 2
+    assert difference in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--binary_classification"], "holds a kernel of 2 logits, but the command asks for 1"),
+        (
+            ["--binary_classification", "--kernel_formula", "asymmetric_signgd", "--kernel_solver", "asym"],
+            "holds no asymmetric kernel, which does not go with this --kernel_formula",
+        ),
+    ],
+)
+def test_a_loaded_kernel_without_description_must_be_of_the_kind_asked_for(
+    place: Workplace, made: dict[str, Path], tmp_path: Path, flags: list[str], sentence: str
+) -> None:
+    for path in made["sgd"].glob("*_kernels_*.pt"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    outcome = place.call(place.argv("--load_kernels", str(tmp_path), *flags, output="refused"))
+    assert outcome.status == 2
+    assert sentence in outcome.err
 
 
 def test_logits_for_an_adjustment_come_from_beside_loaded_kernels(place: Workplace, made: dict[str, Path]) -> None:

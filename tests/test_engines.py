@@ -1,5 +1,8 @@
 """Every engine against the oracle: all formulas, filters and architectures."""
 
+import functools
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +11,10 @@ from hypothesis import strategies as st
 import oracle
 from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, make_engine
 from lmntk.kernels.engines.base import MemoryBudgetError
+from lmntk.kernels.engines.factored import MOST_TOKENS
+from lmntk.kernels.examples import buckets
 from lmntk.parameters import ParameterFilter, select_parameters
-from tiny_models import ARCHITECTURES, tiny_prompt_model, tiny_prompts
+from tiny_models import ARCHITECTURES, PaddedPrompts, tiny_prompt_model, tiny_prompts
 
 # SPEC: exact means 1e-12 in float64 and 2e-6 in float32, against float64.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -17,7 +22,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 def tolerance(engine, architecture, dtype):
     """ModernBERT rotates queries and keys in float32 whatever its dtype: forward and reverse mode round differently."""
-    return 1e-7 if (engine, architecture, dtype) == ("jvp", "modernbert", torch.float64) else TOLERANCE[dtype]
+    return 2e-8 if (engine, architecture, dtype) == ("jvp", "modernbert", torch.float64) else TOLERANCE[dtype]
 
 
 TRAIN_LENGTHS, X_LENGTHS = [5, 9, 5, 7], [6, 9, 12, 5, 5]
@@ -70,65 +75,91 @@ def names_of(model, chosen, noise=True):
     return [name for name in select_parameters(model, chosen) if noise or not has_noise_for_a_gradient(name)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_sgd_kernel_is_that_of_the_oracle(engine, architecture, dtype):
-    train, x = tiny_prompts(TRAIN_LENGTHS, seed=1), tiny_prompts(X_LENGTHS, seed=2)
-    truth_model, model = tiny_prompt_model(architecture), tiny_prompt_model(architecture, dtype)
-    names = names_of(truth_model, ParameterFilter())
-    truth = oracle.kernel(oracle_gradients(truth_model, names, train), oracle_gradients(truth_model, names, x), "sgd")
-    found = engine_kernel(engine, model, names, train, x, "sgd", train_tile=3, x_tile=2)
-    assert found.shape == (4, 2, 5, 2)
-    assert oracle.relative_error(found, truth) <= tolerance(engine, architecture, dtype)
+TRAIN, X = tiny_prompts([4, 6, 4], seed=1), tiny_prompts([5, 6, 6], seed=2)
+
+
+@functools.cache
+def gradients_by_name(architecture):
+    """The oracle's gradients of TRAIN and X, ``[N, C, p]`` for each parameter: float64, and transformers' attention."""
+    model = tiny_prompt_model(architecture, our_attention=False)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    found = [
+        oracle_gradients(model, list(sizes), prompts).split(list(sizes.values()), dim=-1) for prompts in (TRAIN, X)
+    ]
+    return [dict(zip(sizes, parts, strict=True)) for parts in found]
+
+
+def unsure(gradients, dtype):
+    """1 where a gradient is within float32's rounding of zero, so that its sign may fall either way."""
+    return ((gradients.abs() < (1e-6 if dtype == torch.float32 else 0.0)) & (gradients != 0)).double()
+
+
+def room_for_signs(of_train, of_x, formula, dtype):
+    """How far a kernel may be from the oracle's because of signs that may fall either way; nothing in float64."""
+    if formula == "sgd":
+        return torch.zeros(())
+    unsure_train, unsure_x = unsure(of_train, dtype), unsure(of_x, dtype)
+    assert max(unsure_train.mean(), unsure_x.mean()) < 0.002, "the test would allow anything"
+    if formula == "signgd":
+        of_train, of_x = torch.ones_like(of_train), torch.ones_like(of_x)
+    rooms = [
+        2 * oracle.kernel(left, right, "sgd")
+        for left, right in ((unsure_train, of_x.abs()), (of_train.abs(), unsure_x))
+    ]
+    return sum(rooms) if formula == "signgd" else torch.stack(rooms)
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize("chosen", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_formula_and_filter_agrees_with_the_oracle_in_float64(engine, chosen, formula):
-    train, x = tiny_prompts(TRAIN_LENGTHS, seed=3), tiny_prompts(X_LENGTHS, seed=4)
-    model = tiny_prompt_model("bert")
-    names = names_of(model, chosen, noise=False)
-    truth = oracle.kernel(oracle_gradients(model, names, train), oracle_gradients(model, names, x), formula)
-    found = engine_kernel(engine, model, names, train, x, formula, train_tile=2, x_tile=3)
+def test_every_engine_formula_and_filter_agrees_with_the_oracle(engine, architecture, dtype, chosen, formula):
+    size = 2 if engine == "jvp" else 3
+    model = tiny_prompt_model(architecture, dtype)
+    names = names_of(model, chosen, noise=formula == "sgd")
+    of_train, of_x = (torch.cat([side[name] for name in names], -1)[:size] for side in gradients_by_name(architecture))
+    truth = oracle.kernel(of_train, of_x, formula)
+    found = engine_kernel(engine, model, names, TRAIN[:size], X[:size], formula, train_tile=2, x_tile=2)
     assert found.shape == truth.shape
+    excess = ((found - truth).abs() - room_for_signs(of_train, of_x, formula, dtype)).clamp(min=0)
     if formula == "signgd":
-        assert torch.equal(found, truth)
+        assert torch.equal(found, found.round())
+        assert not excess.any()
+    assert float(excess.norm() / truth.norm()) <= tolerance(engine, architecture, dtype)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padded_batches_give_the_kernel_of_the_prompts_alone(architecture, formula):
+    train, x = tiny_prompts([12, 13, 5, 13, 12], seed=3), tiny_prompts([13, 9, 12, 13], seed=4)
+    truth_model, model = tiny_prompt_model(architecture, our_attention=False), tiny_prompt_model(architecture)
+    names = names_of(model, ParameterFilter(), noise=False)
+    of_train, of_x = oracle_gradients(truth_model, names, train), oracle_gradients(truth_model, names, x)
+    problem = problem_of(model, names, train, x, formula)
+    problem = replace(problem, train=PaddedPrompts(train), x=PaddedPrompts(x))
+    engine = make_engine(problem, "factored")
+    plan = engine.plan()
+    for examples, tile in ((problem.train, plan.rows[0][0]), (problem.x, plan.rows[0][1][0])):
+        lengths = [{examples.shapes[index] for index in bucket} for bucket in buckets(examples, tile, MOST_TOKENS)]
+        assert sorted(map(len, lengths)) == [1, 2], "one batch is padded"
+    found = assemble(engine.blocks(plan), plan, problem)
+    truth = oracle.kernel(of_train, of_x, formula).reshape(found.shape)
     assert oracle.relative_error(found, truth) <= TOLERANCE[torch.float64]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_asymmetric_kernel_has_the_sign_on_the_train_side_first(engine, architecture):
-    train, x = tiny_prompts(TRAIN_LENGTHS, seed=5), tiny_prompts(X_LENGTHS, seed=6)
-    model = tiny_prompt_model(architecture, binary=True)
+def test_the_asymmetric_kernel_has_the_sign_on_the_train_side_first(engine):
+    train, x = tiny_prompts([5, 9, 5], seed=5), tiny_prompts([6, 9], seed=6)
+    model = tiny_prompt_model("roberta", binary=True)
     names = names_of(model, ParameterFilter(), noise=False)
     of_train, of_x = oracle_gradients(model, names, train), oracle_gradients(model, names, x)
     found = engine_kernel(engine, model, names, train, x, "asymmetric_signgd")
-    assert found.shape == (2, 4, 1, 5, 1)
+    assert found.shape == (2, 3, 1, 2, 1)
     by_hand = torch.einsum("iap,jbp->iajb", of_train.sign(), of_x)
-    limit = tolerance(engine, architecture, torch.float64)
-    assert oracle.relative_error(found[0], by_hand) <= limit
-    assert oracle.relative_error(found[1], torch.einsum("iap,jbp->iajb", of_train, of_x.sign())) <= limit
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_signgd_in_float32_counts_the_signs_of_float32_gradients(engine, architecture):
-    """Entries within float32's rounding of zero may fall either way, all others must count exactly."""
-    train, x = tiny_prompts([5, 8], seed=7), tiny_prompts([6, 8], seed=8)
-    truth_model, model = tiny_prompt_model(architecture), tiny_prompt_model(architecture, torch.float32)
-    names = names_of(truth_model, ParameterFilter(), noise=False)
-    of_train, of_x = oracle_gradients(truth_model, names, train), oracle_gradients(truth_model, names, x)
-    unsure_train = ((of_train.abs() < 1e-6) & (of_train != 0)).double()
-    unsure_x = ((of_x.abs() < 1e-6) & (of_x != 0)).double()
-    allowed = 2 * (unsure_train.sum(-1)[:, :, None, None] + unsure_x.sum(-1)[None, None])
-    found = engine_kernel(engine, model, names, train, x, "signgd")
-    truth = oracle.kernel(of_train, of_x, "signgd")
-    assert torch.equal(found, found.round())
-    assert bool(((found - truth).abs() <= allowed).all())
-    assert float(allowed.max()) < 0.02 * of_train.shape[-1], "the test would allow anything"
+    assert oracle.relative_error(found[0], by_hand) <= TOLERANCE[torch.float64]
+    by_hand = torch.einsum("iap,jbp->iajb", of_train, of_x.sign())
+    assert oracle.relative_error(found[1], by_hand) <= TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("formula", ["sgd", "signgd"])
@@ -179,7 +210,7 @@ def test_a_small_budget_takes_parameters_in_groups_and_changes_nothing():
     problem = problem_of(model, names, train, x)
     tight = ENGINES["jacobian"](problem, memory_bytes=400_000)
     plan = tight.plan()
-    assert tight.passes > 3
+    assert tight.passes(plan) > 3
     assert tight.expected_bytes(plan) <= 400_000
     assert oracle.relative_error(assemble(tight.blocks(plan), plan, problem), roomy[None]) <= 1e-14
 

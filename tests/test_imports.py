@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "parameters",
         "results",
     },
+    "kernel_files": {"errors", "distributed", "results"},
     "descriptions": {"arguments", "features", "parameters", "build"},
     "trainers": {
         "errors",
@@ -56,10 +57,10 @@ MAY_IMPORT = {
         "kernels",
         "solvers",
         "metrics",
-        "results",
         "distributed",
         "build",
         "descriptions",
+        "kernel_files",
     },
 }
 

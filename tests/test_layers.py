@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 import lmntk.models.prompt_model  # noqa: F401 (registers Conv1D)
 import oracle
 from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, empirical_ntk
+from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import FactoredEngine, find_layers
 from lmntk.kernels.layers import LAYERS
 
@@ -183,3 +184,79 @@ def test_no_x_examples_make_an_empty_kernel(engine):
 def test_no_train_examples_are_an_error():
     with pytest.raises(ValueError, match="holds no example"):
         empirical_ntk(make_probe("linear", 2, False), [])
+
+
+class Tricky(nn.Module):
+    """Ordinary modules whose gradients do not factor the way their type says."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.words = nn.Embedding(7, 12)
+        self.inner = nn.Linear(12, 12)
+        self.norm = nn.RMSNorm((4, 3), eps=1e-5) if kind == "rms norm over two axes" else nn.LayerNorm((4, 3))
+        self.positions = nn.Embedding(9, 12)
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.words(ids)
+        if self.kind == "changed in place":
+            hidden = torch.relu_(self.inner(hidden))
+        elif self.kind == "first output changed in place":
+            hidden = torch.relu_(hidden)
+        elif self.kind == "used as a function too":
+            hidden = torch.tanh(nn.functional.linear(hidden, self.words.weight)) @ self.words.weight
+        elif "norm over two axes" in self.kind:
+            hidden = self.norm(hidden.unflatten(-1, (4, 3))).flatten(-2)
+        elif self.kind == "called by keyword":
+            hidden = torch.tanh(self.inner(input=hidden))
+        elif self.kind == "without a batch axis":
+            hidden = hidden + self.positions(torch.arange(ids.shape[1]))
+        elif self.kind == "one index an example":
+            hidden = hidden + self.positions(ids[:, 0])[:, None]
+        elif self.kind == "indices of two axes":
+            hidden = hidden + self.positions(torch.stack([ids, ids], dim=2)).sum(dim=2)
+        return self.out(torch.tanh(hidden).sum(dim=1))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "changed in place",
+        "first output changed in place",
+        "used as a function too",
+        "layer norm over two axes",
+        "rms norm over two axes",
+        "called by keyword",
+        "without a batch axis",
+        "one index an example",
+        "indices of two axes",
+    ],
+)
+def test_modules_used_in_unusual_ways_are_right_all_the_same(kind, length):
+    torch.manual_seed(2)
+    tricky = Tricky(kind).double()
+    ids = ids_of([length] * 4, 6)
+    gradients = oracle.gradients(tricky, list(tricky.parameters()), ids)
+    tricky.requires_grad_(False)
+    found = empirical_ntk(tricky, ids[:2], ids[2:], engine="factored")
+    torch.testing.assert_close(found, oracle.kernel(gradients[:2], gradients[2:], "sgd"), atol=1e-10, rtol=1e-12)
+
+
+def test_a_budget_too_small_for_the_fallback_says_what_is_enough():
+    odd, _, problem = odd_problem("sgd")
+    odd.requires_grad_(False)
+    with pytest.raises(MemoryBudgetError) as caught:
+        FactoredEngine(problem, 4000).plan()
+    engine = FactoredEngine(problem, caught.value.needed)
+    plan = engine.plan()
+    assert engine.expected_bytes(plan) <= caught.value.needed
+    assert assemble(engine.blocks(plan), plan, problem).abs().sum() > 0
+
+
+def test_tiles_that_do_not_fit_the_budget_are_refused():
+    probe = make_probe("linear", 2, False).requires_grad_(False)
+    ids = ids_of([6] * 400, 7)
+    with pytest.raises(MemoryBudgetError):
+        empirical_ntk(probe, ids, engine="factored", train_tile=400, memory_gb=2e-4)

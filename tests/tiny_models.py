@@ -1,8 +1,10 @@
 """Tiny random models of every supported architecture, in memory and as checkpoint folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -20,6 +22,8 @@ ARCHITECTURES = ("bert", "roberta", "distilbert", "modernbert")
 # Large enough for gradients of every size, so that float32 has something to lose.
 INITIALIZER_RANGE = 0.15
 LABEL_WORDS = (11, 7)
+# What transformers offers beside our attention. ModernBERT's "eager" takes its softmax in float32, "sdpa" does not.
+OTHER_ATTENTION = {"bert": "eager", "roberta": "eager", "distilbert": "eager", "modernbert": "sdpa"}
 
 
 def tiny_config(architecture: str, vocab_size: int = 64, pad_token_id: int = 0):
@@ -46,13 +50,14 @@ def tiny_config(architecture: str, vocab_size: int = 64, pad_token_id: int = 0):
     raise ValueError(architecture)
 
 
-def tiny_lm(architecture: str, seed: int = 0, **config) -> PreTrainedModel:
+def tiny_lm(architecture: str, seed: int = 0, our_attention: bool = True) -> PreTrainedModel:
     """A random masked language model whose every parameter, biases included, is random."""
     torch.manual_seed(seed)
-    settings = tiny_config(architecture, **config)
-    settings.tie_word_embeddings = False
-    lm = AutoModelForMaskedLM.from_config(settings, attn_implementation="eager").eval()
-    use_plain_attention(lm)
+    config = tiny_config(architecture)
+    config.tie_word_embeddings = False
+    lm = AutoModelForMaskedLM.from_config(config, attn_implementation=OTHER_ATTENTION[architecture]).eval()
+    if our_attention:
+        use_plain_attention(lm)
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.add_(INITIALIZER_RANGE * torch.randn_like(parameter))
@@ -60,10 +65,14 @@ def tiny_lm(architecture: str, seed: int = 0, **config) -> PreTrainedModel:
 
 
 def tiny_prompt_model(
-    architecture: str, dtype: torch.dtype = torch.float64, binary: bool = False, seed: int = 0
+    architecture: str,
+    dtype: torch.dtype = torch.float64,
+    binary: bool = False,
+    seed: int = 0,
+    our_attention: bool = True,
 ) -> PromptModel:
     """A prompt model over `tiny_lm`, two label words."""
-    return PromptModel(tiny_lm(architecture, seed).to(dtype), LABEL_WORDS, binary)
+    return PromptModel(tiny_lm(architecture, seed, our_attention).to(dtype), LABEL_WORDS, binary)
 
 
 def tiny_prompts(lengths: list[int], seed: int = 0, vocab_size: int = 64) -> list[dict[str, torch.Tensor]]:
@@ -76,6 +85,30 @@ def tiny_prompts(lengths: list[int], seed: int = 0, vocab_size: int = 64) -> lis
         ids[0, position] = 4
         prompts.append({"input_ids": ids, "mask_pos": position})
     return prompts
+
+
+class PaddedPrompts:
+    """The prompts of `tiny_prompts` as engines take them: batches of several lengths, padded on the right and masked."""
+
+    padded = True
+    PADDING = 0
+
+    def __init__(self, prompts: Sequence[dict[str, torch.Tensor]]) -> None:
+        self.prompts = prompts
+        self.shapes = [prompt["input_ids"].shape[1] for prompt in prompts]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        ids = [self.prompts[index]["input_ids"][0] for index in indices]
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.PADDING),
+            "mask_pos": torch.cat([self.prompts[index]["mask_pos"] for index in indices]),
+        }
+        if len(set(map(len, ids))) > 1:
+            batch["attention_mask"] = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        return batch
 
 
 def save_tiny_checkpoint(architecture: str, folder: Path, seed: int = 0) -> Path:

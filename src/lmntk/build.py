@@ -1,7 +1,7 @@
 """From flags to what a run works with: task, prompts, tokenizer, data sets, model."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lmntk.arguments import GENERAL_MAX_SEQ_LENGTH, DataArguments, ModelArgument
 from lmntk.errors import UsageError
 from lmntk.examples import read_examples, split_file
 from lmntk.features import Collator, FeatureDataset
-from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer, max_positions
+from lmntk.models.loading import NUM_SEGMENTS, load_config, load_prompt_model, load_tokenizer, max_positions
 from lmntk.models.prompt_model import PromptModel
 from lmntk.prompts import Limits, choose_prompts, label_word_ids, parse_mapping
 from lmntk.results import logits_path
@@ -77,14 +77,12 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     tokenizer = load_tokenizer(model_args.tokenizer_name or model_name, model_args.cache_dir)
     prompts = resolve_prompts(task, data_args, max_positions(config))
     label_words = label_word_ids(prompts.mapping, task.labels, tokenizer)
-    templates = [
-        Template.parse(template, task.num_sentences, len(task.labels), task.name) for template in prompts.templates
-    ]
+    templates = [_parse(template, task) for template in prompts.templates]
     datasets = {
         split: FeatureDataset.build(split, task, rows, templates, tokenizer, prompts.limits, label_words)
         for split, rows in examples.items()
     }
-    _check_vocabulary(datasets, config, model_args.tokenizer_name or model_name)
+    _check_tokens(datasets, label_words, config, model_args.tokenizer_name or model_name)
     model = load_prompt_model(
         model_name,
         config,
@@ -128,12 +126,16 @@ def resolve_prompts(task: Task, data_args: DataArguments, model_limit: int | Non
     def first_given(*values: int | None) -> int | None:
         return next((value for value in values if value is not None), None)
 
-    longest = first_given(data_args.max_seq_length, task.max_seq_length, GENERAL_MAX_SEQ_LENGTH)
-    if data_args.use_full_length:
-        longest = first_given(model_limit, longest)
-    assert longest is not None
-    if model_limit is not None and longest > model_limit:
-        raise UsageError(f"--max_seq_length is {longest}, but this model reads at most {model_limit} tokens")
+    usual = first_given(task.max_seq_length, GENERAL_MAX_SEQ_LENGTH)
+    assert usual is not None
+    if model_limit is None:
+        longest = data_args.max_seq_length or usual
+    elif data_args.max_seq_length is not None and data_args.max_seq_length > model_limit:
+        raise UsageError(
+            f"--max_seq_length is {data_args.max_seq_length}, but this model reads at most {model_limit} tokens"
+        )
+    else:
+        longest = model_limit if data_args.use_full_length else data_args.max_seq_length or min(usual, model_limit)
     limits = Limits(
         max_seq_length=longest,
         first_sent_limit=first_given(data_args.first_sent_limit, task.first_sent_limit),
@@ -161,13 +163,26 @@ def _needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[
     return training_args.adjust_for_init and not all(logits_path(folder, s, task.key).exists() for s in splits)
 
 
-def _check_vocabulary(datasets: Mapping[str, FeatureDataset], config: PretrainedConfig, tokenizer_name: str) -> None:
-    largest = max((max(feature.input_ids) for data in datasets.values() for feature in data.features), default=0)
+def _parse(text: str, task: Task) -> Template:
+    template = Template.parse(text, task.num_sentences, len(task.labels), task.name)
+    if not template.has_sentence:
+        raise UsageError(f"--template has no sentence, such as *sent_0*: all prompts would be alike; it is '{text}'")
+    return template
+
+
+def _check_tokens(
+    datasets: Mapping[str, FeatureDataset], label_words: Sequence[int], config: PretrainedConfig, tokenizer_name: str
+) -> None:
+    features = [feature for data in datasets.values() for feature in data.features]
+    largest = max([*label_words, *(max(feature.input_ids) for feature in features)])
     if largest >= config.vocab_size:
         raise UsageError(
             f"the tokenizer of '{tokenizer_name}' gives token {largest}, but the model knows {config.vocab_size}; "
             "--tokenizer_name must name the model's own tokenizer"
         )
+    segments = 1 + max((max(feature.token_type_ids) for feature in features), default=0)
+    if config.model_type == "bert" and segments > NUM_SEGMENTS:
+        raise UsageError(f"--template has {segments} segments, but BERT has {NUM_SEGMENTS}: use *sep* for some *sep+*")
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -74,6 +74,7 @@ class Bounds(NamedTuple):
 
 BOUNDS = (
     Bounds("num_k", 1),
+    Bounds("seed", 0, 2**32 - 1),
     Bounds("num_sample", 1),
     Bounds("top_n_template", 1),
     Bounds("max_seq_length", 1),

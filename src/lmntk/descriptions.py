@@ -1,6 +1,7 @@
 """What a kernel file says of itself: everything that defines its numbers, and how they were computed."""
 
 import hashlib
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy
 import torch
 import transformers
 from torch import nn
+from transformers import PretrainedConfig
 
 import lmntk
 from lmntk.arguments import ModelArguments, TrainingArguments
@@ -27,40 +29,45 @@ def parameter_filter(training_args: TrainingArguments) -> ParameterFilter:
     )
 
 
-def defining(
-    run: Run, model_args: ModelArguments, training_args: TrainingArguments, weights: str, grad_dim: int, split: str
-) -> dict[str, Any]:
-    """Return what defines the kernel between the train examples and those of `split`.
+def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, Any]:
+    """Return what of a kernel's definition the command says, without model or data.
 
-    Two runs that agree in all of it get the same kernel, up to rounding; one that differs anywhere may not use the
-    other's file. The engine counts only where the user asked for one.
-
-    Args:
-        run: Task, prompts and data.
-        model_args: The model's flags.
-        training_args: The kernel's flags.
-        weights: `hash_of_weights` of the model.
-        grad_dim: The number of parameters that count.
-        split: ``"train"``, ``"dev"`` or ``"test"``.
+    Two runs that agree in all of this and in `of_model_and_data` get the same kernel, up to rounding; one that differs
+    anywhere may not use the other's file. The engine counts only where the user asked for one.
     """
-    limits = run.prompts.limits
-    both = dict.fromkeys(("train", split))
     engine = {} if training_args.kernel_engine == "auto" else {"engine": training_args.kernel_engine}
     return {
         "formula": training_args.kernel_formula,
         "binary_classification": training_args.binary_classification,
         "parameters": {name: value for name, value in vars(parameter_filter(training_args)).items() if value} or "all",
-        "grad_dim": grad_dim,
-        "weights_sha256": weights,
         "task": run.task.name,
         "few_shot_type": model_args.few_shot_type,
         "template": list(run.prompts.templates),
         "mapping": dict(run.prompts.mapping),
-        "limits": {name: value for name, value in vars(limits).items() if value is not None},
-        "data_sha256": {name: hash_of_file(run.data_files[name]) for name in both},
-        "tokens_sha256": {name: hash_of_tokens(run.datasets[name]) for name in both},
         "dtype": training_args.kernel_dtype,
         **engine,
+    }
+
+
+def of_model_and_data(run: Run, weights: str, grad_dim: int, split: str) -> dict[str, Any]:
+    """Return what of a kernel's definition the model and the examples say.
+
+    Args:
+        run: What was built.
+        weights: `hash_of_weights` of the model.
+        grad_dim: The number of parameters that count.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
+    """
+    assert run.model is not None
+    both = dict.fromkeys(("train", split))
+    return {
+        "grad_dim": grad_dim,
+        "weights_sha256": weights,
+        "config_sha256": hash_of_config(run.model.lm.config),
+        "label_word_ids": run.model.label_word_ids,
+        "limits": {name: value for name, value in vars(run.prompts.limits).items() if value is not None},
+        "data_sha256": {name: hash_of_file(run.data_files[name]) for name in both},
+        "tokens_sha256": {name: hash_of_tokens(run.datasets[name]) for name in both},
     }
 
 
@@ -87,6 +94,13 @@ def hash_of_weights(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(parameter.detach().float().cpu().contiguous().view(-1).numpy().data)
     return digest.hexdigest()
+
+
+def hash_of_config(config: PretrainedConfig) -> str:
+    """Return the SHA-256 of what a configuration says of the model: heads, activation, norms, attention."""
+    says_nothing = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
+    settings = {name: value for name, value in config.to_dict().items() if name not in says_nothing}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hash_of_tokens(dataset: FeatureDataset) -> str:

@@ -1,8 +1,12 @@
 """What several processes share: who is first, and sums over all of them."""
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Answer = TypeVar("Answer")
 
 
 def world_size() -> int:
@@ -34,8 +38,8 @@ def sum_over_processes(tensor: Tensor, device: torch.device) -> Tensor:
     return shared.cpu()
 
 
-def first_decides(answer: bool) -> bool:
-    """Return the first process's answer on all of them: what each sees on a shared disk may differ for a while."""
+def first_decides(answer: Answer) -> Answer:
+    """Return the first process's answer on all of them: what each sees of disks and memory may differ."""
     if world_size() == 1:
         return answer
     answers = [answer]

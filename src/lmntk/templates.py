@@ -107,6 +107,11 @@ class Template:
             )
         return cls(text, tuple(parts))
 
+    @property
+    def has_sentence(self) -> bool:
+        """Whether anything of an example gets into its prompt."""
+        return any(isinstance(part, SentencePart) for part in self.parts)
+
 
 def _parse_part(word: str, template: str, num_sentences: int, num_labels: int, task_name: str) -> Part:
     if word in _SPECIAL:

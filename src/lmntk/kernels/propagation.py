@@ -34,17 +34,21 @@ class Record:
     Attributes:
         size: B, the number of examples in the batch.
         passages: What each module was given and gave.
+        logits: What came out of the model, ``[B, C]``.
     """
 
     size: int
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
     passages: dict[str, Passage] = field(default_factory=dict)
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
         """Return the forward hook that records the module `name`."""
 
         def record(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor:
+            if not arguments or not all(isinstance(value, Tensor) for value in (arguments[0], output)):
+                return output
             inputs = arguments[0]
-            if output.shape[0] == 1 < self.size:
+            if output.shape[0] == 1 < self.size and output.dim() > 2:
                 # An output broadcast over the batch would have its gradient summed over the examples.
                 output = output.expand(self.size, *output.shape[1:])
                 inputs = inputs.expand(self.size, *inputs.shape[1:])
@@ -74,11 +78,13 @@ def run(
     handles = [module.register_forward_hook(record.hook(name)) for name, module in modules.items()]
     try:
         with torch.enable_grad():
-            logits = call(batch)
+            logits = record.logits = call(batch)
     finally:
         for handle in handles:
             handle.remove()
     names = list(record.passages)
+    if not names:
+        return record, {}
     outputs = [record.passages[name].output for name in names]
     gradients: dict[str, list[Tensor]] = {name: [] for name in names}
     for logit in range(logits.shape[1]):
@@ -92,5 +98,7 @@ def run(
 
 def factors(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch) -> dict[str, Any]:
     """Return the factors of a batch in every layer."""
+    if not layers:
+        return {}
     record, gradients = run({name: layer.module for name, layer in layers.items()}, call, batch)
     return {name: layers[name].factors(record.passages[name].inputs, gradients.pop(name)) for name in list(gradients)}

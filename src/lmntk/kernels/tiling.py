@@ -24,12 +24,16 @@ class Plan:
 
     Attributes:
         rows: For each train tile, in order, the X tiles that go with it.
+        train_tile: The largest number of train examples in a tile.
+        x_tile: The largest number of X examples in a tile.
         train_size: N, the number of train examples.
         x_size: X, the number of examples on the other axis.
         symmetric: X is the train set and the kernel symmetric: only one of two mirrored tiles is in the plan.
     """
 
     rows: tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...]
+    train_tile: int
+    x_tile: int
     train_size: int
     x_size: int
     symmetric: bool
@@ -42,16 +46,6 @@ class Plan:
     def pairs(self) -> int:
         """The number of pairs of examples to compute."""
         return sum(tile.pairs for tile in self)
-
-    @property
-    def train_tile(self) -> int:
-        """The largest number of train examples in a tile."""
-        return max((len(train) for train, _ in self.rows), default=0)
-
-    @property
-    def x_tile(self) -> int:
-        """The largest number of X examples in a tile."""
-        return max((len(tile.x) for tile in self), default=0)
 
     def share(self, rank: int, world_size: int) -> "Plan":
         """Return the part of the plan that process `rank` of `world_size` computes: every so-manieth X tile."""
@@ -80,7 +74,12 @@ def make_plan(
     else:
         x_tiles = tuple(_cut(x_shapes, x_tile))
         rows = tuple((train, x_tiles) for train in train_tiles)
-    return Plan(rows, len(train_shapes), len(x_shapes), symmetric)
+    return Plan(rows, train_tile, train_tile if symmetric else x_tile, len(train_shapes), len(x_shapes), symmetric)
+
+
+def fair(size: int, examples: int, processes: int) -> int:
+    """Return the tile size, `size` at most, that leaves every process a tile."""
+    return max(1, min(size, -(-examples // processes)))
 
 
 def _cut(shapes: Sequence[Any], size: int) -> list[tuple[int, ...]]:

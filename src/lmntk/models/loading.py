@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -214,7 +213,7 @@ def _sentences_instead_of_tracebacks(name_or_path: str, flag: str, what: str) ->
     """Turn what transformers raises over a checkpoint it cannot use into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # transformers, tokenizers and their readers raise whatever they like over a bad file
         reason = " ".join(str(error).split()).split(". ")[0]
         if Path(name_or_path).is_dir():
             there = f"the folder '{name_or_path}' holds no {what.removeprefix('a ')} that can be loaded ({reason})"

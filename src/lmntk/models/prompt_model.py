@@ -1,6 +1,7 @@
 """A language model that answers a prompt: the logits of its label words at one position of the sequence."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -76,6 +77,11 @@ class PromptModel(nn.Module):
         return cast(LabelWordDecoder, self.lm.get_output_embeddings())
 
     @property
+    def label_word_ids(self) -> list[int]:
+        """The token of each class's label word, in logit order."""
+        return self._decoder.label_word_ids.tolist()
+
+    @property
     def base_prefix(self) -> str:
         """What the names of the encoder's parameters begin with; all others belong to the head."""
         return f"lm.{self.lm.base_model_prefix}."
@@ -90,11 +96,10 @@ class PromptModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        mask_pos: Tensor | None = None,
+        input_ids: Tensor,
+        mask_pos: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Return the label words' logits.
 
@@ -103,16 +108,14 @@ class PromptModel(nn.Module):
             mask_pos: The position that predicts, int64 ``[B]``.
             attention_mask: 1 for tokens, 0 for padding, ``[B, L]``; None where nothing is padded.
             token_type_ids: Segments, int64 ``[B, L]``, for architectures that have them.
-            inputs_embeds: Word embeddings ``[B, L, d]`` in place of the tokens.
 
         Returns:
             Logits ``[B, C]``, or ``[B, 1]`` under `binary_classification`.
         """
-        optional = {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
-        given = {name: value for name, value in optional.items() if value is not None}
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         self._position = mask_pos
         try:
-            logits = self.lm(input_ids=input_ids, attention_mask=attention_mask, **given).logits[:, 0]
+            logits = self.lm(input_ids=input_ids, attention_mask=attention_mask, **segments).logits[:, 0]
         finally:
             self._position = None
         return logits[:, 1:] - logits[:, :1] if self.binary_classification else logits
@@ -131,39 +134,65 @@ class PromptModel(nn.Module):
         Returns:
             `f(params, batch) -> [B, C]` and the `params` at which the model stands.
         """
-        decoder, words = self._decoder, cast(Tensor, self.lm.get_input_embeddings().weight)
-        device = words.device
-        label_rows, token_rows = decoder.label_word_ids, torch.tensor(sorted(set(tokens)), device=device)
+        decoder, embedding = self._decoder, self.lm.get_input_embeddings()
         in_decoder = {id(parameter) for parameter in decoder.parameters()}
+        decoder_name = next(name for name, module in self.named_modules() if module is decoder)
+        rows = _EmbeddingRows(embedding, tokens) if type(embedding) is nn.Embedding else None
         wanted = set(names)
         params: dict[str, Tensor] = {}
-        decoder_name = next(name for name, module in self.named_modules() if module is decoder)
-        fixed = {f"{decoder_name}.label_word_ids": torch.arange(len(label_rows), device=device)}
+        label_words = decoder.label_word_ids
+        fixed = {f"{decoder_name}.label_word_ids": torch.arange(len(label_words), device=label_words.device)}
         words_name = None
         for name, parameter in self.named_parameters():
             tensor = parameter.detach()
             if id(parameter) in in_decoder:
-                (params if name in wanted else fixed)[name] = tensor[label_rows]
-            elif name in wanted and parameter is words:
-                params[name], words_name = tensor[token_rows], name
+                (params if name in wanted else fixed)[name] = tensor[label_words]
+            elif name in wanted and rows is not None and parameter is embedding.weight:
+                params[name], words_name = tensor[rows.tokens], name
             elif name in wanted:
                 params[name] = tensor
-        all_words = words.detach()
-        row_of = torch.zeros(len(all_words), dtype=torch.long, device=device)
-        row_of[token_rows] = torch.arange(len(token_rows), device=device)
-        is_row = torch.zeros(len(all_words), dtype=torch.bool, device=device)
-        is_row[token_rows] = True
 
         def logits_fn(params: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
             tensors = {**fixed, **params}
-            if words_name in tensors:
-                ids = batch["input_ids"]
-                embeds = F.embedding(row_of[ids], tensors.pop(words_name))
-                embeds = torch.where(is_row[ids][..., None], embeds, F.embedding(ids, all_words))
-                batch = {**batch, "input_ids": None, "inputs_embeds": embeds}
-            return functional_call(self, tensors, kwargs=batch)
+            if rows is None or words_name not in tensors:
+                return functional_call(self, tensors, kwargs=batch)
+            with rows.taken_from(tensors.pop(words_name)):
+                return functional_call(self, tensors, kwargs=batch)
 
         return logits_fn, params
+
+
+class _EmbeddingRows:
+    """Some rows of the word embeddings as a parameter of their own, the others staying what they are.
+
+    Args:
+        embedding: The word embeddings.
+        tokens: Which rows. The padding token's never has a gradient, as torch has it.
+    """
+
+    def __init__(self, embedding: nn.Module, tokens: Iterable[int]) -> None:
+        assert isinstance(embedding, nn.Embedding)
+        device = embedding.weight.device
+        self.embedding = embedding
+        self.tokens = torch.tensor(sorted(set(tokens) - {embedding.padding_idx}), dtype=torch.long, device=device)
+        self._row_of = torch.zeros(embedding.num_embeddings, dtype=torch.long, device=device)
+        self._row_of[self.tokens] = torch.arange(len(self.tokens), device=device)
+        self._is_row = torch.zeros(embedding.num_embeddings, dtype=torch.bool, device=device)
+        self._is_row[self.tokens] = True
+
+    @contextlib.contextmanager
+    def taken_from(self, rows: Tensor) -> Iterator[None]:
+        """Look the tokens' embeddings up in `rows`, ``[tokens, d]``, while this holds."""
+
+        def look_up(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            ids = arguments[0]
+            return torch.where(self._is_row[ids][..., None], F.embedding(self._row_of[ids], rows), output)
+
+        handle = self.embedding.register_forward_hook(look_up)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _drop_second_name(lm: nn.Module, decoder: LabelWordDecoder) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput
 
-from lmntk import descriptions, distributed, results, solvers
+from lmntk import descriptions, distributed, solvers
 from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
 from lmntk.errors import UsageError
 from lmntk.features import Collator, FeatureDataset
+from lmntk.kernel_files import Kernel, KernelFiles, samples_of
 from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, assemble, make_engine
 from lmntk.kernels.engines.base import Block
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes
@@ -24,9 +25,6 @@ from lmntk.parameters import count_parameters, select_parameters
 from lmntk.trainers.prompt import PromptTrainer, score
 
 logger = logging.getLogger(__name__)
-
-Kernel = tuple[Tensor, Tensor]
-"""A kernel, float64 ``[N, C, X, C]`` or ``[2, N, C, X, C]``, and the labels of its X examples."""
 
 
 class FeatureExamples:
@@ -67,6 +65,14 @@ class KernelTrainer(PromptTrainer):
         super().__init__(model=run.model or nn.Module(), args=args, data_collator=run.collator)
         self._run = run
         self._model_args = model_args
+        self._files = KernelFiles(
+            output_dir=Path(args.output_dir),
+            load_dir=None if args.load_kernels is None else Path(args.load_kernels),
+            task_key=run.task.key,
+            overwrite=args.overwrite_kernels,
+        )
+        self._formula = FORMULAS[args.kernel_formula]
+        self._num_logits = 1 if args.binary_classification else len(run.task.labels)
         self._grad_dim: int | None = None
         self._train_kernel: Kernel | None = None
         self._logits: dict[str, tuple[Tensor, Tensor]] = {}
@@ -75,7 +81,6 @@ class KernelTrainer(PromptTrainer):
             selected = select_parameters(run.model, descriptions.parameter_filter(args))
             tokens = {token for feature in run.datasets["train"].features for token in feature.input_ids}
             self._logits_fn, self._params = run.model.as_function(selected, tokens)
-            self._num_logits = run.model.num_logits
             self._grad_dim = count_parameters(selected)
             self._weights = descriptions.hash_of_weights(run.model)
 
@@ -117,8 +122,8 @@ class KernelTrainer(PromptTrainer):
             x_f0=x_f0,
             x_split=split,
         )
-        num_logits = x_kernel.shape[-1]
-        labels = solvers.class_ids(x_labels.numpy(), num_logits)[: len(x_labels) // self._num_samples(eval_dataset)]
+        samples = samples_of(x_labels, len(self._run.prompts.templates), f"the kernel of {split}")
+        labels = solvers.class_ids(x_labels.numpy(), self._num_logits)[: len(x_labels) // samples]
         scores = score(self._run.task, prediction.logits, labels)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics |= {f"{metric_key_prefix}_loss": prediction.loss, **prediction.metrics}
@@ -133,17 +138,16 @@ class KernelTrainer(PromptTrainer):
         Raises:
             UsageError: A file is there, but made by a command that differs; or it cannot be read.
         """
-        path = self._file_to_use(split)
+        path = self._files.to_use(split, self._definition(split))
         if path is not None:
             logger.info("taking the train × %s kernel from %s", split, path)
             if self.args.load_kernels is None:
                 self.untrained_logits(split)
-            return results.load_kernel(path)
-        kernel, labels, record = self._compute(split)
-        self.untrained_logits(split)
+            return self._files.load(path, self._formula.two_directions, self._num_logits)
+        kernel, record = self._compute(split)
+        _, labels = self.untrained_logits(split)
         if distributed.is_first():
-            path = results.kernel_path(self.args.output_dir, split, self._run.task.key)
-            results.save_kernel(path, kernel, labels, self._definition(split) | record)
+            path = self._files.save(split, (kernel, labels), self._definition(split) | record)
             logger.info("wrote the train × %s kernel to %s", split, path)
         return kernel, labels
 
@@ -152,26 +156,25 @@ class KernelTrainer(PromptTrainer):
 
         The model is asked, and the file written, once; without a model they come from ``--load_kernels``.
         """
-        task_key = self._run.task.key
         if self._run.model is None:
-            assert self.args.load_kernels is not None
-            return results.load_logits(results.logits_path(self.args.load_kernels, split, task_key))
+            return self._files.load_logits(split)
         if split not in self._logits:
-            dataset = self._run.datasets[split]
-            self._logits[split] = self.logits(dataset), self._labels(dataset)
+            labels = torch.tensor(self._run.datasets[split].labels)
+            labels = (labels * 2 - 1).float() if self._num_logits == 1 else labels
+            self._logits[split] = self.logits(self._run.datasets[split]), labels
             if distributed.is_first():
-                results.save_logits(results.logits_path(self.args.output_dir, split, task_key), *self._logits[split])
+                self._files.save_logits(split, *self._logits[split])
         return self._logits[split]
 
     def dry_run(self) -> None:
         """Say what the kernels of this command take, without computing them."""
         for split in self._run.datasets:
-            path = self._file_to_use(split)
+            path = self._files.to_use(split, self._definition(split))
             if path is None:
-                engine, plan = self._engine_and_plan(split)
-                self._announce(engine, plan, split, "would compute")
+                self._announce(*self._engine_and_plan(split), split, "would compute")
             else:
-                shape = " × ".join(map(str, results.load_kernel(path)[0].shape))
+                kernel, _ = self._files.load(path, self._formula.two_directions, self._num_logits)
+                shape = " × ".join(map(str, kernel.shape))
                 logger.info("would take the train × %s kernel (%s) from %s", split, shape, path)
 
     def _engine_and_plan(self, split: str) -> tuple[Engine, Plan]:
@@ -186,20 +189,22 @@ class KernelTrainer(PromptTrainer):
             params=self._params,
             train=examples("train"),
             x=None if split == "train" else examples(split),
-            formula=FORMULAS[self.args.kernel_formula],
+            formula=self._formula,
             num_logits=self._num_logits,
             module=model,
             call=lambda batch: model(**batch),
         )
         engine = make_engine(problem, self.args.kernel_engine, self._memory_gb())
         try:
-            return engine, engine.plan(self.args.train_tile, self.args.x_tile)
+            plan = engine.plan(self.args.train_tile, self.args.x_tile, distributed.world_size())
         except MemoryBudgetError as error:
             raise UsageError(
                 f"--kernel_memory_gb: the tiles take {error.needed / 2**30:.2f} GB beside the model, but only "
                 f"{error.given / 2**30:.2f} GB are allowed; give at least {error.needed / 2**30 + 0.005:.2f}, smaller "
                 "--per_device_train_batch_size and --per_device_eval_batch_size, or take --kernel_engine jvp"
             ) from error
+        # Memory that is free differs from process to process; tiles of different plans would not make one kernel.
+        return engine, distributed.first_decides(plan)
 
     def _memory_gb(self) -> float:
         if self.args.kernel_memory_gb is not None:
@@ -207,7 +212,7 @@ class KernelTrainer(PromptTrainer):
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.args.device.type == "cpu" else 1
         return DEFAULT_FRACTION * free_bytes(self.args.device) / 2**30 / neighbours
 
-    def _compute(self, split: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def _compute(self, split: str) -> tuple[Tensor, dict[str, Any]]:
         engine, plan = self._engine_and_plan(split)
         self._announce(engine, plan, split, "computing")
         start = time.perf_counter()
@@ -223,11 +228,10 @@ class KernelTrainer(PromptTrainer):
             "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
             **descriptions.circumstances(self._run, self._model_args, split),
         }
-        kernel = kernel if engine.problem.formula.two_directions else kernel[0]
-        return kernel, self._labels(self._run.datasets[split]), record
+        return (kernel if engine.problem.formula.two_directions else kernel[0]), record
 
     def _with_progress(self, engine: Engine, plan: Plan, split: str) -> Iterator[Block]:
-        total = plan.pairs * engine.passes
+        total = plan.pairs * engine.passes(plan)
         shown = distributed.is_first() and not self.args.disable_tqdm
         with tqdm(total=total, desc=f"train × {split}", unit="pair", disable=not shown, mininterval=0.5) as bar:
             for tile, values in engine.blocks(plan):
@@ -235,6 +239,8 @@ class KernelTrainer(PromptTrainer):
                 yield tile, values
 
     def _announce(self, engine: Engine, plan: Plan, split: str, verb: str) -> None:
+        if not distributed.is_first():
+            return
         problem = engine.problem
         tokens = [sum(examples.shapes) for examples in (problem.train, problem.x_examples)]
         size = len(problem.formula.directions) * plan.train_size * plan.x_size * problem.num_logits**2 * 8
@@ -243,59 +249,16 @@ class KernelTrainer(PromptTrainer):
             "of %d × %d; about %.1f GB beside the model, %s, and a file of %.1f MB",
             *(verb, split, problem.formula.name, plan.train_size, plan.x_size, *tokens),
             *(problem.num_logits, "logit" if problem.num_logits == 1 else "logits", f"{self._grad_dim:,}"),
-            *(engine.summary, plan.train_tile, plan.x_tile, engine.expected_bytes(plan) / 2**30),
+            *(engine.summary(plan), plan.train_tile, plan.x_tile, engine.expected_bytes(plan) / 2**30),
             _duration(engine.expected_seconds(plan) / distributed.world_size()),
             size / 2**20,
         )
 
-    def _labels(self, dataset: FeatureDataset) -> Tensor:
-        labels = torch.tensor(dataset.labels)
-        return (labels * 2 - 1).float() if self._num_logits == 1 else labels
-
     def _definition(self, split: str) -> dict[str, Any]:
-        return descriptions.defining(self._run, self._model_args, self.args, self._weights, self._grad_dim or 0, split)
-
-    def _file_to_use(self, split: str) -> Path | None:
-        """The file from which the kernel of a split is taken; None where it is to be computed."""
-        if self.args.load_kernels is not None:
-            path = results.kernel_path(self.args.load_kernels, split, self._run.task.key)
-            self._check_loaded(path)
-            return path
-        path = results.kernel_path(self.args.output_dir, split, self._run.task.key)
-        if self.args.overwrite_kernels or not distributed.first_decides(path.exists()):
-            return None
-        self._check_reusable(path, self._definition(split))
-        return path
-
-    def _num_samples(self, dataset: FeatureDataset) -> int:
-        """How often each example of a split stands in its kernel: once for each template."""
-        if self.args.load_kernels is None:
-            return dataset.num_sample
-        path = results.kernel_path(self.args.load_kernels, dataset.mode, self._run.task.key)
-        stored = results.read_description(path) or {}
-        return len(stored.get("template", self._run.prompts.templates))
-
-    def _check_reusable(self, path: Path, wanted: dict[str, Any]) -> None:
-        stored = results.read_description(path)
-        way_out = "pass --overwrite_kernels to compute it anew, or another TAG or --output_dir to keep both"
-        if stored is None:
-            raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
-        differences = results.kernel_differences(stored, wanted)
-        if differences:
-            raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
-
-    def _check_loaded(self, path: Path) -> None:
-        stored = results.read_description(path)
-        if stored is None:
-            return
-        wanted = {
-            "formula": self.args.kernel_formula,
-            "binary_classification": self.args.binary_classification,
-            "task": self._run.task.name,
-        }
-        differences = results.kernel_differences(stored, wanted)
-        if differences:
-            raise UsageError(f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); change these flags")
+        definition = descriptions.of_flags(self._run, self._model_args, self.args)
+        if self._run.model is not None:
+            definition |= descriptions.of_model_and_data(self._run, self._weights, self._grad_dim or 0, split)
+        return definition
 
 
 def _duration(seconds: float) -> str:

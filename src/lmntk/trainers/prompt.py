@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from transformers.trainer_utils import IntervalStrategy
 
 from lmntk.features import FeatureDataset
 from lmntk.metrics import compute_metrics
 from lmntk.solvers import two_logits
 from lmntk.tasks import Task
+
+LOGITS_TOGETHER = 32
 
 
 class PromptTrainer(transformers.Trainer):
@@ -23,8 +26,12 @@ class PromptTrainer(transformers.Trainer):
 
     def __init__(self, **kwargs: Any) -> None:
         # One process drives one device: several need torchrun. Pinning warns where there is no GPU.
-        kwargs["args"]._n_gpu = min(kwargs["args"].n_gpu, 1)
-        kwargs["args"].dataloader_pin_memory &= kwargs["args"].device.type == "cuda"
+        args: transformers.TrainingArguments = kwargs["args"]
+        args._n_gpu = min(args.n_gpu, 1)
+        args.dataloader_pin_memory &= args.device.type == "cuda"
+        # Every example counts in an evaluation, and with nothing to train there is nothing to evaluate meanwhile.
+        args.dataloader_drop_last = False
+        args.eval_strategy = IntervalStrategy.NO
         super().__init__(**kwargs)
         # The model has no `labels` argument from whose name the stock trainer would guess this.
         self.label_names = ["labels"]
@@ -62,8 +69,19 @@ class PromptTrainer(transformers.Trainer):
         return metrics
 
     def logits(self, dataset: FeatureDataset) -> Tensor:
-        """Return the model's logits on every prompt of a split, ``[X, C]``."""
-        return torch.from_numpy(np.asarray(self.predict(dataset).predictions))
+        """Return the model's logits on every prompt of a split, ``[X, C]``, in the model's own dtype.
+
+        Not by `predict`, which ``--bf16_full_eval`` and its like let change the model.
+        """
+        model, collator = self.model, self.data_collator
+        assert model is not None
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(dataset), LOGITS_TOGETHER):
+                batch = collator(dataset.features[start : start + LOGITS_TOGETHER])  # type: ignore[arg-type]
+                moved = {name: tensor.to(self.args.device) for name, tensor in batch.items() if name != "labels"}
+                found.append(model(**moved).cpu())
+        return torch.cat(found)
 
 
 def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

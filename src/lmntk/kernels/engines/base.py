@@ -76,11 +76,16 @@ class Engine(ABC):
         self.memory_bytes = memory_bytes
 
     @abstractmethod
-    def plan(self, train_tile: int | None = None, x_tile: int | None = None) -> Plan:
-        """Lay the tiles, of the sizes given, or else of those that suit the engine and fit its memory.
+    def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
+        """Lay the tiles.
+
+        Args:
+            train_tile: Train examples in a tile; not given: what suits the engine and fits its memory.
+            x_tile: The same for the X examples.
+            processes: How many will share the plan: where sizes are not given, each gets its part.
 
         Raises:
-            MemoryBudgetError: Not even the smallest tile fits.
+            MemoryBudgetError: The tiles asked for do not fit, or not even the smallest.
         """
 
     @abstractmethod
@@ -95,14 +100,12 @@ class Engine(ABC):
     def expected_seconds(self, plan: Plan) -> float:
         """Measure one example, or one pair, and return about how long `plan` will take."""
 
-    @property
-    def summary(self) -> str:
+    def summary(self, plan: Plan) -> str:
         """Say in a few words which engine this is, and which parameters take which way."""
         return f"{self.name} engine"
 
-    @property
-    def passes(self) -> int:
-        """How many blocks a tile comes in."""
+    def passes(self, plan: Plan) -> int:
+        """Return how many blocks a tile comes in."""
         return 1
 
 

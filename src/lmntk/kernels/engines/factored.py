@@ -4,6 +4,7 @@ N + X examples are propagated once, instead of N · X pairs; no gradient over al
 type knows goes to the `jacobian` engine, parameter by parameter.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels import propagation
+from lmntk.kernels.contraction import contract
 from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.examples import Examples, buckets
+from lmntk.kernels.formulas import Direction
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
+from lmntk.kernels.layers.linear import FORMED_TOGETHER
 from lmntk.kernels.machine import product_flops, seconds_of, stage
-from lmntk.kernels.tiling import Plan, Tile, make_plan
+from lmntk.kernels.tiling import Plan, Tile, fair, make_plan
+
+logger = logging.getLogger(__name__)
 
 # Large X tiles form the train side's gradients less often; beyond this a tile gains nothing and takes long to finish.
 MOST_X = 512
@@ -27,6 +33,8 @@ MOST_X = 512
 MOST_TOKENS = 2048
 # What activations take while a batch is propagated, in units of what is kept of it.
 ACTIVATIONS = 2.0
+# The share of the budget for the gradients of parameters of unknown layers, where there are any.
+FALLBACK_SHARE = 0.25
 # What forming and contraction reach of the rate of large square products.
 PRODUCT_EFFICIENCY = 0.65
 # Buffers beyond this size make products no faster.
@@ -66,12 +74,11 @@ class FactoredEngine(Engine):
             raise ValueError("the factored engine needs the module, not a function alone")
         self._call = problem.call
         self._layers, unknown = find_layers(problem)
-        self._fallback = (
-            JacobianEngine(replace(problem, params={name: problem.params[name] for name in unknown}), memory_bytes // 4)
-            if unknown
-            else None
-        )
-        self._fallback_tiles = (1, 1)
+        self._fallback = None
+        if unknown:
+            params = {name: problem.params[name] for name in unknown}
+            share = int(memory_bytes * FALLBACK_SHARE)
+            self._fallback = JacobianEngine(replace(problem, params=params), share)
         self._longest = max(
             max(_tokens(examples, range(len(examples))), default=1) for examples in (problem.train, problem.x_examples)
         )
@@ -79,33 +86,34 @@ class FactoredEngine(Engine):
         dtype, device = self._sample.dtype, self._sample.device
         self._workspace = Workspace(self._memory.buffer // self._sample.element_size(), dtype, device)
 
-    @property
-    def summary(self) -> str:
+    def summary(self, plan: Plan) -> str:
         """Say how many parameters no layer type knows."""
         if self._fallback is None:
-            return super().summary
+            return super().summary(plan)
         unknown = sum(tensor.numel() for tensor in self._fallback.problem.params.values())
-        return f"{super().summary} (jacobian for {unknown:,} parameters of unknown layers)"
+        return f"{super().summary(plan)} (jacobian for {unknown:,} parameters of unknown layers)"
 
     @property
     def fallback_parameters(self) -> list[str]:
         """The parameters that no layer type knows."""
         return list(self._fallback.problem.params) if self._fallback else []
 
-    def plan(self, train_tile: int | None = None, x_tile: int | None = None) -> Plan:
+    def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
         """Lay tiles as large as memory allows: train examples first, whose factors stay."""
         problem = self.problem
         n, m = len(problem.train), len(problem.x_examples)
-        room = self.memory_bytes - self._memory.total(0, 0)
+        room = self.memory_bytes - self._memory.total(0, 0) - self._fallback_bytes
         examples = int(room // (self._memory.per_token * self._longest))
-        if examples < 2:
+        if examples < 2 or self._fallback_least > self.memory_bytes:
             raise MemoryBudgetError(self._least_bytes(), self.memory_bytes)
-        train_tile = min(train_tile or max(1, examples // 2), n)
-        x_tile = min(x_tile or max(1, min(examples - train_tile, max(MOST_X // 2, 2 * train_tile), MOST_X)), m)
-        if self._fallback:
-            unknown = self._fallback.plan(train_tile, x_tile)
-            self._fallback_tiles = unknown.train_tile, unknown.x_tile
-        return make_plan(problem.train.shapes, problem.x_examples.shapes, train_tile, x_tile, problem.symmetric)
+        own_train = fair(max(1, examples // 2), n, processes if problem.symmetric else 1)
+        train = min(train_tile or own_train, n)
+        own_x = max(1, min(examples - train, max(MOST_X // 2, 2 * train), MOST_X))
+        x = min(x_tile or fair(own_x, m, processes), m)
+        plan = make_plan(problem.train.shapes, problem.x_examples.shapes, train, x, problem.symmetric)
+        if self.expected_bytes(plan) > self.memory_bytes and (train_tile or x_tile):
+            raise MemoryBudgetError(self.expected_bytes(plan), self.memory_bytes)
+        return plan
 
     def blocks(self, plan: Plan) -> Iterator[Block]:
         """Propagate each train tile once and each X tile once per train tile, and contract layer by layer."""
@@ -121,8 +129,7 @@ class FactoredEngine(Engine):
         """Return the factors of both tiles, the buffers, and the activations of a batch."""
         train_tokens = max(sum(_tokens(self.problem.train, train)) for train, _ in plan.rows)
         x_tokens = max((sum(_tokens(self.problem.x_examples, tile.x)) for tile in plan), default=0)
-        rest = self._fallback.memory_bytes if self._fallback else 0
-        return self._memory.total(train_tokens, x_tokens) + rest
+        return self._memory.total(train_tokens, x_tokens) + self._fallback_bytes
 
     def expected_seconds(self, plan: Plan) -> float:
         """Time the propagation of a few examples, and count the products."""
@@ -161,16 +168,34 @@ class FactoredEngine(Engine):
         }
         per_token = max(1, -(-sum(storages.values()) // _tokens(self.problem.train, one)[0]))
         affordable = int(self.memory_bytes * ACTIVATION_SHARE / (ACTIVATIONS * per_token))
+        largest = max((self._layers[name].formed(found[0]) for name, found in kept.items()), default=0)
+        together = max(FORMED_TOGETHER, len(self.problem.train)) * self.problem.num_logits * largest
         return Memory(
             per_token,
-            buffer=int(min(LARGEST_BUFFER, self.memory_bytes * BUFFER_SHARE)),
+            buffer=int(min(LARGEST_BUFFER, self.memory_bytes * BUFFER_SHARE, together * self._sample.element_size())),
             tokens=min(MOST_TOKENS, max(self._longest, affordable)),
         )
 
     def _least_bytes(self) -> int:
-        """Return the smallest budget that holds the two longest examples."""
-        left, longest = 1 - 3 * BUFFER_SHARE, self._memory.per_token * self._longest
-        return 1024 + int(max(2 * longest / (left - ACTIVATION_SHARE), (2 + ACTIVATIONS) * longest / left))
+        """Return a budget that is sure to hold the two longest examples, and as little as the shares allow."""
+        left = 1 - 3 * BUFFER_SHARE - (FALLBACK_SHARE if self._fallback else 0)
+        longest = self._memory.per_token * self._longest
+        own = max(2 * longest / (left - ACTIVATION_SHARE), (2 + ACTIVATIONS) * longest / left)
+        return max(self._fallback_least, 1024 + int(own))
+
+    @property
+    def _fallback_least(self) -> int:
+        """The smallest budget of which the fallback's share is enough for it."""
+        try:
+            if self._fallback is not None:
+                self._fallback.plan()
+        except MemoryBudgetError as error:
+            return int(error.needed / FALLBACK_SHARE) + 1
+        return 0
+
+    @property
+    def _fallback_bytes(self) -> int:
+        return self._fallback.memory_bytes if self._fallback else 0
 
     def _factors(self, examples: Examples, indices: Sequence[int]) -> dict[str, list[Any]]:
         """Return every layer's factors of some examples, batch by batch."""
@@ -192,50 +217,115 @@ class FactoredEngine(Engine):
 
     def _rest(self, fallback: JacobianEngine, tile: Tile) -> Tensor:
         """Return the part of a tile that the parameters unknown to all layer types make."""
-        size, x_size = self._fallback_tiles
+        sizes = fallback.plan(len(tile.train), len(tile.x))
+        size, x_size = sizes.train_tile, sizes.x_tile
         trains = [tile.train[start : start + size] for start in range(0, len(tile.train), size)]
         xs = tuple(tile.x[start : start + x_size] for start in range(0, len(tile.x), x_size))
         rows = tuple((train, xs) for train in trains)
         parts: dict[Tile, Tensor] = {}
-        for part, values in fallback.blocks(Plan(rows, len(tile.train), len(tile.x), symmetric=False)):
+        for part, values in fallback.blocks(replace(sizes, rows=rows, symmetric=False)):
             parts[part] = parts[part] + values if part in parts else values
         return torch.cat([torch.cat([parts[Tile(train, x)] for x in xs], dim=3) for train in trains], dim=1)
 
 
 def find_layers(problem: KernelProblem) -> tuple[dict[str, Layer], list[str]]:
-    """Find out which parameters which layer type can take, by looking at the modules and at one small batch.
+    """Find out which parameters which layer type can take, and try it on a small batch.
+
+    A layer is used only if its part of the kernel of one example is what autograd says: a weight that is used
+    elsewhere too, an output that is changed in place, a norm over several axes all show there.
 
     Returns:
-        The layers by module name, and the parameters that are left: of modules of unknown type, of modules called
-        twice or not with one tensor for each example, and parameters that several modules share.
+        The layers by module name, and the parameters that are left for the fallback.
     """
+    layers = _candidates(problem)
+    try:
+        layers = _that_see_examples(layers, problem)
+        layers = _that_agree_with_autograd(layers, problem)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        logger.warning("no layer can be factored (%s): every parameter goes to the jacobian engine", error)
+        layers = {}
+    known = {name for prefix, layer in layers.items() for name in _names(prefix, layer)}
+    return layers, [name for name in problem.params if name not in known]
+
+
+def _candidates(problem: KernelProblem) -> dict[str, Layer]:
+    """Match modules by exact type; parameters that several modules hold are left out."""
     assert problem.module is not None
-    assert problem.call is not None
-    wanted = set(problem.params)
-    parameters = dict(problem.module.named_parameters())
     uses = Counter(id(p) for module in problem.module.modules() for p in module.parameters(recurse=False))
     layers: dict[str, Layer] = {}
-    owned: dict[str, set[str]] = {}
-    for name, module in problem.module.named_modules():
-        own = {f"{name}.{local}".lstrip("."): local for local, _ in module.named_parameters(recurse=False)}
-        counted = {full: local for full, local in own.items() if full in wanted and uses[id(parameters[full])] == 1}
-        layer = LAYERS.get(type(module))
-        if layer is not None and counted and set(counted.values()) <= layer.parameters:
-            layers[name] = layer(module, frozenset(counted.values()))
-            owned[name] = set(counted)
-    if layers:
-        typical = problem.typical_example
-        record, _ = propagation.run(
-            {name: layer.module for name, layer in layers.items()},
-            problem.call,
-            problem.train.batch([typical, typical]),
+    for prefix, module in problem.module.named_modules():
+        counted = frozenset(
+            local
+            for local, parameter in module.named_parameters(recurse=False)
+            if f"{prefix}.{local}".lstrip(".") in problem.params and uses[id(parameter)] == 1
         )
-        for name in list(layers):
-            passage = record.passages.get(name)
-            if passage is None or passage.calls != 1 or passage.output.shape[0] != 2 or passage.output.dim() < 2:
-                del layers[name]
-    known = {full for name in layers for full in owned[name]}
-    return layers, [name for name in problem.params if name not in known]
+        layer = LAYERS.get(type(module))
+        if layer is not None and counted and counted <= layer.parameters:
+            layers[prefix] = layer(module, counted)
+    return layers
+
+
+def _that_see_examples(layers: dict[str, Layer], problem: KernelProblem) -> dict[str, Layer]:
+    """Keep the modules that are called once, with one tensor whose first axis runs over the examples."""
+    assert problem.call is not None
+    kept = layers
+    for size in (1, 3):  # one of the two is not, by accident, the number of tokens
+        batch = problem.train.batch([problem.typical_example] * size)
+        record, _ = propagation.run({name: layer.module for name, layer in kept.items()}, problem.call, batch)
+        seen = {
+            name
+            for name, passage in record.passages.items()
+            if passage.calls == 1 and len(passage.inputs) == len(passage.output) == size and passage.output.dim() > 1
+        }
+        kept = {name: layer for name, layer in kept.items() if name in seen}
+        with torch.no_grad():
+            unchanged = torch.allclose(record.logits, problem.call(batch), rtol=1e-4, atol=1e-5)
+        if not unchanged:
+            return {}  # looking at the modules changes what they do
+    return kept
+
+
+def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem) -> dict[str, Layer]:
+    """Keep the layers whose part of the kernel of one example is that of its gradients."""
+    assert problem.module is not None
+    assert problem.call is not None
+    if not layers:
+        return {}
+    batch = problem.train.batch([problem.typical_example])
+    found = propagation.factors(layers, problem.call, batch)
+    own = dict(problem.module.named_parameters())
+    wanted = {name: own[name] for prefix, layer in layers.items() for name in _names(prefix, layer)}
+    asked = {name: parameter.requires_grad for name, parameter in own.items()}
+    try:
+        for name, parameter in own.items():
+            parameter.requires_grad_(name in wanted)
+        with torch.enable_grad():
+            logits = problem.call(batch)[0]
+        gradients: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        for logit in logits:
+            parts = torch.autograd.grad(logit, list(wanted.values()), retain_graph=True, allow_unused=True)
+            for (name, parameter), part in zip(wanted.items(), parts, strict=True):
+                gradients[name].append((torch.zeros_like(parameter) if part is None else part).flatten())
+    finally:
+        for name, parameter in own.items():
+            parameter.requires_grad_(asked[name])
+    sample = next(iter(wanted.values()))
+    workspace = Workspace(2**22, sample.dtype, sample.device)
+    sgd = (Direction(sign_train=False, sign_x=False),)
+    kept = {}
+    for prefix, layer in layers.items():
+        truth = sum(
+            contract(torch.stack(gradients[name]), torch.stack(gradients[name]), sgd) for name in _names(prefix, layer)
+        )
+        ours = layer.kernel([found[prefix]], [found[prefix]], sgd, workspace)[:, 0, :, 0]
+        if torch.allclose(ours, torch.as_tensor(truth), rtol=0, atol=1e-3 * float(torch.as_tensor(truth).abs().max())):
+            kept[prefix] = layer
+    return kept
+
+
+def _names(prefix: str, layer: Layer) -> list[str]:
+    """The full names of the parameters that a layer takes."""
+    return [f"{prefix}.{local}".lstrip(".") for local in sorted(layer.counted)]
 
 
 def _tokens(examples: Examples, indices: Sequence[int]) -> list[int]:

@@ -8,10 +8,10 @@ from torch.func import jacrev, vmap
 from torch.utils._pytree import tree_map
 
 from lmntk.kernels.contraction import contract
-from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError, Parameters
+from lmntk.kernels.engines.base import Block, Engine, MemoryBudgetError, Parameters
 from lmntk.kernels.examples import Batch, Examples, bytes_of, equal_shape_runs
 from lmntk.kernels.machine import product_flops, seconds_of
-from lmntk.kernels.tiling import Plan, Tile, make_plan
+from lmntk.kernels.tiling import Plan, Tile, fair, make_plan
 
 # X examples whose gradients are held at a time: more gain little, since gradients are formed a few examples at a time.
 X_TILE = 32
@@ -45,28 +45,24 @@ class JacobianEngine(Engine):
 
     name = "jacobian"
 
-    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
-        super().__init__(problem, memory_bytes)
-        self._groups: list[list[str]] = []
-
-    def plan(self, train_tile: int | None = None, x_tile: int | None = None) -> Plan:
+    def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
         """Lay tiles over all train examples at once; memory decides on the groups of parameters instead."""
         problem = self.problem
-        train_tile = min(train_tile or len(problem.train), len(problem.train))
-        x_tile = min(x_tile or X_TILE, len(problem.x_examples))
+        n, m = len(problem.train), len(problem.x_examples)
+        train_tile = min(train_tile or fair(n, n, processes if problem.symmetric else 1), n)
+        x_tile = min(x_tile or fair(X_TILE, m, processes), m)
         largest = problem.num_logits * max(bytes_of([tensor]) for tensor in problem.params.values())
         # A parameter larger than all others (the word embeddings) may force smaller tiles than grouping can give.
         while self._bytes(largest, train_tile, x_tile) > self.memory_bytes and train_tile * x_tile > 1:
             train_tile, x_tile = (train_tile, (x_tile + 1) // 2) if x_tile > 1 else ((train_tile + 1) // 2, x_tile)
         if self._bytes(largest, 1, 1) > self.memory_bytes:
             raise MemoryBudgetError(self._bytes(largest, 1, 1), self.memory_bytes)
-        self._groups = self._group(train_tile, x_tile)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, train_tile, x_tile, problem.symmetric)
 
     def blocks(self, plan: Plan) -> Iterator[Block]:
         """Form the train tile's gradients once per group of parameters and meet all X tiles with them."""
         for train, x_tiles in plan.rows:
-            for group in self._groups:
+            for group in self._groups(plan):
                 train_gradients = self._gradients(self.problem.train, train, group)
                 for x in x_tiles:
                     same = self.problem.x is None and x == train
@@ -74,14 +70,15 @@ class JacobianEngine(Engine):
 
     def expected_bytes(self, plan: Plan) -> int:
         """Return the gradients of both tiles and what forming and signing them takes for a moment."""
-        largest = max(bytes_of(self.problem.params[name] for name in group) for group in self._groups)
+        largest = max(bytes_of(self.problem.params[name] for name in group) for group in self._groups(plan))
         return self._bytes(self.problem.num_logits * largest, plan.train_tile, plan.x_tile)
 
     def expected_seconds(self, plan: Plan) -> float:
         """Time one example's gradients, and count the products."""
         problem = self.problem
         one = [problem.typical_example]
-        jacobian_seconds = seconds_of(lambda: [self._gradients(problem.train, one, group) for group in self._groups])
+        groups = self._groups(plan)
+        jacobian_seconds = seconds_of(lambda: [self._gradients(problem.train, one, group) for group in groups])
         reused = problem.x is None
         jacobians = sum(
             len(train) + sum(len(x) for x in x_tiles if not (reused and x == train)) for train, x_tiles in plan.rows
@@ -91,26 +88,26 @@ class JacobianEngine(Engine):
         weight = next(iter(problem.params.values()))
         return jacobians * jacobian_seconds + products / product_flops(weight.device, weight.dtype)
 
-    @property
-    def summary(self) -> str:
+    def summary(self, plan: Plan) -> str:
         """Say how many groups the parameters are taken in."""
-        return super().summary + (f" with parameters in {self.passes} groups" if self.passes > 1 else "")
+        passes = self.passes(plan)
+        return super().summary(plan) + (f" with parameters in {passes} groups" if passes > 1 else "")
 
-    @property
-    def passes(self) -> int:
-        """How many groups the parameters are taken in."""
-        return len(self._groups)
+    def passes(self, plan: Plan) -> int:
+        """Return how many groups the parameters are taken in."""
+        return len(self._groups(plan))
 
     def _bytes(self, per_example: int, train_tile: int, x_tile: int) -> int:
         formed = min(FORMED_TOGETHER, max(train_tile, x_tile))
         return per_example * (train_tile + x_tile + formed)
 
-    def _group(self, train_tile: int, x_tile: int) -> list[list[str]]:
+    def _groups(self, plan: Plan) -> list[list[str]]:
+        """Return groups of parameters whose gradients, of both tiles, fit together."""
         groups: list[list[str]] = [[]]
         size = 0
         for name, tensor in self.problem.params.items():
             added = self.problem.num_logits * bytes_of([tensor])
-            if groups[-1] and self._bytes(size + added, train_tile, x_tile) > self.memory_bytes:
+            if groups[-1] and self._bytes(size + added, plan.train_tile, plan.x_tile) > self.memory_bytes:
                 groups.append([])
                 size = 0
             groups[-1].append(name)

@@ -26,7 +26,7 @@ class JvpEngine(Engine):
 
     name = "jvp"
 
-    def plan(self, train_tile: int | None = None, x_tile: int | None = None) -> Plan:
+    def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
         """Lay tiles of one example along each axis, as published, where no sizes are given."""
         problem = self.problem
         plan = make_plan(

@@ -36,11 +36,12 @@ class EmbeddingLayer(Layer):
 
     def factors(self, inputs: Tensor, gradients: Gradients) -> Rows:
         """Sum the output gradients of equal tokens, example by example."""
-        size, length = inputs.shape
+        size = len(inputs)
+        inputs = inputs.reshape(size, -1)
         vocabulary = self.module.num_embeddings
         keys = inputs + vocabulary * torch.arange(size, device=inputs.device)[:, None]
         found, row_of = torch.unique(keys, return_inverse=True)
-        both = torch.stack([gradient.reshape(size * length, -1) for gradient in gradients], dim=1)
+        both = torch.stack([gradient.reshape(inputs.numel(), -1) for gradient in gradients], dim=1)
         summed = both.new_zeros(len(found), *both.shape[1:]).index_add_(0, row_of.flatten(), both)
         token = found % vocabulary
         # The row of the padding token never gets a gradient, as torch has it.

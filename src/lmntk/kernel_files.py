@@ -1,0 +1,121 @@
+"""Which kernel file a run may use: one whose description fits, or none.
+
+A kernel file is used only if what it says of itself is what the command asks for; a file that merely has the right name
+is how wrong numbers come about.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lmntk import distributed, results
+from lmntk.errors import UsageError
+
+Kernel = tuple[Tensor, Tensor]
+"""A kernel, float64 ``[N, C, X, C]`` or ``[2, N, C, X, C]``, and the labels of its X examples."""
+
+
+@dataclass(frozen=True)
+class KernelFiles:
+    """The kernel and logits files of one run.
+
+    Attributes:
+        output_dir: Where they are written, and looked for.
+        load_dir: ``--load_kernels``: a folder they come from instead.
+        task_key: The task in file names.
+        overwrite: ``--overwrite_kernels``.
+    """
+
+    output_dir: Path
+    load_dir: Path | None
+    task_key: str
+    overwrite: bool
+
+    def to_use(self, split: str, wanted: Mapping[str, Any]) -> Path | None:
+        """Return the file of a split's kernel; None where it is to be computed.
+
+        Args:
+            split: ``"train"``, ``"dev"`` or ``"test"``.
+            wanted: What the command asks for, as far as it can be told (see `lmntk.descriptions.defining`).
+
+        Raises:
+            UsageError: A file is there, but made by a command that differs.
+        """
+        if self.load_dir is not None:
+            path = results.kernel_path(self.load_dir, split, self.task_key)
+            stored = results.read_description(path) or {}
+            known = {name: value for name, value in wanted.items() if name in stored}
+            differences = results.kernel_differences(stored, known)
+            if differences:
+                raise UsageError(
+                    f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags it was made "
+                    "with, or another folder"
+                )
+            return path
+        path = results.kernel_path(self.output_dir, split, self.task_key)
+        if self.overwrite or not distributed.first_decides(path.exists()):
+            return None
+        stored_here = results.read_description(path)
+        way_out = "pass --overwrite_kernels to compute it anew, or another TAG or --output_dir to keep both"
+        if stored_here is None:
+            raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
+        differences = results.kernel_differences(stored_here, wanted)
+        if differences:
+            raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
+        return path
+
+    def load(self, path: Path, asymmetric: bool, num_logits: int) -> Kernel:
+        """Read a kernel, and see that it is of the kind asked for: files from elsewhere have no description.
+
+        Args:
+            path: The file.
+            asymmetric: Whether the formula has two directions.
+            num_logits: C.
+
+        Raises:
+            UsageError: It cannot be read, or is of another kind.
+        """
+        kernel, labels = results.load_kernel(path)
+        if (kernel.dim() == 5) != asymmetric:
+            kind = "an asymmetric" if kernel.dim() == 5 else "no asymmetric"
+            raise UsageError(f"{path} holds {kind} kernel, which does not go with this --kernel_formula")
+        if kernel.shape[-1] != num_logits:
+            raise UsageError(
+                f"{path} holds a kernel of {kernel.shape[-1]} logits, but the command asks for {num_logits}: "
+                "--binary_classification makes it one logit"
+            )
+        return kernel, labels
+
+    def load_logits(self, split: str) -> tuple[Tensor, Tensor]:
+        """Read the logits of the untrained model that lie beside loaded kernels, and their targets."""
+        return results.load_logits(results.logits_path(self.load_dir or self.output_dir, split, self.task_key))
+
+    def save(self, split: str, kernel: Kernel, description: Mapping[str, Any]) -> Path:
+        """Write a kernel and its description; return where."""
+        path = results.kernel_path(self.output_dir, split, self.task_key)
+        results.save_kernel(path, *kernel, description)
+        return path
+
+    def save_logits(self, split: str, logits: Tensor, targets: Tensor) -> None:
+        """Write the logits of the untrained model."""
+        results.save_logits(results.logits_path(self.output_dir, split, self.task_key), logits, targets)
+
+
+def samples_of(labels: Tensor, samples: int, path_or_flag: str) -> int:
+    """Return how many samples of each example a kernel's rows are, after seeing that they can be.
+
+    Args:
+        labels: The labels of the kernel's X examples, sample by sample.
+        samples: How many templates there are.
+        path_or_flag: What the error names.
+
+    Raises:
+        UsageError: The rows are not that many samples of the same examples.
+    """
+    fits = len(labels) % samples == 0 and bool((labels.reshape(samples, -1) == labels.reshape(samples, -1)[0]).all())
+    if not fits:
+        raise UsageError(f"{path_or_flag}: its {len(labels)} rows are not {samples} samples of the same examples each")
+    return samples
