@@ -3,6 +3,7 @@
 import csv
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,15 @@ for split in train dev test; do echo '{"seconds": 1.25}' > "$output/${split}_ker
 
 @dataclass
 class Workplace:
-    """The stand-in's folder, the folder of the two tasks, and the folder of the results."""
+    """The folders of the stand-in, which is the model too, of the program, of the two tasks and of the results."""
 
     stand_in: Path
+    program: Path
     data: Path
     output: Path
+
+    def original(self, task: str, split: str) -> Path:
+        return self.data / task / "original" / "mr" / f"{split}.csv"
 
     @property
     def calls(self) -> list[str]:
@@ -58,18 +63,20 @@ class Workplace:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """A stand-in in place of run_fewshot.sh, and forty sentences a label for each task."""
-    place = Workplace(tmp_path / "stand-in", tmp_path / "data of the demo", tmp_path / "results")
-    place.stand_in.mkdir()
+    place = Workplace(tmp_path / "stand-in", tmp_path / "program", tmp_path / "data of the demo", tmp_path / "results")
+    for path in (place.stand_in / "model.safetensors", place.program / "run.py", place.program / "src/lmntk/a/b.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("as it was\n", encoding="utf-8")
     (place.stand_in / "run.sh").write_text(STAND_IN, encoding="utf-8")
     logits = torch.tensor([[0.5], [-0.5], [2.0], [-1.0], [0.25]])
     torch.save((logits, torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0])), place.stand_in / "logits.pt")
     for task in demo.TASKS:
-        folder = place.data / task / "original" / "mr"
-        folder.mkdir(parents=True)
         for split in ("train", "test"):
-            with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            place.original(task, split).parent.mkdir(parents=True, exist_ok=True)
+            with place.original(task, split).open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows((i % 2, f"{split} sentence {i}") for i in range(80))
     monkeypatch.setattr(demo, "RUN_SCRIPT", place.stand_in / "run.sh")
+    monkeypatch.setattr(demo, "ROOT", place.program)
     return place
 
 
@@ -127,6 +134,51 @@ def test_a_run_whose_results_are_there_is_not_started_again(
     assert first[first.index("Means over") :] == second[second.index("Means over") :]
 
 
+def append(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + "# and more\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        pytest.param(lambda place: append(place.stand_in / "model.safetensors"), 12, id="the weights"),
+        pytest.param(lambda place: append(place.program / "src/lmntk/a/b.py"), 12, id="a module of the program"),
+        pytest.param(lambda place: append(place.program / "run.py"), 12, id="run.py"),
+        pytest.param(lambda place: append(place.stand_in / "run.sh"), 12, id="run_fewshot.sh"),
+        pytest.param(lambda place: (place.program / "src/lmntk/new.py").touch(), 12, id="a new module"),
+        pytest.param(
+            lambda place: shutil.copy(place.original("tweets", "train"), place.original("tweets", "test")),
+            6,
+            id="the sentences of one task",
+        ),
+        pytest.param(
+            lambda place: (place.output / "tweets" / "sgd" / "16-13" / demo.STAMP).write_text(""), 1, id="one stamp"
+        ),
+        pytest.param(lambda place: append(place.stand_in / "calls"), 0, id="nothing that matters"),
+    ],
+)
+def test_results_count_only_for_the_command_split_model_and_program_that_gave_them(
+    change: Callable[[Workplace], None], again: int, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workplace.run_demo(monkeypatch)
+    stale = workplace.output / "tweets" / "sgd" / "16-13" / "stale"
+    stale.touch()
+    change(workplace)
+    before = len(workplace.calls)
+    workplace.run_demo(monkeypatch)
+    assert len(workplace.calls) == before + again
+    assert stale.exists() == (again == 0), "what a stale run left is deleted before it is started again"
+    workplace.run_demo(monkeypatch)
+    assert len(workplace.calls) == before + again
+
+
+def test_another_command_is_another_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workplace.run_demo(monkeypatch)
+    monkeypatch.setitem(demo.SOLVERS, "sgd", "svr")
+    workplace.run_demo(monkeypatch)
+    assert [call.split()[-1] for call in workplace.calls[12:]] == ["svr"] * 4
+
+
 def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +190,7 @@ def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
     )
 
 
-def test_a_run_that_fails_is_named_with_its_last_lines_and_the_way_out(
+def test_a_run_that_fails_is_named_with_its_last_lines_and_started_again_the_next_time(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = workplace.output / "tweets" / "signgd" / "16-42"
@@ -146,6 +198,8 @@ def test_a_run_that_fails_is_named_with_its_last_lines_and_the_way_out(
     with pytest.raises(UsageError) as caught:
         workplace.run_demo(monkeypatch)
     assert str(caught.value) == (
-        f"run.sh ended with status 3; delete {workplace.output} to start the demo afresh; all it said is in "
-        f"{folder / 'run.log'}, which ends so:\n    error: no such luck"
+        f"run.sh ended with status 3; all it said is in {folder / 'run.log'}, which ends so:\n    error: no such luck"
     )
+    (workplace.stand_in / "fail").unlink()
+    workplace.run_demo(monkeypatch)
+    assert (folder / demo.STAMP).exists()

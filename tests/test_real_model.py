@@ -63,12 +63,12 @@ def truth(features):
 
     def gradients_of_each(side):
         for index in range(SIZE):
-            yield oracle.gradients(lambda batch: model(**batch), own, [side.batch([index])])
+            yield oracle.gradients(lambda batch: model(**batch), own, [side.batch([index])])[0]
 
     train, x = map(examples, features)
     of_train = list(gradients_of_each(train))
-    columns = [torch.cat([oracle.kernel(one, of_x, "sgd") for one in of_train]) for of_x in gradients_of_each(x)]
-    return torch.cat(columns, dim=2)
+    kernel = torch.stack([torch.stack([left @ right.T for left in of_train]) for right in gradients_of_each(x)])
+    return kernel.permute(1, 2, 0, 3)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -88,7 +88,7 @@ def tiny_prompts(lengths: list[int], seed: int = 0, vocab_size: int = 64) -> lis
 
 
 class PaddedPrompts:
-    """The prompts of `tiny_prompts` as engines take them: batches of several lengths, padded on the right and masked."""
+    """The prompts of `tiny_prompts` as engines take them: batches of mixed lengths are padded on the right."""
 
     padded = True
     PADDING = 0

@@ -2,43 +2,62 @@
 """How fast, how exact and how large the kernel engines are, all in one run on one machine.
 
 Every engine runs in a process of its own, so that its peak memory is its own. The yardstick is the published method:
-the `jvp` engine over whole parameters and the whole vocabulary's logits, tiles of 1 × 1, timed on a sample of pairs.
-The published method and the `jacobian` engine are timed on samples, since they would take hours.
+the `jvp` engine over whole parameters and the whole vocabulary's logits, tiles of 1 × 1. It and the `jacobian` engine
+are timed on samples, since they would take hours. Errors are those of a part of the kernel, 8 × 8 examples at most,
+against gradients by plain autograd. Those of signgd count gradients too that are zero but for rounding, such as the
+key biases' of attention: no two computations agree on the signs of these.
 
     python tools/benchmark_kernels.py --model models/minilm --data_dir data/k-shot-1k-test/SST-2/16-42
-    python tools/benchmark_kernels.py --shape bert-base --data_dir data/k-shot-1k-test/SST-2/16-42
+    python tools/benchmark_kernels.py --shape bert-base --formula sgd signgd
     python tools/benchmark_kernels.py --quick
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
+from transformers import BertConfig, PretrainedConfig
 
-from lmntk.errors import UsageError
-from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, assemble
+from lmntk.arguments import DataArguments
+from lmntk.build import resolve_prompts
+from lmntk.errors import UsageError, suggest
+from lmntk.examples import read_examples, split_file
+from lmntk.features import Collator, Feature, FeatureDataset
+from lmntk.kernels import ENGINES, FORMULAS, Engine, KernelProblem, MemoryBudgetError, assemble
+from lmntk.kernels.formulas import Direction
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes, product_flops, seconds_by_stage
+from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer, max_positions
 from lmntk.models.prompt_model import PromptModel
+from lmntk.prompts import label_word_ids
 from lmntk.results import write_atomically
 from lmntk.tasks import find_task
+from lmntk.templates import Template
+from lmntk.trainers.kernel import FeatureExamples
 
 PUBLISHED = "published"
-# Layers, features, heads, features between: the shapes that have names here, filled with random weights.
+# Layers, features, heads, features between: the BERTs that have names here, filled with random weights.
 SHAPES = {"quick": (2, 128, 2, 512), "minilm": (6, 384, 12, 1536), "bert-base": (12, 768, 12, 3072)}
-VOCABULARY = 30522
+FIRST_LABEL_WORD = 2000  # of a model without a tokenizer
 SAMPLED_PAIRS = 8
-TRUTH_BYTES = 3 * 2**30
+ERROR_EXAMPLES = {PUBLISHED: 2, "jvp": 2}  # on either side, by engine: these two take a second a pair
+MOST_ERROR_EXAMPLES = 8
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,7 @@ class Job:
         model: A checkpoint folder or a key of `SHAPES`.
         task_name: The task whose prompts are used.
         data_dir: Its k-shot folder; None for random tokens of realistic lengths.
-        train_examples: N; more than the split has are made by repeating it with other tokens.
+        train_examples: N; beyond what the split has, prompts are random tokens of the lengths that it has.
         x_examples: X.
         formula: A key of `FORMULAS`.
         binary: One logit difference in place of two logits.
@@ -69,282 +88,300 @@ class Job:
     memory_gb: float | None
     sample_tiles: int
 
-
-class Prompts:
-    """Prompts of known lengths; batches are padded to the longest of them."""
-
-    padded = True
-
-    def __init__(self, rows: list[tuple[list[int], int]], segments: bool) -> None:
-        self.rows = rows
-        self.shapes = [len(ids) for ids, _ in rows]
-        self.segments = segments
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, indices: Any) -> dict[str, Tensor]:
-        """Pad on the right; the mask is there only where there is padding."""
-        chosen = [self.rows[index] for index in indices]
-        longest = max(len(ids) for ids, _ in chosen)
-        batch = {"input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in chosen])}
-        if any(len(ids) < longest for ids, _ in chosen):
-            batch["attention_mask"] = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in chosen])
-        if self.segments:
-            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        batch["mask_pos"] = torch.tensor([position for _, position in chosen])
-        return batch
+    @property
+    def budget(self) -> int:
+        """What an engine may take beside the model, in bytes."""
+        return int(DEFAULT_FRACTION * free_bytes(CPU) if self.memory_gb is None else self.memory_gb * 2**30)
 
 
-def load(job: Job, dtype: torch.dtype = torch.float32) -> tuple[PromptModel, Prompts, Prompts]:
-    """Return the model and the prompts of both sides."""
+@dataclass(frozen=True)
+class Inputs:
+    """What a job's model is asked: prompts of both sides, and the tokens whose logits count."""
+
+    config: PretrainedConfig
+    label_words: list[int]
+    train: FeatureDataset
+    x: FeatureDataset
+
+    def first(self, size: int) -> "Inputs":
+        """Return the first `size` examples of either side."""
+        cut = [replace(side, features=side.features[:size]) for side in (self.train, self.x)]
+        return replace(self, train=cut[0], x=cut[1])
+
+    def examples(self, side: FeatureDataset) -> FeatureExamples:
+        """Return a side as engines take it."""
+        pad = self.config.pad_token_id
+        return FeatureExamples(side, Collator(0 if pad is None else pad, self.config.model_type == "bert"), CPU)
+
+
+def load_inputs(job: Job) -> Inputs:
+    """Read or draw the prompts."""
     task = find_task(job.task_name)
+    features: dict[str, list[Feature]] = {"train": [], "test": []}
     if job.model in SHAPES:
-        model, label_words, tokenizer = _random_model(job), (2307, 6659), None
+        layers, width, heads, between = SHAPES[job.model]
+        sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+        config = BertConfig(**sizes, intermediate_size=between)
+        label_words = [FIRST_LABEL_WORD + label for label in range(len(task.labels))]
     else:
-        from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
-        from lmntk.prompts import label_word_ids
-
-        tokenizer = load_tokenizer(job.model)
-        label_words = tuple(label_word_ids(task.mapping, task.labels, tokenizer))
-        model = load_prompt_model(job.model, load_config(job.model), label_words, binary_classification=job.binary)
-    model = model.to(dtype).requires_grad_(False)
-    segments = model.lm.config.model_type == "bert"
-    train = _prompts(job, task, tokenizer, "train", job.train_examples)
-    x = _prompts(job, task, tokenizer, "test", job.x_examples)
-    return model, Prompts(train, segments), Prompts(x, segments)
-
-
-def _random_model(job: Job) -> PromptModel:
-    from transformers import BertConfig, BertForMaskedLM
-
-    from lmntk.models.attention import use_plain_attention
-
-    layers, features, heads, between = SHAPES[job.model]
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=features,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=between,
-        tie_word_embeddings=False,
-    )
-    lm = BertForMaskedLM._from_config(config, attn_implementation="eager").eval()
-    use_plain_attention(lm)
-    return PromptModel(lm, (2307, 6659), job.binary)
+        config, tokenizer = load_config(job.model), load_tokenizer(job.model)
+        prompts = resolve_prompts(task, DataArguments(task.name, job.data_dir or ""), max_positions(config))
+        label_words = label_word_ids(prompts.mapping, task.labels, tokenizer)
+        templates = [
+            Template.parse(text, task.num_sentences, len(task.labels), task.name) for text in prompts.templates
+        ]
+        for split, count in (("train", job.train_examples), ("test", job.x_examples)):
+            if job.data_dir is not None:
+                rows = read_examples(task, split_file(task, job.data_dir, split))[:count]
+                data = FeatureDataset.build(split, task, rows, templates, tokenizer, prompts.limits, label_words)
+                features[split] = data.features
+    train = _filled_up(features["train"], job.train_examples, config.vocab_size, seed=0)
+    x = _filled_up(features["test"], job.x_examples, config.vocab_size, seed=1)
+    return Inputs(config, label_words, FeatureDataset("train", task, train), FeatureDataset("test", task, x))
 
 
-def _prompts(job: Job, task: Any, tokenizer: Any, split: str, count: int) -> list[tuple[list[int], int]]:
-    generator = torch.Generator().manual_seed(0 if split == "train" else 1)
-    rows: list[tuple[list[int], int]] = []
-    if tokenizer is not None and job.data_dir is not None:
-        from lmntk.examples import read_examples, split_file
-        from lmntk.features import FeatureDataset
-        from lmntk.prompts import Limits
-        from lmntk.templates import Template
-
-        template = Template.parse(task.template, task.num_sentences, len(task.labels), task.name)
-        examples = read_examples(task, split_file(task, job.data_dir, split))[:count]
-        data = FeatureDataset.build(split, task, examples, [template], tokenizer, Limits())
-        rows = [(feature.input_ids, feature.mask_position) for feature in data.features]
-    real = len(rows)
-    while len(rows) < count:
-        # SST-2's prompts have 8 to 60 tokens, 29 on average; further ones copy the lengths of those that are there.
-        drawn = torch.randn(1, generator=generator).mul(10).add(29).clamp(8, 60)
-        length = len(rows[len(rows) % real][0]) if real else int(drawn)
-        ids = torch.randint(1000, VOCABULARY, (length,), generator=generator).tolist()
-        rows.append((ids, length - 3))
-    return rows[:count]
+def _filled_up(features: list[Feature], count: int, vocabulary: int, seed: int) -> list[Feature]:
+    """Add prompts of random tokens until there are `count`; they have the lengths of those that are there."""
+    generator = torch.Generator().manual_seed(seed)
+    # SST-2's prompts have 8 to 60 tokens, 29 on average.
+    drawn = torch.randn(count, generator=generator).mul(10).add(29).clamp(8, 60).int().tolist()
+    lengths = [len(feature.input_ids) for feature in features] or drawn
+    filled = list(features)
+    for number in range(len(features), count):
+        length = lengths[number % len(lengths)]
+        ids = torch.randint(min(1000, vocabulary // 2), vocabulary, (length,), generator=generator).tolist()
+        filled.append(Feature(ids, [0] * length, length - 3, 0))
+    return filled
 
 
-def make_problem(job: Job, model: PromptModel, train: Prompts, x: Prompts, published: bool = False) -> KernelProblem:
+def load_model(job: Job, inputs: Inputs, dtype: torch.dtype) -> PromptModel:
+    """Return the checkpoint, or random weights of the shape; always the same."""
+    return load_prompt_model(
+        job.model,
+        copy.deepcopy(inputs.config),
+        inputs.label_words,
+        binary_classification=job.binary,
+        random_init=job.model in SHAPES,
+        dtype=dtype,
+    ).requires_grad_(False)
+
+
+def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool = False) -> KernelProblem:
     """Return the kernel to compute; as published, nothing is narrowed to the rows that matter."""
-    names = [name for name, _ in model.named_parameters()]
+    formula, num_logits = FORMULAS[job.formula], model.num_logits
+    train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
     if published:
         params = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        decoder = model.lm.get_output_embeddings()
-        label_words = decoder.label_word_ids.clone()
         # All tokens' logits, from which the label words' are picked.
+        decoder = model.lm.get_output_embeddings()
         decoder.label_word_ids = torch.arange(len(decoder.weight))
-        binary, model.binary_classification = model.binary_classification, False
+        model.binary_classification = False
 
-        def logits_fn(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-            logits = torch.func.functional_call(model, params, kwargs=batch)[:, label_words]
-            return logits[:, 1:] - logits[:, :1] if binary else logits
+        def all_logits_fn(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+            logits = torch.func.functional_call(model, params, kwargs=batch)[:, inputs.label_words]
+            return logits[:, 1:] - logits[:, :1] if job.binary else logits
 
-        return KernelProblem(logits_fn, params, train, x, FORMULAS[job.formula], 1 if binary else len(label_words))
-    tokens = {token for ids, _ in train.rows for token in ids}
-    logits_fn, params = model.as_function(names, tokens)
-    formula = FORMULAS[job.formula]
-    return KernelProblem(logits_fn, params, train, x, formula, model.num_logits, model, lambda batch: model(**batch))
+        return KernelProblem(all_logits_fn, params, train, x, formula, num_logits)
+    tokens = {token for feature in inputs.train.features for token in feature.input_ids}
+    logits_fn, params = model.as_function([name for name, _ in model.named_parameters()], tokens)
+    return KernelProblem(logits_fn, params, train, x, formula, num_logits, model, lambda batch: model(**batch))
 
 
-def measure(job: Job, engine: str) -> dict[str, Any]:
-    """Measure one engine, in a process that does nothing else."""
-    torch.set_num_threads(job.threads)
-    model, train, x = load(job)
-    problem = make_problem(job, model, train, x, published=engine == PUBLISHED)
-    pairs = len(train) * len(x)
-    before = peak_bytes(torch.device("cpu"))
+def make_engine(job: Job, engine: str, problem: KernelProblem) -> Engine:
+    """Return an engine with the job's budget; the yardstick has no choice of tiles, and takes what it needs."""
     if engine in (PUBLISHED, "jvp"):
-        seconds = pairs * _seconds_per_sampled_pair(problem)
+        return ENGINES["jvp"](problem, 2**60)
+    return ENGINES[engine](problem, job.budget)
+
+
+def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any], ndarray]:
+    """Measure one engine, in a process that does nothing else.
+
+    Args:
+        job: What is measured.
+        engine: A key of `ENGINES`, or `PUBLISHED`.
+        truth: What `true_kernel` says, if it was asked already.
+
+    Returns:
+        A row of the table, and `truth`.
+    """
+    torch.set_num_threads(job.threads)
+    inputs = load_inputs(job)
+    model = load_model(job, inputs, torch.float32)
+    problem = make_problem(job, model, inputs, published=engine == PUBLISHED)
+    pairs = job.train_examples * job.x_examples
+    before = peak_bytes(CPU)
+    made = make_engine(job, engine, problem)
+    if engine in (PUBLISHED, "jvp"):
+        seconds = pairs * _seconds_per_sampled_pair(made)
     elif engine == "jacobian":
-        seconds = _seconds_of_sampled_jacobians(problem, job)
+        seconds = _seconds_of_sampled_jacobians(made)
     else:
-        seconds = _seconds(ENGINES[engine](problem, _budget(job)), job)
-    rate = product_flops(torch.device("cpu"), torch.float32)
-    row: dict[str, Any] = {
+        seconds = _seconds(made, job.sample_tiles)
+    peak = peak_bytes(CPU)
+    rate = product_flops(CPU, torch.float32)
+    row = {
         "engine": engine,
         "formula": job.formula,
         "model": job.model,
-        "n_train": len(train),
-        "n_x": len(x),
+        "n_train": job.train_examples,
+        "n_x": job.x_examples,
         "logits": problem.num_logits,
         "threads": job.threads,
         "seconds": seconds,
         "seconds_per_pair": seconds / pairs,
-        "peak_memory_gb": peak_bytes(torch.device("cpu")) / 2**30,
+        "peak_memory_gb": peak / 2**30,
         "model_memory_gb": before / 2**30,
         "matmul_gflops": rate / 1e9,
-        "roofline_fraction": dense_flops(model, train, x, problem.num_logits) / seconds / rate,
+        "roofline_fraction": dense_flops(model, problem) / seconds / rate,
         "seconds_by_stage": {name: round(value, 3) for name, value in seconds_by_stage.items()},
     }
-    return row
+    if truth is None:
+        truth = true_kernel(job, inputs.first(MOST_ERROR_EXAMPLES)).numpy()
+    return row | {"relative_error": relative_error(job, engine, inputs, truth)}, truth
 
 
-def _budget(job: Job) -> int:
-    return int((job.memory_gb or DEFAULT_FRACTION * free_bytes(torch.device("cpu")) / 2**30) * 2**30)
-
-
-def _seconds(engine: Any, job: Job) -> float:
+def _seconds(engine: Engine, sample_tiles: int) -> float:
     """Time a whole kernel, or its first tiles, from which the rest is told."""
     plan = engine.plan()
     tiles = [tile.pairs for tile in plan]
     seconds_by_stage.clear()
     marks = [time.perf_counter()]
-    for _ in islice(engine.blocks(plan), job.sample_tiles or None):
+    for _ in islice(engine.blocks(plan), sample_tiles or None):
         marks.append(time.perf_counter())
-    if not job.sample_tiles or job.sample_tiles >= len(tiles):
+    if not sample_tiles or sample_tiles >= len(tiles):
         return marks[-1] - marks[0]
     # The first tile propagates the train examples too, which happens once.
-    per_pair = (marks[-1] - marks[1]) / sum(tiles[1 : job.sample_tiles])
+    per_pair = (marks[-1] - marks[1]) / sum(tiles[1:sample_tiles])
     return marks[1] - marks[0] + per_pair * sum(tiles[1:])
 
 
-def _seconds_per_sampled_pair(problem: KernelProblem) -> float:
+def _seconds_per_sampled_pair(engine: Engine) -> float:
     """Time 1 × 1 tiles of one train example, whose own gradients count for all its tiles and are left out."""
-    engine = ENGINES["jvp"](replace(problem, module=None), 2**60)
-    step = max(1, len(problem.x_examples) // SAMPLED_PAIRS)
+    problem = engine.problem
     ordered = sorted(range(len(problem.x_examples)), key=lambda index: problem.x_examples.shapes[index])
-    chosen = ordered[step // 2 :: step][:SAMPLED_PAIRS]
+    step = max(1, len(ordered) // SAMPLED_PAIRS)
+    chosen = (ordered[step // 2 :: step] * 2)[:SAMPLED_PAIRS]
     plan = replace(engine.plan(), rows=(((problem.typical_example,), tuple((index,) for index in chosen)),))
-    marks = []
+    marks: list[float] = []
     for _ in range(2):  # the second time everything is warm
         marks = [time.perf_counter() for _ in engine.blocks(plan)]
     return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
-def _seconds_of_sampled_jacobians(problem: KernelProblem, job: Job) -> float:
-    """Time the gradients of all train examples and of two X tiles of eight."""
-    engine = ENGINES["jacobian"](replace(problem, module=None), _budget(job))
+def _seconds_of_sampled_jacobians(engine: Engine) -> float:
+    """Time the gradients of all train examples and of the first three X tiles of eight, and scale the latter up."""
     plan = engine.plan(x_tile=8)
-    first = [replace(plan, rows=tuple((train, xs[:count]) for train, xs in plan.rows)) for count in (1, 3)]
-    seconds = []
-    for part in (first[0], *first):
-        start = time.perf_counter()
-        for _ in engine.blocks(part):
-            pass
-        seconds.append(time.perf_counter() - start)
-    per_x = (seconds[2] - seconds[1]) / (first[1].pairs - first[0].pairs) * len(problem.train)
-    return seconds[1] + per_x * (len(problem.x_examples) - 8)
+    ((train, x_tiles),) = plan.rows
+    list(engine.blocks(replace(plan, rows=((train[:1], (x_tiles[0][:1],)),))))  # so that everything is warm
+    tiles = min(3, len(x_tiles))
+    marks = [time.perf_counter()]
+    for _ in engine.blocks(replace(plan, rows=((train, x_tiles[:tiles]),))):
+        marks.append(time.perf_counter())
+    if tiles == len(x_tiles):
+        return marks[-1] - marks[0]
+    # A group of parameters at a time, of which the first tile takes the train examples' gradients too.
+    per_tile = sum(marks[first + 2] - marks[first] for first in range(1, len(marks), 3)) / 2
+    return marks[-1] - marks[0] + per_tile * (plan.x_size / 8 - 3)
 
 
-def dense_flops(model: PromptModel, train: Prompts, x: Prompts, c: int) -> float:
+def dense_flops(model: PromptModel, problem: KernelProblem) -> float:
     """Count what dense gradients would take: 1 + C passes, forming, contraction, in linear layers alone."""
-    tokens, x_tokens = sum(train.shapes), sum(x.shapes)
+    tokens, c = sum(problem.train.shapes) + sum(problem.x_examples.shapes), problem.num_logits
     decoder = model.lm.get_output_embeddings()
     weights = sum(
         module.weight.numel()
         for module in model.modules()
         if isinstance(module, torch.nn.Linear) and module is not decoder
     )
-    propagation = 2 * (1 + c) * weights * (tokens + x_tokens)
-    return propagation + 2 * c * weights * (tokens + x_tokens) + 2 * weights * c**2 * len(train) * len(x)
+    per_token = 2 * (1 + c) * weights + 2 * c * weights
+    return per_token * tokens + 2 * weights * c**2 * len(problem.train) * len(problem.x_examples)
 
 
-def relative_errors(job: Job, engines: list[str]) -> dict[str, float]:
-    """Compare engines with float64 autograd, one example and logit at a time, on as many examples as memory takes."""
-    torch.set_num_threads(job.threads)
-    model, train, x = load(job, torch.float64)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    size = max(1, min(8, int(TRUTH_BYTES // (16 * numbers * model.num_logits)), len(train), len(x)))
-    few_train, few_x = Prompts(train.rows[:size], train.segments), Prompts(x.rows[:size], x.segments)
-    model.requires_grad_(True)
-    gradients = [_gradients(model, rows) for rows in (few_train, few_x)]
-    sides = [[g.sign() if sign else g for g in side] for side, sign in zip(gradients, _signs(job), strict=True)]
-    truth = torch.stack([torch.stack([left @ right for right in sides[1]]) for left in sides[0]])
-    truth = truth.view(size, model.num_logits, size, model.num_logits)
-    del gradients, sides
-    model, _, _ = load(job)
-    problem = make_problem(job, model, few_train, few_x)
-    errors = {}
-    for name in engines:
-        engine = ENGINES["jvp" if name == PUBLISHED else name](problem, _budget(job))
-        plan = engine.plan()
-        found = assemble(engine.blocks(plan), plan, problem)[0]
-        errors[name] = float((found - truth).norm() / truth.norm())
-    return errors
+def relative_error(job: Job, engine: str, inputs: Inputs, truth: ndarray) -> float:
+    """Compare an engine with plain autograd on the first examples of either side."""
+    inputs = inputs.first(ERROR_EXAMPLES.get(engine, MOST_ERROR_EXAMPLES))
+    problem = make_problem(job, load_model(job, inputs, torch.float32), inputs, published=engine == PUBLISHED)
+    made = make_engine(job, engine, problem)
+    plan = made.plan()
+    found = assemble(made.blocks(plan), plan, problem)
+    expected = torch.from_numpy(truth)[:, : plan.train_size, :, : plan.x_size]
+    return float((found - expected).norm() / expected.norm())
 
 
-def _signs(job: Job) -> tuple[bool, bool]:
-    direction = FORMULAS[job.formula].directions[0]
-    return direction.sign_train, direction.sign_x
+def true_kernel(job: Job, inputs: Inputs) -> Tensor:
+    """Return the kernel, float64 ``[D, n, C, x, C]``, from gradients taken one example and one logit at a time.
+
+    They are float64, but where a side takes signs, those of float32 gradients count: close to zero the two differ, and
+    an engine that works in float32 is right to count its own.
+    """
+    models = {signed: load_model(job, inputs, torch.float32 if signed else torch.float64) for signed in (False, True)}
+    return torch.stack(
+        [_true_direction(job, inputs, direction, models) for direction in FORMULAS[job.formula].directions]
+    )
 
 
-def _gradients(model: PromptModel, prompts: Prompts) -> list[Tensor]:
-    found = []
-    parameters = list(model.parameters())
-    for index in range(len(prompts)):
-        logits = model(**prompts.batch([index]))[0]
-        for logit in logits:
-            parts = torch.autograd.grad(logit, parameters, retain_graph=True, allow_unused=True)
-            found.append(
-                torch.cat(
-                    [
-                        (torch.zeros_like(own) if part is None else part).flatten()
-                        for own, part in zip(parameters, parts, strict=True)
-                    ]
-                )
-            )
-    return found
+def _true_direction(job: Job, inputs: Inputs, direction: Direction, models: dict[bool, PromptModel]) -> Tensor:
+    train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
+    c, numbers = models[False].num_logits, sum(parameter.numel() for parameter in models[False].parameters())
+    kernel = torch.zeros(len(train), c, len(x), c, dtype=torch.float64)
+    # As many train examples at a time as half of the budget holds gradients of.
+    together = min(len(train), max(1, job.budget // (2 * 8 * c * numbers)))
+    held = torch.empty(together, c, numbers, dtype=torch.float64)
+    for start in range(0, len(train), together):
+        part = range(start, min(start + together, len(train)))
+        for row, index in enumerate(part):
+            for a, gradient in enumerate(_gradients(models[direction.sign_train], train, index, direction.sign_train)):
+                held[row, a] = gradient
+        for j in range(len(x)):
+            for b, gradient in enumerate(_gradients(models[direction.sign_x], x, j, direction.sign_x)):
+                kernel[part.start : part.stop, :, j, b] = held[: len(part)] @ gradient
+    return kernel
+
+
+def _gradients(model: PromptModel, examples: FeatureExamples, index: int, signed: bool) -> Iterator[Tensor]:
+    """Yield the gradient of each logit of an example, or its sign, over all parameters: float64 ``[p]``."""
+    parameters = list(model.requires_grad_(True).parameters())
+    for logit in model(**examples.batch([index]))[0]:
+        parts = torch.autograd.grad(logit, parameters, retain_graph=True, materialize_grads=True)
+        gradient = torch.cat([part.flatten() for part in parts])
+        yield (gradient.sign_() if signed else gradient).double()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are usage errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
 
 
 def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
     """Read the command line: the jobs, the engines, and the JSON file to write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder of a masked language model")
     parser.add_argument("--shape", choices=SHAPES, help="a BERT of that shape with random weights, in place of --model")
     parser.add_argument("--task_name", default="SST-2", help="the task whose prompts are used (default SST-2)")
     parser.add_argument("--data_dir", help="its k-shot folder; not given: random tokens of SST-2's lengths")
-    parser.add_argument("--engines", nargs="+", default=["factored"], choices=list(ENGINES), help="what to measure")
-    parser.add_argument("--train_examples", nargs="+", type=int, default=[32], help="N, one or several (default 32)")
-    parser.add_argument("--x_examples", type=int, default=1000, help="X (default 1000)")
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), help="what to measure (default factored)")
+    parser.add_argument("--train_examples", nargs="+", type=int, help="N, one or several (default 32)")
+    parser.add_argument("--x_examples", type=int, help="X (default 1000)")
     parser.add_argument("--formula", nargs="+", default=["sgd"], choices=FORMULAS, help="one or several formulas")
     parser.add_argument("--binary_classification", action="store_true", help="one logit difference, not two logits")
     parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()], help="one or several")
     parser.add_argument("--memory_gb", type=float, help="budget of the engines (default: 60%% of what is free)")
     parser.add_argument("--sample_tiles", type=int, default=0, help="time so many tiles and scale up (default: all)")
-    parser.add_argument("--quick", action="store_true", help="a small model and few examples, under a minute")
+    parser.add_argument("--quick", action="store_true", help="all engines, a small model, 16 × 64: under a minute")
     parser.add_argument("--json", metavar="FILE", help="write the measurements there, a list of objects")
-    given = parser.parse_args(argv)
-    if given.quick:
-        given.shape, given.train_examples, given.x_examples = given.shape or "quick", [16], 64
-        given.engines = list(ENGINES) if given.engines == ["factored"] else given.engines
-    if (given.model is None) == (given.shape is None):
-        raise UsageError("name either a checkpoint folder with --model or a shape with --shape, or pass --quick")
-    if given.sample_tiles == 1:
-        raise UsageError("--sample_tiles 1 tells nothing: the first tile is not like the others; take 2 or more")
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
+    if given.quick and given.model is None:
+        given.shape = given.shape or "quick"
+    given.engines = given.engines or (list(ENGINES) if given.quick else ["factored"])
+    given.train_examples = given.train_examples or ([16] if given.quick else [32])
+    given.x_examples = given.x_examples if given.x_examples is not None else (64 if given.quick else 1000)
+    _check(given)
     jobs = [
         Job(
             model=given.model or given.shape,
@@ -365,40 +402,74 @@ def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
     return jobs, [PUBLISHED, *given.engines], given.json
 
 
+def _check(given: argparse.Namespace) -> None:
+    """Refuse, before minutes are spent, what cannot work."""
+    task = find_task(given.task_name)
+    if (given.model is None) == (given.shape is None):
+        raise UsageError("name either a checkpoint folder with --model or a shape with --shape, or pass --quick")
+    if given.model is not None and not Path(given.model).is_dir():
+        raise UsageError(f"--model: there is no folder {given.model}; it takes one with a checkpoint and its tokenizer")
+    if given.data_dir is not None:
+        if given.shape is not None:
+            raise UsageError("--data_dir needs --model: a --shape has no tokenizer to read sentences with")
+        for split in ("train", "test"):
+            split_file(task, given.data_dir, split)
+    for flag in ("train_examples", "threads", "x_examples"):
+        value = getattr(given, flag)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            raise UsageError(f"--{flag} must be at least 1")
+    if given.memory_gb is not None and given.memory_gb <= 0:
+        raise UsageError("--memory_gb must be more than 0")
+    if given.sample_tiles == 1 or given.sample_tiles < 0:
+        raise UsageError("--sample_tiles takes 0 for all tiles, or 2 and more: the first tile is not like the others")
+    one_logit = [formula for formula in given.formula if FORMULAS[formula].two_directions]
+    if (given.binary_classification or one_logit) and len(task.labels) != 2:
+        cause = "--binary_classification" if given.binary_classification else f"--formula {one_logit[0]}"
+        raise UsageError(f"{cause} takes tasks of two classes, but {task.name} has {len(task.labels)}")
+    if given.json is not None and not Path(given.json).resolve().parent.is_dir():
+        raise UsageError(f"--json: there is no folder {Path(given.json).resolve().parent}")
+
+
 def main(argv: list[str]) -> int:
     """Measure, print a table, write JSON; return the exit status."""
     try:
         jobs, engines, json_file = parse(argv)
         rows = []
-        with tqdm(total=len(jobs) * (len(engines) + 1), unit="measurement") as bar:
+        with tqdm(total=len(jobs) * len(engines), unit="measurement") as bar:
             for job in jobs:
-                measured = []
+                measured, truth = [], None
                 for engine in engines:
                     bar.set_description(f"{engine}, {job.formula}, N = {job.train_examples}, {job.threads} threads")
-                    measured.append(_alone(measure, job, engine))
+                    row, truth = in_own_process(measure, job, engine, truth)
+                    measured.append(row)
                     bar.update()
-                bar.set_description("float64 autograd")
-                errors = _alone(relative_errors, job, engines)
-                bar.update()
                 yardstick = measured[0]["seconds_per_pair"]
-                for row in measured:
-                    row["speedup_over_jvp"] = yardstick / row["seconds_per_pair"]
-                    row["relative_error"] = errors[row["engine"]]
-                rows += measured
+                rows += [row | {"speedup_over_jvp": yardstick / row["seconds_per_pair"]} for row in measured]
+        print(table(rows))
+        if json_file:
+            text = json.dumps(rows, indent=2) + "\n"
+            write_atomically(Path(json_file), lambda file: file.write(text.encode()))
+            print(f"\nmeasurements are in {json_file}")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(rows))
-    if json_file:
-        text = json.dumps(rows, indent=2) + "\n"
-        write_atomically(Path(json_file), lambda file: file.write(text.encode()))
-        print(f"\nmeasurements are in {json_file}")
     return 0
 
 
-def _alone(work: Any, *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do the work in a process that does nothing else."""
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_told_in_a_sentence, work, *arguments).result()
+    except BrokenProcessPool as error:
+        raise UsageError("a measurement was killed, likely for want of memory: give less with --memory_gb") from error
+
+
+def _told_in_a_sentence(work: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return work(*arguments)
+    except MemoryBudgetError as error:
+        raise UsageError(f"--memory_gb: {error}") from None
 
 
 def table(rows: list[dict[str, Any]]) -> str:

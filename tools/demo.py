@@ -2,8 +2,10 @@
 """The demo: three kernels of one small model predict the mood of tweets and of film reviews from 16 examples a class.
 
 Draws the k-shot splits with `tools/generate_k_shot_data.py`, starts `run_fewshot.sh` once for every task, formula and
-seed, and prints one table of means over the seeds. A run whose results are there is not started again. The model and
-the sentences come from `tools/fetch_demo_assets.py`.
+seed, and prints one table of means over the seeds. The model and the sentences come from `tools/fetch_demo_assets.py`.
+
+A run is not started again if its results are there and the stamp beside them fits: a hash over its command, its split,
+the model's files and the program. Otherwise the run's folder is deleted first.
 
 Every run takes the two classes as one logit, the difference of the label words: the asymmetric kernel needs that, and
 the others do the same so that their numbers can be compared. All runs use the CPU, one core each, several at a time:
@@ -11,12 +13,15 @@ for so small a model more cores would mostly wait for each other.
 """
 
 import argparse
+import functools
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +42,7 @@ SOLVERS = {"sgd": "lstsq", "signgd": "lstsq", "asymmetric_signgd": "asym"}
 SEEDS = (13, 42)
 K = 16
 MODE = "k-shot-1k-test"
+STAMP = "demo-stamp"
 # A run takes about 1 GB of memory.
 RUNS_AT_A_TIME = min(4, os.cpu_count() or 1)
 # Settings of the caller's shell that would send run_fewshot.sh elsewhere.
@@ -82,28 +88,54 @@ class Demo:
         self._run(command, self.output / task / "k-shot.log", dict(os.environ))
 
     def finish(self, run: Run) -> tuple[Outcome, str]:
-        """Return what a run found, and how it came to be; start the run if its results are not there yet."""
-        outcome = read_outcome(self.folder(run))
+        """Return what a run found, and how it came to be; start the run if no results are there that it would give."""
+        folder, stamp = self.folder(run), self.stamp(run)
+        outcome = read_outcome(folder) if read_stamp(folder) == stamp else None
         if outcome is not None:
             return outcome, "there already"
+        if folder.exists():
+            shutil.rmtree(folder)
         started = time.monotonic()
         self.start(run)
-        outcome = read_outcome(self.folder(run))
+        outcome = read_outcome(folder)
         if outcome is None:
-            raise UsageError(f"the run ended well but left no complete results in {self.folder(run)}")
+            raise UsageError(f"the run ended well but left no complete results in {folder}")
+        (folder / STAMP).write_text(stamp, encoding="utf-8")
         return outcome, f"{time.monotonic() - started:.0f} s"
 
     def start(self, run: Run) -> None:
         """Start run_fewshot.sh and wait for it; what it prints goes to `run.log` in the run's folder."""
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN_SETTINGS}
-        environment |= {"TASK": "mr", "SEED": str(run.seed), "K": str(K), "MODEL": str(self.model), "TYPE": "prompt"}
-        environment |= {"TRAINER": "kernel", "TAG": f"demo-{run.task}-{run.formula}", "NUM_GPU": "0"}
         # The interpreter that runs this script has the dependencies. The model is local: ask no hub about it.
         environment |= {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        command = ["bash", str(RUN_SCRIPT), "--data_dir", str(self.data / run.task / MODE / "mr" / f"{K}-{run.seed}")]
+        self._run(self.command(run), self.folder(run) / "run.log", environment | self.settings(run))
+
+    def command(self, run: Run) -> list[str]:
+        """Return the words of a run's command."""
+        command = ["bash", str(RUN_SCRIPT), "--data_dir", str(self.split(run))]
         command += ["--output_dir", str(self.folder(run)), "--binary_classification"]
-        command += ["--kernel_formula", run.formula, "--kernel_solver", SOLVERS[run.formula]]
-        self._run(command, self.folder(run) / "run.log", environment)
+        return command + ["--kernel_formula", run.formula, "--kernel_solver", SOLVERS[run.formula]]
+
+    def settings(self, run: Run) -> dict[str, str]:
+        """Return the variables that run_fewshot.sh reads."""
+        settings = {"TASK": "mr", "SEED": str(run.seed), "K": str(K), "MODEL": str(self.model), "TYPE": "prompt"}
+        return settings | {"TRAINER": "kernel", "TAG": f"demo-{run.task}-{run.formula}", "NUM_GPU": "0"}
+
+    def split(self, run: Run) -> Path:
+        """Return the folder of a run's k-shot split."""
+        return self.data / run.task / MODE / "mr" / f"{K}-{run.seed}"
+
+    def stamp(self, run: Run) -> str:
+        """Hash all that a run's results depend on."""
+        what = {"command": self.command(run), "settings": self.settings(run), **self._common}
+        return hashlib.sha256(json.dumps(what | hashes(self.split(run).iterdir())).encode()).hexdigest()
+
+    @functools.cached_property
+    def _common(self) -> dict[str, str]:
+        """The hashes of the model's files and of the program's."""
+        program = [*(ROOT / "src" / "lmntk").rglob("*.py"), ROOT / "run.py", RUN_SCRIPT]
+        model = [path for ending in ("safetensors", "bin", "json") for path in self.model.glob(f"*.{ending}")]
+        return hashes([*program, *model])
 
     def _run(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
         # The working directory is where run.py appends its line to a file `log`.
@@ -116,8 +148,7 @@ class Demo:
             last_lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
             raise UsageError(
                 f"{Path(command[1]).name} ended with status {done.returncode}; "
-                f"delete {self.output} to start the demo afresh; all it said is in {log}, which ends so:\n"
-                + "\n".join(f"    {line}" for line in last_lines)
+                f"all it said is in {log}, which ends so:\n" + "\n".join(f"    {line}" for line in last_lines)
             )
 
 
@@ -133,6 +164,17 @@ def read_outcome(folder: Path) -> Outcome | None:
         zero_shot=zero_shot_accuracy(logits),
         seconds=sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in kernel_notes),
     )
+
+
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file, by its path, in the order of paths."""
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+
+
+def read_stamp(folder: Path) -> str | None:
+    """Read the stamp beside a run's results; None where there is none."""
+    path = folder / STAMP
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def read_accuracy(results: Path) -> float:

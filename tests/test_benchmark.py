@@ -1,0 +1,117 @@
+"""tools/benchmark_kernels.py: what it measures in its quick form, and what it refuses before it measures anything."""
+
+import json
+
+import pytest
+import torch
+
+import benchmark_kernels
+from tiny_models import save_tiny_checkpoint
+
+KEYS = {
+    "engine",
+    "formula",
+    "model",
+    "n_train",
+    "n_x",
+    "logits",
+    "seconds",
+    "seconds_per_pair",
+    "speedup_over_jvp",
+    "relative_error",
+    "peak_memory_gb",
+    "matmul_gflops",
+    "roofline_fraction",
+    "seconds_by_stage",
+}
+SMALL = ["--quick", "--train_examples", "3", "--x_examples", "4", "--threads", "1"]
+
+
+@pytest.mark.slow
+def test_the_quick_form_measures_engines_against_the_published_method(tmp_path, capsys):
+    file = tmp_path / "measurements.json"
+    assert benchmark_kernels.main([*SMALL, "--engines", "factored", "jacobian", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["engine"] for row in rows] == ["published", "factored", "jacobian"]
+    for row in rows:
+        assert set(row) >= KEYS
+        assert (row["formula"], row["model"], row["n_train"], row["n_x"], row["logits"]) == ("sgd", "quick", 3, 4, 2)
+        assert row["relative_error"] <= 2e-6, "SPEC: the engines' float32 against float64"
+        positive = ("seconds", "seconds_per_pair", "peak_memory_gb", "matmul_gflops", "roofline_fraction")
+        assert all(row[name] > 0 for name in positive)
+        assert row["seconds_per_pair"] == pytest.approx(row["seconds"] / 12)
+        assert row["speedup_over_jvp"] == pytest.approx(rows[0]["seconds_per_pair"] / row["seconds_per_pair"])
+    assert rows[1]["seconds_by_stage"]["propagation"] >= 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| published", "| factored", "| jacobian"]
+    assert lines[-1] == f"measurements are in {file}"
+
+
+@pytest.mark.parametrize("formula", ["sgd", "signgd", "asymmetric_signgd"])
+def test_the_yardstick_of_errors_is_the_kernel_of_gradients_one_at_a_time(formula, monkeypatch):
+    """Each side by its own precision, whatever part of the train examples' gradients the budget can hold."""
+    monkeypatch.setitem(benchmark_kernels.SHAPES, "quick", (1, 16, 2, 24))
+    (job,), _, _ = benchmark_kernels.parse([*SMALL, "--formula", formula])
+    inputs = benchmark_kernels.load_inputs(job)
+    sides = [inputs.examples(inputs.train), inputs.examples(inputs.x)]
+
+    def gradients(side, dtype):
+        model = benchmark_kernels.load_model(job, inputs, dtype).requires_grad_(True)
+        rows = []
+        for index in range(len(side)):
+            for logit in model(**side.batch([index]))[0]:
+                parts = torch.autograd.grad(logit, list(model.parameters()), retain_graph=True, materialize_grads=True)
+                rows.append(torch.cat([part.flatten() for part in parts]))
+        return torch.stack(rows).reshape(len(side), -1, rows[0].numel())
+
+    raw = [gradients(side, torch.float64) for side in sides]
+    signs = [gradients(side, torch.float32).sign().double() for side in sides]
+    pairs = {
+        "sgd": [(raw[0], raw[1])],
+        "signgd": [(signs[0], signs[1])],
+        "asymmetric_signgd": [(signs[0], raw[1]), (raw[0], signs[1])],
+    }[formula]
+    expected = torch.stack([torch.einsum("iap,jbp->iajb", left, right) for left, right in pairs])
+    for budget in (2**30, 1):
+        monkeypatch.setattr(benchmark_kernels.Job, "budget", budget)
+        torch.testing.assert_close(benchmark_kernels.true_kernel(job, inputs), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_sentences_are_cut_to_the_limits_of_the_task(tmp_path):
+    """mr keeps 110 tokens of a sentence: without that limit the mask, at the end, would be cut away."""
+    folder = save_tiny_checkpoint("roberta", tmp_path / "model")
+    for split, number in (("train", 2), ("test", 3)):
+        (tmp_path / f"{split}.csv").write_text(f"1,{'good ' * 400}\n" * number, encoding="utf-8")
+    flags = ["--model", str(folder), "--data_dir", str(tmp_path), "--task_name", "mr"]
+    (job,), _, _ = benchmark_kernels.parse([*flags, "--train_examples", "3", "--x_examples", "3"])
+    inputs = benchmark_kernels.load_inputs(job)
+    lengths = [[len(feature.input_ids) for feature in side.features] for side in (inputs.train, inputs.x)]
+    assert lengths == [[116, 116, 116], [116, 116, 116]], "the third train prompt is random, of a length that is there"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "name either a checkpoint folder with --model or a shape with --shape, or pass --quick"),
+        (["--shape", "minilm", "--model", "m"], "name either a checkpoint folder with --model or a shape with --shape"),
+        (["--model", "no/such"], "--model: there is no folder no/such"),
+        (["--shape", "minilm", "--data_dir", "d"], "--data_dir needs --model"),
+        (["--quick", "--enginez", "factored"], "unknown flag '--enginez': did you mean '--engines'?"),
+        (["--quick", "--engines", "fast"], "argument --engines: invalid choice: 'fast'"),
+        (["--quick", "--train_examples", "0"], "--train_examples must be at least 1"),
+        (["--quick", "--x_examples", "-1"], "--x_examples must be at least 1"),
+        (["--quick", "--threads", "1", "0"], "--threads must be at least 1"),
+        (["--quick", "--memory_gb", "0"], "--memory_gb must be more than 0"),
+        (["--quick", "--sample_tiles", "1"], "--sample_tiles takes 0 for all tiles, or 2 and more"),
+        (["--quick", "--task_name", "sst2"], "unknown task 'sst2': did you mean 'SST-2'?"),
+        (["--quick", "--task_name", "trec", "--formula", "asymmetric_signgd"], "takes tasks of two classes"),
+        (["--quick", "--json", "no/such/file.json"], "--json: there is no folder"),
+    ],
+)
+def test_wrong_flags_are_told_in_a_sentence_before_anything_is_measured(flags, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_kernels, "in_own_process", lambda *_: pytest.fail("measured"))
+    assert benchmark_kernels.main(flags) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ") and told.err.count("\n") == 1
+    assert sentence in told.err
