@@ -1,6 +1,7 @@
 """From a checkpoint to a prompt model: loading, untying the decoder, naming what the checkpoint lacks."""
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ def load_prompt_model(
         UsageError: The checkpoint cannot be read.
     """
     set_seed(seed)
+    config = copy.deepcopy(config)  # tying and segments are changed below
     lm = _initialise(config) if random_init else _load(name_or_path, config, cache_dir)
     if config.model_type == "bert":
         _grow_segments(lm, random_segment)
