@@ -48,6 +48,9 @@ def main(argv: list[str]) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; kernels that were finished are kept, and the same command uses them", file=sys.stderr)
+        return 130
     return 0
 
 
