@@ -7,7 +7,6 @@ features into predictions; results are written. `python run.py --help` explains 
 
 import dataclasses
 import logging
-import platform
 import sys
 import time
 from datetime import datetime
@@ -62,7 +61,9 @@ def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
         if training_args.trainer == "kernel" and not training_args.no_train:
             return KernelTrainer(run, model_args, training_args)
         return PromptTrainer(model=run.model, args=training_args, data_collator=run.collator)
-    except (ImportError, RuntimeError, ValueError) as error:  # what stock trainers say of flags like --report_to wandb
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a stock trainer says of flags like --report_to wandb or --push_to_hub
         raise UsageError(" ".join(str(error).split())) from error
 
 
@@ -78,11 +79,7 @@ def _start_logging(first_process: bool, debug_mode: bool) -> None:
 
 def _record(run: Any, metrics: dict[str, dict[str, float]], arguments: list[Any], seconds: float) -> None:
     """Write the result files and the line in the log, and say where they are."""
-    import torch
-    import transformers
-
-    import lmntk
-    from lmntk import distributed, results
+    from lmntk import descriptions, distributed, results
 
     if not distributed.is_first():
         return
@@ -106,12 +103,7 @@ def _record(run: Any, metrics: dict[str, dict[str, float]], arguments: list[Any]
     record |= {
         "time": datetime.now().isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "lmntk": lmntk.__version__,
-        },
+        "versions": descriptions.versions(),
     }
     results.append_log(Path("log"), record)
     logger.info("results are in %s, and a line in %s; %.0f s in all", output_dir, Path("log").resolve(), seconds)

@@ -240,7 +240,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     data = DataArguments(**_values_of(DataArguments, values))
     try:
         training = TrainingArguments(**_values_of(TrainingArguments, values))
-    except ValueError as error:  # transformers' own objections
+    except (ValueError, ImportError, OSError) as error:  # transformers' own objections
         raise UsageError(" ".join(str(error).split())) from error
     given = {token[2:].partition("=")[0] for token in argv if is_flag(token)}
     if "per_device_train_batch_size" in given:

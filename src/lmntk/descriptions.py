@@ -76,14 +76,19 @@ def circumstances(run: Run, model_args: ModelArguments, split: str) -> dict[str,
     return {
         "model": model_args.model_name_or_path,
         "data_files": {name: str(run.data_files[name]) for name in dict.fromkeys(("train", split))},
-        "versions": {
-            "lmntk": lmntk.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "numpy": numpy.__version__,
-        },
+        "versions": versions(),
         "threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    return {
+        "lmntk": lmntk.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
     }
 
 
