@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lmntk.kernels.layers import LinearLayer, register
+from lmntk.models.last_layer import Position, narrow_last_layer
 
 LogitsFunction = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
 
@@ -62,10 +63,11 @@ class PromptModel(nn.Module):
         label_words = LabelWordDecoder(decoder.weight, decoder.bias, label_word_ids)
         lm.set_output_embeddings(label_words)
         _drop_second_name(lm, label_words)
+        self._position = Position()
+        narrow_last_layer(lm, self._position)
         lm.base_model.register_forward_hook(self._keep_one_position)
         self.lm = lm
         self.binary_classification = binary_classification
-        self._position: Tensor | None = None
 
     @property
     def num_logits(self) -> int:
@@ -88,10 +90,7 @@ class PromptModel(nn.Module):
 
     def _keep_one_position(self, module: nn.Module, args: object, output: object) -> object:
         """Forward hook of the encoder: narrow its last hidden state ``[B, L, d]`` to ``[B, 1, d]``."""
-        assert self._position is not None
-        hidden = output[0]  # type: ignore[index]
-        index = self._position.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-        output["last_hidden_state"] = hidden.gather(1, index)  # type: ignore[index]
+        output["last_hidden_state"] = self._position.of(output[0])  # type: ignore[index]
         return output
 
     def forward(
@@ -113,11 +112,11 @@ class PromptModel(nn.Module):
             Logits ``[B, C]``, or ``[B, 1]`` under `binary_classification`.
         """
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        self._position = mask_pos
+        self._position.indices = mask_pos
         try:
             logits = self.lm(input_ids=input_ids, attention_mask=attention_mask, **segments).logits[:, 0]
         finally:
-            self._position = None
+            self._position.indices = None
         return logits[:, 1:] - logits[:, :1] if self.binary_classification else logits
 
     def as_function(self, names: Iterable[str], tokens: Iterable[int]) -> tuple[LogitsFunction, dict[str, Tensor]]:

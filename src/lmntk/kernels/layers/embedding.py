@@ -13,19 +13,15 @@ from lmntk.kernels.layers.base import Gradients, Layer, Workspace
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a batch that have a gradient, one for each example and each of its different tokens.
+    """The rows of the embeddings that have a gradient, one for each example and each of its different tokens.
 
     Attributes:
-        example: Which example of the batch, ``[R]``.
-        token: Which row of the embeddings, ``[R]``.
-        gradients: Summed over the token's positions, ``[R, C, d]``.
-        size: B, the number of examples in the batch.
+        token: Which row, ``[B, L]``; -1 where the token stood before, or is the padding token.
+        gradients: Summed over the token's positions, ``[B, L, C, d]``; zero where `token` is -1.
     """
 
-    example: Tensor
     token: Tensor
     gradients: Tensor
-    size: int
 
 
 class EmbeddingLayer(Layer):
@@ -35,53 +31,118 @@ class EmbeddingLayer(Layer):
     parameters = frozenset({"weight"})
 
     def factors(self, inputs: Tensor, gradients: Gradients) -> Rows:
-        """Sum the output gradients of equal tokens, example by example."""
-        size = len(inputs)
-        inputs = inputs.reshape(size, -1)
-        vocabulary = self.module.num_embeddings
-        keys = inputs + vocabulary * torch.arange(size, device=inputs.device)[:, None]
-        found, row_of = torch.unique(keys, return_inverse=True)
-        both = torch.stack([gradient.reshape(inputs.numel(), -1) for gradient in gradients], dim=1)
-        summed = both.new_zeros(len(found), *both.shape[1:]).index_add_(0, row_of.flatten(), both)
-        token = found % vocabulary
-        # The row of the padding token never gets a gradient, as torch has it.
-        kept = token != (-1 if self.module.padding_idx is None else self.module.padding_idx)
-        return Rows((found // vocabulary)[kept], token[kept], summed[kept], size)
+        """Sum the output gradients of equal tokens, example by example, where the token stands first."""
+        token = inputs.reshape(len(inputs), -1)
+        equal = token[:, :, None] == token[:, None, :]
+        first = equal.byte().argmax(dim=2) == torch.arange(token.shape[1], device=token.device)
+        if self.module.padding_idx is not None:
+            # The row of the padding token never gets a gradient, as torch has it.
+            first &= token != self.module.padding_idx
+        both = torch.stack([gradient.reshape(*token.shape, -1) for gradient in gradients], dim=2)
+        summed = (equal & first[:, :, None]).to(both.dtype) @ both.flatten(2)
+        return Rows(torch.where(first, token, -1), summed.view_as(both))
 
     def kernel(
         self, train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[Direction], workspace: Workspace
     ) -> Tensor:
         """Multiply the rows of every token that occurs on both sides: float64 ``[D, n, C, x, C]``."""
-        left, right = _by_token(train), _by_token(x)
-        c = left.gradients.shape[1]
-        result = torch.zeros(len(directions), left.size, c, right.size, c, dtype=torch.float64)
-        result = result.to(left.token.device)
-        left_bounds, right_bounds = _bounds(left.token), _bounds(right.token)
-        for token in left_bounds.keys() & right_bounds.keys():
-            (start, stop), (x_start, x_stop) = left_bounds[token], right_bounds[token]
-            rows, columns = left.gradients[start:stop], right.gradients[x_start:x_stop]
-            product = contract(rows.flatten(0, 1), columns.flatten(0, 1), directions)
-            product = product.view(len(directions), len(rows), c, len(columns), c)
-            index = left.example[start:stop, None], right.example[None, x_start:x_stop]
-            # An example has one row a token, so that no place is hit twice.
-            result.permute(1, 3, 0, 2, 4)[index] += product.permute(1, 3, 0, 2, 4)
-        return result
+        # Looking tokens up is least work, but asks the device for answers, for which a GPU would have to stop.
+        if train[0].token.device.type == "cpu":
+            return _by_looking_up(train, x, directions)
+        return _by_comparing(train, x, directions, workspace)
 
 
-def _by_token(batches: Sequence[Rows]) -> Rows:
-    """Join batches, their examples numbered on, their rows ordered by token."""
-    starts = [sum(rows.size for rows in batches[:position]) for position in range(len(batches))]
-    token = torch.cat([rows.token for rows in batches])
+def _by_looking_up(train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[Direction]) -> Tensor:
+    """Multiply, token by token, the rows of the examples that have it."""
+    (example, token, rows), (x_example, x_token, x_rows) = _by_token(train), _by_token(x)
+    c = rows.shape[1]
+    n, m = (sum(len(batch.token) for batch in side) for side in (train, x))
+    result = torch.zeros(len(directions), n, c, m, c, dtype=torch.float64)
+    bounds, x_bounds = _bounds(token), _bounds(x_token)
+    for shared in bounds.keys() & x_bounds.keys():
+        here, there = bounds[shared], x_bounds[shared]
+        product = contract(rows[here].flatten(0, 1), x_rows[there].flatten(0, 1), directions)
+        product = product.unflatten(2, (-1, c)).unflatten(1, (-1, c))
+        index = example[here, None], x_example[None, there]
+        # An example has one row a token, so that no place is hit twice.
+        result.permute(1, 3, 0, 2, 4)[index] += product.permute(1, 3, 0, 2, 4)
+    return result
+
+
+def _by_comparing(
+    train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[Direction], workspace: Workspace
+) -> Tensor:
+    """Multiply all rows with all, and count the products of equal tokens: nothing depends on what the tokens are."""
+    left, right = [_flat(batch) for batch in train], [_flat(batch) for batch in x]
+    c = train[0].gradients.shape[2]
+    widest = max(rows.numel() // rows.shape[1] for _, rows in right)
+    parts = []
+    for (tokens, rows), batch in zip(left, train, strict=True):
+        length = batch.token.shape[1]
+        size = max(1, workspace.capacity // (length * c * widest))
+        for first in range(0, len(batch.token), size):
+            part = slice(first * length, (first + size) * length)
+            found = [
+                _equal(
+                    tokens[part], rows[part.start * c : part.stop * c], other, length, x_length, directions, workspace
+                )
+                for other, x_length in zip(right, (found.token.shape[1] for found in x), strict=True)
+            ]
+            parts.append(torch.cat(found, dim=3))
+    return torch.cat(parts, dim=1)
+
+
+def _equal(
+    token: Tensor,
+    rows: Tensor,
+    other: tuple[Tensor, Tensor],
+    length: int,
+    x_length: int,
+    directions: Sequence[Direction],
+    workspace: Workspace,
+) -> Tensor:
+    """Sum the products of rows whose tokens are equal: float64 ``[D, n, C, x, C]``."""
+    x_token, x_rows = other
+    c = len(rows) // len(token)
+    equal = (token[:, None] == x_token[None, :]) & (token >= 0)[:, None]
+    shape = len(token) // length, length, c, len(x_token) // x_length, x_length, c
+    found = []
+    for direction in directions:
+        product = torch.mm(
+            rows.sign() if direction.sign_train else rows,
+            (x_rows.sign() if direction.sign_x else x_rows).T,
+            out=workspace.take("both", len(rows), len(x_rows)),
+        ).view(shape)
+        product *= equal.view(*shape[:2], 1, *shape[3:5], 1)
+        found.append(product.sum(dim=1).sum(dim=3, dtype=torch.float64))
+    return torch.stack(found)
+
+
+def _flat(batch: Rows) -> tuple[Tensor, Tensor]:
+    """Tokens ``[B · L]`` and rows ``[B · L · C, d]``."""
+    return batch.token.flatten(), batch.gradients.flatten(0, 2)
+
+
+def _by_token(batches: Sequence[Rows]) -> tuple[Tensor, Tensor, Tensor]:
+    """Join batches, their examples numbered on; return example, token ``[R]`` and rows ``[R, C, d]``, by token."""
+    examples, tokens, rows = [], [], []
+    start = 0
+    for batch in batches:
+        example, position = (batch.token >= 0).nonzero(as_tuple=True)
+        examples.append(example + start)
+        tokens.append(batch.token[example, position])
+        rows.append(batch.gradients[example, position])
+        start += len(batch.token)
+    token = torch.cat(tokens)
     order = torch.argsort(token, stable=True)
-    example = torch.cat([rows.example + start for rows, start in zip(batches, starts, strict=True)])
-    gradients = torch.cat([rows.gradients for rows in batches])
-    return Rows(example[order], token[order], gradients[order], sum(rows.size for rows in batches))
+    return torch.cat(examples)[order], token[order], torch.cat(rows)[order]
 
 
-def _bounds(ordered: Tensor) -> dict[int, tuple[int, int]]:
+def _bounds(ordered: Tensor) -> dict[int, slice]:
     """Where each token's rows begin and end."""
     tokens, counts = torch.unique_consecutive(ordered, return_counts=True)
     stops = counts.cumsum(0).tolist()
     return {
-        token: (stop - count, stop) for token, count, stop in zip(tokens.tolist(), counts.tolist(), stops, strict=True)
+        token: slice(stop - count, stop)
+        for token, count, stop in zip(tokens.tolist(), counts.tolist(), stops, strict=True)
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmntk.kernels.contraction import BLOCK
 from lmntk.kernels.formulas import Direction
@@ -17,9 +17,14 @@ from lmntk.kernels.layers.base import Gradients, Layer, Workspace, stack_vectors
 from lmntk.kernels.machine import stage
 
 # A product of small entries costs less than its memory traffic: what an entry of a Gram matrix costs, in flops.
-GRAM_ENTRY_FLOPS = 24
+GRAM_ENTRY_FLOPS = 16
 # X examples that are formed together: enough for products near the machine's best rate.
 FORMED_TOGETHER = 128
+# What is formed together is multiplied before it leaves the processor's cache: written to memory and read again, it
+# would take a quarter longer.
+CACHED_BYTES = 2**24
+# Fewer rows of a weight at a time make slow products.
+LEAST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -51,29 +56,26 @@ class OuterProducts:
         """L, the number of outer products that an example's gradient is a sum of."""
         return self.gradients[0].shape[1]
 
+    def some(self, part: slice) -> "OuterProducts":
+        """Return the factors of some examples of the batch."""
+        inputs = None if self.inputs is None else self.inputs[part]
+        return OuterProducts(
+            inputs,
+            [gradient[part] for gradient in self.gradients],
+            None if self.biases is None else self.biases[part],
+        )
+
 
 class LinearLayer(Layer):
     """``y = x Wᵀ + b``."""
 
-    def __init__(self, module: nn.Module, counted: frozenset[str]) -> None:
-        super().__init__(module, counted)
-        # Whether gradients live at one position only; None while no batch has told. Once untrue it is asked no more.
-        self.one_position: bool | None = None
-
     def factors(self, inputs: Tensor, gradients: Gradients) -> OuterProducts:
-        """Keep inputs and gradients; of a module whose gradient lives at one position, that position alone."""
-        inputs = with_positions(inputs)
+        """Keep inputs and gradients, and of a bias's gradient the whole."""
         gradients = [with_positions(gradient) for gradient in gradients]
         biases = stack_vectors(gradients) if "bias" in self.counted else None
         if "weight" not in self.counted:
             return OuterProducts(None, [gradient[:, :0] for gradient in gradients], biases)
-        if inputs.shape[1] > 1 and self.one_position is not False:
-            strength = torch.stack([gradient.abs().sum(dim=2) for gradient in gradients]).sum(dim=0)
-            # Behind the last layer's attention only the position that predicts has a gradient: rank one.
-            self.one_position = bool((strength.count_nonzero(dim=1) <= 1).all())
-            if self.one_position:
-                inputs, gradients = _at(strength.argmax(dim=1), inputs, gradients)
-        return OuterProducts(inputs, gradients, biases)
+        return OuterProducts(with_positions(inputs), gradients, biases)
 
     def formed(self, factors: OuterProducts) -> int:
         """The whole weight; nothing where the gradient is one outer product, or only the bias counts."""
@@ -98,21 +100,11 @@ class LinearLayer(Layer):
             use_gram = factored and _gram_flops(train, x) < _dense_flops(train, x)
             if use_gram:
                 with stage("factors alone"):
-                    found = _gram(train, x, directions)
+                    found = _gram(train, x, directions, workspace)
             else:
                 found = _dense(train, x, directions, workspace)
             parts.append(found.permute(0, 2, 1, 4, 3))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
-def _at(position: Tensor, inputs: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Narrow ``[B, L, d]`` to one position of each example, ``[B, 1, d]``."""
-    index = position[:, None, None]
-
-    def there(tensor: Tensor) -> Tensor:
-        return tensor.gather(1, index.expand(-1, 1, tensor.shape[2]))
-
-    return there(inputs), [there(gradient) for gradient in gradients]
 
 
 def _biases(factors: Sequence[OuterProducts]) -> list[Tensor]:
@@ -143,16 +135,18 @@ def _gram_flops(train: Sequence[OuterProducts], x: Sequence[OuterProducts]) -> f
 def _dense(
     train: Sequence[OuterProducts], x: Sequence[OuterProducts], directions: Sequence[Direction], workspace: Workspace
 ) -> Tensor:
-    """Form gradients in preallocated buffers, some rows of the weight at a time: float64 ``[D, C, n, C, x]``."""
+    """Form gradients in preallocated buffers, some rows at a time, and multiply them: float64 ``[D, C, n, C, x]``."""
     c, n, d_out, d_in = _shape(train)
-    groups = _group(x, FORMED_TOGETHER)
-    widest = max(n, *(sum(factor.size for factor in group) for group in groups))
-    rows = max(1, min(d_out, workspace.capacity // (c * widest * d_in)))
+    inner, outer = sorted((d_out, d_in))
+    pieces = _pieces(x, FORMED_TOGETHER)
+    width = max(sum(factor.size for factor in piece) for piece in pieces)
+    cached = max(LEAST_ROWS, CACHED_BYTES // (c * width * inner * train[0].gradients[0].element_size()))
+    rows = max(1, min(outer, cached, workspace.capacity // (c * max(n, width) * inner)))
     result = torch.zeros(
-        len(directions), c, n, c, _shape(x)[1], dtype=torch.float64, device=train[0].gradients[0].device
+        len(directions), c, _shape(x)[1], c, n, dtype=torch.float64, device=train[0].gradients[0].device
     )
-    for start in range(0, d_out, rows):
-        part = slice(start, min(start + rows, d_out))
+    for start in range(0, outer, rows):
+        part = slice(start, min(start + rows, outer))
         with stage("forming"):
             formed_train = _form("train", train, part, workspace)
         signed_train = None
@@ -160,54 +154,64 @@ def _dense(
             signed_train = torch.sign(formed_train, out=workspace.take("signed", *formed_train.shape))
         elif directions[0].sign_train:
             formed_train.sign_()
-        column = 0
-        for group in groups:
+        first = 0
+        for piece in pieces:
             with stage("forming"):
-                formed_x = _form("x", group, part, workspace)
+                formed_x = _form("x", piece, part, workspace)
             if len(directions) == 1 and directions[0].sign_x:
                 formed_x.sign_()
-            width = formed_x.shape[1]
+            size = formed_x.shape[1]
             # Signing X in place is the last thing done with it: the direction that needs it signed comes last.
             for out, direction in zip(result, directions, strict=True):
                 if signed_train is not None and direction.sign_x:
                     formed_x.sign_()
-                left = signed_train if signed_train is not None and direction.sign_train else formed_train
-                product = workspace.take("product", c * n, c * width)
-                flat_left, flat_x = left.view(c * n, -1), formed_x.view(c * width, -1)
+                right = signed_train if signed_train is not None and direction.sign_train else formed_train
+                product = workspace.take("product", c * size, c * n)
+                flat_x, flat_right = formed_x.view(c * size, -1), right.view(c * n, -1)
                 with stage("contraction"):
-                    for left_block, x_block in zip(flat_left.split(BLOCK, 1), flat_x.split(BLOCK, 1), strict=True):
-                        torch.mm(left_block, x_block.T, out=product)
-                        out[:, :, :, column : column + width] += product.view(c, n, c, width)
-            column += width
-    return result
+                    for x_block, right_block in zip(flat_x.split(BLOCK, 1), flat_right.split(BLOCK, 1), strict=True):
+                        torch.mm(x_block, right_block.T, out=product)
+                        out[:, first : first + size] += product.view(c, size, c, n)
+            first += size
+    return result.permute(0, 3, 4, 1, 2)
 
 
 def _form(name: str, factors: Sequence[OuterProducts], part: slice, workspace: Workspace) -> Tensor:
-    """Form some rows of the gradients, ``[C, B, rows, d_in]``."""
-    c, examples, _, d_in = _shape(factors)
-    buffer = workspace.take(name, c, examples, part.stop - part.start, d_in)
+    """Form some rows of the gradients, or of the transposed ones if the weight is wide: ``[C, B, rows, inner]``."""
+    c, examples, d_out, d_in = _shape(factors)
+    buffer = workspace.take(name, c, examples, part.stop - part.start, min(d_out, d_in))
     for logit in range(c):
         first = 0
         for factor in factors:
-            assert factor.inputs is not None
-            gradients = factor.gradients[logit][:, :, part].transpose(1, 2)
-            torch.bmm(gradients, factor.inputs, out=buffer[logit, first : first + factor.size])
+            left, right = factor.gradients[logit], factor.inputs
+            assert right is not None
+            if d_in > d_out:
+                left, right = right, left
+            torch.bmm(left[:, :, part].transpose(1, 2), right, out=buffer[logit, first : first + factor.size])
             first += factor.size
     return buffer
 
 
-def _group(factors: Sequence[OuterProducts], size: int) -> list[list[OuterProducts]]:
-    """Put neighbouring batches together while they have no more than `size` examples."""
-    groups: list[list[OuterProducts]] = []
+def _pieces(factors: Sequence[OuterProducts], size: int) -> list[list[OuterProducts]]:
+    """Cut batches, or put them together, to pieces of `size` examples; the last one has the rest."""
+    pieces: list[list[OuterProducts]] = []
+    room = 0
     for factor in factors:
-        if groups and sum(member.size for member in groups[-1]) + factor.size <= size:
-            groups[-1].append(factor)
-        else:
-            groups.append([factor])
-    return groups
+        first = 0
+        while first < factor.size:
+            if not room:
+                pieces.append([])
+                room = size
+            taken = factor.some(slice(first, min(first + room, factor.size)))
+            pieces[-1].append(taken)
+            room -= taken.size
+            first += taken.size
+    return pieces
 
 
-def _gram(train: Sequence[OuterProducts], x: Sequence[OuterProducts], directions: Sequence[Direction]) -> Tensor:
+def _gram(
+    train: Sequence[OuterProducts], x: Sequence[OuterProducts], directions: Sequence[Direction], workspace: Workspace
+) -> Tensor:
     """Multiply inputs with inputs and gradients with gradients: float64 ``[D, C, n, C, x]``.
 
     K[i, a, j, b] = Σ_{l, m} (A_i A_jᵀ)_{lm} (G_ia G_jbᵀ)_{lm}; of single outer products the signs multiply alike.
@@ -218,22 +222,30 @@ def _gram(train: Sequence[OuterProducts], x: Sequence[OuterProducts], directions
         len(directions), c, n, c, _shape(x)[1], dtype=torch.float64, device=train[0].gradients[0].device
     )
     row = 0
-    for left in train:
+    for left in _pieces_that_fit(train, x, workspace.capacity):
         column = 0
         for right in x:
-            assert left.inputs is not None
-            assert right.inputs is not None
-            shape = left.size, left.length, right.size, right.length
+            entries = left.size, left.length, right.size, right.length
             for out, direction in zip(result, directions, strict=True):
-                inputs = _product(left.inputs, right.inputs, direction)
+                inputs = _product(left.inputs, right.inputs, direction, workspace, "inputs")
                 for a, left_gradient in enumerate(left.gradients):
                     for b, right_gradient in enumerate(right.gradients):
-                        both = inputs * _product(left_gradient, right_gradient, direction)
-                        block = both.view(shape).sum(dim=(1, 3), dtype=torch.float64)
+                        both = _product(left_gradient, right_gradient, direction, workspace, "both").mul_(inputs)
+                        block = both.view(entries).sum(dim=1).sum(dim=2, dtype=torch.float64)
                         out[a, row : row + left.size, b, column : column + right.size] = block
             column += right.size
         row += left.size
     return result
+
+
+def _pieces_that_fit(train: Sequence[OuterProducts], x: Sequence[OuterProducts], capacity: int) -> list[OuterProducts]:
+    """Cut batches so that a Gram matrix with any batch of the other side fits a buffer."""
+    widest = max(factor.size * factor.length for factor in x)
+    pieces = []
+    for factor in train:
+        size = max(1, capacity // (factor.length * widest))
+        pieces += [factor.some(slice(first, first + size)) for first in range(0, factor.size, size)]
+    return pieces
 
 
 def _joined(factors: Sequence[OuterProducts]) -> list[OuterProducts]:
@@ -247,7 +259,15 @@ def _joined(factors: Sequence[OuterProducts]) -> list[OuterProducts]:
     return joined
 
 
-def _product(left: Tensor, right: Tensor, direction: Direction) -> Tensor:
-    """All inner products of positions: ``[B · L, B' · L']``."""
+def _product(
+    left: Tensor | None, right: Tensor | None, direction: Direction, workspace: Workspace, name: str
+) -> Tensor:
+    """All inner products of positions, in the buffer `name`: ``[B · L, B' · L']``."""
+    assert left is not None
+    assert right is not None
     left, right = left.flatten(0, 1), right.flatten(0, 1)
-    return (left.sign() if direction.sign_train else left) @ (right.sign() if direction.sign_x else right).T
+    return torch.mm(
+        left.sign() if direction.sign_train else left,
+        (right.sign() if direction.sign_x else right).T,
+        out=workspace.take(name, len(left), len(right)),
+    )

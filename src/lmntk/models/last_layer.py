@@ -1,0 +1,121 @@
+"""The last layer at the one position that predicts: behind its attention no other position is ever asked.
+
+Keys and values are taken of all positions; the query, and everything after it, of one. The logits are the same, and a
+layer's work, forward and backward, shrinks to about a sixth. In training the layer is left as it is, so that dropout
+draws what it always drew.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+
+from lmntk.models.attention import NAME, plain_attention
+
+
+@dataclass
+class Position:
+    """Where each example of the batch that is on its way predicts.
+
+    Attributes:
+        indices: int64 ``[B]``; None while no batch is.
+    """
+
+    indices: Tensor | None = None
+
+    def of(self, states: Tensor) -> Tensor:
+        """Narrow ``[B, L, d]`` to ``[B, 1, d]``; what has been narrowed stays as it is."""
+        if self.indices is None or states.shape[1] == 1:
+            return states
+        return states.gather(1, self.indices.view(-1, 1, 1).expand(-1, 1, states.shape[2]))
+
+    def seen_from(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Narrow a mask ``[B, 1, L, L]`` to the row of the position, ``[B, 1, 1, L]``."""
+        if attention_mask is None or self.indices is None:
+            return attention_mask
+        return self.of(attention_mask[:, 0].expand(len(self.indices), -1, -1))[:, None]
+
+
+def narrow_last_layer(lm: PreTrainedModel, position: Position) -> None:
+    """Let the last layer of a model of a known architecture compute one position only, in eval mode.
+
+    Args:
+        lm: The model. If its attention is not `plain_attention`, or its architecture unknown, it stays as it is.
+        position: Tells, while the model is called, which position.
+    """
+    if lm.config.model_type not in _ARCHITECTURES or lm.config._attn_implementation != NAME:
+        return
+    find, forward = _ARCHITECTURES[lm.config.model_type]
+    layer: Any = find(lm.base_model)[-1]
+    layer.predicts = position
+    layer.forward = MethodType(forward, layer)
+
+
+def _bert(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *others: Any, **options: Any
+) -> Tensor:
+    if self.training:
+        return type(self).forward(self, hidden_states, attention_mask, *others, **options)
+    own, here = self.attention.self, self.predicts.of(hidden_states)
+    query, key, value = own.query(here), own.key(hidden_states), own.value(hidden_states)
+    mixed = _attend(self.predicts, own, query, key, value, attention_mask)
+    return self.feed_forward_chunk(self.attention.output(mixed, here))
+
+
+def _distilbert(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+    if self.training:
+        return type(self).forward(self, hidden_states, attention_mask, **options)
+    own, here = self.attention, self.predicts.of(hidden_states)
+    query, key, value = own.q_lin(here), own.k_lin(hidden_states), own.v_lin(hidden_states)
+    mixed = _attend(self.predicts, own, query, key, value, attention_mask)
+    attended = self.sa_layer_norm(own.out_lin(mixed) + here)
+    return self.output_layer_norm(self.ffn(attended) + attended)
+
+
+def _modernbert(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    **options: Any,
+) -> Tensor:
+    if self.training:
+        return type(self).forward(self, hidden_states, attention_mask, position_embeddings, **options)
+    assert position_embeddings is not None
+    own, here = self.attn, self.predicts.of(hidden_states)
+    # Queries, keys and values come out of one matrix, for all positions.
+    query, key, value = own.Wqkv(self.attn_norm(hidden_states)).chunk(3, dim=-1)
+    turned = apply_rotary_pos_emb(_heads(own, query), _heads(own, key), *position_embeddings)
+    query, key = (heads.transpose(1, 2).flatten(2) for heads in turned)
+    attended = here + own.Wo(_attend(self.predicts, own, self.predicts.of(query), key, value, attention_mask))
+    return attended + self.mlp(self.mlp_norm(attended))
+
+
+def _attend(
+    position: Position, attention: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """Attend from one position: query ``[B, 1, d]``, key and value ``[B, L, d]``; returns ``[B, 1, d]``."""
+    heads = [_heads(attention, states) for states in (query, key, value)]
+    return plain_attention(attention, heads[0], heads[1], heads[2], position.seen_from(attention_mask))[0].flatten(2)
+
+
+def _heads(attention: Any, states: Tensor) -> Tensor:
+    """``[B, L, heads · d]`` as ``[B, heads, L, d]``."""
+    size = attention.head_dim if hasattr(attention, "head_dim") else attention.attention_head_size
+    return states.unflatten(-1, (-1, size)).transpose(1, 2)
+
+
+_BERT = (lambda encoder: encoder.encoder.layer, _bert)
+_ARCHITECTURES: dict[str, tuple[Callable[[Any], nn.ModuleList], Callable[..., Tensor]]] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
+    "distilbert": (lambda encoder: encoder.transformer.layer, _distilbert),
+    "modernbert": (lambda encoder: encoder.layers, _modernbert),
+}
