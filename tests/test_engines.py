@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracle
 from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, make_engine
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.kernels.examples import buckets
+from lmntk.kernels.layers import EmbeddingLayer, embedding
 from lmntk.parameters import ParameterFilter, select_parameters
 from tiny_models import ARCHITECTURES, PaddedPrompts, tiny_prompt_model, tiny_prompts
 
@@ -237,3 +239,44 @@ def test_several_processes_share_a_plan_and_their_sum_is_the_kernel():
     assert sum(share.pairs for share in shares) == plan.pairs == 20
     together = sum(assemble(engine.blocks(share), share, problem) for share in shares)
     assert torch.equal(together, alone)
+
+
+class NoQuestions(TorchDispatchMode):
+    """Fails where a GPU would have to finish all it has begun, to tell the host a number or a shape."""
+
+    asking = frozenset(
+        getattr(torch.ops.aten, name)
+        for name in ("_local_scalar_dense", "nonzero", "_unique2", "unique_consecutive", "masked_select", "equal")
+    )
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket not in self.asking, f"{function} asks the device for an answer"
+        if function.overloadpacket is torch.ops.aten.index:
+            assert not any(index is not None and index.dtype == torch.bool for index in args[1])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_tile_of_the_factored_engine_asks_the_device_for_an_answer(architecture, formula, monkeypatch):
+    """As on a GPU, where embeddings are matched by comparing tokens. Stand-in for a GPU, which no test may need."""
+    model = tiny_prompt_model(architecture)
+    # RoBERTa's head has a bias of its own that nothing uses.
+    names = [name for name, _ in model.named_parameters() if name != "lm.lm_head.bias"]
+    train, x = tiny_prompts([6] * 3, seed=1), tiny_prompts([7] * 5, seed=2)
+    problem = problem_of(model, names, train, x, formula)
+    engine = ENGINES["factored"](problem, 2**30)
+    assert not engine.fallback_parameters
+    plan = engine.plan(2, 2)
+    expected = assemble(engine.blocks(plan), plan, problem)
+    monkeypatch.setattr(
+        EmbeddingLayer,
+        "kernel",
+        lambda layer, train, x, directions, workspace: embedding._by_comparing(train, x, directions, workspace),
+    )
+    with NoQuestions():
+        blocks = list(engine.blocks(plan))
+    assert len(blocks) == 6
+    torch.testing.assert_close(assemble(blocks, plan, problem), expected, rtol=1e-12, atol=1e-12)
+    with NoQuestions(), pytest.raises(AssertionError, match="asks the device"):
+        torch.tensor([1, 0]).nonzero()

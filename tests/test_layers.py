@@ -12,7 +12,8 @@ import oracle
 from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, empirical_ntk
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import FactoredEngine, find_layers
-from lmntk.kernels.layers import LAYERS
+from lmntk.kernels.layers import LAYERS, Workspace, embedding, linear
+from lmntk.kernels.layers.linear import OuterProducts
 
 FEATURES = 5
 
@@ -260,3 +261,68 @@ def test_tiles_that_do_not_fit_the_budget_are_refused():
     ids = ids_of([6] * 400, 7)
     with pytest.raises(MemoryBudgetError):
         empirical_ntk(probe, ids, engine="factored", train_tile=400, memory_gb=2e-4)
+
+
+def outer_products(lengths: list[tuple[int, int]], d_out: int, d_in: int, seed: int) -> list[OuterProducts]:
+    """Random factors of two logits, a batch for each (examples, positions)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return [OuterProducts(draw(b, n, d_in), [draw(b, n, d_out) for _ in range(2)], None) for b, n in lengths]
+
+
+@pytest.mark.parametrize("widths", [(4, 9), (9, 4), (5, 5)])
+@pytest.mark.parametrize("capacity", [1, 50, 10**6])
+@settings(max_examples=15, deadline=None)
+@given(
+    train=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=3),
+    x=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=3),
+    together=st.integers(1, 7),
+)
+def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(widths, capacity, train, x, together):
+    """Gram matrices and dense gradients, in buffers of any size, in pieces of any size."""
+    sides = outer_products(train, *widths, seed=0), outer_products(x, *widths, seed=1)
+    flat = [
+        torch.cat([torch.stack([g.transpose(1, 2) @ side.inputs for g in side.gradients], 1) for side in batches])
+        for batches in sides
+    ]
+    expected = torch.einsum("iapq,jbpq->aibj", *flat)
+    workspace = Workspace(capacity, torch.float64, torch.device("cpu"))
+    directions = FORMULAS["sgd"].directions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "FORMED_TOGETHER", together)
+        patch.setattr(linear, "LEAST_ROWS", 1)
+        patch.setattr(linear, "CACHED_BYTES", 8 * capacity)
+        for ways in (linear._dense, linear._gram):
+            torch.testing.assert_close(ways(*sides, directions, workspace)[0], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("capacity", [1, 200, 10**6])
+@settings(max_examples=25, deadline=None)
+@given(
+    train=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=3),
+    x=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=3),
+    logits=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_both_ways_to_match_tokens_are_one_kernel(formula, capacity, train, x, logits, seed):
+    """Looking tokens up, on a CPU, and comparing them all, on a GPU."""
+    torch.manual_seed(seed)
+    layer = embedding.EmbeddingLayer(nn.Embedding(5, 3, padding_idx=1), frozenset({"weight"}))
+    sides = [
+        [
+            layer.factors(
+                torch.randint(0, 5, shape), [torch.randn(*shape, 3, dtype=torch.float64) for _ in range(logits)]
+            )
+            for shape in side
+        ]
+        for side in (train, x)
+    ]
+    directions = FORMULAS[formula].directions
+    workspace = Workspace(capacity, torch.float64, torch.device("cpu"))
+    looked_up = embedding._by_looking_up(*sides, directions)
+    compared = embedding._by_comparing(*sides, directions, workspace)
+    torch.testing.assert_close(compared, looked_up, rtol=1e-12, atol=1e-12)

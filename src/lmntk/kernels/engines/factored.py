@@ -21,20 +21,22 @@ from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.examples import Examples, buckets
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
-from lmntk.kernels.layers.linear import FORMED_TOGETHER
 from lmntk.kernels.machine import product_flops, seconds_of, stage
 from lmntk.kernels.tiling import Plan, Tile, fair, make_plan
 
 logger = logging.getLogger(__name__)
 
-# Large X tiles form the train side's gradients less often; beyond this a tile gains nothing and takes long to finish.
-MOST_X = 512
+# Large X tiles form the train side's gradients less often; beyond this that gains less than memory costs that a process
+# touches for the first time.
+MOST_X = 256
 # Tokens that are propagated together: enough for large products, few enough for their activations to be small.
-MOST_TOKENS = 2048
+MOST_TOKENS = 1024
 # What activations take while a batch is propagated, in units of what is kept of it.
 ACTIVATIONS = 2.0
 # The share of the budget for the gradients of parameters of unknown layers, where there are any.
 FALLBACK_SHARE = 0.25
+# What memory in pieces takes beyond what is in the pieces.
+FRAGMENTATION = 1.1
 # What forming and contraction reach of the rate of large square products.
 PRODUCT_EFFICIENCY = 0.65
 # Buffers beyond this size make products no faster.
@@ -59,7 +61,7 @@ class Memory:
 
     def total(self, train_tokens: int, x_tokens: int) -> int:
         """Return the peak with the factors of so many tokens on either side."""
-        kept = self.per_token * (train_tokens + x_tokens)
+        kept = FRAGMENTATION * self.per_token * (train_tokens + x_tokens)
         return int(kept + 3 * self.buffer + ACTIVATIONS * self.per_token * self.tokens)
 
 
@@ -79,9 +81,12 @@ class FactoredEngine(Engine):
             params = {name: problem.params[name] for name in unknown}
             share = int(memory_bytes * FALLBACK_SHARE)
             self._fallback = JacobianEngine(replace(problem, params=params), share)
-        self._longest = max(
-            max(_tokens(examples, range(len(examples))), default=1) for examples in (problem.train, problem.x_examples)
-        )
+        self._lengths = [
+            tokens
+            for examples in (problem.train, problem.x_examples)
+            for tokens in _tokens(examples, range(len(examples)))
+        ]
+        self._longest = max(self._lengths)
         self._memory = self._divide_memory()
         dtype, device = self._sample.dtype, self._sample.device
         self._workspace = Workspace(self._memory.buffer // self._sample.element_size(), dtype, device)
@@ -100,30 +105,47 @@ class FactoredEngine(Engine):
 
     def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
         """Lay tiles as large as memory allows: train examples first, whose factors stay."""
-        problem = self.problem
-        n, m = len(problem.train), len(problem.x_examples)
-        room = self.memory_bytes - self._memory.total(0, 0) - self._fallback_bytes
-        examples = int(room // (self._memory.per_token * self._longest))
-        if examples < 2 or self._fallback_least > self.memory_bytes:
+        if self._examples_of(self._longest) < 2 or self._fallback_least > self.memory_bytes:
             raise MemoryBudgetError(self._least_bytes(), self.memory_bytes)
-        own_train = fair(max(1, examples // 2), n, processes if problem.symmetric else 1)
-        train = min(train_tile or own_train, n)
-        own_x = max(1, min(examples - train, max(MOST_X // 2, 2 * train), MOST_X))
-        x = min(x_tile or fair(own_x, m, processes), m)
-        plan = make_plan(problem.train.shapes, problem.x_examples.shapes, train, x, problem.symmetric)
-        if self.expected_bytes(plan) > self.memory_bytes and (train_tile or x_tile):
+        # Tiles take examples by length: how many fit is tried from the average length up to the longest, a sure thing.
+        mean = max(1, sum(self._lengths) // len(self._lengths))
+        for tokens in (*range(mean, self._longest, max(1, mean // 8)), self._longest):
+            plan = self._plan(self._examples_of(tokens), train_tile, x_tile, processes)
+            if self.expected_bytes(plan) <= self.memory_bytes:
+                return plan
+        if train_tile or x_tile:
             raise MemoryBudgetError(self.expected_bytes(plan), self.memory_bytes)
         return plan
+
+    def _examples_of(self, tokens: int) -> int:
+        """Return how many examples of so many tokens the budget has room for."""
+        room = self.memory_bytes - self._memory.total(0, 0) - self._fallback_bytes
+        return int(room // (FRAGMENTATION * self._memory.per_token * tokens))
+
+    def _plan(self, examples: int, train_tile: int | None, x_tile: int | None, processes: int) -> Plan:
+        """Lay tiles of `examples` in all, where sizes are not given."""
+        problem = self.problem
+        n, m = len(problem.train), len(problem.x_examples)
+        # All train examples at once, where X is left a quarter of the room: else X is propagated again for each tile.
+        most = max(1, 3 * examples // 4 if 4 * n <= 3 * examples else examples // 2)
+        own_train = fair(most, n, processes if problem.symmetric else 1)
+        train = min(train_tile or own_train, n)
+        own_x = max(1, min(examples - train, MOST_X))
+        x = min(x_tile or fair(own_x, m, processes), m)
+        return make_plan(problem.train.shapes, problem.x_examples.shapes, train, x, problem.symmetric)
 
     def blocks(self, plan: Plan) -> Iterator[Block]:
         """Propagate each train tile once and each X tile once per train tile, and contract layer by layer."""
         for train, x_tiles in plan.rows:
             train_factors = self._factors(self.problem.train, train)
             for x in x_tiles:
-                same = self.problem.x is None and x == train
-                x_factors = train_factors if same else self._factors(self.problem.x_examples, x)
-                tile = Tile(train, x)
-                yield tile, sum(self._parts(tile, train_factors, x_factors), start=torch.zeros((), dtype=torch.float64))
+                yield Tile(train, x), self._tile(Tile(train, x), train_factors)
+
+    def _tile(self, tile: Tile, train_factors: Mapping[str, list[Any]]) -> Tensor:
+        """Compute one tile, float64 ``[D, n, C, x, C]``; the factors of its X examples are gone when it is done."""
+        same = self.problem.x is None and tile.x == tile.train
+        x_factors = train_factors if same else self._factors(self.problem.x_examples, tile.x)
+        return sum(self._parts(tile, train_factors, x_factors), start=torch.zeros((), dtype=torch.float64))
 
     def expected_bytes(self, plan: Plan) -> int:
         """Return the factors of both tiles, the buffers, and the activations of a batch."""
@@ -168,18 +190,19 @@ class FactoredEngine(Engine):
         }
         per_token = max(1, -(-sum(storages.values()) // _tokens(self.problem.train, one)[0]))
         affordable = int(self.memory_bytes * ACTIVATION_SHARE / (ACTIVATIONS * per_token))
-        largest = max((self._layers[name].formed(found[0]) for name, found in kept.items()), default=0)
-        together = max(FORMED_TOGETHER, len(self.problem.train)) * self.problem.num_logits * largest
+        largest = max(
+            (self._layers[name].buffer(found[0], len(self.problem.train)) for name, found in kept.items()), default=0
+        )
         return Memory(
             per_token,
-            buffer=int(min(LARGEST_BUFFER, self.memory_bytes * BUFFER_SHARE, together * self._sample.element_size())),
+            buffer=int(min(LARGEST_BUFFER, self.memory_bytes * BUFFER_SHARE, largest * self._sample.element_size())),
             tokens=min(MOST_TOKENS, max(self._longest, affordable)),
         )
 
     def _least_bytes(self) -> int:
         """Return a budget that is sure to hold the two longest examples, and as little as the shares allow."""
         left = 1 - 3 * BUFFER_SHARE - (FALLBACK_SHARE if self._fallback else 0)
-        longest = self._memory.per_token * self._longest
+        longest = FRAGMENTATION * self._memory.per_token * self._longest
         own = max(2 * longest / (left - ACTIVATION_SHARE), (2 + ACTIVATIONS) * longest / left)
         return max(self._fallback_least, 1024 + int(own))
 

@@ -68,6 +68,10 @@ class Layer(ABC):
         """Return how many numbers an example's gradient of one logit has, where it must be formed to be multiplied."""
         return 0
 
+    def buffer(self, factors: Any, train: int) -> int:
+        """Return how many numbers the largest buffer holds, with so many train examples and room to spare."""
+        return 0
+
     @abstractmethod
     def kernel(
         self, train: Sequence[Any], x: Sequence[Any], directions: Sequence[Direction], workspace: Workspace

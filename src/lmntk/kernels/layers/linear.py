@@ -81,6 +81,14 @@ class LinearLayer(Layer):
         """The whole weight; nothing where the gradient is one outer product, or only the bias counts."""
         return 0 if factors.inputs is None or factors.length <= 1 else factors.inputs.shape[2] * factors.out_features
 
+    def buffer(self, factors: OuterProducts, train: int) -> int:
+        """The gradients that are formed together; nothing where none are."""
+        if not self.formed(factors):
+            return 0
+        c, _, d_out, d_in = _shape([factors])
+        rows = _rows_in_cache(c, FORMED_TOGETHER, d_out, d_in, factors.gradients[0].element_size())
+        return c * max(train, FORMED_TOGETHER) * rows * min(d_out, d_in)
+
     def kernel(
         self,
         train: Sequence[OuterProducts],
@@ -140,8 +148,8 @@ def _dense(
     inner, outer = sorted((d_out, d_in))
     pieces = _pieces(x, FORMED_TOGETHER)
     width = max(sum(factor.size for factor in piece) for piece in pieces)
-    cached = max(LEAST_ROWS, CACHED_BYTES // (c * width * inner * train[0].gradients[0].element_size()))
-    rows = max(1, min(outer, cached, workspace.capacity // (c * max(n, width) * inner)))
+    cached = _rows_in_cache(c, width, d_out, d_in, train[0].gradients[0].element_size())
+    rows = max(1, min(cached, workspace.capacity // (c * max(n, width) * inner)))
     result = torch.zeros(
         len(directions), c, _shape(x)[1], c, n, dtype=torch.float64, device=train[0].gradients[0].device
     )
@@ -174,6 +182,12 @@ def _dense(
                         out[:, first : first + size] += product.view(c, size, c, n)
             first += size
     return result.permute(0, 3, 4, 1, 2)
+
+
+def _rows_in_cache(c: int, examples: int, d_out: int, d_in: int, element_size: int) -> int:
+    """Return how many rows of a gradient (columns, if it is wide) are best formed at a time."""
+    inner, outer = sorted((d_out, d_in))
+    return min(outer, max(LEAST_ROWS, CACHED_BYTES // (c * examples * inner * element_size)))
 
 
 def _form(name: str, factors: Sequence[OuterProducts], part: slice, workspace: Workspace) -> Tensor:

@@ -1,0 +1,196 @@
+"""What the benchmark asks the engines: models, prompts, and the kernel by plain autograd that they are held against."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, PretrainedConfig
+
+from lmntk.arguments import DataArguments
+from lmntk.build import resolve_prompts
+from lmntk.examples import read_examples, split_file
+from lmntk.features import Collator, Feature, FeatureDataset
+from lmntk.kernels import FORMULAS, KernelProblem
+from lmntk.kernels.formulas import Direction
+from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes
+from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer, max_positions
+from lmntk.models.prompt_model import PromptModel
+from lmntk.prompts import label_word_ids
+from lmntk.tasks import find_task
+from lmntk.templates import Template
+from lmntk.trainers.kernel import FeatureExamples
+
+# Layers, features, heads, features between: the BERTs that have names here, filled with random weights.
+SHAPES = {"quick": (2, 128, 2, 512), "minilm": (6, 384, 12, 1536), "bert-base": (12, 768, 12, 3072)}
+FIRST_LABEL_WORD = 2000  # of a model without a tokenizer
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured; small enough to be sent to another process.
+
+    Attributes:
+        model: A checkpoint folder or a key of `SHAPES`.
+        task_name: The task whose prompts are used.
+        data_dir: Its k-shot folder; None for random tokens of realistic lengths.
+        train_examples: N; beyond what the split has, prompts are random tokens of the lengths that it has.
+        x_examples: X.
+        formula: A key of `FORMULAS`.
+        binary: One logit difference in place of two logits.
+        threads: How many threads torch may use.
+        memory_gb: The engine's budget.
+        sample_tiles: Time that many tiles and scale up; 0 for all.
+    """
+
+    model: str
+    task_name: str
+    data_dir: str | None
+    train_examples: int
+    x_examples: int
+    formula: str
+    binary: bool
+    threads: int
+    memory_gb: float | None
+    sample_tiles: int
+
+    @property
+    def budget(self) -> int:
+        """What an engine may take beside the model, in bytes."""
+        return int(DEFAULT_FRACTION * free_bytes(CPU) if self.memory_gb is None else self.memory_gb * 2**30)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job's model is asked: prompts of both sides, and the tokens whose logits count."""
+
+    config: PretrainedConfig
+    label_words: list[int]
+    train: FeatureDataset
+    x: FeatureDataset
+
+    def first(self, size: int) -> "Inputs":
+        """Return the first `size` examples of either side."""
+        cut = [replace(side, features=side.features[:size]) for side in (self.train, self.x)]
+        return replace(self, train=cut[0], x=cut[1])
+
+    def examples(self, side: FeatureDataset) -> FeatureExamples:
+        """Return a side as engines take it."""
+        pad = self.config.pad_token_id
+        return FeatureExamples(side, Collator(0 if pad is None else pad, self.config.model_type == "bert"), CPU)
+
+
+def load_inputs(job: Job) -> Inputs:
+    """Read or draw the prompts."""
+    task = find_task(job.task_name)
+    features: dict[str, list[Feature]] = {"train": [], "test": []}
+    if job.model in SHAPES:
+        layers, width, heads, between = SHAPES[job.model]
+        sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+        config = BertConfig(**sizes, intermediate_size=between)
+        label_words = [FIRST_LABEL_WORD + label for label in range(len(task.labels))]
+    else:
+        config, tokenizer = load_config(job.model), load_tokenizer(job.model)
+        prompts = resolve_prompts(task, DataArguments(task.name, job.data_dir or ""), max_positions(config))
+        label_words = label_word_ids(prompts.mapping, task.labels, tokenizer)
+        templates = [
+            Template.parse(text, task.num_sentences, len(task.labels), task.name) for text in prompts.templates
+        ]
+        for split, count in (("train", job.train_examples), ("test", job.x_examples)):
+            if job.data_dir is not None:
+                rows = read_examples(task, split_file(task, job.data_dir, split))[:count]
+                data = FeatureDataset.build(split, task, rows, templates, tokenizer, prompts.limits, label_words)
+                features[split] = data.features
+    train = _filled_up(features["train"], job.train_examples, config.vocab_size, seed=0)
+    x = _filled_up(features["test"], job.x_examples, config.vocab_size, seed=1)
+    return Inputs(config, label_words, FeatureDataset("train", task, train), FeatureDataset("test", task, x))
+
+
+def _filled_up(features: list[Feature], count: int, vocabulary: int, seed: int) -> list[Feature]:
+    """Add prompts of random tokens until there are `count`; they have the lengths of those that are there."""
+    generator = torch.Generator().manual_seed(seed)
+    # SST-2's prompts have 8 to 60 tokens, 29 on average.
+    drawn = torch.randn(count, generator=generator).mul(10).add(29).clamp(8, 60).int().tolist()
+    lengths = [len(feature.input_ids) for feature in features] or drawn
+    filled = list(features)
+    for number in range(len(features), count):
+        length = lengths[number % len(lengths)]
+        ids = torch.randint(min(1000, vocabulary // 2), vocabulary, (length,), generator=generator).tolist()
+        filled.append(Feature(ids, [0] * length, length - 3, 0))
+    return filled
+
+
+def load_model(job: Job, inputs: Inputs, dtype: torch.dtype) -> PromptModel:
+    """Return the checkpoint, or random weights of the shape; always the same."""
+    return load_prompt_model(
+        job.model,
+        copy.deepcopy(inputs.config),
+        inputs.label_words,
+        binary_classification=job.binary,
+        random_init=job.model in SHAPES,
+        dtype=dtype,
+    ).requires_grad_(False)
+
+
+def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool = False) -> KernelProblem:
+    """Return the kernel to compute; as published, nothing is narrowed to the rows that matter."""
+    formula, num_logits = FORMULAS[job.formula], model.num_logits
+    train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
+    if published:
+        params = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        # All tokens' logits, from which the label words' are picked.
+        decoder = model.lm.get_output_embeddings()
+        decoder.label_word_ids = torch.arange(len(decoder.weight))
+        model.binary_classification = False
+        for module in model.modules():
+            vars(module).pop("forward", None)  # the last layer's, which computes one position only
+
+        def all_logits_fn(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+            logits = torch.func.functional_call(model, params, kwargs=batch)[:, inputs.label_words]
+            return logits[:, 1:] - logits[:, :1] if job.binary else logits
+
+        return KernelProblem(all_logits_fn, params, train, x, formula, num_logits)
+    tokens = {token for feature in inputs.train.features for token in feature.input_ids}
+    logits_fn, params = model.as_function([name for name, _ in model.named_parameters()], tokens)
+    return KernelProblem(logits_fn, params, train, x, formula, num_logits, model, lambda batch: model(**batch))
+
+
+def true_kernel(job: Job, inputs: Inputs) -> Tensor:
+    """Return the kernel, float64 ``[D, n, C, x, C]``, from gradients taken one example and one logit at a time.
+
+    They are float64, but where a side takes signs, those of float32 gradients count: close to zero the two differ, and
+    an engine that works in float32 is right to count its own.
+    """
+    models = {signed: load_model(job, inputs, torch.float32 if signed else torch.float64) for signed in (False, True)}
+    return torch.stack(
+        [_true_direction(job, inputs, direction, models) for direction in FORMULAS[job.formula].directions]
+    )
+
+
+def _true_direction(job: Job, inputs: Inputs, direction: Direction, models: dict[bool, PromptModel]) -> Tensor:
+    train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
+    c, numbers = models[False].num_logits, sum(parameter.numel() for parameter in models[False].parameters())
+    kernel = torch.zeros(len(train), c, len(x), c, dtype=torch.float64)
+    # As many train examples at a time as half of the budget holds gradients of.
+    together = min(len(train), max(1, job.budget // (2 * 8 * c * numbers)))
+    held = torch.empty(together, c, numbers, dtype=torch.float64)
+    for start in range(0, len(train), together):
+        part = range(start, min(start + together, len(train)))
+        for row, index in enumerate(part):
+            for a, gradient in enumerate(_gradients(models[direction.sign_train], train, index, direction.sign_train)):
+                held[row, a] = gradient
+        for j in range(len(x)):
+            for b, gradient in enumerate(_gradients(models[direction.sign_x], x, j, direction.sign_x)):
+                kernel[part.start : part.stop, :, j, b] = held[: len(part)] @ gradient
+    return kernel
+
+
+def _gradients(model: PromptModel, examples: FeatureExamples, index: int, signed: bool) -> Iterator[Tensor]:
+    """Yield the gradient of each logit of an example, or its sign, over all parameters: float64 ``[p]``."""
+    parameters = list(model.requires_grad_(True).parameters())
+    for logit in model(**examples.batch([index]))[0]:
+        parts = torch.autograd.grad(logit, parameters, retain_graph=True, materialize_grads=True)
+        gradient = torch.cat([part.flatten() for part in parts])
+        yield (gradient.sign_() if signed else gradient).double()

@@ -1,0 +1,70 @@
+"""Per-sample gradients by opacus, put into the `jacobian` engine; imported only where opacus is installed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleModule, register_grad_sampler
+from torch import Tensor, nn
+
+from lmntk.kernels import Examples, KernelProblem, Plan
+from lmntk.kernels.engines.base import Parameters
+from lmntk.kernels.engines.jacobian import FORMED_TOGETHER, JacobianEngine
+from lmntk.kernels.examples import equal_shape_runs
+from lmntk.models.prompt_model import LabelWordDecoder
+
+
+@register_grad_sampler(LabelWordDecoder)
+def decoder_gradients(
+    layer: LabelWordDecoder, activations: list[Tensor], gradients: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Differentiate the decoder, which opacus does not know: all rows, of which the label words' are not zero."""
+    found = {layer.weight: layer.weight.new_zeros(len(gradients), *layer.weight.shape)}
+    found[layer.weight][:, layer.label_word_ids] = torch.einsum("blc,bld->bcd", gradients, activations[0])
+    if layer.bias is not None:
+        found[layer.bias] = layer.bias.new_zeros(len(gradients), len(layer.bias))
+        found[layer.bias][:, layer.label_word_ids] = gradients.sum(dim=1)
+    return found
+
+
+class OpacusEngine(JacobianEngine):
+    """The `jacobian` engine with opacus' gradients: of whole parameters, by one backward pass a logit."""
+
+    name = "opacus"
+
+    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
+        assert problem.module is not None
+        params = {name: parameter.detach() for name, parameter in problem.module.named_parameters()}
+        super().__init__(replace(problem, params=params), memory_bytes)
+        self._module = GradSampleModule(problem.module.requires_grad_(True), loss_reduction="sum", strict=False)
+        self._module.train()  # else it takes no gradients
+        for module in problem.module.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, nn.Embedding):
+                module.register_forward_pre_hook(self._expand)
+        self._batch_size = 1
+
+    def _expand(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Give every example positions of its own: opacus would sum what the batch shares."""
+        return (arguments[0].expand(self._batch_size, -1),)
+
+    def _groups(self, plan: Plan) -> list[list[str]]:
+        return [list(self.problem.params)]
+
+    def _gradients(self, examples: Examples, indices: Sequence[int], group: list[str]) -> Parameters:
+        c = self.problem.num_logits
+        gradients = {
+            name: tensor.new_empty(len(indices), c, tensor.numel()) for name, tensor in self.problem.params.items()
+        }
+        start = 0
+        for run in equal_shape_runs(examples, indices, limit=FORMED_TOGETHER):
+            self._batch_size = len(run)
+            for logit in range(c):
+                self._module.zero_grad()
+                self._module(**examples.batch(run))[:, logit].sum().backward()
+                for name, parameter in self._module._module.named_parameters():
+                    gradients[name][start : start + len(run), logit] = parameter.grad_sample.flatten(1)
+            start += len(run)
+        return {name: tensor.flatten(0, 1) for name, tensor in gradients.items()}
