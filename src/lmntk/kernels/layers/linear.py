@@ -18,8 +18,8 @@ from lmntk.kernels.machine import stage
 
 # A product of small entries costs less than its memory traffic: what an entry of a Gram matrix costs, in flops.
 GRAM_ENTRY_FLOPS = 16
-# X examples that are formed together: enough for products near the machine's best rate.
-FORMED_TOGETHER = 128
+# X gradients (examples times logits) that are formed together: enough for products near the machine's best rate.
+FORMED_TOGETHER = 256
 # What is formed together is multiplied before it leaves the processor's cache: written to memory and read again, it
 # would take a quarter longer.
 CACHED_BYTES = 2**24
@@ -86,8 +86,8 @@ class LinearLayer(Layer):
         if not self.formed(factors):
             return 0
         c, _, d_out, d_in = _shape([factors])
-        rows = _rows_in_cache(c, FORMED_TOGETHER, d_out, d_in, factors.gradients[0].element_size())
-        return c * max(train, FORMED_TOGETHER) * rows * min(d_out, d_in)
+        rows = _rows_in_cache(FORMED_TOGETHER, d_out, d_in, factors.gradients[0].element_size())
+        return max(c * train, FORMED_TOGETHER, c) * rows * min(d_out, d_in)
 
     def kernel(
         self,
@@ -146,9 +146,9 @@ def _dense(
     """Form gradients in preallocated buffers, some rows at a time, and multiply them: float64 ``[D, C, n, C, x]``."""
     c, n, d_out, d_in = _shape(train)
     inner, outer = sorted((d_out, d_in))
-    pieces = _pieces(x, FORMED_TOGETHER)
+    pieces = _pieces(x, max(1, FORMED_TOGETHER // c))
     width = max(sum(factor.size for factor in piece) for piece in pieces)
-    cached = _rows_in_cache(c, width, d_out, d_in, train[0].gradients[0].element_size())
+    cached = _rows_in_cache(c * width, d_out, d_in, train[0].gradients[0].element_size())
     rows = max(1, min(cached, workspace.capacity // (c * max(n, width) * inner)))
     result = torch.zeros(
         len(directions), c, _shape(x)[1], c, n, dtype=torch.float64, device=train[0].gradients[0].device
@@ -184,10 +184,10 @@ def _dense(
     return result.permute(0, 3, 4, 1, 2)
 
 
-def _rows_in_cache(c: int, examples: int, d_out: int, d_in: int, element_size: int) -> int:
+def _rows_in_cache(gradients: int, d_out: int, d_in: int, element_size: int) -> int:
     """Return how many rows of a gradient (columns, if it is wide) are best formed at a time."""
     inner, outer = sorted((d_out, d_in))
-    return min(outer, max(LEAST_ROWS, CACHED_BYTES // (c * examples * inner * element_size)))
+    return min(outer, max(LEAST_ROWS, CACHED_BYTES // (gradients * inner * element_size)))
 
 
 def _form(name: str, factors: Sequence[OuterProducts], part: slice, workspace: Workspace) -> Tensor:
