@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracle
 from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, make_engine
+from lmntk.kernels.engines import factored
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.kernels.examples import buckets
@@ -258,13 +259,15 @@ class NoQuestions(TorchDispatchMode):
 
 @pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_no_tile_of_the_factored_engine_asks_the_device_for_an_answer(architecture, formula, monkeypatch):
+def test_the_factored_engine_asks_the_device_for_no_answer_inside_a_tile(architecture, formula, monkeypatch):
     """As on a GPU, where embeddings are matched by comparing tokens. Stand-in for a GPU, which no test may need."""
     model = tiny_prompt_model(architecture)
     # RoBERTa's head has a bias of its own that nothing uses.
     names = [name for name, _ in model.named_parameters() if name != "lm.lm_head.bias"]
-    train, x = tiny_prompts([6] * 3, seed=1), tiny_prompts([7] * 5, seed=2)
+    train, x = tiny_prompts([6] * 3, seed=1), tiny_prompts([7, 8, 7, 6, 8], seed=2)
     problem = problem_of(model, names, train, x, formula)
+    monkeypatch.setattr(factored, "buckets", lambda examples, indices, most_tokens: [list(indices)])
+    problem = replace(problem, train=PaddedPrompts(train), x=PaddedPrompts(x))
     engine = ENGINES["factored"](problem, 2**30)
     assert not engine.fallback_parameters
     plan = engine.plan(2, 2)

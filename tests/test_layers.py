@@ -263,40 +263,67 @@ def test_tiles_that_do_not_fit_the_budget_are_refused():
         empirical_ntk(probe, ids, engine="factored", train_tile=400, memory_gb=2e-4)
 
 
-def outer_products(lengths: list[tuple[int, int]], d_out: int, d_in: int, seed: int) -> list[OuterProducts]:
-    """Random factors of two logits, a batch for each (examples, positions)."""
+def outer_products(sizes: list[tuple[int, int]], d_out: int, d_in: int, c: int, seed: int) -> list[OuterProducts]:
+    """Random factors of c logits, a batch for each (examples, positions)."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    return [OuterProducts(draw(b, n, d_in), [draw(b, n, d_out) for _ in range(2)], None) for b, n in lengths]
+    return [OuterProducts(draw(b, n, d_in), [draw(b, n, d_out) for _ in range(c)], None) for b, n in sizes]
 
 
+@pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize("widths", [(4, 9), (9, 4), (5, 5)])
-@pytest.mark.parametrize("capacity", [1, 50, 10**6])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     train=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=3),
     x=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=3),
-    together=st.integers(1, 7),
+    logits=st.sampled_from([1, 2, 6]),
+    together=st.integers(1, 14),
+    capacity=st.sampled_from([1, 50, 10**6]),
 )
-def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(widths, capacity, train, x, together):
-    """Gram matrices and dense gradients, in buffers of any size, in pieces of any size."""
-    sides = outer_products(train, *widths, seed=0), outer_products(x, *widths, seed=1)
-    flat = [
+def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(formula, widths, train, x, logits, together, capacity):
+    """Gram matrices and dense gradients, in buffers of any size, in pieces of any size, signs and all."""
+    ways = [linear._dense]
+    if formula == "sgd":
+        ways.append(linear._gram)
+    elif together % 2:  # of one outer product the sign is that of its factors
+        train, x = [(b, 1) for b, _ in train], [(b, 1) for b, _ in x]
+        ways.append(linear._gram)
+    sides = outer_products(train, *widths, logits, seed=0), outer_products(x, *widths, logits, seed=1)
+    raw = [
         torch.cat([torch.stack([g.transpose(1, 2) @ side.inputs for g in side.gradients], 1) for side in batches])
         for batches in sides
     ]
-    expected = torch.einsum("iapq,jbpq->aibj", *flat)
+    directions = FORMULAS[formula].directions
+    expected = torch.stack(
+        [
+            torch.einsum(
+                "iapq,jbpq->aibj",
+                raw[0].sign() if direction.sign_train else raw[0],
+                raw[1].sign() if direction.sign_x else raw[1],
+            )
+            for direction in directions
+        ]
+    )
     workspace = Workspace(capacity, torch.float64, torch.device("cpu"))
-    directions = FORMULAS["sgd"].directions
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear, "FORMED_TOGETHER", together)
         patch.setattr(linear, "LEAST_ROWS", 1)
         patch.setattr(linear, "CACHED_BYTES", 8 * capacity)
-        for ways in (linear._dense, linear._gram):
-            torch.testing.assert_close(ways(*sides, directions, workspace)[0], expected, rtol=1e-12, atol=1e-12)
+        for way in ways:
+            torch.testing.assert_close(way(*sides, directions, workspace), expected, rtol=1e-12, atol=1e-11)
+
+
+def test_a_model_of_vectors_has_buffers_too():
+    """Nothing is formed there; single outer products are to be multiplied for many examples at once all the same."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).requires_grad_(False)
+    params = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    examples = BatchedExamples([torch.randn(9, 6)])
+    problem = KernelProblem(lambda *_: None, params, examples, None, FORMULAS["sgd"], 2, model, model)
+    engine = FactoredEngine(problem, 2**30)
+    assert engine._workspace.capacity >= 2**20
 
 
 @pytest.mark.parametrize("formula", FORMULAS)

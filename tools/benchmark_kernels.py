@@ -65,7 +65,7 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
 
     Args:
         job: What is measured.
-        engine: A key of `ENGINES`, or `PUBLISHED`.
+        engine: A key of `ENGINES`, one of `PEERS`, or `PUBLISHED`.
         truth: What `true_kernel` says, if it was asked already.
 
     Returns:
@@ -139,6 +139,8 @@ def _seconds_per_sampled_pair(engine: Engine) -> float:
 def _seconds_of_sampled_jacobians(engine: Engine) -> float:
     """Time the gradients of all train examples and of the first three X tiles of eight, and scale the latter up."""
     plan = engine.plan(x_tile=8)
+    if len(plan.rows) > 1:
+        raise UsageError("--memory_gb: the gradients of all train examples do not fit it at once; give more")
     ((train, x_tiles),) = plan.rows
     list(engine.blocks(replace(plan, rows=((train[:1], (x_tiles[0][:1],)),))))  # so that everything is warm
     tiles = min(3, len(x_tiles))

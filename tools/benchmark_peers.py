@@ -29,7 +29,11 @@ def decoder_gradients(
 
 
 class OpacusEngine(JacobianEngine):
-    """The `jacobian` engine with opacus' gradients: of whole parameters, by one backward pass a logit."""
+    """The `jacobian` engine with opacus' gradients: of whole parameters, by one backward pass a logit.
+
+    They stand in memory all at once, whatever the budget. The model is in train mode, without dropout, so that its last
+    layer computes all positions.
+    """
 
     name = "opacus"
 

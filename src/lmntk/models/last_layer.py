@@ -1,8 +1,8 @@
 """The last layer at the one position that predicts: behind its attention no other position is ever asked.
 
-Keys and values are taken of all positions; the query, and everything after it, of one. The logits are the same, and a
-layer's work, forward and backward, shrinks to about a sixth. In training the layer is left as it is, so that dropout
-draws what it always drew.
+Keys and values are taken of all positions; the query, and everything after it, of one. The logits are the same, and the
+layer's work, forward and backward, shrinks to about a sixth (less in ModernBERT, whose queries come with the keys). In
+training the layer is left as it is, so that dropout draws what it always drew.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def _distilbert(self: Any, hidden_states: Tensor, attention_mask: Tensor | None 
     query, key, value = own.q_lin(here), own.k_lin(hidden_states), own.v_lin(hidden_states)
     mixed = _attend(self.predicts, own, query, key, value, attention_mask)
     attended = self.sa_layer_norm(own.out_lin(mixed) + here)
-    return self.output_layer_norm(self.ffn(attended) + attended)
+    return self.output_layer_norm(self.ffn.ff_chunk(attended) + attended)
 
 
 def _modernbert(

@@ -41,6 +41,8 @@ FRAGMENTATION = 1.1
 PRODUCT_EFFICIENCY = 0.65
 # Buffers beyond this size make products no faster.
 LARGEST_BUFFER = 2**29
+# Products of vectors and single outer products, which form no gradients, are made in buffers too.
+LEAST_BUFFER = 2**22
 # The shares of the budget that each of three buffers, and activations, may take; the rest is for factors.
 BUFFER_SHARE, ACTIVATION_SHARE = 0.12, 0.15
 
@@ -51,7 +53,8 @@ class Memory:
 
     Attributes:
         per_token: The factors of one token, all layers together.
-        buffer: The largest of the buffers in which gradients are formed, of which there are three.
+        buffer: The largest of the buffers in which gradients are formed, of which there are three: of the train side,
+            of X, and of the train side's signs.
         tokens: How many tokens are propagated together.
     """
 
@@ -109,10 +112,14 @@ class FactoredEngine(Engine):
             raise MemoryBudgetError(self._least_bytes(), self.memory_bytes)
         # Tiles take examples by length: how many fit is tried from the average length up to the longest, a sure thing.
         mean = max(1, sum(self._lengths) // len(self._lengths))
-        for tokens in (*range(mean, self._longest, max(1, mean // 8)), self._longest):
+        tokens = min(mean, self._longest)
+        while True:
             plan = self._plan(self._examples_of(tokens), train_tile, x_tile, processes)
             if self.expected_bytes(plan) <= self.memory_bytes:
                 return plan
+            if tokens == self._longest:
+                break
+            tokens = min(tokens * 5 // 4 + 1, self._longest)
         if train_tile or x_tile:
             raise MemoryBudgetError(self.expected_bytes(plan), self.memory_bytes)
         return plan
@@ -137,9 +144,13 @@ class FactoredEngine(Engine):
     def blocks(self, plan: Plan) -> Iterator[Block]:
         """Propagate each train tile once and each X tile once per train tile, and contract layer by layer."""
         for train, x_tiles in plan.rows:
-            train_factors = self._factors(self.problem.train, train)
-            for x in x_tiles:
-                yield Tile(train, x), self._tile(Tile(train, x), train_factors)
+            yield from self._row(train, x_tiles)
+
+    def _row(self, train: tuple[int, ...], x_tiles: tuple[tuple[int, ...], ...]) -> Iterator[Block]:
+        """Compute the tiles of one train tile, whose factors are gone when the next one's are made."""
+        train_factors = self._factors(self.problem.train, train)
+        for x in x_tiles:
+            yield Tile(train, x), self._tile(Tile(train, x), train_factors)
 
     def _tile(self, tile: Tile, train_factors: Mapping[str, list[Any]]) -> Tensor:
         """Compute one tile, float64 ``[D, n, C, x, C]``; the factors of its X examples are gone when it is done."""
@@ -149,9 +160,14 @@ class FactoredEngine(Engine):
 
     def expected_bytes(self, plan: Plan) -> int:
         """Return the factors of both tiles, the buffers, and the activations of a batch."""
-        train_tokens = max(sum(_tokens(self.problem.train, train)) for train, _ in plan.rows)
-        x_tokens = max((sum(_tokens(self.problem.x_examples, tile.x)) for tile in plan), default=0)
-        return self._memory.total(train_tokens, x_tokens) + self._fallback_bytes
+        needed = 0
+        x_tokens = {x: sum(_tokens(self.problem.x_examples, x)) for _, x_tiles in plan.rows for x in x_tiles}
+        for train, x_tiles in plan.rows:
+            # The train set with itself: the factors of a tile on the diagonal are one side's.
+            others = [x_tokens[x] for x in x_tiles if not (self.problem.x is None and x == train)]
+            kept = self._memory.total(sum(_tokens(self.problem.train, train)), max(others, default=0))
+            needed = max(needed, kept)
+        return needed + self._fallback_bytes
 
     def expected_seconds(self, plan: Plan) -> float:
         """Time the propagation of a few examples, and count the products."""
@@ -193,10 +209,11 @@ class FactoredEngine(Engine):
         largest = max(
             (self._layers[name].buffer(found[0], len(self.problem.train)) for name, found in kept.items()), default=0
         )
+        wanted = max(LEAST_BUFFER, largest * self._sample.element_size())
         return Memory(
             per_token,
-            buffer=int(min(LARGEST_BUFFER, self.memory_bytes * BUFFER_SHARE, largest * self._sample.element_size())),
-            tokens=min(MOST_TOKENS, max(self._longest, affordable)),
+            buffer=int(min(LARGEST_BUFFER, self.memory_bytes * BUFFER_SHARE, wanted)),
+            tokens=max(self._longest, min(MOST_TOKENS, affordable)),
         )
 
     def _least_bytes(self) -> int:

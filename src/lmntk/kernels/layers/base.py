@@ -69,7 +69,7 @@ class Layer(ABC):
         return 0
 
     def buffer(self, factors: Any, train: int) -> int:
-        """Return how many numbers the largest buffer holds, with so many train examples and room to spare."""
+        """Return how many numbers the largest buffer best holds, with so many train examples; 0 for any."""
         return 0
 
     @abstractmethod

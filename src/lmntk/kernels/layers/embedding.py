@@ -75,34 +75,30 @@ def _by_comparing(
     """Multiply all rows with all, and count the products of equal tokens: nothing depends on what the tokens are."""
     left, right = [_flat(batch) for batch in train], [_flat(batch) for batch in x]
     c = train[0].gradients.shape[2]
-    widest = max(rows.numel() // rows.shape[1] for _, rows in right)
+    widest = max(len(rows) for _, rows in right)
     parts = []
     for (tokens, rows), batch in zip(left, train, strict=True):
         length = batch.token.shape[1]
         size = max(1, workspace.capacity // (length * c * widest))
         for first in range(0, len(batch.token), size):
             part = slice(first * length, (first + size) * length)
+            these = tokens[part], rows[part.start * c : part.stop * c], length
             found = [
-                _equal(
-                    tokens[part], rows[part.start * c : part.stop * c], other, length, x_length, directions, workspace
-                )
-                for other, x_length in zip(right, (found.token.shape[1] for found in x), strict=True)
+                _equal(these, (*those, there.token.shape[1]), directions, workspace)
+                for those, there in zip(right, x, strict=True)
             ]
             parts.append(torch.cat(found, dim=3))
     return torch.cat(parts, dim=1)
 
 
 def _equal(
-    token: Tensor,
-    rows: Tensor,
-    other: tuple[Tensor, Tensor],
-    length: int,
-    x_length: int,
+    train: tuple[Tensor, Tensor, int],
+    x: tuple[Tensor, Tensor, int],
     directions: Sequence[Direction],
     workspace: Workspace,
 ) -> Tensor:
-    """Sum the products of rows whose tokens are equal: float64 ``[D, n, C, x, C]``."""
-    x_token, x_rows = other
+    """Sum the products of rows whose tokens are equal, given tokens, rows and L: float64 ``[D, n, C, x, C]``."""
+    (token, rows, length), (x_token, x_rows, x_length) = train, x
     c = len(rows) // len(token)
     equal = (token[:, None] == x_token[None, :]) & (token >= 0)[:, None]
     shape = len(token) // length, length, c, len(x_token) // x_length, x_length, c
@@ -111,7 +107,7 @@ def _equal(
         product = torch.mm(
             rows.sign() if direction.sign_train else rows,
             (x_rows.sign() if direction.sign_x else x_rows).T,
-            out=workspace.take("both", len(rows), len(x_rows)),
+            out=workspace.take("x", len(rows), len(x_rows)),
         ).view(shape)
         product *= equal.view(*shape[:2], 1, *shape[3:5], 1)
         found.append(product.sum(dim=1).sum(dim=3, dtype=torch.float64))

@@ -87,7 +87,7 @@ class LinearLayer(Layer):
             return 0
         c, _, d_out, d_in = _shape([factors])
         rows = _rows_in_cache(FORMED_TOGETHER, d_out, d_in, factors.gradients[0].element_size())
-        return max(c * train, FORMED_TOGETHER, c) * rows * min(d_out, d_in)
+        return max(c * train, FORMED_TOGETHER) * rows * min(d_out, d_in)
 
     def kernel(
         self,
@@ -184,10 +184,10 @@ def _dense(
     return result.permute(0, 3, 4, 1, 2)
 
 
-def _rows_in_cache(gradients: int, d_out: int, d_in: int, element_size: int) -> int:
-    """Return how many rows of a gradient (columns, if it is wide) are best formed at a time."""
+def _rows_in_cache(count: int, d_out: int, d_in: int, element_size: int) -> int:
+    """Return how many rows of `count` gradients (columns, if they are wide) are best formed at a time."""
     inner, outer = sorted((d_out, d_in))
-    return min(outer, max(LEAST_ROWS, CACHED_BYTES // (gradients * inner * element_size)))
+    return min(outer, max(LEAST_ROWS, CACHED_BYTES // (count * inner * element_size)))
 
 
 def _form(name: str, factors: Sequence[OuterProducts], part: slice, workspace: Workspace) -> Tensor:
@@ -236,15 +236,16 @@ def _gram(
         len(directions), c, n, c, _shape(x)[1], dtype=torch.float64, device=train[0].gradients[0].device
     )
     row = 0
-    for left in _pieces_that_fit(train, x, workspace.capacity):
+    train, x = _that_fit(train, x, workspace.capacity)
+    for left in train:
         column = 0
         for right in x:
             entries = left.size, left.length, right.size, right.length
             for out, direction in zip(result, directions, strict=True):
-                inputs = _product(left.inputs, right.inputs, direction, workspace, "inputs")
+                inputs = _product(left.inputs, right.inputs, direction, workspace, "train")
                 for a, left_gradient in enumerate(left.gradients):
                     for b, right_gradient in enumerate(right.gradients):
-                        both = _product(left_gradient, right_gradient, direction, workspace, "both").mul_(inputs)
+                        both = _product(left_gradient, right_gradient, direction, workspace, "x").mul_(inputs)
                         block = both.view(entries).sum(dim=1).sum(dim=2, dtype=torch.float64)
                         out[a, row : row + left.size, b, column : column + right.size] = block
             column += right.size
@@ -252,14 +253,19 @@ def _gram(
     return result
 
 
-def _pieces_that_fit(train: Sequence[OuterProducts], x: Sequence[OuterProducts], capacity: int) -> list[OuterProducts]:
-    """Cut batches so that a Gram matrix with any batch of the other side fits a buffer."""
+def _that_fit(
+    train: Sequence[OuterProducts], x: Sequence[OuterProducts], capacity: int
+) -> tuple[list[OuterProducts], list[OuterProducts]]:
+    """Cut both sides' batches so that the products of any two fit a buffer, or are those of two examples."""
+    longest = max(factor.length for factor in train)
+    x = [piece for factor in x for piece in _cut(factor, capacity // (longest * factor.length))]
     widest = max(factor.size * factor.length for factor in x)
-    pieces = []
-    for factor in train:
-        size = max(1, capacity // (factor.length * widest))
-        pieces += [factor.some(slice(first, first + size)) for first in range(0, factor.size, size)]
-    return pieces
+    return [piece for factor in train for piece in _cut(factor, capacity // (factor.length * widest))], x
+
+
+def _cut(factor: OuterProducts, size: int) -> list[OuterProducts]:
+    size = max(1, size)
+    return [factor.some(slice(first, first + size)) for first in range(0, factor.size, size)]
 
 
 def _joined(factors: Sequence[OuterProducts]) -> list[OuterProducts]:
