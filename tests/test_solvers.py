@@ -10,7 +10,8 @@ from sklearn.svm import SVC, SVR
 
 from lmntk import solvers
 from lmntk.errors import UsageError
-from lmntk.solvers import SOLVERS, SolverSettings, predict, two_logits
+from lmntk.solver_problem import Prediction, SolverSettings, class_ids, two_logits
+from lmntk.solvers import SOLVERS, predict
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -37,7 +38,7 @@ class Case:
         self.train_labels, self.test_labels = labels[:n], labels[n:]
         self.train_f0, self.test_f0 = np.split(rng.normal(size=(n + x, logits)), [n])
 
-    def predict(self, solver: str, settings: SolverSettings = PLAIN, f0: bool = False) -> solvers.Prediction:
+    def predict(self, solver: str, settings: SolverSettings = PLAIN, f0: bool = False) -> Prediction:
         """Call the solver under test."""
         untrained = (self.train_f0, self.test_f0) if f0 else ()
         return predict(solver, self.train, self.train_labels, self.test, self.test_labels, settings, *untrained)
@@ -309,8 +310,8 @@ def test_two_logits_have_the_single_logits_class_as_their_largest() -> None:
 
 
 def test_class_ids_come_from_signs_with_a_single_logit_only() -> None:
-    np.testing.assert_array_equal(solvers.class_ids(np.array([-1.0, 1.0]), 1), [0, 1])
-    np.testing.assert_array_equal(solvers.class_ids(np.array([0, 2, 1]), 3), [0, 2, 1])
+    np.testing.assert_array_equal(class_ids(np.array([-1.0, 1.0]), 1), [0, 1])
+    np.testing.assert_array_equal(class_ids(np.array([0, 2, 1]), 3), [0, 2, 1])
 
 
 def test_an_unknown_solver_is_told_with_the_nearest_name() -> None:

@@ -22,6 +22,7 @@ from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Pl
 from lmntk.kernels.engines.base import Block
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes
 from lmntk.parameters import count_parameters, select_parameters
+from lmntk.solver_problem import SolverSettings, class_ids
 from lmntk.trainers.prompt import PromptTrainer, score
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class KernelTrainer(PromptTrainer):
             train_labels.numpy(),
             x_kernel.numpy(),
             x_labels.numpy(),
-            solvers.SolverSettings(
+            SolverSettings(
                 regularization=self.args.kernel_regularization,
                 gamma=self.args.kernel_gamma,
                 lambda_=self.args.kernel_lambda,
@@ -123,7 +124,7 @@ class KernelTrainer(PromptTrainer):
             x_split=split,
         )
         samples = samples_of(x_labels, len(self._run.prompts.templates), f"the kernel of {split}")
-        labels = solvers.class_ids(x_labels.numpy(), self._num_logits)[: len(x_labels) // samples]
+        labels = class_ids(x_labels.numpy(), self._num_logits)[: len(x_labels) // samples]
         scores = score(self._run.task, prediction.logits, labels)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics |= {f"{metric_key_prefix}_loss": prediction.loss, **prediction.metrics}

@@ -11,7 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from lmntk.features import FeatureDataset
 from lmntk.metrics import compute_metrics
-from lmntk.solvers import two_logits
+from lmntk.solver_problem import two_logits
 from lmntk.tasks import Task
 
 LOGITS_TOGETHER = 32

@@ -111,16 +111,12 @@ class FactoredEngine(Engine):
         if self._examples_of(self._longest) < 2 or self._fallback_least > self.memory_bytes:
             raise MemoryBudgetError(self._least_bytes(), self.memory_bytes)
         # Tiles take examples by length: how many fit is tried from the average length up to the longest, a sure thing.
-        mean = max(1, sum(self._lengths) // len(self._lengths))
-        tokens = min(mean, self._longest)
-        while True:
-            plan = self._plan(self._examples_of(tokens), train_tile, x_tile, processes)
-            if self.expected_bytes(plan) <= self.memory_bytes:
-                return plan
-            if tokens == self._longest:
-                break
+        tokens = max(1, sum(self._lengths) // len(self._lengths))
+        plan = self._plan(self._examples_of(tokens), train_tile, x_tile, processes)
+        while self.expected_bytes(plan) > self.memory_bytes and tokens < self._longest:
             tokens = min(tokens * 5 // 4 + 1, self._longest)
-        if train_tile or x_tile:
+            plan = self._plan(self._examples_of(tokens), train_tile, x_tile, processes)
+        if self.expected_bytes(plan) > self.memory_bytes and (train_tile or x_tile):
             raise MemoryBudgetError(self.expected_bytes(plan), self.memory_bytes)
         return plan
 

@@ -73,50 +73,31 @@ def _by_comparing(
     train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[Direction], workspace: Workspace
 ) -> Tensor:
     """Multiply all rows with all, and count the products of equal tokens: nothing depends on what the tokens are."""
-    left, right = [_flat(batch) for batch in train], [_flat(batch) for batch in x]
     c = train[0].gradients.shape[2]
-    widest = max(len(rows) for _, rows in right)
+    widest = c * max(batch.token.numel() for batch in x)
     parts = []
-    for (tokens, rows), batch in zip(left, train, strict=True):
-        length = batch.token.shape[1]
-        size = max(1, workspace.capacity // (length * c * widest))
-        for first in range(0, len(batch.token), size):
-            part = slice(first * length, (first + size) * length)
-            these = tokens[part], rows[part.start * c : part.stop * c], length
-            found = [
-                _equal(these, (*those, there.token.shape[1]), directions, workspace)
-                for those, there in zip(right, x, strict=True)
-            ]
-            parts.append(torch.cat(found, dim=3))
+    for batch in train:
+        size = max(1, workspace.capacity // (c * batch.token.shape[1] * widest))
+        for some in map(Rows, batch.token.split(size), batch.gradients.split(size)):
+            parts.append(torch.cat([_equal(some, other, directions, workspace) for other in x], dim=3))
     return torch.cat(parts, dim=1)
 
 
-def _equal(
-    train: tuple[Tensor, Tensor, int],
-    x: tuple[Tensor, Tensor, int],
-    directions: Sequence[Direction],
-    workspace: Workspace,
-) -> Tensor:
-    """Sum the products of rows whose tokens are equal, given tokens, rows and L: float64 ``[D, n, C, x, C]``."""
-    (token, rows, length), (x_token, x_rows, x_length) = train, x
-    c = len(rows) // len(token)
-    equal = (token[:, None] == x_token[None, :]) & (token >= 0)[:, None]
-    shape = len(token) // length, length, c, len(x_token) // x_length, x_length, c
+def _equal(train: Rows, x: Rows, directions: Sequence[Direction], workspace: Workspace) -> Tensor:
+    """Sum the products of rows whose tokens are equal: float64 ``[D, n, C, x, C]``."""
+    (n, length, c, _), (m, x_length) = train.gradients.shape, x.token.shape
+    equal = (train.token[:, :, None, None] == x.token) & (train.token >= 0)[:, :, None, None]
+    left, right = train.gradients.flatten(0, 2), x.gradients.flatten(0, 2)
     found = []
     for direction in directions:
         product = torch.mm(
-            rows.sign() if direction.sign_train else rows,
-            (x_rows.sign() if direction.sign_x else x_rows).T,
-            out=workspace.take("x", len(rows), len(x_rows)),
-        ).view(shape)
-        product *= equal.view(*shape[:2], 1, *shape[3:5], 1)
+            left.sign() if direction.sign_train else left,
+            (right.sign() if direction.sign_x else right).T,
+            out=workspace.take("x", len(left), len(right)),
+        ).view(n, length, c, m, x_length, c)
+        product *= equal[:, :, None, :, :, None]
         found.append(product.sum(dim=1).sum(dim=3, dtype=torch.float64))
     return torch.stack(found)
-
-
-def _flat(batch: Rows) -> tuple[Tensor, Tensor]:
-    """Tokens ``[B · L]`` and rows ``[B · L · C, d]``."""
-    return batch.token.flatten(), batch.gradients.flatten(0, 2)
 
 
 def _by_token(batches: Sequence[Rows]) -> tuple[Tensor, Tensor, Tensor]:

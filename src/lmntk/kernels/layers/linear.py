@@ -230,13 +230,12 @@ def _gram(
 
     K[i, a, j, b] = Σ_{l, m} (A_i A_jᵀ)_{lm} (G_ia G_jbᵀ)_{lm}; of single outer products the signs multiply alike.
     """
-    train, x = _joined(train), _joined(x)
+    train, x = _that_fit(_joined(train), _joined(x), workspace.capacity)
     c, n = _shape(train)[:2]
     result = torch.zeros(
         len(directions), c, n, c, _shape(x)[1], dtype=torch.float64, device=train[0].gradients[0].device
     )
     row = 0
-    train, x = _that_fit(train, x, workspace.capacity)
     for left in train:
         column = 0
         for right in x:
