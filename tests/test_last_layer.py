@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForMaskedLM, CamembertConfig, ElectraConfig, XLMRobertaConfig
 
+from lmntk.models.attention import use_plain_attention
 from lmntk.models.last_layer import narrow_last_layer
-from tiny_models import ARCHITECTURES, PaddedPrompts, tiny_prompt_model, tiny_prompts
+from lmntk.models.prompt_model import PromptModel
+from tiny_models import ARCHITECTURES, PaddedPrompts, tiny_config, tiny_prompt_model, tiny_prompts
 
 LENGTHS = [9, 4, 12, 7]
 # Behind the attention: what sees one position only.
@@ -92,3 +95,16 @@ def test_other_attention_and_other_architectures_are_left_alone():
     lm.config.model_type = "deberta"
     narrow_last_layer(lm, model._position)
     assert not [module for module in lm.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("config_class", [CamembertConfig, ElectraConfig, XLMRobertaConfig])
+def test_the_relatives_of_bert_have_the_same_last_layer(config_class):
+    values = tiny_config("roberta").to_dict()
+    values.pop("model_type")
+    torch.manual_seed(0)
+    lm = AutoModelForMaskedLM.from_config(config_class(**values, embedding_size=16), attn_implementation="eager")
+    use_plain_attention(lm.eval())
+    model, batch = PromptModel(lm.double(), [11, 7]), padded_batch()
+    narrowed = model(**batch)
+    torch.testing.assert_close(narrowed, whole(model)(**batch), rtol=1e-9, atol=1e-11)
+    assert narrowed.abs().max() > 0.01
