@@ -39,9 +39,18 @@ def test_of_a_symmetric_plan_every_pair_or_its_mirror_is_there_once(train, tile)
 
 
 @pytest.mark.parametrize(
-    ("size", "examples", "processes", "expected"), [(32, 100, 1, 32), (256, 300, 4, 75), (32, 3, 4, 1), (9, 0, 2, 1)]
+    ("size", "examples", "processes", "expected"),
+    [
+        (32, 100, 1, 25),
+        (256, 300, 4, 75),
+        (32, 3, 4, 1),
+        (9, 0, 2, 1),
+        (256, 872, 1, 218),
+        (256, 872, 2, 218),
+        (8, 9, 1, 5),
+    ],
 )
-def test_a_tile_leaves_something_for_every_process(size, examples, processes, expected):
+def test_tiles_are_equal_and_as_many_for_every_process(size, examples, processes, expected):
     assert fair(size, examples, processes) == expected
 
 

@@ -78,8 +78,9 @@ def make_plan(
 
 
 def fair(size: int, examples: int, processes: int) -> int:
-    """Return the tile size, `size` at most, that leaves every process a tile."""
-    return max(1, min(size, -(-examples // processes)))
+    """Return the tile size, `size` at most, that makes equal tiles, and as many for every process."""
+    rounds = max(1, -(-examples // (size * processes)))
+    return max(1, -(-examples // (rounds * processes)))
 
 
 def _cut(shapes: Sequence[Any], size: int) -> list[tuple[int, ...]]:
