@@ -5,6 +5,7 @@ Arguments choose a task and a model; the task gives examples; a prompt turns the
 features into predictions; results are written. `python run.py --help` explains every flag.
 """
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -15,45 +16,45 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from lmntk.errors import UsageError  # noqa: E402 (a plain checkout need not be installed)
+from lmntk import stopping  # noqa: E402 (a plain checkout need not be installed)
 
 logger = logging.getLogger("lmntk")
 
 
 def main(argv: list[str]) -> int:
     """Run one command line; return the exit status."""
+    return stopping.exit_status(lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> None:
     started = time.perf_counter()
-    try:
-        from lmntk.arguments import parse_arguments
-        from lmntk.checks import check_arguments
+    from lmntk import distributed
+    from lmntk.arguments import parse_arguments
+    from lmntk.checks import check_arguments
 
-        model_args, data_args, training_args = parse_arguments(argv)
-        check_arguments(model_args, data_args, training_args)
-        _start_logging(training_args.process_index == 0, data_args.debug_mode)
+    model_args, data_args, training_args = parse_arguments(argv)
+    distributed.all_do(lambda: check_arguments(model_args, data_args, training_args))
+    _start_logging(training_args.process_index == 0, data_args.debug_mode)
 
-        from lmntk.build import build
-        from lmntk.results import prepare_output_dir
+    from lmntk.build import build
+    from lmntk.output_folder import claimed
 
-        prepare_output_dir(training_args.output_dir)
-        run = build(model_args, data_args, training_args)
-        trainer = _make_trainer(run, model_args, training_args)
+    with contextlib.ExitStack() as stack:
+        if not training_args.dry_run:
+            distributed.first_does(lambda: stack.enter_context(claimed(training_args.output_dir)))
+        run = distributed.all_do(lambda: build(model_args, data_args, training_args))
+        trainer = distributed.all_do(lambda: _make_trainer(run, model_args, training_args))
         if training_args.dry_run:
-            trainer.dry_run()
-            return 0
+            trainer.dry_run(time.perf_counter() - started)
+            return
         if training_args.do_train:
             trainer.train()
         metrics = {split: trainer.evaluate(run.datasets[split]) for split in ("dev", "test") if split in run.datasets}
         _record(run, metrics, [model_args, data_args, training_args], time.perf_counter() - started)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; kernels that were finished are kept, and the same command uses them", file=sys.stderr)
-        return 130
-    return 0
 
 
 def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
+    from lmntk.errors import UsageError
     from lmntk.trainers.kernel import KernelTrainer
     from lmntk.trainers.prompt import PromptTrainer
 

@@ -213,7 +213,7 @@ def test_a_small_budget_takes_parameters_in_groups_and_changes_nothing():
     problem = problem_of(model, names, train, x)
     tight = ENGINES["jacobian"](problem, memory_bytes=400_000)
     plan = tight.plan()
-    assert tight.passes(plan) > 3
+    assert tight.parts(plan) > 3
     assert tight.expected_bytes(plan) <= 400_000
     assert oracle.relative_error(assemble(tight.blocks(plan), plan, problem), roomy[None]) <= 1e-14
 
@@ -236,7 +236,7 @@ def test_several_processes_share_a_plan_and_their_sum_is_the_kernel():
     engine = ENGINES["jacobian"](problem, memory_bytes=2**30)
     plan = engine.plan(train_tile=3, x_tile=2)
     alone = assemble(engine.blocks(plan), plan, problem)
-    shares = [plan.share(rank, 3) for rank in range(3)]
+    shares = plan.shares(engine.pace(plan), 3)
     assert sum(share.pairs for share in shares) == plan.pairs == 20
     together = sum(assemble(engine.blocks(share), share, problem) for share in shares)
     assert torch.equal(together, alone)

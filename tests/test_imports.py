@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "errors": set(),
     "kernels": set(),
     "distributed": {"errors"},
+    "stopping": {"errors", "distributed"},
     "results": {"errors"},
     "tasks": {"errors"},
     "templates": {"errors"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "features": {"errors", "tasks", "examples", "templates", "prompts"},
     "models": {"errors", "kernels"},
     "parameters": {"errors", "models"},
-    "arguments": {"errors", "tasks", "kernels", "solvers", "legacy_flags"},
+    "arguments": {"errors", "tasks", "kernels", "solvers", "legacy_flags", "distributed"},
     "checks": {"errors", "arguments", "tasks", "kernels", "solvers"},
     "build": {
         "errors",
@@ -46,7 +47,10 @@ MAY_IMPORT = {
         "parameters",
         "results",
     },
-    "kernel_files": {"errors", "distributed", "results"},
+    "output_folder": {"errors", "results"},
+    "tile_store": {"errors", "results", "kernels"},
+    "kernel_files": {"errors", "results", "tile_store"},
+    "kernel_work": {"distributed", "stopping", "kernels", "tile_store"},
     "descriptions": {"arguments", "features", "parameters", "build"},
     "trainers": {
         "errors",
@@ -63,12 +67,14 @@ MAY_IMPORT = {
         "build",
         "descriptions",
         "kernel_files",
+        "kernel_work",
     },
 }
 
 # Parts that must load in no time or stand alone: the packages they may import besides the standard library.
 MAY_REQUIRE = {
     "errors": set(),
+    "stopping": set(),
     "tasks": set(),
     "examples": set(),
     "kshot": {"numpy"},

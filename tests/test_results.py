@@ -106,7 +106,8 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         results.write_atomically(tmp_path / "file", write)
     assert str(caught.value) == (
-        f"cannot write {tmp_path / 'file'} (No space left on device): make room, or choose another folder"
+        f"cannot write {tmp_path / 'file'} (No space left on device): make room, or clear the way, "
+        "and give the same command again; what was finished is kept"
     )
     assert names(tmp_path) == []
 

@@ -5,10 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmntk.kernels import ENGINES
-from lmntk.kernels.tiling import fair, make_plan
+from lmntk.kernels.tiling import Pace, Tile, fair, make_plan
 from lmntk.parameters import ParameterFilter
 from test_engines import names_of, problem_of
 from tiny_models import tiny_prompt_model, tiny_prompts
+
+
+def by_tokens(train: list[int], x: list[int]) -> Pace:
+    """A pace at which a token of a train tile takes two seconds, and one of an X tile as many as there are rows."""
+    return Pace(
+        row=lambda rows: 2.0 * sum(train[i] for i in rows),
+        tile=lambda tile: float(len(tile.train) * sum(x[j] for j in tile.x)),
+    )
 
 
 @given(
@@ -20,7 +28,7 @@ from tiny_models import tiny_prompt_model, tiny_prompts
 )
 def test_every_pair_is_computed_once_by_one_process(train, x, train_tile, x_tile, processes):
     plan = make_plan(train, x, train_tile, x_tile)
-    shares = [plan.share(rank, processes) for rank in range(processes)]
+    shares = plan.shares(by_tokens(train, x), processes)
     pairs = [(i, j) for share in shares for tile in share for i in tile.train for j in tile.x]
     assert sorted(pairs) == [(i, j) for i in range(len(train)) for j in range(len(x))]
 
@@ -42,8 +50,9 @@ def test_of_a_symmetric_plan_every_pair_or_its_mirror_is_there_once(train, tile)
     ("size", "examples", "processes", "expected"),
     [
         (32, 100, 1, 25),
-        (256, 300, 4, 75),
+        (256, 300, 4, 38),
         (32, 3, 4, 1),
+        (256, 277, 3, 47),
         (9, 0, 2, 1),
         (256, 872, 1, 218),
         (256, 872, 2, 218),
@@ -61,7 +70,38 @@ def test_every_process_has_work(engine, itself, processes):
     model = tiny_prompt_model("bert")
     train, x = tiny_prompts([5] * 6, seed=1), tiny_prompts([6] * 7, seed=2)
     problem = problem_of(model, names_of(model, ParameterFilter()), train, None if itself else x)
-    plan = ENGINES[engine](problem, 2**28).plan(processes=processes)
-    shares = [plan.share(rank, processes).pairs for rank in range(processes)]
-    assert min(shares) > 0
-    assert sum(shares) == plan.pairs
+    built = ENGINES[engine](problem, 2**28)
+    plan = built.plan(processes=processes)
+    pairs = [share.pairs for share in plan.shares(built.pace(plan), processes)]
+    assert min(pairs) > 0
+    assert sum(pairs) == plan.pairs
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_tiles_are_dealt_by_cost_not_by_count(processes):
+    lengths = [2 + 3 * (i % 40) for i in range(277)]
+    train = [20] * 8
+    plan = make_plan(train, lengths, 8, fair(256, 277, processes))
+    pace = by_tokens(train, lengths)
+    loads = [share.seconds(pace) for share in plan.shares(pace, processes)]
+    # Two equal tiles each, a long one with a short one: the sums of a linear order are all alike, but for rounding.
+    assert max(loads) <= 1.05 * sum(loads) / processes
+    by_count = [plan.only(list(plan)[rank::processes]).seconds(pace) for rank in range(processes)]
+    assert max(loads) < max(by_count)
+
+
+def test_a_process_keeps_to_few_train_tiles_where_these_are_what_costs():
+    plan = make_plan([5] * 4, [5] * 4, 2, 2)
+    pace = Pace(row=lambda rows: 10.0, tile=lambda tile: 1.0)
+    first, second = plan.shares(pace, 2)
+    assert [len({tile.train for tile in share}) for share in (first, second)] == [1, 1]
+    assert plan.seconds(pace) == 24.0
+    assert [first.seconds(pace), second.seconds(pace)] == [12.0, 12.0]
+
+
+def test_a_part_of_a_plan_keeps_its_order_and_its_sizes():
+    plan = make_plan([3] * 3, [3] * 4, 2, 2)
+    kept = [Tile((2, 1), (1, 0)), Tile((0,), (3, 2))]
+    part = plan.only(kept)
+    assert list(part) == kept
+    assert (part.train_tile, part.x_tile, part.train_size, part.x_size) == (2, 2, 3, 4)

@@ -9,12 +9,15 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import torch
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as TransformersTrainingArguments
 
+from lmntk.distributed import meet_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.legacy_flags import full_name, is_flag, translate
@@ -190,6 +193,7 @@ class TransformersArguments(TransformersTrainingArguments):
     _argument_group_name = "The flags of transformers' Trainer"
 
     output_dir: str = _required("Folder for results, kernels and models.")
+    ddp_timeout: int = _flag("Seconds that processes wait for one another: a week.", 7 * 24 * 3600)
 
 
 @dataclass
@@ -207,6 +211,8 @@ class TrainingArguments(KernelArguments, RunArguments, TransformersArguments):
 
     def __post_init__(self) -> None:
         """Let --no_train and --no_predict win over the --do_… flags that run_fewshot.sh always passes."""
+        on_cpu = self.use_cpu or not torch.cuda.is_available()
+        meet_after_restart(self.ddp_backend or ("gloo" if on_cpu else "nccl"), timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
         self.do_train = self.do_train and not self.no_train
         self.do_predict = self.do_predict and not self.no_predict

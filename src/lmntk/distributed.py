@@ -1,12 +1,36 @@
-"""What several processes share: who is first, and sums over all of them."""
+"""What several processes share: who is first, whose answer counts, who tells of an error."""
 
-from typing import TypeVar
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
+
+from lmntk.errors import ToldElsewhereError, UsageError
 
 Answer = TypeVar("Answer")
+
+
+def meet_after_restart(backend: str, timeout: timedelta) -> None:
+    """Meet the other processes where torchrun has started them again (``--max-restarts``); do nothing on a first start.
+
+    Args:
+        backend: ``"gloo"`` or ``"nccl"``.
+        timeout: How long they wait for each other.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or dist.is_initialized():
+        return
+    # torchrun keeps one store for all starts, and torch would find the addresses of processes that are gone in it.
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    dist.init_process_group(
+        backend,
+        timeout=timeout,
+        world_size=int(os.environ["WORLD_SIZE"]),
+        rank=int(os.environ["RANK"]),
+        store=dist.PrefixStore(f"restart {restarts}", store),
+    )
 
 
 def world_size() -> int:
@@ -24,24 +48,70 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def sum_over_processes(tensor: Tensor, device: torch.device) -> Tensor:
-    """Add a tensor up over all processes: shares that are zero where others are not stay the same to the bit.
+def tells(error: UsageError) -> bool:
+    """Whether it is this process that shows an error: what all have met alike is shown by the first."""
+    if isinstance(error, ToldElsewhereError):
+        return False
+    # Before the processes know each other they have read flags, all of them the same.
+    return world_size() > 1 or os.environ.get("RANK", "0") == "0"
+
+
+def first_does(work: Callable[[], Answer]) -> Answer:
+    """Do something on the first process alone: all of them get its answer, or fail with its error.
 
     Args:
-        tensor: This process's share, on the CPU.
-        device: Where the processes can meet: their GPU under NCCL.
+        work: Returns what can be sent to the others.
     """
     if world_size() == 1:
-        return tensor
-    shared = tensor.to(device)
-    dist.all_reduce(shared)
-    return shared.cpu()
+        return work()
+    message: list[Any] = [None, None]
+    if is_first():
+        try:
+            message[0] = work()
+        except UsageError as error:
+            message[1] = error
+    _meet(lambda: dist.broadcast_object_list(message))
+    answer, failure = message
+    if failure is not None:
+        raise failure if is_first() else ToldElsewhereError(str(failure))
+    return answer
 
 
-def first_decides(answer: Answer) -> Answer:
-    """Return the first process's answer on all of them: what each sees of disks and memory may differ."""
+def all_do(work: Callable[[], Answer]) -> Answer:
+    """Do something on every process; where it fails on one of them all fail, and the first of those tells."""
     if world_size() == 1:
-        return answer
-    answers = [answer]
-    dist.broadcast_object_list(answers)
-    return answers[0]
+        return work()
+    answer, own = None, None
+    try:
+        answer = work()
+    except UsageError as error:
+        own = error
+    errors = gather(None if own is None else str(own))
+    failed = [number for number, error in enumerate(errors) if error is not None]
+    if failed:
+        raise own if own is not None and rank() == failed[0] else ToldElsewhereError(errors[failed[0]])
+    return answer  # type: ignore[return-value]  # nothing failed, so there is one
+
+
+def gather(own: Answer) -> list[Answer]:
+    """Return what every process has, in their order, to all of them."""
+    found = [own] * world_size()
+    if world_size() > 1:
+        _meet(lambda: dist.all_gather_object(found, own))
+    return found
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    gather(None)
+
+
+def _meet(exchange: Callable[[], object]) -> None:
+    """Exchange something with the other processes, one of which may be gone."""
+    try:
+        exchange()
+    except RuntimeError as error:
+        raise UsageError(
+            "another process of this run has ended: it says why itself, or was killed, for lack of memory perhaps; the "
+            "same command goes on from what was finished"
+        ) from error

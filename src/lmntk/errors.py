@@ -11,6 +11,10 @@ class UsageError(Exception):
     """
 
 
+class ToldElsewhereError(UsageError):
+    """The same on a process that is not the one to show it."""
+
+
 def suggest(word: str, options: Iterable[str], kind: str) -> str:
     """Say that `word` is no known `kind`, what was probably meant, and what there is.
 

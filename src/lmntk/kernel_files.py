@@ -4,18 +4,22 @@ A kernel file is used only if what it says of itself is what the command asks fo
 is how wrong numbers come about.
 """
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lmntk import distributed, results
+from lmntk import results
 from lmntk.errors import UsageError
+from lmntk.tile_store import TileStore
 
 Kernel = tuple[Tensor, Tensor]
 """A kernel, float64 ``[N, C, X, C]`` or ``[2, N, C, X, C]``, and the labels of its X examples."""
+
+OVERWRITING = "overwriting"
 
 
 @dataclass(frozen=True)
@@ -34,38 +38,69 @@ class KernelFiles:
     task_key: str
     overwrite: bool
 
+    def start_overwriting(self, splits: Iterable[str]) -> None:
+        """Mark the kernels that ``--overwrite_kernels`` replaces, unless a run that was stopped has marked them.
+
+        A mark goes with the tiles when a kernel is complete, so that the same command, given again, computes only what
+        is still marked.
+        """
+        folders = [self.tiles(split).folder for split in splits]
+        if not self.overwrite or any((folder / OVERWRITING).exists() for folder in folders):
+            return
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / OVERWRITING).touch()
+
+    def tiles(self, split: str) -> TileStore:
+        """Return the store of a split's finished tiles."""
+        return TileStore(self.output_dir / f"{split}_tiles_{self.task_key}", self.overwrite)
+
     def to_use(self, split: str, wanted: Mapping[str, Any]) -> Path | None:
         """Return the file of a split's kernel; None where it is to be computed.
 
         Args:
             split: ``"train"``, ``"dev"`` or ``"test"``.
-            wanted: What the command asks for, as far as it can be told (see `lmntk.descriptions.defining`).
+            wanted: What the command asks for, as far as it can be told (see `lmntk.descriptions.of_flags`).
 
         Raises:
             UsageError: A file is there, but made by a command that differs.
         """
         if self.load_dir is not None:
-            path = results.kernel_path(self.load_dir, split, self.task_key)
-            stored = results.read_description(path) or {}
-            known = {name: value for name, value in wanted.items() if name in stored}
-            differences = results.kernel_differences(stored, known)
-            if differences:
-                raise UsageError(
-                    f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags it was made "
-                    "with, or another folder"
-                )
-            return path
+            return self._to_load(self.load_dir, split, wanted)
         path = results.kernel_path(self.output_dir, split, self.task_key)
-        if self.overwrite or not distributed.first_decides(path.exists()):
+        if not path.exists() or (self.overwrite and self._is_to_overwrite(split)):
             return None
-        stored_here = results.read_description(path)
         way_out = "pass --overwrite_kernels to compute it anew, or another TAG or --output_dir to keep both"
-        if stored_here is None:
-            raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
-        differences = results.kernel_differences(stored_here, wanted)
-        if differences:
-            raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
+        try:
+            stored = results.read_description(path)
+            if stored is None:
+                raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
+            differences = results.kernel_differences(stored, wanted)
+            if differences:
+                raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
+        except UsageError:
+            if self.overwrite:
+                return None
+            raise
         return path
+
+    def _to_load(self, folder: Path, split: str, wanted: Mapping[str, Any]) -> Path:
+        path = results.kernel_path(folder, split, self.task_key)
+        stored = results.read_description(path) or {}
+        known = {name: value for name, value in wanted.items() if name in stored}
+        differences = results.kernel_differences(stored, known)
+        if differences:
+            raise UsageError(
+                f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags it was made "
+                "with, or another folder"
+            )
+        return path
+
+    def _is_to_overwrite(self, split: str) -> bool:
+        """Whether the kernel there is an old one: all are, unless an overwriting run that was stopped made it."""
+        stopped = any(self.output_dir.glob(f"*_tiles_{self.task_key}/{OVERWRITING}"))
+        return not stopped or self.tiles(split).folder.exists()
 
     def load(self, path: Path, asymmetric: bool, num_logits: int) -> Kernel:
         """Read a kernel, and see that it is of the kind asked for: files from elsewhere have no description.

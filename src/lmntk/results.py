@@ -20,6 +20,7 @@ from torch import Tensor
 from lmntk.errors import UsageError
 
 HASH_KEY = "kernel_sha256"
+UNFINISHED = ".tmp"
 
 
 def kernel_path(directory: str | Path, mode: str, task_key: str) -> Path:
@@ -56,30 +57,42 @@ def prepare_output_dir(path: str | Path) -> Path:
     return directory
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, lasting: bool = True) -> None:
     """Give `path` the bytes that `write` writes, all of them or, after a failure or a kill, none.
 
     Args:
         path: The file to make or replace.
         write: Called once with an open file in the same folder.
+        lasting: Wait until the disk has it, so that it outlives a power cut too.
 
     Raises:
         UsageError: The file system refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
         with temporary.open("xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_directory(path.parent)
+        if lasting:
+            _sync_directory(path.parent)
     except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}): make room, or choose another folder") from error
+        raise UsageError(
+            f"cannot write {path} ({error.strerror}): make room, or clear the way, and give the same command again; "
+            "what was finished is kept"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished_files(folder: Path) -> None:
+    """Remove what was being written into a folder when a process was killed."""
+    for path in folder.glob(f".*.{'[0-9a-f]' * 32}{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping[str, Any]) -> None:
@@ -266,8 +279,9 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _own_storage(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU with memory of its own: torch.save would write all of what a slice is a slice of."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    """The tensor on the CPU, alone in its memory: torch.save would write all of what a slice is a slice of."""
+    own = tensor.detach().cpu().contiguous()
+    return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
 
 
 def _load_pair(path: Path, kind: str) -> tuple[Tensor, Tensor]:

@@ -64,100 +64,128 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A solver's input, checked.
+class TrainSide:
+    """What a solver is fitted to, checked.
 
     Attributes:
-        train: [N, C, N, C], regularised; direction [0] of an asymmetric kernel, as [1] is its transpose.
-        x: [D, N, C, X, C], where D is 2 with an asymmetric kernel, else 1.
-        train_classes: Class ids, [N].
-        x_classes: Class ids, [X].
-        train_shift: What ``--adjust_for_init`` takes from the targets, [N, C]: f0 / s, or 0.
-        x_shift: What it adds to the predictions, [X, C].
+        kernel: [N, C, N, C], regularised; direction [0] of an asymmetric kernel, as [1] is its transpose.
+        directions: D, which is 2 with an asymmetric kernel, else 1.
+        classes: Class ids, [N].
+        shift: What ``--adjust_for_init`` takes from the targets, [N, C]: f0 / s, or 0.
         settings: Of which `asym` reads gamma and lambda.
     """
 
-    train: Array
-    x: Array
-    train_classes: ClassIds
-    x_classes: ClassIds
-    train_shift: Array
-    x_shift: Array
+    kernel: Array
+    directions: int
+    classes: ClassIds
+    shift: Array
     settings: SolverSettings
 
     @property
     def num_logits(self) -> int:
         """C."""
-        return self.train.shape[1]
+        return self.kernel.shape[1]
 
-    def flat_train(self) -> Array:
-        """The training kernel as [N·C, N·C]."""
-        return _flat(self.train)
-
-    def flat_x(self, direction: int = 0) -> Array:
-        """One direction of the kernel with the X examples as [N·C, X·C]."""
-        return _flat(self.x[direction])
+    def flat(self) -> Array:
+        """The kernel as [N·C, N·C]."""
+        return _flat(self.kernel)
 
     def flat_targets(self) -> Array:
-        """The training targets less f0 / s, [N·C]."""
-        return (targets(self.train_classes, self.num_logits) - self.train_shift).reshape(-1)
+        """The targets less f0 / s, [N·C]."""
+        return (targets(self.classes, self.num_logits) - self.shift).reshape(-1)
+
+
+@dataclass(frozen=True)
+class XSide:
+    """What a fitted solver predicts from, checked.
+
+    Attributes:
+        kernel: [D, N, C, X, C].
+        classes: Class ids, [X]; only the loss depends on them.
+        shift: What ``--adjust_for_init`` adds to the predictions, [X, C]: f0 / s, or 0.
+    """
+
+    kernel: Array
+    classes: ClassIds
+    shift: Array
+
+    def flat(self, direction: int = 0) -> Array:
+        """One direction of the kernel as [N·C, X·C]."""
+        return _flat(self.kernel[direction])
 
     def regression(self, flat_predictions: Array, metrics: dict[str, float]) -> Prediction:
         """Finish the prediction of a solver that fits targets: [X·C] → logits, squared error."""
-        logits = flat_predictions.reshape(self.x_shift.shape) + self.x_shift
-        return Prediction(logits, squared_error(logits, targets(self.x_classes, self.num_logits)), metrics)
+        logits = flat_predictions.reshape(self.shift.shape) + self.shift
+        return Prediction(logits, squared_error(logits, targets(self.classes, logits.shape[1])), metrics)
 
 
-def fitting_kernels(train_kernel: ArrayLike, x_kernel: ArrayLike, x_split: str) -> tuple[Array, Array]:
-    """Both kernels as [D, N, C, ·, C], with the same D, N and C."""
-    given = [np.asarray(kernel, dtype=np.float64) for kernel in (train_kernel, x_kernel)]
-    train, x = (kernel[None] if kernel.ndim == 4 else kernel for kernel in given)
-    sizes = train.shape[:3]
-    if not (
-        train.ndim == x.ndim == 5
-        and len(train) in (1, 2)
-        and train.shape == (*sizes, *sizes[1:])
-        and x.shape == (*sizes, x.shape[3], sizes[2])
-        and x.size
-    ):
-        raise UsageError(
-            f"the train kernel {list(given[0].shape)} and the {x_split} kernel {list(given[1].shape)} do not go "
-            "together: they must be [N, C, N, C] and [N, C, X, C], or both with a leading 2; are they from one run?"
-        )
-    return train, x
-
-
-def checked_problem(
-    kernels: tuple[Array, Array],
-    labels: tuple[ArrayLike, ArrayLike],
-    f0: tuple[ArrayLike | None, ArrayLike | None],
-    settings: SolverSettings,
-    x_split: str,
-) -> Problem:
-    """See that labels and logits fit their kernels, and regularise.
-
-    Args:
-        kernels: What `fitting_kernels` returns.
-        labels: [N] and [X], class ids, or -1 and +1 when C = 1.
-        f0: [N, C] and [X, C], logits of the untrained model, for --adjust_for_init; None without.
-        settings: Regularisation and the like.
-        x_split: What error messages call the X examples.
+def train_directions(kernel: ArrayLike) -> Array:
+    """The train kernel as [D, N, C, N, C].
 
     Raises:
-        UsageError: Arrays that do not fit each other, NaN or infinity in a kernel.
+        UsageError: An array that is no train kernel.
     """
-    (train, x), (train_labels, x_labels), (train_f0, x_f0) = kernels, labels, f0
-    check_finite(train, "train")
-    check_finite(x, x_split)
-    train_shape, x_shape = train.shape[3:], x.shape[3:]
-    return Problem(
-        train=_regularised(train[0], settings.regularization),
-        x=x,
-        train_classes=_checked_class_ids(train_labels, train_shape, "train"),
-        x_classes=_checked_class_ids(x_labels, x_shape, x_split),
-        train_shift=_shift(train_f0, train_shape, settings.f0_scaling, "train"),
-        x_shift=_shift(x_f0, x_shape, settings.f0_scaling, x_split),
+    given = np.asarray(kernel, dtype=np.float64)
+    train = given[None] if given.ndim == 4 else given
+    if not (train.ndim == 5 and len(train) in (1, 2) and train.shape[1:3] == train.shape[3:] and train.size):
+        raise UsageError(
+            f"the train kernel {list(given.shape)} does not go together with itself: it must be [N, C, N, C], or have "
+            "a leading 2; is it the kernel of train and train?"
+        )
+    return train
+
+
+def checked_train(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settings: SolverSettings) -> TrainSide:
+    """See that labels and logits fit the train kernel, and regularise.
+
+    Args:
+        kernel: What `train_directions` returns, [D, N, C, N, C].
+        labels: [N], class ids, or -1 and +1 when C = 1.
+        f0: [N, C], logits of the untrained model, for --adjust_for_init; None without.
+        settings: Regularisation and the like.
+
+    Raises:
+        UsageError: Arrays that do not fit each other, NaN or infinity in the kernel.
+    """
+    check_finite(kernel, "train")
+    shape = kernel.shape[3:]
+    return TrainSide(
+        kernel=_regularised(kernel[0], settings.regularization),
+        directions=len(kernel),
+        classes=_checked_class_ids(labels, shape, "train"),
+        shift=_shift(f0, shape, settings.f0_scaling, "train"),
         settings=settings,
+    )
+
+
+def checked_x(train: TrainSide, kernel: ArrayLike, labels: ArrayLike, f0: ArrayLike | None, split: str) -> XSide:
+    """See that the kernel of the X examples fits the train kernel, and labels and logits fit it.
+
+    Args:
+        train: What the solver was fitted to.
+        kernel: [N, C, X, C] or [2, N, C, X, C], like the train kernel.
+        labels: [X], class ids, or -1 and +1 when C = 1.
+        f0: [X, C], logits of the untrained model, for --adjust_for_init; None without.
+        split: What error messages call the X examples.
+
+    Raises:
+        UsageError: Arrays that do not fit each other, NaN or infinity in the kernel.
+    """
+    given = np.asarray(kernel, dtype=np.float64)
+    x = given[None] if given.ndim == 4 else given
+    sizes = (train.directions, *train.kernel.shape[:2])
+    if not (x.ndim == 5 and x.shape == (*sizes, x.shape[3], train.num_logits) and x.size):
+        train_shape = [*sizes[train.directions == 1 :], *sizes[1:]]
+        raise UsageError(
+            f"the train kernel {train_shape} and the {split} kernel {list(given.shape)} do not go "
+            "together: they must be [N, C, N, C] and [N, C, X, C], or both with a leading 2; are they from one run?"
+        )
+    check_finite(x, split)
+    shape = x.shape[3:]
+    return XSide(
+        kernel=x,
+        classes=_checked_class_ids(labels, shape, split),
+        shift=_shift(f0, shape, train.settings.f0_scaling, split),
     )
 
 

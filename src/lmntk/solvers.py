@@ -1,16 +1,19 @@
 """From a kernel and the training targets to predictions.
 
-Nothing here knows a model, a task or a file: `predict` is the one call, `SOLVERS` says what each solver asks for, and
-`lmntk.solver_problem` what it is given.
+Nothing here knows a model, a task or a file: `fit` is the one call, what it returns predicts any number of splits,
+`SOLVERS` says what each solver asks for, and `lmntk.solver_problem` what it is given.
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.linalg import LinAlgWarning
 from scipy.special import log_expit, log_softmax
 from threadpoolctl import threadpool_limits
 
@@ -19,67 +22,71 @@ from lmntk.solver_problem import (
     Array,
     ClassIds,
     Prediction,
-    Problem,
     SolverSettings,
-    checked_problem,
-    fitting_kernels,
+    TrainSide,
+    XSide,
+    checked_train,
+    checked_x,
     squared_error,
     targets,
+    train_directions,
 )
 
 logger = logging.getLogger(__name__)
 
+Predict = Callable[[XSide], Prediction]
+
 MOST_FOLDS = 5
 
+# Logistic regression, see `_fit_large`: the most train examples that are fitted exactly as in the published program,
+# the iterations of L-BFGS after which Newton's method takes over, and the most unknowns its matrix may have.
+LARGE = 256
+FEW_ITERATIONS = 500
+MOST_UNKNOWNS = 2048
 
-def lstsq(problem: Problem) -> Prediction:
+
+def lstsq(train: TrainSide) -> Predict:
     """Minimum-norm least squares on the flattened kernel.
 
     The driver is LAPACK's gelsy with its default cut-off, as in the published program: rank0 is the rank it finds.
     """
-    alpha, rank = _least_squares(problem.flat_train(), problem.flat_targets())
-    return problem.regression(problem.flat_x().T @ alpha, {"rank0": rank})
+    alpha, rank = _least_squares(train.flat(), train.flat_targets())
+    return lambda x: x.regression(x.flat().T @ alpha, {"rank0": rank})
 
 
-def logistic(problem: Problem) -> Prediction:
+def logistic(train: TrainSide) -> Predict:
     """Logistic regression on the rows of the kernel, its C chosen by cross-validation; loss: cross entropy.
 
     The logit of a single-logit kernel is log p(1) - log p(0); more logits are log-probabilities.
     """
-    from sklearn.linear_model import LogisticRegressionCV  # here, since it takes a second that --help need not wait
-
-    train, x = problem.train, problem.x[0]
+    folds = cross_validation_folds(train.classes, max(2, train.num_logits))
     # Row i of a symmetric kernel, [C_i, N, C_n], and column j of the other, [N, C_n, C_j], in one order: n, C_n, own C.
-    train_features = train.transpose(0, 2, 3, 1).reshape(len(train), -1)
-    x_features = x.transpose(2, 0, 1, 3).reshape(x.shape[2], -1)
-    model = LogisticRegressionCV(
-        max_iter=10000,
-        random_state=0,
-        cv=cross_validation_folds(problem.train_classes, max(2, problem.num_logits)),
-        # What the defaults have always been (L2, accuracy), spelled out because scikit-learn is about to change them.
-        l1_ratios=(0.0,),
-        scoring="accuracy",
-        use_legacy_attributes=False,
-    )
-    scores = model.fit(train_features, problem.train_classes).decision_function(x_features)
-    # From the scores, not from the probabilities: those round to 0 and 1, whose logarithm is lost.
-    if scores.ndim == 1:
-        log_probabilities = np.stack([log_expit(-scores), log_expit(scores)], axis=1)
-    else:
-        log_probabilities = log_softmax(scores, axis=1)
-    loss = -float(np.mean(log_probabilities[np.arange(len(scores)), problem.x_classes]))
-    return Prediction(scores[:, None] if problem.num_logits == 1 else log_probabilities, loss, {})
+    features = train.kernel.transpose(0, 2, 3, 1).reshape(len(train.kernel), -1)
+    fit_rows = _fit_lbfgs if len(features) <= LARGE else _fit_large
+    weights, intercepts = fit_rows(features, train.classes, folds)
+
+    def predict(x: XSide) -> Prediction:
+        scores = x.kernel[0].transpose(2, 0, 1, 3).reshape(len(x.classes), -1) @ weights.T + intercepts
+        # From the scores, not from the probabilities: those round to 0 and 1, whose logarithm is lost.
+        if scores.shape[1] == 1:
+            log_probabilities = np.concatenate([log_expit(-scores), log_expit(scores)], axis=1)
+        else:
+            log_probabilities = log_softmax(scores, axis=1)
+        loss = -float(np.mean(log_probabilities[np.arange(len(scores)), x.classes]))
+        return Prediction(scores if train.num_logits == 1 else log_probabilities, loss, {})
+
+    return predict
 
 
-def svr(problem: Problem) -> Prediction:
+def svr(train: TrainSide) -> Predict:
     """Support vector regression with the flattened kernel on the flattened targets."""
-    from sklearn.svm import SVR
+    from sklearn.svm import SVR  # here, as all of scikit-learn, since it takes a second that --help need not wait
 
-    model = SVR(kernel="precomputed").fit(problem.flat_train(), problem.flat_targets())
-    return problem.regression(model.predict(problem.flat_x().T), {})
+    model = SVR(kernel="precomputed").fit(train.flat(), train.flat_targets())
+    return lambda x: x.regression(model.predict(x.flat().T), {})
 
 
-def svc(problem: Problem) -> Prediction:
+def svc(train: TrainSide) -> Predict:
     """Support vector classification; loss: squared error of the decisions, -1 or +1, against targets -1 and +1.
 
     A single logit is the decision itself. With more, one classifier per class separates it from the rest on the kernel
@@ -88,39 +95,47 @@ def svc(problem: Problem) -> Prediction:
     """
     from sklearn.svm import SVC
 
-    classes = max(2, problem.num_logits)
-    counts = np.bincount(problem.train_classes, minlength=classes)
+    classes = max(2, train.num_logits)
+    counts = np.bincount(train.classes, minlength=classes)
     if not counts.all():
         raise UsageError(
             f"class {int(counts.argmin())} has no training example, but --kernel_solver svc needs one of each: "
             "make the k-shot data again, or take --kernel_solver lstsq"
         )
-    train = np.einsum("icjc->ij", problem.train)
-    x = np.einsum("icjc->ji", problem.x[0])
-    if problem.num_logits == 1:
-        decisions = SVC(kernel="precomputed").fit(train, targets(problem.train_classes, 1)[:, 0]).predict(x)[:, None]
-        return Prediction(decisions, squared_error(decisions, targets(problem.x_classes, 1)), {})
-    values = np.empty((len(x), classes))
-    for label in range(classes):
-        model = SVC(kernel="precomputed").fit(train, problem.train_classes == label)
-        values[:, label] = model.decision_function(x)
-    loss = squared_error(np.where(values > 0, 1.0, -1.0), 2 * targets(problem.x_classes, classes) - 1)
-    return Prediction(values, loss, {})
+    kernel = np.einsum("icjc->ij", train.kernel)
+    # A single logit: class 1 from class 0.
+    labels = range(classes) if train.num_logits > 1 else [1]
+    models = [SVC(kernel="precomputed").fit(kernel, train.classes == label) for label in labels]
+
+    def predict(x: XSide) -> Prediction:
+        rows = np.einsum("icjc->ji", x.kernel[0])
+        if train.num_logits == 1:
+            decisions = np.where(models[0].predict(rows), 1.0, -1.0)[:, None]
+            return Prediction(decisions, squared_error(decisions, targets(x.classes, 1)), {})
+        values = np.stack([model.decision_function(rows) for model in models], axis=1)
+        loss = squared_error(np.where(values > 0, 1.0, -1.0), 2 * targets(x.classes, classes) - 1)
+        return Prediction(values, loss, {})
+
+    return predict
 
 
-def asym(problem: Problem) -> Prediction:
+def asym(train: TrainSide) -> Predict:
     """Asymmetric least-squares SVM without bias (He et al. 2022, arXiv 2202.01397).
 
     With H_ij = y_i K[0]_ij y_j it solves [I/γ H; Hᵀ I/γ] [α; β] = 1 and predicts λ K[0]ᵀ(α∘y) + (1-λ) K[1]ᵀ(β∘y).
     """
-    y = problem.flat_targets()
-    h = y[:, None] * problem.flat_train() * y
-    ridge = np.eye(len(y)) / problem.settings.gamma
+    y = train.flat_targets()
+    h = y[:, None] * train.flat() * y
+    ridge = np.eye(len(y)) / train.settings.gamma
     solution, rank = _least_squares(np.block([[ridge, h], [h.T, ridge]]), np.ones(2 * len(y)))
     alpha, beta = np.split(solution, 2)
-    weight = problem.settings.lambda_
-    predictions = weight * problem.flat_x(0).T @ (alpha * y) + (1 - weight) * problem.flat_x(1).T @ (beta * y)
-    return problem.regression(predictions, {"rank0": rank})
+    weight = train.settings.lambda_
+
+    def predict(x: XSide) -> Prediction:
+        predictions = weight * x.flat(0).T @ (alpha * y) + (1 - weight) * x.flat(1).T @ (beta * y)
+        return x.regression(predictions, {"rank0": rank})
+
+    return predict
 
 
 @dataclass(frozen=True)
@@ -128,14 +143,14 @@ class Solver:
     """A row of the table: a solver, and what a command line must bring along for it.
 
     Attributes:
-        solve: The solver itself.
+        fit: The solver itself: what it is fitted to → how it predicts.
         summary: A few words for help texts.
         needs_binary: Works with a single logit only: --binary_classification.
         needs_asymmetric: Works with an asymmetric kernel only.
         allows_f0: Can start from the untrained model's logits: --adjust_for_init.
     """
 
-    solve: Callable[[Problem], Prediction]
+    fit: Callable[[TrainSide], Predict]
     summary: str
     needs_binary: bool = False
     needs_asymmetric: bool = False
@@ -151,48 +166,79 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
-def predict(
+@dataclass(frozen=True)
+class Fitted:
+    """A solver fitted to the training examples; `fit` makes it.
+
+    Attributes:
+        solve: How it predicts.
+        train: What it was fitted to.
+        adjusted: Whether with the untrained model's logits, so that `predict` needs them too.
+    """
+
+    solve: Predict
+    train: TrainSide
+    adjusted: bool
+
+    def predict(
+        self, x_kernel: ArrayLike, x_labels: ArrayLike, x_f0: ArrayLike | None = None, x_split: str = "X"
+    ) -> Prediction:
+        """Predict the X examples from the kernel between the training examples and them.
+
+        Args:
+            x_kernel: [N, C, X, C] or [2, N, C, X, C], like the train kernel.
+            x_labels: [X], class ids, or -1 and +1 when C = 1; only the loss depends on them.
+            x_f0: [X, C], logits of the untrained model, if `fit` had those of the training examples.
+            x_split: What error messages call the X examples: ``"dev"``, ``"test"``.
+
+        Returns:
+            Logits [X, C] in float64, the loss and further metrics.
+
+        Raises:
+            UsageError: Arrays that do not fit each other, NaN or infinity in the kernel.
+        """
+        if (x_f0 is not None) != self.adjusted:
+            raise ValueError("train_f0 and x_f0 go together")
+        with threadpool_limits(limits=1):
+            return self.solve(checked_x(self.train, x_kernel, x_labels, x_f0, x_split))
+
+
+def fit(
     solver: str,
     train_kernel: ArrayLike,
     train_labels: ArrayLike,
-    x_kernel: ArrayLike,
-    x_labels: ArrayLike,
     settings: SolverSettings,
     train_f0: ArrayLike | None = None,
-    x_f0: ArrayLike | None = None,
-    x_split: str = "X",
-) -> Prediction:
-    """Predict the X examples from the kernel between the training examples and them.
+) -> Fitted:
+    """Fit a solver to the kernel of the training examples.
 
     Args:
         solver: A key of `SOLVERS`.
         train_kernel: [N, C, N, C] or [2, N, C, N, C].
         train_labels: [N], class ids, or -1 and +1 when C = 1.
-        x_kernel: [N, C, X, C] or [2, N, C, X, C].
-        x_labels: [X], alike; only the loss depends on them.
         settings: Regularisation and the like.
         train_f0: [N, C], logits of the untrained model, for --adjust_for_init.
-        x_f0: [X, C], alike; both or neither.
-        x_split: What error messages call the X examples: ``"dev"``, ``"test"``.
-
-    Returns:
-        Logits [X, C] in float64, the loss and further metrics.
 
     Raises:
         UsageError: An unknown solver, one that does not go with the kernel, arrays that do not fit each other, NaN or
-            infinity in a kernel, or too few training examples of a class.
+            infinity in the kernel, or too few training examples of a class.
     """
     if solver not in SOLVERS:
         raise UsageError(suggest(solver, SOLVERS, "kernel solver"))
-    if (train_f0 is None) != (x_f0 is None):
-        raise ValueError("train_f0 and x_f0 go together")
-    kernels = fitting_kernels(train_kernel, x_kernel, x_split)
-    directions, _, num_logits = kernels[0].shape[:3]
-    _check_requirements(solver, asymmetric=directions == 2, num_logits=num_logits, f0=train_f0 is not None)
+    kernel = train_directions(train_kernel)
+    _check_requirements(solver, asymmetric=len(kernel) == 2, num_logits=kernel.shape[2], f0=train_f0 is not None)
     # On a busy machine the threads of so many small products wait for each other: measured, ten to forty times longer.
     with threadpool_limits(limits=1):
-        problem = checked_problem(kernels, (train_labels, x_labels), (train_f0, x_f0), settings, x_split)
-        return SOLVERS[solver].solve(problem)
+        train = checked_train(kernel, train_labels, train_f0, settings)
+        fitted = Fitted(SOLVERS[solver].fit(train), train, adjusted=train_f0 is not None)
+    # The solvers that cannot work with one class have stopped by now.
+    if (train.classes == train.classes[0]).all():
+        logger.warning(
+            "all train examples are of class %d: %s learns nothing about other classes from them; look at the labels "
+            "of the train data",
+            *(train.classes[0], solver),
+        )
+    return fitted
 
 
 def cross_validation_folds(train_classes: ClassIds, num_classes: int) -> int:
@@ -211,6 +257,89 @@ def cross_validation_folds(train_classes: ClassIds, num_classes: int) -> int:
     if smallest < MOST_FOLDS:
         logger.warning("class %d has %d training examples: %d folds instead of %d", label, *[smallest] * 2, MOST_FOLDS)
     return min(MOST_FOLDS, smallest)
+
+
+def _cross_validation(folds: int, scale: float = 1.0, **options: Any) -> Any:
+    """The published program's `LogisticRegressionCV`, not fitted yet.
+
+    Args:
+        folds: How many the cross-validation takes.
+        scale: What the features were divided by: C and the tolerance follow, so that the objective is the same.
+        **options: Further arguments of scikit-learn.
+    """
+    from sklearn.linear_model import LogisticRegressionCV
+
+    return LogisticRegressionCV(
+        Cs=np.logspace(-4, 4, 10) * scale**2,
+        tol=1e-4 / scale,
+        random_state=0,
+        cv=folds,
+        # What the defaults have always been (L2, accuracy), spelled out because scikit-learn is about to change them.
+        l1_ratios=(0.0,),
+        scoring="accuracy",
+        use_legacy_attributes=False,
+        **options,
+    )
+
+
+def _fit_lbfgs(features: Array, classes: ClassIds, folds: int, max_iter: int = 10000) -> tuple[Array, Array]:
+    """The published way: features [N, F], classes [N] → weights [1, F] (two classes) or [C, F], intercepts [1 or C]."""
+    model = _cross_validation(folds, max_iter=max_iter).fit(features, classes)
+    return model.coef_, model.intercept_
+
+
+def _fit_newton(features: Array, classes: ClassIds, folds: int, scale: float) -> tuple[Array, Array]:
+    """The same objective at its minimum, by Newton's method on `features` / `scale`; shapes as for `_fit_lbfgs`."""
+    from sklearn.linear_model import LogisticRegression
+
+    newton: dict[str, Any] = {"solver": "newton-cholesky", "max_iter": 100}
+    search = _cross_validation(folds, scale, refit=False, **newton).fit(features / scale, classes)
+    # The last fit goes from C to C, as those of the folds do. scikit-learn's own would start at the mean of their
+    # weights, where examples may be so far from the decision that the Hessian vanishes.
+    model = LogisticRegression(warm_start=True, tol=search.tol, **newton)
+    for c in search.Cs_[: search.scores_.sum(axis=0).argmax() + 1]:
+        model.set_params(C=c).fit(features / scale, classes)
+    return model.coef_ / scale, model.intercept_
+
+
+def _fit_large(features: Array, classes: ClassIds, folds: int) -> tuple[Array, Array]:
+    """`_fit_lbfgs` for more than `LARGE` examples, where it may take ten thousand iterations for each C and fold.
+
+    Where these do not converge soon, the features are rotated to as many as their rank, which leaves the objective as
+    it is, and Newton's method goes all the way to the minimum, in units in which the features are of order 1: with a
+    kernel's values, 1e4 and more, it would get stuck at rounding. With too many unknowns for its matrix L-BFGS goes on.
+    """
+    found = _if_converged(_fit_lbfgs, features, classes, folds, FEW_ITERATIONS)
+    if found is not None:
+        return found
+    left, singular, right = np.linalg.svd(features, full_matrices=False)
+    rank = int((singular > singular[0] * np.finfo(float).eps * max(features.shape)).sum())
+    rotated = left[:, :rank] * singular[:rank]
+    num_classes = int(classes.max()) + 1
+    if rank * (num_classes if num_classes > 2 else 1) <= MOST_UNKNOWNS:
+        found = _if_converged(_fit_newton, rotated, classes, folds, singular[0] / np.sqrt(len(features)))
+        if found is not None:
+            logger.warning(
+                "logistic regression on %d train examples: L-BFGS did not converge in %d iterations, so Newton's "
+                "method was used, which goes closer to the minimum",
+                *(len(features), FEW_ITERATIONS),
+            )
+    # The same iterates but for rounding; only their end, at a largest entry of the gradient, depends on the rotation.
+    weights, intercepts = found or _fit_lbfgs(rotated, classes, folds)
+    return weights @ right[:rank], intercepts
+
+
+def _if_converged(fit_rows: Callable[..., tuple[Array, Array]], *args: Any) -> tuple[Array, Array] | None:
+    """What a fit returns, or None as soon as scikit-learn warns that it does not converge."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        warnings.simplefilter("error", LinAlgWarning)
+        try:
+            return fit_rows(*args)
+        except (ConvergenceWarning, LinAlgWarning):
+            return None
 
 
 def _check_requirements(solver: str, *, asymmetric: bool, num_logits: int, f0: bool) -> None:

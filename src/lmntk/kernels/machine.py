@@ -37,6 +37,14 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_bytes() -> int:
+    """Return the memory that this process holds now; its peak where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return peak_bytes(torch.device("cpu"))
+
+
 # Seconds of this process by stage of the work, for benchmarks: on a GPU, which answers before it has worked, they mean
 # little.
 seconds_by_stage: defaultdict[str, float] = defaultdict(float)

@@ -1,6 +1,6 @@
 """The plan of a kernel: which tiles, in which order, by whom. Pure arithmetic."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,19 @@ class Tile:
     def pairs(self) -> int:
         """The number of pairs of examples in the tile."""
         return len(self.train) * len(self.x)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the parts of a plan take, in seconds.
+
+    Attributes:
+        row: Of a train tile, what comes before its first X tile.
+        tile: Of a tile, what comes then.
+    """
+
+    row: Callable[[tuple[int, ...]], float]
+    tile: Callable[[Tile], float]
 
 
 @dataclass(frozen=True)
@@ -47,13 +60,41 @@ class Plan:
         """The number of pairs of examples to compute."""
         return sum(tile.pairs for tile in self)
 
-    def share(self, rank: int, world_size: int) -> "Plan":
-        """Return the part of the plan that process `rank` of `world_size` computes: every so-manieth X tile."""
-        dealt = iter(range(sum(len(x_tiles) for _, x_tiles in self.rows)))
-        rows = tuple(
-            (train, tuple(x for x in x_tiles if next(dealt) % world_size == rank)) for train, x_tiles in self.rows
-        )
+    def only(self, tiles: Container[Tile]) -> "Plan":
+        """Return the part of the plan that consists of some of its tiles."""
+        rows = ((train, tuple(x for x in x_tiles if Tile(train, x) in tiles)) for train, x_tiles in self.rows)
         return replace(self, rows=tuple(row for row in rows if row[1]))
+
+    def seconds(self, pace: Pace) -> float:
+        """Return how long one process takes."""
+        return sum(pace.row(train) for train, _ in self.rows) + sum(pace.tile(tile) for tile in self)
+
+    def shares(self, pace: Pace, processes: int) -> list["Plan"]:
+        """Deal the tiles to so many processes, that the last is done as early as may be.
+
+        Tiles are dealt one by one, or all of a train tile together, whichever turns out better: what comes before a
+        train tile's first X tile is paid by every process that has a part of it.
+        """
+        rows = [[Tile(train, x) for x in x_tiles] for train, x_tiles in self.rows]
+        single = [[tile] for row in rows for tile in sorted(row, key=pace.tile, reverse=True)]
+        whole = sorted(rows, key=lambda row: sum(map(pace.tile, row)), reverse=True)
+        dealt = [self._deal(groups, pace, processes) for groups in (single, whole)]
+        return min(dealt, key=lambda shares: max(share.seconds(pace) for share in shares))
+
+    def _deal(self, groups: list[list[Tile]], pace: Pace, processes: int) -> list["Plan"]:
+        """Give each group of tiles of one row to the process that would be done with it first."""
+        loads = [0.0] * processes
+        dealt: list[set[Tile]] = [set() for _ in range(processes)]
+        started: list[set[tuple[int, ...]]] = [set() for _ in range(processes)]
+        for group in groups:
+            train, cost = group[0].train, sum(map(pace.tile, group))
+            row = pace.row(train)
+            then = [load + cost + (0 if train in own else row) for load, own in zip(loads, started, strict=True)]
+            rank = then.index(min(then))
+            loads[rank] = then[rank]
+            started[rank].add(train)
+            dealt[rank].update(group)
+        return [self.only(tiles) for tiles in dealt]
 
 
 def make_plan(
@@ -78,8 +119,11 @@ def make_plan(
 
 
 def fair(size: int, examples: int, processes: int) -> int:
-    """Return the tile size, `size` at most, that makes equal tiles, and as many for every process."""
-    rounds = max(1, -(-examples // (size * processes)))
+    """Return the tile size, `size` at most, that makes equal tiles, and as many for every process.
+
+    Several processes get two at least: tiles are ordered by length, so that a long one goes with a short one.
+    """
+    rounds = max(1 if processes == 1 else 2, -(-examples // (size * processes)))
     return max(1, -(-examples // (rounds * processes)))
 
 

@@ -108,7 +108,12 @@ def load_prompt_model(
     if config.model_type == "bert":
         _grow_segments(lm, random_segment)
     use_plain_attention(lm)
-    return PromptModel(lm.eval(), label_word_ids, binary_classification).to(dtype)
+    model = PromptModel(lm.eval(), label_word_ids, binary_classification).to(dtype)
+    for parameter in model.parameters():
+        # A file's weights lie in memory as they lay in the file, and small products round by where numbers lie: in
+        # memory of torch's own the same run gives the same bits, started alone or by torchrun.
+        parameter.data = parameter.data.clone()
+    return model
 
 
 def _initialise(config: PretrainedConfig) -> PreTrainedModel:

@@ -1,15 +1,16 @@
 """The kernel trainer: "training" computes the kernel of the train examples, "evaluation" solves with it."""
 
+import functools
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput
 
 from lmntk import descriptions, distributed, solvers
@@ -18,9 +19,9 @@ from lmntk.build import Run
 from lmntk.errors import UsageError
 from lmntk.features import Collator, FeatureDataset
 from lmntk.kernel_files import Kernel, KernelFiles, samples_of
-from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, assemble, make_engine
-from lmntk.kernels.engines.base import Block
-from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes
+from lmntk.kernel_work import KernelWork
+from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, make_engine
+from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes, resident_bytes
 from lmntk.parameters import count_parameters, select_parameters
 from lmntk.solver_problem import SolverSettings, class_ids
 from lmntk.trainers.prompt import PromptTrainer, score
@@ -75,7 +76,9 @@ class KernelTrainer(PromptTrainer):
         self._formula = FORMULAS[args.kernel_formula]
         self._num_logits = 1 if args.binary_classification else len(run.task.labels)
         self._grad_dim: int | None = None
-        self._train_kernel: Kernel | None = None
+        self._kernels: dict[str, Kernel] = {}
+        self._fitted: solvers.Fitted | None = None
+        self._trained = False
         self._logits: dict[str, tuple[Tensor, Tensor]] = {}
         if run.model is not None:
             run.model.requires_grad_(False)
@@ -83,74 +86,54 @@ class KernelTrainer(PromptTrainer):
             tokens = {token for feature in run.datasets["train"].features for token in feature.input_ids}
             self._logits_fn, self._params = run.model.as_function(selected, tokens)
             self._grad_dim = count_parameters(selected)
-            self._weights = descriptions.hash_of_weights(run.model)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Compute, or find, the kernel of the train examples with themselves."""
-        self._train_kernel = self.kernel("train")
+        """Compute, or find, the kernel of the train examples with themselves, and fit the solver to it."""
+        distributed.first_does(lambda: self._files.start_overwriting(self._run.datasets))
+        self.prepare("train")
+        f0 = self.untrained_logits("train")[0].numpy() if self.args.adjust_for_init else None
+        distributed.first_does(lambda: self._fit(f0))
+        self._trained = True
         return TrainOutput(0, 0.0, {})
 
     def evaluate(  # type: ignore[override]
         self, eval_dataset: FeatureDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Solve with the train kernel and predict a split through its kernel with the train examples.
+        """Predict a split through its kernel with the train examples, by the solver fitted to theirs.
 
         Returns:
             The task's metrics, the solver's loss and own metrics, and `grad_dim` where the model is there to count.
         """
-        if self._train_kernel is None:
+        if not self._trained:
             self.train()
-        assert self._train_kernel is not None
         split = eval_dataset.mode
-        train_kernel, train_labels = self._train_kernel
-        x_kernel, x_labels = self.kernel(split)
-        train_f0, x_f0 = (
-            self.untrained_logits(name)[0].numpy() if self.args.adjust_for_init else None for name in ("train", split)
-        )
-        prediction = solvers.predict(
-            self.args.kernel_solver,
-            train_kernel.numpy(),
-            train_labels.numpy(),
-            x_kernel.numpy(),
-            x_labels.numpy(),
-            SolverSettings(
-                regularization=self.args.kernel_regularization,
-                gamma=self.args.kernel_gamma,
-                lambda_=self.args.kernel_lambda,
-                f0_scaling=self.args.f0_scaling,
-            ),
-            train_f0=train_f0,
-            x_f0=x_f0,
-            x_split=split,
-        )
-        samples = samples_of(x_labels, len(self._run.prompts.templates), f"the kernel of {split}")
-        labels = class_ids(x_labels.numpy(), self._num_logits)[: len(x_labels) // samples]
-        scores = score(self._run.task, prediction.logits, labels)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        metrics |= {f"{metric_key_prefix}_loss": prediction.loss, **prediction.metrics}
+        self.prepare(split)
+        f0 = self.untrained_logits(split)[0].numpy() if self.args.adjust_for_init else None
+        metrics = distributed.first_does(lambda: self._predict(split, f0, f"{metric_key_prefix}_"))
         if self._grad_dim is not None:
             metrics["grad_dim"] = self._grad_dim
         self.log(dict(metrics))
         return metrics
 
-    def kernel(self, split: str) -> Kernel:
-        """Return the kernel between the train examples and a split: from a file if there is one, else computed.
+    def prepare(self, split: str) -> None:
+        """See that the kernel between the train examples and a split is there: from a file, or else computed.
 
         Raises:
             UsageError: A file is there, but made by a command that differs; or it cannot be read.
         """
-        path = self._files.to_use(split, self._definition(split))
-        if path is not None:
-            logger.info("taking the train × %s kernel from %s", split, path)
-            if self.args.load_kernels is None:
-                self.untrained_logits(split)
-            return self._files.load(path, self._formula.two_directions, self._num_logits)
-        kernel, record = self._compute(split)
-        _, labels = self.untrained_logits(split)
-        if distributed.is_first():
-            path = self._files.save(split, (kernel, labels), self._definition(split) | record)
-            logger.info("wrote the train × %s kernel to %s", split, path)
-        return kernel, labels
+        path = self._path_to_use(split)
+        if path is None:
+            self._compute(split)
+            return
+        logger.info("taking the train × %s kernel from %s", split, path)
+        if self.args.load_kernels is None:
+            self._files.tiles(split).drop()
+            self.untrained_logits(split)
+
+        def load() -> None:
+            self._kernels[split] = self._files.load(path, self._formula.two_directions, self._num_logits)
+
+        distributed.first_does(load)
 
     def untrained_logits(self, split: str) -> tuple[Tensor, Tensor]:
         """Return the logits of the untrained model on a split, ``[X, C]``, and the split's labels.
@@ -162,30 +145,117 @@ class KernelTrainer(PromptTrainer):
         if split not in self._logits:
             labels = torch.tensor(self._run.datasets[split].labels)
             labels = (labels * 2 - 1).float() if self._num_logits == 1 else labels
-            self._logits[split] = self.logits(self._run.datasets[split]), labels
-            if distributed.is_first():
-                self._files.save_logits(split, *self._logits[split])
+            self._logits[split] = found = self.logits(self._run.datasets[split]), labels
+            distributed.first_does(lambda: self._files.save_logits(split, *found))
         return self._logits[split]
 
-    def dry_run(self) -> None:
-        """Say what the kernels of this command take, without computing them."""
+    def dry_run(self, seconds_so_far: float) -> None:
+        """Say what the kernels of this command take, without computing them.
+
+        Args:
+            seconds_so_far: What it took to come here.
+        """
+        resident = resident_bytes()
+        seconds, beside, on_disk = seconds_so_far, 0, 0
         for split in self._run.datasets:
-            path = self._files.to_use(split, self._definition(split))
+            path = self._path_to_use(split)
             if path is None:
-                self._announce(*self._engine_and_plan(split), split, "would compute")
+                work = self._planned(split)
+                self._announce(work, split, "would compute")
+                seconds += work.seconds()
+                beside = max(beside, work.memory_bytes)
+                on_disk += work.kernel_bytes
             else:
                 kernel, _ = self._files.load(path, self._formula.two_directions, self._num_logits)
                 shape = " × ".join(map(str, kernel.shape))
                 logger.info("would take the train × %s kernel (%s) from %s", split, shape, path)
+        each = " in each process" if distributed.world_size() > 1 else ""
+        logger.info(
+            "in all %s before solving, %.2f GB of memory%s, and %.1f MB in %s; nothing was computed",
+            *(_duration(seconds), (resident + beside) / 2**30, each, on_disk / 2**20, self.args.output_dir),
+        )
 
-    def _engine_and_plan(self, split: str) -> tuple[Engine, Plan]:
+    def _path_to_use(self, split: str) -> Path | None:
+        return distributed.first_does(lambda: self._files.to_use(split, self._definition(split)))
+
+    def _fit(self, f0: np.ndarray | None) -> None:
+        settings = SolverSettings(
+            regularization=self.args.kernel_regularization,
+            gamma=self.args.kernel_gamma,
+            lambda_=self.args.kernel_lambda,
+            f0_scaling=self.args.f0_scaling,
+        )
+        values, labels = (tensor.numpy() for tensor in self._kernels.pop("train"))
+        self._fitted = solvers.fit(self.args.kernel_solver, values, labels, settings, f0)
+
+    def _predict(self, split: str, f0: np.ndarray | None, prefix: str) -> dict[str, float]:
+        assert self._fitted is not None
+        kernel, labels = self._kernels.pop(split)
+        prediction = self._fitted.predict(kernel.numpy(), labels.numpy(), f0, split)
+        samples = samples_of(labels, len(self._run.prompts.templates), f"the kernel of {split}")
+        classes = class_ids(labels.numpy(), self._num_logits)[: len(labels) // samples]
+        scores = score(self._run.task, prediction.logits, classes)
+        metrics = {f"{prefix}{name}": value for name, value in scores.items()}
+        return metrics | {f"{prefix}loss": prediction.loss, **prediction.metrics}
+
+    def _compute(self, split: str) -> None:
+        """Compute a kernel; the first process keeps and writes it."""
+        work = self._planned(split)
+        if distributed.is_first():
+            self._announce(work, split, "computing")
+        key = distributed.first_does(
+            lambda: work.store.begin(self._definition(split) | self._asked(split) | work.settings)
+        )
+        work.store.use(key)
+        start = time.perf_counter()
+        there = work.compute(show=distributed.is_first() and not self.args.disable_tqdm)
+        seconds = time.perf_counter() - start
+        _, labels = self.untrained_logits(split)
+
+        def finish() -> None:
+            self._kernels[split] = work.kernel(), labels
+            description = self._definition(split) | work.settings
+            description |= {
+                "processes": distributed.world_size(),
+                "seconds": round(seconds, 3),
+                "tiles_of_a_stopped_run": there,
+                "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
+            }
+            description |= descriptions.circumstances(self._run, self._model_args, split)
+            path = self._files.save(split, self._kernels[split], description)
+            work.store.drop()
+            logger.info("wrote the train × %s kernel to %s", split, path)
+
+        distributed.first_does(finish)
+
+    def _planned(self, split: str) -> KernelWork:
+        """Lay the plan of a kernel, or take that of a run that was stopped."""
+        store = self._files.tiles(split)
+        begun = distributed.first_does(lambda: store.begun(self._definition(split) | self._asked(split))) or {}
+        memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_gb()))
+        engine = make_engine(self._problem(split), begun.get("engine", self.args.kernel_engine), memory_gb)
+        tiles = begun.get("train_tile", self.args.train_tile), begun.get("x_tile", self.args.x_tile)
+        # Tiles of different plans would not make one kernel: the first process's counts.
+        plan = distributed.first_does(lambda: self._plan(engine, *tiles))
+        return KernelWork(f"train × {split}", engine, plan, engine.pace(plan), store)
+
+    def _asked(self, split: str) -> dict[str, Any]:
+        """What the flags say of the plan; a run that was stopped goes on under the same ones only."""
+        flags = {
+            "per_device_train_batch_size": self.args.train_tile,
+            "per_device_eval_batch_size": self.args.x_tile,
+            "kernel_memory_gb": self.args.kernel_memory_gb,
+        }
+        return {f"--{name}": value for name, value in flags.items() if value is not None}
+
+    def _problem(self, split: str) -> KernelProblem:
         model = self._run.model
         assert model is not None
 
         def examples(name: str) -> FeatureExamples:
             return FeatureExamples(self._run.datasets[name], self._run.collator, self.args.device)
 
-        problem = KernelProblem(
+        return KernelProblem(
             logits_fn=self._logits_fn,
             params=self._params,
             train=examples("train"),
@@ -195,17 +265,16 @@ class KernelTrainer(PromptTrainer):
             module=model,
             call=lambda batch: model(**batch),
         )
-        engine = make_engine(problem, self.args.kernel_engine, self._memory_gb())
+
+    def _plan(self, engine: Engine, train_tile: int | None, x_tile: int | None) -> Plan:
         try:
-            plan = engine.plan(self.args.train_tile, self.args.x_tile, distributed.world_size())
+            return engine.plan(train_tile, x_tile, distributed.world_size())
         except MemoryBudgetError as error:
             raise UsageError(
                 f"--kernel_memory_gb: the tiles take {error.needed / 2**30:.2f} GB beside the model, but only "
                 f"{error.given / 2**30:.2f} GB are allowed; give at least {error.needed / 2**30 + 0.005:.2f}, smaller "
                 "--per_device_train_batch_size and --per_device_eval_batch_size, or take --kernel_engine jvp"
             ) from error
-        # Memory that is free differs from process to process; tiles of different plans would not make one kernel.
-        return engine, distributed.first_decides(plan)
 
     def _memory_gb(self) -> float:
         if self.args.kernel_memory_gb is not None:
@@ -213,46 +282,17 @@ class KernelTrainer(PromptTrainer):
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.args.device.type == "cpu" else 1
         return DEFAULT_FRACTION * free_bytes(self.args.device) / 2**30 / neighbours
 
-    def _compute(self, split: str) -> tuple[Tensor, dict[str, Any]]:
-        engine, plan = self._engine_and_plan(split)
-        self._announce(engine, plan, split, "computing")
-        start = time.perf_counter()
-        own = plan.share(distributed.rank(), distributed.world_size())
-        share = assemble(self._with_progress(engine, own, split), own, engine.problem)
-        kernel = distributed.sum_over_processes(share, self.args.device)
-        record = {
-            "engine": engine.name,
-            "train_tile": plan.train_tile,
-            "x_tile": plan.x_tile,
-            "processes": distributed.world_size(),
-            "seconds": round(time.perf_counter() - start, 3),
-            "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
-            **descriptions.circumstances(self._run, self._model_args, split),
-        }
-        return (kernel if engine.problem.formula.two_directions else kernel[0]), record
-
-    def _with_progress(self, engine: Engine, plan: Plan, split: str) -> Iterator[Block]:
-        total = plan.pairs * engine.passes(plan)
-        shown = distributed.is_first() and not self.args.disable_tqdm
-        with tqdm(total=total, desc=f"train × {split}", unit="pair", disable=not shown, mininterval=0.5) as bar:
-            for tile, values in engine.blocks(plan):
-                bar.update(tile.pairs)
-                yield tile, values
-
-    def _announce(self, engine: Engine, plan: Plan, split: str, verb: str) -> None:
-        if not distributed.is_first():
-            return
-        problem = engine.problem
+    def _announce(self, work: KernelWork, split: str, verb: str) -> None:
+        problem, plan = work.engine.problem, work.plan
         tokens = [sum(examples.shapes) for examples in (problem.train, problem.x_examples)]
-        size = len(problem.formula.directions) * plan.train_size * plan.x_size * problem.num_logits**2 * 8
+        count = sum(1 for _ in plan)
         logger.info(
-            "%s the train × %s kernel (%s): %d × %d examples of %d × %d tokens in all, %d %s, %s parameters; %s, tiles "
-            "of %d × %d; about %.1f GB beside the model, %s, and a file of %.1f MB",
+            "%s the train × %s kernel (%s): %d × %d examples of %d × %d tokens in all, %d %s, %s parameters; %s, %d %s "
+            "of %d × %d; about %.2f GB beside the model, %s, and a file of %.1f MB",
             *(verb, split, problem.formula.name, plan.train_size, plan.x_size, *tokens),
             *(problem.num_logits, "logit" if problem.num_logits == 1 else "logits", f"{self._grad_dim:,}"),
-            *(engine.summary(plan), plan.train_tile, plan.x_tile, engine.expected_bytes(plan) / 2**30),
-            _duration(engine.expected_seconds(plan) / distributed.world_size()),
-            size / 2**20,
+            *(work.engine.summary(plan), count, "tile" if count == 1 else "tiles", plan.train_tile, plan.x_tile),
+            *(work.memory_bytes / 2**30, _duration(work.seconds()), work.kernel_bytes / 2**20),
         )
 
     def _definition(self, split: str) -> dict[str, Any]:
@@ -260,6 +300,11 @@ class KernelTrainer(PromptTrainer):
         if self._run.model is not None:
             definition |= descriptions.of_model_and_data(self._run, self._weights, self._grad_dim or 0, split)
         return definition
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        assert self._run.model is not None
+        return descriptions.hash_of_weights(self._run.model)
 
 
 def _duration(seconds: float) -> str:

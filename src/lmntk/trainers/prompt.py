@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy
 
+from lmntk import distributed
 from lmntk.features import FeatureDataset
 from lmntk.metrics import compute_metrics
 from lmntk.solver_problem import two_logits
@@ -71,17 +72,19 @@ class PromptTrainer(transformers.Trainer):
     def logits(self, dataset: FeatureDataset) -> Tensor:
         """Return the model's logits on every prompt of a split, ``[X, C]``, in the model's own dtype.
 
-        Not by `predict`, which ``--bf16_full_eval`` and its like let change the model.
+        Not by `predict`, which ``--bf16_full_eval`` and its like let change the model. Processes take batches in turn.
         """
         model, collator = self.model, self.data_collator
         assert model is not None
-        found = []
+        starts = range(0, len(dataset), LOGITS_TOGETHER)
+        own: dict[int, Tensor] = {}
         with torch.no_grad():
-            for start in range(0, len(dataset), LOGITS_TOGETHER):
+            for start in starts[distributed.rank() :: distributed.world_size()]:
                 batch = collator(dataset.features[start : start + LOGITS_TOGETHER])  # type: ignore[arg-type]
                 moved = {name: tensor.to(self.args.device) for name, tensor in batch.items() if name != "labels"}
-                found.append(model(**moved).cpu())
-        return torch.cat(found)
+                own[start] = model(**moved).cpu()
+        found = {start: logits for share in distributed.gather(own) for start, logits in share.items()}
+        return torch.cat([found[start] for start in starts])
 
 
 def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 An engine is built for one kernel (model function, parameters, examples, formula) and a plan, and yields blocks
 `(tile, values)`: float64 ``[D, n, C, x, C]`` for the tile's n train and x X examples. Blocks of one tile add up to it:
-an engine that takes the parameters in groups yields a tile once per group. Engines know nothing of progress, files
-or processes.
+an engine that takes the parameters in groups yields every tile once per group, group after group. Engines know nothing
+of progress, files or processes.
 """
 
 from lmntk.kernels.engines.base import Block, Engine, KernelProblem

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lmntk.kernels.examples import Batch, Examples, bytes_of
 from lmntk.kernels.formulas import Formula
-from lmntk.kernels.tiling import Plan, Tile
+from lmntk.kernels.tiling import Pace, Plan, Tile
 
 Block = tuple[Tile, Tensor]
 Parameters = dict[str, Tensor]
@@ -50,6 +50,10 @@ class KernelProblem:
         """Whether one of two mirrored tiles is enough."""
         return self.x is None and self.formula.symmetric
 
+    def on_diagonal(self, tile: Tile) -> bool:
+        """Whether both sides of a tile are the same examples."""
+        return self.x is None and tile.x == tile.train
+
     @property
     def typical_example(self) -> int:
         """The index of the train example in the middle, when ordered by shape."""
@@ -88,24 +92,34 @@ class Engine(ABC):
             MemoryBudgetError: The tiles asked for do not fit, or not even the smallest.
         """
 
-    @abstractmethod
     def blocks(self, plan: Plan) -> Iterator[Block]:
         """Compute the tiles of `plan`, a block at a time."""
+        for part in range(self.parts(plan)):
+            yield from self.blocks_of_part(plan, part)
+
+    @abstractmethod
+    def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
+        """Compute one part of the tiles of `plan`: that of some of the parameters.
+
+        Args:
+            plan: What `plan` returned, or some of its tiles.
+            part: Which of `parts`; those of a tile add up to it.
+        """
 
     @abstractmethod
     def expected_bytes(self, plan: Plan) -> int:
         """Return what the engine will take at its peak, beside the model itself."""
 
     @abstractmethod
-    def expected_seconds(self, plan: Plan) -> float:
-        """Measure one example, or one pair, and return about how long `plan` will take."""
+    def pace(self, plan: Plan) -> Pace:
+        """Measure a few examples, and return about how long the rows and tiles of `plan` take, all parts together."""
 
     def summary(self, plan: Plan) -> str:
         """Say in a few words which engine this is, and which parameters take which way."""
         return f"{self.name} engine"
 
-    def passes(self, plan: Plan) -> int:
-        """Return how many blocks a tile comes in."""
+    def parts(self, plan: Plan) -> int:
+        """Return how many parts a tile comes in."""
         return 1
 
 

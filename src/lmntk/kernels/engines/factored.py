@@ -22,7 +22,7 @@ from lmntk.kernels.examples import Examples, buckets
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
 from lmntk.kernels.machine import product_flops, seconds_of, stage
-from lmntk.kernels.tiling import Plan, Tile, fair, make_plan
+from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class FactoredEngine(Engine):
         x = min(x_tile or fair(own_x, m, processes), m)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, train, x, problem.symmetric)
 
-    def blocks(self, plan: Plan) -> Iterator[Block]:
+    def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
         """Propagate each train tile once and each X tile once per train tile, and contract layer by layer."""
         for train, x_tiles in plan.rows:
             yield from self._row(train, x_tiles)
@@ -150,8 +150,7 @@ class FactoredEngine(Engine):
 
     def _tile(self, tile: Tile, train_factors: Mapping[str, list[Any]]) -> Tensor:
         """Compute one tile, float64 ``[D, n, C, x, C]``; the factors of its X examples are gone when it is done."""
-        same = self.problem.x is None and tile.x == tile.train
-        x_factors = train_factors if same else self._factors(self.problem.x_examples, tile.x)
+        x_factors = train_factors if self.problem.on_diagonal(tile) else self._factors(self.problem.x_examples, tile.x)
         return sum(self._parts(tile, train_factors, x_factors), start=torch.zeros((), dtype=torch.float64))
 
     def expected_bytes(self, plan: Plan) -> int:
@@ -160,29 +159,31 @@ class FactoredEngine(Engine):
         x_tokens = {x: sum(_tokens(self.problem.x_examples, x)) for _, x_tiles in plan.rows for x in x_tiles}
         for train, x_tiles in plan.rows:
             # The train set with itself: the factors of a tile on the diagonal are one side's.
-            others = [x_tokens[x] for x in x_tiles if not (self.problem.x is None and x == train)]
+            others = [x_tokens[x] for x in x_tiles if not self.problem.on_diagonal(Tile(train, x))]
             kept = self._memory.total(sum(_tokens(self.problem.train, train)), max(others, default=0))
             needed = max(needed, kept)
         return needed + self._fallback_bytes
 
-    def expected_seconds(self, plan: Plan) -> float:
+    def pace(self, plan: Plan) -> Pace:
         """Time the propagation of a few examples, and count the products."""
         problem = self.problem
         few = [problem.typical_example] * 8
-        tokens = sum(_tokens(problem.train, few))
-        propagation_seconds = seconds_of(lambda: self._factors(problem.train, few)) / tokens
-        propagated = sum(
-            sum(_tokens(problem.train, train)) + sum(sum(_tokens(problem.x_examples, x)) for x in x_tiles)
-            for train, x_tiles in plan.rows
-        )
-        formed = sum(
-            sum(_tokens(problem.train, tile.train)) + sum(_tokens(problem.x_examples, tile.x)) for tile in plan
-        )
-        c = problem.num_logits
-        flops = 2 * self._formed * c * (formed + c * plan.pairs * len(problem.formula.directions))
-        rate = product_flops(self._sample.device, self._sample.dtype)
-        rest = self._fallback.expected_seconds(plan) if self._fallback else 0.0
-        return propagation_seconds * propagated + flops / (PRODUCT_EFFICIENCY * rate) + rest
+        few_tokens = sum(_tokens(problem.train, few))
+        propagation_seconds = seconds_of(lambda: self._factors(problem.train, few)) / few_tokens
+        rate = PRODUCT_EFFICIENCY * product_flops(self._sample.device, self._sample.dtype)
+        logits, directions = problem.num_logits, len(problem.formula.directions)
+        rest = self._fallback.pace(plan) if self._fallback else Pace(lambda train: 0.0, lambda tile: 0.0)
+
+        def row(train: tuple[int, ...]) -> float:
+            return propagation_seconds * sum(_tokens(problem.train, train)) + rest.row(train)
+
+        def tile_seconds(tile: Tile) -> float:
+            x_tokens = 0 if self.problem.on_diagonal(tile) else sum(_tokens(problem.x_examples, tile.x))
+            formed = sum(_tokens(problem.train, tile.train)) + x_tokens
+            flops = 2 * self._formed * logits * (formed + logits * tile.pairs * directions)
+            return propagation_seconds * x_tokens + flops / rate + rest.tile(tile)
+
+        return Pace(row, tile_seconds)
 
     @property
     def _sample(self) -> Tensor:

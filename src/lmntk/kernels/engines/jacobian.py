@@ -11,7 +11,7 @@ from lmntk.kernels.contraction import contract
 from lmntk.kernels.engines.base import Block, Engine, MemoryBudgetError, Parameters
 from lmntk.kernels.examples import Batch, Examples, bytes_of, equal_shape_runs
 from lmntk.kernels.machine import product_flops, seconds_of
-from lmntk.kernels.tiling import Plan, Tile, fair, make_plan
+from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan
 
 # X examples whose gradients are held at a time: more gain little, since gradients are formed a few examples at a time.
 X_TILE = 32
@@ -59,41 +59,43 @@ class JacobianEngine(Engine):
             raise MemoryBudgetError(self._bytes(largest, 1, 1), self.memory_bytes)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, train_tile, x_tile, problem.symmetric)
 
-    def blocks(self, plan: Plan) -> Iterator[Block]:
-        """Form the train tile's gradients once per group of parameters and meet all X tiles with them."""
+    def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
+        """Form the train tile's gradients for one group of parameters and meet all X tiles with them."""
+        group = self._groups(plan)[part]
         for train, x_tiles in plan.rows:
-            for group in self._groups(plan):
-                train_gradients = self._gradients(self.problem.train, train, group)
-                for x in x_tiles:
-                    same = self.problem.x is None and x == train
-                    yield Tile(train, x), self._block(train_gradients, train, x, group, same)
+            train_gradients = self._gradients(self.problem.train, train, group)
+            for x in x_tiles:
+                same = self.problem.on_diagonal(Tile(train, x))
+                yield Tile(train, x), self._block(train_gradients, train, x, group, same)
 
     def expected_bytes(self, plan: Plan) -> int:
         """Return the gradients of both tiles and what forming and signing them takes for a moment."""
         largest = max(bytes_of(self.problem.params[name] for name in group) for group in self._groups(plan))
         return self._bytes(self.problem.num_logits * largest, plan.train_tile, plan.x_tile)
 
-    def expected_seconds(self, plan: Plan) -> float:
+    def pace(self, plan: Plan) -> Pace:
         """Time one example's gradients, and count the products."""
         problem = self.problem
         one = [problem.typical_example]
         groups = self._groups(plan)
-        jacobian_seconds = seconds_of(lambda: [self._gradients(problem.train, one, group) for group in groups])
-        reused = problem.x is None
-        jacobians = sum(
-            len(train) + sum(len(x) for x in x_tiles if not (reused and x == train)) for train, x_tiles in plan.rows
-        )
+        gradient_seconds = seconds_of(lambda: [self._gradients(problem.train, one, group) for group in groups])
         parameters = sum(tensor.numel() for tensor in problem.params.values())
-        products = 2 * parameters * problem.num_logits**2 * plan.pairs * len(problem.formula.directions)
         weight = next(iter(problem.params.values()))
-        return jacobians * jacobian_seconds + products / product_flops(weight.device, weight.dtype)
+        flops = 2 * parameters * problem.num_logits**2 * len(problem.formula.directions)
+        pair_seconds = flops / product_flops(weight.device, weight.dtype)
+
+        def tile_seconds(tile: Tile) -> float:
+            formed = 0 if self.problem.on_diagonal(tile) else len(tile.x)
+            return gradient_seconds * formed + pair_seconds * tile.pairs
+
+        return Pace(lambda train: gradient_seconds * len(train), tile_seconds)
 
     def summary(self, plan: Plan) -> str:
         """Say how many groups the parameters are taken in."""
-        passes = self.passes(plan)
-        return super().summary(plan) + (f" with parameters in {passes} groups" if passes > 1 else "")
+        parts = self.parts(plan)
+        return super().summary(plan) + (f" with parameters in {parts} groups" if parts > 1 else "")
 
-    def passes(self, plan: Plan) -> int:
+    def parts(self, plan: Plan) -> int:
         """Return how many groups the parameters are taken in."""
         return len(self._groups(plan))
 

@@ -18,7 +18,7 @@ from lmntk.kernels.engines.jacobian import jacobian_of
 from lmntk.kernels.examples import Batch, Examples, equal_shape_runs
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.machine import seconds_of
-from lmntk.kernels.tiling import Plan, Tile, make_plan
+from lmntk.kernels.tiling import Pace, Plan, Tile, make_plan
 
 
 class JvpEngine(Engine):
@@ -37,7 +37,7 @@ class JvpEngine(Engine):
             raise MemoryBudgetError(needed, self.memory_bytes)
         return plan
 
-    def blocks(self, plan: Plan) -> Iterator[Block]:
+    def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
         """Differentiate each train tile once and push its gradients through every X tile."""
         problem = self.problem
         for train, x_tiles in plan.rows:
@@ -49,16 +49,27 @@ class JvpEngine(Engine):
     def expected_bytes(self, plan: Plan) -> int:
         """Return the gradients of the train tile twice (raw and signed) and of the X tile where they are formed."""
         held = 2 * plan.train_tile + 1
-        if any(direction.sign_x for direction in self.problem.formula.directions):
+        if self._forms_x:
             held += 2 * plan.x_tile
         return held * self.problem.gradient_bytes
 
-    def expected_seconds(self, plan: Plan) -> float:
-        """Time one pair of examples, gradients of the train example included."""
+    def pace(self, plan: Plan) -> Pace:
+        """Time one example's gradients and one pair of examples."""
         one = (self.problem.typical_example,)
         pair = replace(plan, rows=((one, (one,)),))
         alone = JvpEngine(replace(self.problem, x=None), self.memory_bytes)
-        return plan.pairs * seconds_of(lambda: list(alone.blocks(pair)))
+        gradient_seconds = seconds_of(lambda: self._gradients(self.problem.train, one))
+        formed_seconds = gradient_seconds if self._forms_x else 0.0
+        pair_seconds = max(seconds_of(lambda: list(alone.blocks(pair))) - gradient_seconds - formed_seconds, 0.0)
+        return Pace(
+            lambda train: gradient_seconds * len(train),
+            lambda tile: formed_seconds * len(tile.x) + pair_seconds * tile.pairs,
+        )
+
+    @property
+    def _forms_x(self) -> bool:
+        """Whether gradients of X are formed too."""
+        return any(direction.sign_x for direction in self.problem.formula.directions)
 
     def _gradients(self, examples: Examples, indices: Sequence[int]) -> Parameters:
         """Return the gradients of some examples, by parameter: ``[n, C, *shape]``."""

@@ -1,0 +1,146 @@
+"""One kernel, computed by all processes together, tile by tile, each kept on disk as it comes."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from lmntk import distributed, stopping
+from lmntk.kernels import Engine, Plan, assemble
+from lmntk.kernels.tiling import Pace, Tile
+from lmntk.tile_store import TileStore
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOOKS = 1.0
+# Another machine's tile may take a while to show on a shared folder.
+SECONDS_UNTIL_SEEN = 60.0
+
+
+@dataclass(frozen=True)
+class KernelWork:
+    """A kernel that is to be computed.
+
+    Attributes:
+        name: What it is called: ``"train × test"``.
+        engine: Computes its tiles.
+        plan: All of them.
+        pace: How long they take; the first process's counts.
+        store: Keeps those that are finished.
+    """
+
+    name: str
+    engine: Engine
+    plan: Plan
+    pace: Pace
+    store: TileStore
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the work the bits of a tile depend on, beside the kernel's definition."""
+        gigabytes = self.engine.memory_bytes / 2**30
+        tiles = {"train_tile": self.plan.train_tile, "x_tile": self.plan.x_tile}
+        return {"engine": self.engine.name, **tiles, "memory_gb": gigabytes}
+
+    @property
+    def kernel_bytes(self) -> int:
+        """What the kernel takes, in memory as in a file; its tiles take as much again on disk until it is there."""
+        problem = self.engine.problem
+        return len(problem.formula.directions) * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
+
+    @property
+    def memory_bytes(self) -> int:
+        """The peak in one process, beside the model."""
+        return max(self.engine.expected_bytes(self.plan), 2 * self.kernel_bytes)
+
+    def seconds(self) -> float:
+        """Return how long the tiles take that are not in the store, with as many processes as there are."""
+        there = Counter(self.store.finished())
+        parts = self.engine.parts(self.plan)
+        rest = self.plan.only({tile for number, tile in enumerate(self.plan) if there[number] < parts})
+        return max(share.seconds(self.pace) for share in rest.shares(self.pace, distributed.world_size()))
+
+    def compute(self, show: bool) -> int:
+        """Compute what the store lacks.
+
+        Args:
+            show: Whether this process shows progress.
+
+        Returns:
+            How many tiles, or parts of them, were there already.
+
+        Raises:
+            Stopped: A signal came; says what is kept.
+        """
+        numbers = {tile: number for number, tile in enumerate(self.plan)}
+        parts = self.engine.parts(self.plan)
+        done = distributed.first_does(lambda: self.store.sound(self.plan, parts))
+        if done:
+            logger.info("%d of %d tiles of a run that was stopped are used", len(done), parts * len(numbers))
+        progress = _Progress(self, parts, show)
+        try:
+            for part in range(parts):
+                missing = {tile for tile, number in numbers.items() if (number, part) not in done}
+                for tile, values in self.engine.blocks_of_part(self._own_share(missing), part):
+                    self.store.write(numbers[tile], part, tile, values)
+                    progress.add(tile)
+                    stopping.check()
+            distributed.wait_for_all()
+        except stopping.Stopped as stop:
+            kept, total = len(self.store.finished()), parts * len(numbers)
+            stop.kept = f"{kept} of {total} tiles of the {self.name} kernel are kept in {self.store.folder}"
+            raise
+        finally:
+            progress.close()
+        return len(done)
+
+    def _own_share(self, missing: Container[Tile]) -> Plan:
+        """What this process takes of the missing tiles, as the first one deals them."""
+        rest = self.plan.only(missing)
+        return distributed.first_does(lambda: rest.shares(self.pace, distributed.world_size()))[distributed.rank()]
+
+    def kernel(self) -> Tensor:
+        """Return the kernel that the tiles in the store make: to the bit the same, whoever made them and when.
+
+        Returns:
+            float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` where the formula has two directions.
+        """
+        problem = self.engine.problem
+        shape = len(problem.formula.directions), problem.num_logits
+        patience = 0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN
+        blocks = self.store.blocks(self.plan, self.engine.parts(self.plan), shape, patience)
+        kernel = assemble(blocks, self.plan, problem)
+        return kernel if problem.formula.two_directions else kernel[0]
+
+
+class _Progress:
+    """One bar for all processes: what the others have done shows in the store."""
+
+    def __init__(self, work: KernelWork, parts: int, show: bool) -> None:
+        self._pairs = [tile.pairs for tile in work.plan]
+        self._store = work.store
+        self._looked = time.monotonic()
+        there, total = self._finished() if show else 0, parts * work.plan.pairs
+        self._bar = tqdm(total=total, initial=there, desc=work.name, unit="pair", disable=not show, mininterval=0.5)
+
+    def add(self, tile: Tile) -> None:
+        """Show that this process has finished a tile, or a part of it."""
+        if distributed.world_size() == 1:
+            self._bar.update(tile.pairs)
+        elif not self._bar.disable and time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
+            self._looked = time.monotonic()
+            self._bar.update(self._finished() - self._bar.n)
+
+    def close(self) -> None:
+        """Show the last state and go on below the bar."""
+        if not self._bar.disable:
+            self._bar.update(self._finished() - self._bar.n)
+        self._bar.close()
+
+    def _finished(self) -> int:
+        return sum(self._pairs[number] for number in self._store.finished())

@@ -1,0 +1,65 @@
+"""The output folder belongs to one run at a time."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from lmntk.errors import UsageError
+from lmntk.results import prepare_output_dir, remove_unfinished_files
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = ".run.lock"
+
+
+@contextlib.contextmanager
+def claimed(path: str | Path) -> Iterator[Path]:
+    """Make the output folder and keep it for this run; what an earlier one was writing when it died goes.
+
+    The lock is the kernel's own and dies with the process, however that ends.
+
+    Raises:
+        UsageError: The folder cannot be written, or another run is at work in it.
+    """
+    folder = prepare_output_dir(path)
+    lock = _lock(folder)
+    try:
+        remove_unfinished_files(folder)
+        yield folder
+    finally:
+        (folder / LOCK_NAME).unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Return the open, locked file."""
+    path = folder / LOCK_NAME
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                owner = os.read(lock, 200).decode(errors="replace").strip() or "which has just started"
+                os.close(lock)
+                raise UsageError(
+                    f"another run ({owner}) is at work in {folder}: wait for it, or give this one another TAG or "
+                    "--output_dir"
+                ) from error
+            logger.warning("%s cannot be locked (%s): see that no other run writes there", folder, error.strerror)
+            return lock
+        # The run before may have removed the file between our opening and our locking of it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(lock).st_ino == path.stat().st_ino:
+                break
+        os.close(lock)
+    os.ftruncate(lock, 0)
+    now = datetime.now().isoformat(sep=" ", timespec="seconds")
+    os.write(lock, f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode())
+    return lock

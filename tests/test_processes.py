@@ -1,0 +1,162 @@
+"""Several processes, started by torchrun: the same kernels, to the bit where the tiles are the same."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import oracle
+from command_line import FORMULAS, SENTENCES, Workplace, flags_of, read_kernel, read_results, snapshot, write_rows
+
+SIZES = {"train": 6, "dev": 5, "test": 277}
+"""RTE's numbers of test rows, which neither two nor three divide; a train set smaller than some numbers of tiles."""
+TILED = ("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "25")
+NOT_TILED = ("--kernel_dtype", "float64")
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    place = Workplace(tmp_path_factory.mktemp("processes"))
+    words = [sentence.split() for sentence in SENTENCES]
+    for split, size in SIZES.items():
+        rows = [
+            (
+                str(i),
+                " ".join(words[i % 6] * (1 + i % 3)),
+                SENTENCES[(i + 1) % 6],
+                ("entailment", "not_entailment")[i % 2],
+            )
+            for i in range(size)
+        ]
+        write_rows(place.data / f"{split}.tsv", [("index", "sentence1", "sentence2", "label"), *rows])
+    return place
+
+
+def flags(*more: str) -> list[str]:
+    return ["--task_name", "rte", *more]
+
+
+def launch(place: Workplace, processes: int, runs: list[dict], *launcher: str) -> subprocess.CompletedProcess[str]:
+    """Give command lines to so many processes."""
+    path = place.folder / f"runs-{processes}-{len(list(place.folder.glob('runs-*')))}.json"
+    path.write_text(json.dumps(runs), encoding="utf-8")
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)),
+            *(launcher or ("--standalone",)),
+            *(str(HERE / "process_runs.py"), str(path)),
+        ],
+        cwd=place.folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE}"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(place: Workplace) -> dict[str, Path]:
+    """The output folders of one process: of each formula in tiles, and of one in the tiles that it chose itself."""
+    folders = {formula: place.run(*flags(*flags_of(formula), *TILED), output=f"1 {formula}") for formula in FORMULAS}
+    return folders | {"chosen": place.run(*flags(*NOT_TILED), output="1 chosen")}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request: pytest.FixtureRequest, place: Workplace) -> dict[str, Path]:
+    """The same of two and of three processes."""
+    names = {formula: f"{request.param} {formula}" for formula in [*FORMULAS, "chosen"]}
+    runs = [{"argv": place.argv(*flags(*flags_of(f), *TILED), output=names[f])} for f in FORMULAS]
+    runs.append({"argv": place.argv(*flags(*NOT_TILED), output=names["chosen"])})
+    done = launch(place, request.param, runs)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("results are in ") == 4
+    return {formula: place.folder / name for formula, name in names.items()}
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_in_equal_tiles_the_kernels_are_those_of_one_process_to_the_byte(
+    alone: dict[str, Path], together: dict[str, Path], formula: str
+) -> None:
+    wanted, found = snapshot(alone[formula]), snapshot(together[formula])
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        if name.endswith(".pt"):
+            assert found[name][0] == wanted[name][0], name
+    for name in ("eval_results_rte.txt", "test_results_rte.txt"):
+        assert read_results(together[formula] / name) == pytest.approx(read_results(alone[formula] / name))
+    note = json.loads((together[formula] / "test_kernels_rte.json").read_text(encoding="utf-8"))
+    assert note["processes"] in (2, 3)
+
+
+def test_in_tiles_of_its_own_choice_the_kernel_differs_by_rounding(
+    alone: dict[str, Path], together: dict[str, Path]
+) -> None:
+    tiles = [json.loads((f["chosen"] / "test_kernels_rte.json").read_text())["x_tile"] for f in (alone, together)]
+    assert tiles[0] > tiles[1]
+    for split in SIZES:
+        found, wanted = (read_kernel(folders["chosen"], split, "rte") for folders in (together, alone))
+        # Rounding of float64: the order of sums, and padding, are all that differs.
+        assert oracle.relative_error(found, wanted) <= 1e-12
+
+
+def test_a_process_that_is_killed_is_started_again_and_what_was_finished_is_used(
+    place: Workplace, alone: dict[str, Path]
+) -> None:
+    argv = place.argv(*flags(*TILED), output="killed")
+    done = launch(place, 2, [{"argv": argv, "dies": "killed"}], "--standalone", "--max-restarts", "1")
+    assert done.returncode == 0, done.stderr
+    assert " tiles of a run that was stopped are used" in done.stderr
+    for split in SIZES:
+        name = f"{split}_kernels_rte.pt"
+        assert (place.folder / "killed" / name).read_bytes() == (alone["sgd"] / name).read_bytes()
+
+
+def test_a_process_that_fails_ends_the_run_with_its_error_and_its_tiles_stay(place: Workplace) -> None:
+    done = launch(place, 2, [{"argv": place.argv(*flags(*TILED), output="failed"), "dies": "error"}])
+    assert done.returncode != 0
+    assert "RuntimeError: a cosmic ray" in done.stderr
+    assert not (place.folder / "failed" / "test_kernels_rte.pt").exists()
+    assert len(list((place.folder / "failed").glob("*_tiles_rte/*.tile"))) >= 1
+
+
+def test_a_mistake_is_told_once(place: Workplace) -> None:
+    data = place.folder / "wrong"
+    write_rows(data / "train.tsv", [("index", "sentence1", "sentence2", "label"), ("0", "a", "b", "perhaps")])
+    for split in ("dev", "test"):
+        (data / f"{split}.tsv").write_bytes((place.data / f"{split}.tsv").read_bytes())
+    done = launch(place, 2, [{"argv": place.argv(*flags("--data_dir", str(data)), output="wrong")}])
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert "perhaps" in done.stderr
+
+
+def test_two_machines_share_one_kernel(place: Workplace, alone: dict[str, Path]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    run = [{"argv": place.argv(*flags(*TILED), output="machines")}]
+    meeting = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", port)
+    other = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", *meeting, "--node_rank", "1"),
+            *(str(HERE / "process_runs.py"), str(place.folder / "runs of machine 1.json")),
+        ],
+        cwd=place.folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE}"},
+    )
+    (place.folder / "runs of machine 1.json").write_text(json.dumps(run), encoding="utf-8")
+    try:
+        done = launch(place, 1, run, *meeting, "--node_rank", "0")
+        assert done.returncode == 0, done.stderr
+        assert other.wait(60) == 0
+    finally:
+        other.kill()
+    kernel = read_kernel(place.folder / "machines", "test", "rte")
+    assert torch.equal(kernel, read_kernel(alone["sgd"], "test", "rte"))
