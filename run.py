@@ -37,11 +37,11 @@ def _run(argv: list[str]) -> None:
     _start_logging(training_args.process_index == 0, data_args.debug_mode)
 
     from lmntk.build import build
-    from lmntk.output_folder import claimed
+    from lmntk.output_folder import claimed, left_alone
 
     with contextlib.ExitStack() as stack:
-        if not training_args.dry_run:
-            distributed.first_does(lambda: stack.enter_context(claimed(training_args.output_dir)))
+        folder = (left_alone if training_args.dry_run else claimed)(training_args.output_dir)
+        distributed.first_does(lambda: stack.enter_context(folder))
         run = distributed.all_do(lambda: build(model_args, data_args, training_args))
         trainer = distributed.all_do(lambda: _make_trainer(run, model_args, training_args))
         if training_args.dry_run:

@@ -1,5 +1,6 @@
 """Several processes, started by torchrun: the same kernels, to the bit where the tiles are the same."""
 
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ SIZES = {"train": 6, "dev": 5, "test": 277}
 TILED = ("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "25")
 NOT_TILED = ("--kernel_dtype", "float64")
 HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE}"}
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +44,20 @@ def flags(*more: str) -> list[str]:
     return ["--task_name", "rte", *more]
 
 
-def launch(place: Workplace, processes: int, runs: list[dict], *launcher: str) -> subprocess.CompletedProcess[str]:
-    """Give command lines to so many processes."""
-    path = place.folder / f"runs-{processes}-{len(list(place.folder.glob('runs-*')))}.json"
+def command(place: Workplace, processes: int, runs: list[dict], *launcher: str) -> list[str]:
+    """The command that gives command lines to so many processes."""
+    path = place.folder / f"runs-{len(list(place.folder.glob('runs-*')))}.json"
     path.write_text(json.dumps(runs), encoding="utf-8")
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    return [*start, *(launcher or ("--standalone",)), str(HERE / "process_runs.py"), str(path)]
+
+
+def launch(place: Workplace, processes: int, runs: list[dict], *launcher: str) -> subprocess.CompletedProcess[str]:
+    """Give command lines to so many processes and wait for them."""
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)),
-            *(launcher or ("--standalone",)),
-            *(str(HERE / "process_runs.py"), str(path)),
-        ],
+        command(place, processes, runs, *launcher),
         cwd=place.folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE}"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=240,
@@ -138,25 +142,28 @@ def test_a_mistake_is_told_once(place: Workplace) -> None:
 
 
 def test_two_machines_share_one_kernel(place: Workplace, alone: dict[str, Path]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     run = [{"argv": place.argv(*flags(*TILED), output="machines")}]
-    meeting = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", port)
-    other = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", *meeting, "--node_rank", "1"),
-            *(str(HERE / "process_runs.py"), str(place.folder / "runs of machine 1.json")),
-        ],
-        cwd=place.folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE}"},
-    )
-    (place.folder / "runs of machine 1.json").write_text(json.dumps(run), encoding="utf-8")
-    try:
-        done = launch(place, 1, run, *meeting, "--node_rank", "0")
-        assert done.returncode == 0, done.stderr
-        assert other.wait(60) == 0
-    finally:
-        other.kill()
+    meeting = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--node_rank")
+    with (place.folder / "machine 1").open("w+") as said:
+        other = subprocess.Popen(
+            command(place, 1, run, *meeting, "1"), cwd=place.folder, env=ENVIRONMENT, stdout=said, stderr=said
+        )
+        try:
+            done = launch(place, 1, run, *meeting, "0")
+            assert done.returncode == 0, done.stderr
+            assert other.wait(60) == 0
+        finally:
+            other.kill()
+            said.seek(0)
+            print(said.read())
     kernel = read_kernel(place.folder / "machines", "test", "rte")
     assert torch.equal(kernel, read_kernel(alone["sgd"], "test", "rte"))
+
+
+def free_port() -> int:
+    """A port that is free, and not of those that the system gives to outgoing connections."""
+    for port in range(20011, 20111):
+        with socket.socket() as candidate, contextlib.suppress(OSError):
+            candidate.bind(("127.0.0.1", port))
+            return port
+    pytest.skip("no port is free")

@@ -37,6 +37,18 @@ def claimed(path: str | Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def left_alone(path: str | Path) -> Iterator[None]:
+    """Remove folders on the way to `path` that were not there before: a stock trainer makes its own."""
+    missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def _lock(folder: Path) -> int:
     """Return the open, locked file."""
     path = folder / LOCK_NAME

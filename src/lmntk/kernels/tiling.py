@@ -75,7 +75,7 @@ class Plan:
         Tiles are dealt one by one, or all of a train tile together, whichever turns out better: what comes before a
         train tile's first X tile is paid by every process that has a part of it.
         """
-        rows = [[Tile(train, x) for x in x_tiles] for train, x_tiles in self.rows]
+        rows = [[Tile(train, x) for x in x_tiles] for train, x_tiles in self.rows if x_tiles]
         single = [[tile] for row in rows for tile in sorted(row, key=pace.tile, reverse=True)]
         whole = sorted(rows, key=lambda row: sum(map(pace.tile, row)), reverse=True)
         dealt = [self._deal(groups, pace, processes) for groups in (single, whole)]
