@@ -45,12 +45,13 @@ def _run(argv: list[str]) -> None:
         run = distributed.all_do(lambda: build(model_args, data_args, training_args))
         trainer = distributed.all_do(lambda: _make_trainer(run, model_args, training_args))
         if training_args.dry_run:
-            trainer.dry_run(time.perf_counter() - started)
+            trainer.dry_run(started)
             return
         if training_args.do_train:
             trainer.train()
         metrics = {split: trainer.evaluate(run.datasets[split]) for split in ("dev", "test") if split in run.datasets}
         _record(run, metrics, [model_args, data_args, training_args], time.perf_counter() - started)
+        trainer.finish()
 
 
 def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:

@@ -30,7 +30,6 @@ import os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
 import lmntk.results as results
 ending, count = sys.argv[1], int(sys.argv[2])
-plain = os.fdopen
 real = results.write_atomically
 seen = 0
 
@@ -160,7 +159,7 @@ def test_ctrl_c_before_there_is_anything_says_so_too(place: Workplace, monkeypat
     outcome = place.call(place.argv(output="early"))
     assert (outcome.status, outcome.err) == (
         130,
-        "stopped by SIGINT: finished kernels are kept; the same command goes on from there\n",
+        "stopped by SIGINT: what was finished is kept; the same command goes on from there\n",
     )
 
 
@@ -184,6 +183,11 @@ def test_an_error_that_nobody_asked_for_stays_an_error() -> None:
         stopping.exit_status(work)
 
 
+def tile_name(store: Path, number: int) -> str:
+    """The name of a tile's file, which begins with its plan's key."""
+    return next(store.glob(f"*-{number:06d}-0.tile")).name
+
+
 def interrupted(place: Workplace, output: str, *flags: str, tiles: int = 10) -> Path:
     """A run that was stopped with three tiles of the kernel of test, and all of the others', kept."""
     with pytest.MonkeyPatch.context() as patched:
@@ -201,18 +205,18 @@ def test_a_damaged_tile_is_computed_again(
     place: Workplace, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, damage, request
 ) -> None:
     store = interrupted(place, f"damaged {request.node.callspec.id}")
-    path = store / "000001-0.tile"
+    path = store / tile_name(store, 1)
     path.write_bytes(damage(path.read_bytes()))
     computed = count_tiles(monkeypatch)
     outcome = place.call(place.argv(*TILED, output=store.parent.name))
-    assert f"{path} is cut, damaged or of another plan: computing the tile again" in outcome.messages
+    assert f"{path} is cut or damaged: computing the tile again" in outcome.messages
     assert (outcome.status, len(computed)) == (0, 4)
     assert (store.parent / KERNELS[2]).read_bytes() == undisturbed[KERNELS[2]]
 
 
 def test_a_tile_in_another_tiles_place_is_not_used(place: Workplace, undisturbed: dict[str, bytes]) -> None:
     store = interrupted(place, "swapped")
-    first, second = store / "000000-0.tile", store / "000002-0.tile"
+    first, second = store / tile_name(store, 0), store / tile_name(store, 2)
     first.write_bytes(second.read_bytes())
     place.run(*TILED, output="swapped")
     assert (store.parent / KERNELS[2]).read_bytes() == undisturbed[KERNELS[2]]
@@ -256,7 +260,7 @@ def test_tiles_of_another_plan_are_neither_used_nor_lost(
         "that command again to finish it, or pass --overwrite_kernels to drop them, or another TAG or --output_dir to "
         "keep both\n",
     )
-    assert (store / "000000-0.tile").exists()
+    assert (store / tile_name(store, 0)).exists()
     place.run(*TILED, output=output)
     assert (store.parent / KERNELS[0]).read_bytes() == undisturbed[KERNELS[0]]
 
@@ -271,21 +275,75 @@ def test_a_run_goes_on_with_the_tiles_of_its_first_plan_though_memory_has_change
     monkeypatch.setattr("lmntk.trainers.kernel.free_bytes", lambda device: 2**30)
     folder = place.run(output="memory")
     note = json.loads((folder / "train_kernels_sst-2.json").read_text(encoding="utf-8"))
-    assert note["memory_gb"] == plan["memory_gb"] > 1
+    assert note["memory_gb"] == plan["memory_gb"] != 0.6
 
 
-def test_overwriting_goes_on_where_it_was_stopped(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = place.run(*TILED, output="overwritten")
+@pytest.mark.parametrize("flags", [[], ["--per_device_eval_batch_size", "4"]], ids=["as before", "other tiles"])
+def test_a_flag_left_out_is_another_command(place: Workplace, flags: list[str]) -> None:
+    store = interrupted(place, f"left out {flags}", "--kernel_memory_gb", "1")
+    outcome = place.call(place.argv(*TILED, *flags, output=store.parent.name))
+    assert outcome.status == 2
+    assert "--kernel_memory_gb: stored 1.0, now nothing" in outcome.err
+    assert len(list(store.glob("*.tile"))) == 3
+
+
+def test_tiles_of_a_plan_of_more_tiles_disturb_nobody(place: Workplace, undisturbed: dict[str, bytes]) -> None:
+    store = interrupted(place, "more tiles", "--overwrite_kernels")
+    flags = ("--per_device_eval_batch_size", "6", "--overwrite_kernels", "--disable_tqdm", "False")
+    outcome = place.call(place.argv(*TILED, *flags, output="more tiles"))
+    assert outcome.status == 0
+    assert "train × test: 100%|" in outcome.err
+    assert (store.parent / KERNELS[0]).read_bytes() == undisturbed[KERNELS[0]]
+
+
+def spoil(folder: Path) -> None:
+    """Write zeros into the kernels of a folder."""
     for name in KERNELS:
         kernel, labels = torch.load(folder / name, weights_only=True)
         torch.save((kernel * 0, labels), folder / name)
+
+
+def test_overwriting_goes_on_where_it_was_stopped(
+    place: Workplace, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = place.run(*TILED, output="overwritten")
+    spoil(folder)
     interrupted(place, "overwritten", "--overwrite_kernels")
+    refused = place.call(place.argv(*TILED, output="overwritten"))
+    assert refused.status == 2
+    assert f"{folder / KERNELS[2]} was being replaced by a command with --overwrite_kernels" in refused.err
     computed = count_tiles(monkeypatch)
     place.run(*TILED, "--overwrite_kernels", output="overwritten")
     assert len(computed) == 3
-    assert all(read_kernel(folder, split).abs().sum() > 0 for split in SIZES)
+    assert {name: (folder / name).read_bytes() for name in KERNELS} == undisturbed
+    assert not list(folder.glob("overwriting*"))
     place.run(*TILED, "--overwrite_kernels", output="overwritten")
     assert len(computed) == 3 + sum(TILES.values())
+
+
+def test_kernels_that_overwriting_has_made_stay_until_their_results_are_written(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = place.run(*TILED, output="unrecorded")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lmntk.results.append_log", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+        assert place.call(place.argv(*TILED, "--overwrite_kernels", output="unrecorded")).status == 143
+    (folder / KERNELS[1]).write_bytes(b"damaged")
+    computed = count_tiles(monkeypatch)
+    place.run(*TILED, "--overwrite_kernels", output="unrecorded")
+    assert len(computed) == TILES["dev"]
+
+
+def test_overwriting_more_splits_than_before_it_was_stopped_overwrites_these_too(
+    place: Workplace, undisturbed: dict[str, bytes]
+) -> None:
+    folder = place.run(*TILED, output="more splits")
+    spoil(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        stop_after(patched, 5)
+        place.call(place.argv(*TILED, "--overwrite_kernels", "--no_predict", output="more splits"))
+    place.run(*TILED, "--overwrite_kernels", output="more splits")
+    assert (folder / KERNELS[2]).read_bytes() == undisturbed[KERNELS[2]]
 
 
 def test_overwriting_drops_the_tiles_of_another_command(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +373,7 @@ def test_groups_of_parameters_are_kept_one_by_one(place: Workplace, monkeypatch:
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["000002-0.tile", "train_kernels_sst-2.json", "train_kernels_sst-2.pt"])
+@pytest.mark.parametrize("name", ["-000002-0.tile", "train_kernels_sst-2.json", "train_kernels_sst-2.pt"])
 def test_a_full_disk_is_told_and_what_was_finished_is_used_when_there_is_room(
     place: Workplace, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -340,13 +398,13 @@ def test_a_full_disk_is_told_and_what_was_finished_is_used_when_there_is_room(
 
     def opened(path: Path, mode: str = "r", *args, **kwargs):
         file = real(path, mode, *args, **kwargs)
-        return Full(file) if "x" in mode and path.name.startswith(f".{name}.") else file
+        return Full(file) if "x" in mode and f"{name}." in path.name else file
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Path, "open", opened)
         outcome = place.call(place.argv(*TILED, output=output))
     assert outcome.status == 2
-    assert f"/{name} (No space left on device): make room, or clear the way, and give the same command" in outcome.err
+    assert f"{name} (No space left on device): make room, or clear the way, and give the same command" in outcome.err
     assert not list((place.folder / output).rglob(".*.tmp"))
     computed = count_tiles(monkeypatch)
     place.run(*TILED, output=output)
@@ -423,7 +481,7 @@ def test_a_kernel_with_one_wrong_bit_is_not_used(place: Workplace, undisturbed: 
 
 def test_a_tile_that_vanishes_while_the_run_is_at_work_is_told(place: Workplace, tmp_path: Path) -> None:
     store = TileStore(tmp_path / "tiles")
-    store.use(store.begin({"formula": "sgd"}))
+    store.use(store.key({"formula": "sgd"}))
     plan = tile_store.Plan((((0,), ((1,),)),), 1, 1, 1, 2, symmetric=False)
-    with pytest.raises(UsageError, match="000000-0.tile is not there, though it was written"):
+    with pytest.raises(UsageError, match="000000-0.tile was written, but is missing or damaged now"):
         list(store.blocks(plan, 1, (1, 1), patience=0.0))

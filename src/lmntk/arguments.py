@@ -193,7 +193,7 @@ class TransformersArguments(TransformersTrainingArguments):
     _argument_group_name = "The flags of transformers' Trainer"
 
     output_dir: str = _required("Folder for results, kernels and models.")
-    ddp_timeout: int = _flag("Seconds that processes wait for one another: a week.", 7 * 24 * 3600)
+    ddp_timeout: int = _flag("Seconds that processes wait for one another: a day.", 24 * 3600)
 
 
 @dataclass

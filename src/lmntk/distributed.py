@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from lmntk.errors import ToldElsewhereError, UsageError
+from lmntk.errors import LostProcessError, ToldElsewhereError, UsageError
 
 Answer = TypeVar("Answer")
 
@@ -52,8 +52,9 @@ def tells(error: UsageError) -> bool:
     """Whether it is this process that shows an error: what all have met alike is shown by the first."""
     if isinstance(error, ToldElsewhereError):
         return False
-    # Before the processes know each other they have read flags, all of them the same.
-    return world_size() > 1 or os.environ.get("RANK", "0") == "0"
+    # Before the processes know each other they have read flags, all of them the same; and all lose the same one.
+    alike = world_size() == 1 or isinstance(error, LostProcessError)
+    return os.environ.get("RANK", "0") == "0" if alike else True
 
 
 def first_does(work: Callable[[], Answer]) -> Answer:
@@ -111,7 +112,7 @@ def _meet(exchange: Callable[[], object]) -> None:
     try:
         exchange()
     except RuntimeError as error:
-        raise UsageError(
+        raise LostProcessError(
             "another process of this run has ended: it says why itself, or was killed, for lack of memory perhaps; the "
-            "same command goes on from what was finished"
+            f"same command goes on from what was finished ({str(error).partition(chr(10))[0]})"
         ) from error

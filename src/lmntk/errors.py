@@ -15,6 +15,10 @@ class ToldElsewhereError(UsageError):
     """The same on a process that is not the one to show it."""
 
 
+class LostProcessError(UsageError):
+    """Another process, with which this one works together, has ended."""
+
+
 def suggest(word: str, options: Iterable[str], kind: str) -> str:
     """Say that `word` is no known `kind`, what was probably meant, and what there is.
 

@@ -4,8 +4,8 @@ A kernel file is used only if what it says of itself is what the command asks fo
 is how wrong numbers come about.
 """
 
-import shutil
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from lmntk.tile_store import TileStore
 
 Kernel = tuple[Tensor, Tensor]
 """A kernel, float64 ``[N, C, X, C]`` or ``[2, N, C, X, C]``, and the labels of its X examples."""
-
-OVERWRITING = "overwriting"
 
 
 @dataclass(frozen=True)
@@ -38,23 +36,20 @@ class KernelFiles:
     task_key: str
     overwrite: bool
 
-    def start_overwriting(self, splits: Iterable[str]) -> None:
-        """Mark the kernels that ``--overwrite_kernels`` replaces, unless a run that was stopped has marked them.
+    def start_overwriting(self) -> None:
+        """Note that ``--overwrite_kernels`` begins to replace kernels, unless a run that was stopped has noted it."""
+        if self.overwrite and self._overwritten() is None:
+            self._note([])
+            for folder in self.output_dir.glob(f"*_tiles_{self.task_key}"):
+                TileStore(folder).drop()
 
-        A mark goes with the tiles when a kernel is complete, so that the same command, given again, computes only what
-        is still marked.
-        """
-        folders = [self.tiles(split).folder for split in splits]
-        if not self.overwrite or any((folder / OVERWRITING).exists() for folder in folders):
-            return
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            (folder / OVERWRITING).touch()
+    def finish(self) -> None:
+        """Note that all kernels of the command are there and used: the next ``--overwrite_kernels`` begins anew."""
+        self._overwriting_file.unlink(missing_ok=True)
 
     def tiles(self, split: str) -> TileStore:
         """Return the store of a split's finished tiles."""
-        return TileStore(self.output_dir / f"{split}_tiles_{self.task_key}", self.overwrite)
+        return TileStore(self.output_dir / f"{split}_tiles_{self.task_key}")
 
     def to_use(self, split: str, wanted: Mapping[str, Any]) -> Path | None:
         """Return the file of a split's kernel; None where it is to be computed.
@@ -69,21 +64,48 @@ class KernelFiles:
         if self.load_dir is not None:
             return self._to_load(self.load_dir, split, wanted)
         path = results.kernel_path(self.output_dir, split, self.task_key)
-        if not path.exists() or (self.overwrite and self._is_to_overwrite(split)):
+        if not path.exists():
             return None
+        overwritten = self._overwritten()
+        if self.overwrite:
+            return path if split in (overwritten or ()) and self._is_sound(path, wanted) else None
+        if overwritten is not None and split not in overwritten:
+            raise UsageError(
+                f"{path} was being replaced by a command with --overwrite_kernels that was stopped: give that command "
+                f"again to finish it, or remove {self._overwriting_file} to keep this kernel"
+            )
         way_out = "pass --overwrite_kernels to compute it anew, or another TAG or --output_dir to keep both"
-        try:
-            stored = results.read_description(path)
-            if stored is None:
-                raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
-            differences = results.kernel_differences(stored, wanted)
-            if differences:
-                raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
-        except UsageError:
-            if self.overwrite:
-                return None
-            raise
+        stored = results.read_description(path)
+        if stored is None:
+            raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
+        differences = results.kernel_differences(stored, wanted)
+        if differences:
+            raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
         return path
+
+    @property
+    def _overwriting_file(self) -> Path:
+        return self.output_dir / f"overwriting_{self.task_key}.json"
+
+    def _overwritten(self) -> list[str] | None:
+        """The splits whose kernels an unfinished overwriting command has replaced; None where there is none."""
+        try:
+            return list(json.loads(self._overwriting_file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def _note(self, splits: list[str]) -> None:
+        results.write_atomically(self._overwriting_file, lambda file: file.write(json.dumps(splits).encode()))
+
+    @staticmethod
+    def _is_sound(path: Path, wanted: Mapping[str, Any]) -> bool:
+        try:
+            results.load_kernel(path)
+            return not results.kernel_differences(results.read_description(path) or {}, wanted)
+        except UsageError:
+            return False
 
     def _to_load(self, folder: Path, split: str, wanted: Mapping[str, Any]) -> Path:
         path = results.kernel_path(folder, split, self.task_key)
@@ -96,11 +118,6 @@ class KernelFiles:
                 "with, or another folder"
             )
         return path
-
-    def _is_to_overwrite(self, split: str) -> bool:
-        """Whether the kernel there is an old one: all are, unless an overwriting run that was stopped made it."""
-        stopped = any(self.output_dir.glob(f"*_tiles_{self.task_key}/{OVERWRITING}"))
-        return not stopped or self.tiles(split).folder.exists()
 
     def load(self, path: Path, asymmetric: bool, num_logits: int) -> Kernel:
         """Read a kernel, and see that it is of the kind asked for: files from elsewhere have no description.
@@ -132,6 +149,9 @@ class KernelFiles:
         """Write a kernel and its description; return where."""
         path = results.kernel_path(self.output_dir, split, self.task_key)
         results.save_kernel(path, *kernel, description)
+        overwritten = self._overwritten()
+        if overwritten is not None:
+            self._note([*overwritten, split])
         return path
 
     def save_logits(self, split: str, logits: Tensor, targets: Tensor) -> None:

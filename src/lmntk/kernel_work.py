@@ -1,9 +1,10 @@
 """One kernel, computed by all processes together, tile by tile, each kept on disk as it comes."""
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from lmntk.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LOOKS = 1.0
+# Looking at what the other processes have finished may take a hundredth of the time.
+SECONDS_BETWEEN_LOOKS, LOOKING_SHARE = 1.0, 0.01
 # Another machine's tile may take a while to show on a shared folder.
 SECONDS_UNTIL_SEEN = 60.0
 
@@ -48,19 +50,29 @@ class KernelWork:
         return {"engine": self.engine.name, **tiles, "memory_gb": gigabytes}
 
     @property
+    def tile_bytes(self) -> int:
+        """What the tiles take on disk, all their parts, until the kernel is there."""
+        return (
+            self.engine.parts(self.plan)
+            * self.kernel_bytes
+            * self.plan.pairs
+            // (self.plan.train_size * self.plan.x_size)
+        )
+
+    @property
     def kernel_bytes(self) -> int:
-        """What the kernel takes, in memory as in a file; its tiles take as much again on disk until it is there."""
+        """What the kernel takes, in memory as in a file."""
         problem = self.engine.problem
         return len(problem.formula.directions) * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
 
     @property
     def memory_bytes(self) -> int:
         """The peak in one process, beside the model."""
-        return max(self.engine.expected_bytes(self.plan), 2 * self.kernel_bytes)
+        return self.engine.expected_bytes(self.plan) + 2 * self.kernel_bytes
 
     def seconds(self) -> float:
         """Return how long the tiles take that are not in the store, with as many processes as there are."""
-        there = Counter(self.store.finished())
+        there = Counter(self.store.numbers_there())
         parts = self.engine.parts(self.plan)
         rest = self.plan.only({tile for number, tile in enumerate(self.plan) if there[number] < parts})
         return max(share.seconds(self.pace) for share in rest.shares(self.pace, distributed.world_size()))
@@ -73,13 +85,11 @@ class KernelWork:
 
         Returns:
             How many tiles, or parts of them, were there already.
-
-        Raises:
-            Stopped: A signal came; says what is kept.
         """
         numbers = {tile: number for number, tile in enumerate(self.plan)}
         parts = self.engine.parts(self.plan)
-        done = distributed.first_does(lambda: self.store.sound(self.plan, parts))
+        distributed.all_do(lambda: self.store.wait_until_seen(SECONDS_UNTIL_SEEN))
+        done = distributed.first_does(lambda: self.store.undamaged(self.plan, parts))
         if done:
             logger.info("%d of %d tiles of a run that was stopped are used", len(done), parts * len(numbers))
         progress = _Progress(self, parts, show)
@@ -91,13 +101,19 @@ class KernelWork:
                     progress.add(tile)
                     stopping.check()
             distributed.wait_for_all()
-        except stopping.Stopped as stop:
-            kept, total = len(self.store.finished()), parts * len(numbers)
-            stop.kept = f"{kept} of {total} tiles of the {self.name} kernel are kept in {self.store.folder}"
-            raise
         finally:
             progress.close()
         return len(done)
+
+    @contextlib.contextmanager
+    def kept_when_stopped(self) -> Iterator[None]:
+        """Let a stop within say which tiles are kept."""
+        try:
+            yield
+        except stopping.Stopped as stop:
+            kept, total = len(self.store.numbers_there()), self.engine.parts(self.plan) * sum(1 for _ in self.plan)
+            stop.kept = f"{kept} of {total} tiles of the {self.name} kernel are kept in {self.store.folder}"
+            raise
 
     def _own_share(self, missing: Container[Tile]) -> Plan:
         """What this process takes of the missing tiles, as the first one deals them."""
@@ -124,7 +140,7 @@ class _Progress:
     def __init__(self, work: KernelWork, parts: int, show: bool) -> None:
         self._pairs = [tile.pairs for tile in work.plan]
         self._store = work.store
-        self._looked = time.monotonic()
+        self._next_look = 0.0
         there, total = self._finished() if show else 0, parts * work.plan.pairs
         self._bar = tqdm(total=total, initial=there, desc=work.name, unit="pair", disable=not show, mininterval=0.5)
 
@@ -132,9 +148,11 @@ class _Progress:
         """Show that this process has finished a tile, or a part of it."""
         if distributed.world_size() == 1:
             self._bar.update(tile.pairs)
-        elif not self._bar.disable and time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
-            self._looked = time.monotonic()
+        elif not self._bar.disable and time.monotonic() > self._next_look:
+            start = time.monotonic()
             self._bar.update(self._finished() - self._bar.n)
+            took = time.monotonic() - start
+            self._next_look = start + max(SECONDS_BETWEEN_LOOKS, took / LOOKING_SHARE)
 
     def close(self) -> None:
         """Show the last state and go on below the bar."""
@@ -143,4 +161,4 @@ class _Progress:
         self._bar.close()
 
     def _finished(self) -> int:
-        return sum(self._pairs[number] for number in self._store.finished())
+        return sum(self._pairs[number] for number in self._store.numbers_there())

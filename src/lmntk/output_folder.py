@@ -53,12 +53,15 @@ def _lock(folder: Path) -> int:
     """Return the open, locked file."""
     path = folder / LOCK_NAME
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UsageError(f"--output_dir: {path} cannot be made ({error.strerror}): make room there") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                owner = os.read(lock, 200).decode(errors="replace").strip() or "which has just started"
+                owner = os.read(lock, 200).decode(errors="replace").strip() or "of unknown owner"
                 os.close(lock)
                 raise UsageError(
                     f"another run ({owner}) is at work in {folder}: wait for it, or give this one another TAG or "
@@ -71,7 +74,8 @@ def _lock(folder: Path) -> int:
             if os.fstat(lock).st_ino == path.stat().st_ino:
                 break
         os.close(lock)
-    os.ftruncate(lock, 0)
     now = datetime.now().isoformat(sep=" ", timespec="seconds")
-    os.write(lock, f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode())
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode())
     return lock

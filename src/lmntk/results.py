@@ -92,7 +92,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, l
 def remove_unfinished_files(folder: Path) -> None:
     """Remove what was being written into a folder when a process was killed."""
     for path in folder.glob(f".*.{'[0-9a-f]' * 32}{UNFINISHED}"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping[str, Any]) -> None:

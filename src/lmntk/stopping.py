@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self.number = number
-        self.kept = "finished kernels are kept"
+        self.kept = "what was finished is kept"
 
     @property
     def status(self) -> int:
@@ -44,20 +44,20 @@ def exit_status(work: Callable[[], None]) -> int:
     with _stopped_by_signals():
         try:
             work()
-        except UsageError as error:
+        except BaseException as error:
+            # Libraries catch what they should not: an import that is cut short may end in any error.
+            stop = error if isinstance(error, Stopped) else Stopped(_received[0]) if _received else None
+            if stop is not None:
+                if os.environ.get("RANK", "0") == "0":
+                    print(f"stopped by {stop}: {stop.kept}; the same command goes on from there", file=sys.stderr)
+                return stop.status
+            if not isinstance(error, UsageError):
+                raise
             from lmntk import distributed  # here, since torch takes its time to load
 
             if distributed.tells(error):
                 print(f"error: {error}", file=sys.stderr)
             return 2
-        except BaseException as error:
-            # Libraries catch what they should not: an import that is cut short may end in any error.
-            stop = error if isinstance(error, Stopped) else Stopped(_received[0]) if _received else None
-            if stop is None:
-                raise
-            if os.environ.get("RANK", "0") == "0":
-                print(f"stopped by {stop}: {stop.kept}; the same command goes on from there", file=sys.stderr)
-            return stop.status
     return 0
 
 
@@ -69,20 +69,23 @@ def check() -> None:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Raise `Stopped` at the first signal, wherever the program is, and let no further one disturb its end."""
+    """Raise `Stopped` at the first signal, wherever the program is; the second changes nothing, the third kills."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     _received.clear()
     try:
         for number, handler in handlers.items():
-            if handler is not signal.SIG_IGN:  # as nohup has it
+            if handler is not signal.SIG_IGN and handler is not None:  # as nohup has it, or a library written in C
                 signal.signal(number, _stop)
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    if not _received:
-        _received.append(signal.Signals(number))
+    _received.append(signal.Signals(number))
+    if len(_received) == 1:
         raise Stopped(_received[0])
+    # torchrun passes on what a terminal has sent to all: two signals are one wish, a third is impatience.
+    signal.signal(number, signal.SIG_DFL)

@@ -5,6 +5,7 @@ they are: the plan, the examples on both sides, the part. A file that is cut, da
 match and counts as missing; it can never become a wrong number.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -28,7 +29,9 @@ from lmntk.results import kernel_differences, remove_unfinished_files, write_ato
 logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = hashlib.sha256().digest_size
+KEY_LENGTH = 12
 NUMBERS = np.dtype("<f8")
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class TileStore:
@@ -36,19 +39,18 @@ class TileStore:
 
     Args:
         folder: Where they are.
-        overwrite: Tiles of another plan are dropped, not refused.
     """
 
-    def __init__(self, folder: Path, overwrite: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._overwrite = overwrite
         self._key = ""
 
-    def begun(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    def stored_plan(self, wanted: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
         """Return the plan that an earlier run wrote down here; None where there is none, or it cannot be read.
 
         Args:
             wanted: What this run asks for: the kernel, and of the plan what its flags say.
+            overwrite: A plan of another kind is as none, and not refused.
 
         Raises:
             UsageError: The tiles here are another kernel's, or of another plan.
@@ -62,10 +64,10 @@ class TileStore:
         except (OSError, ValueError) as error:
             logger.warning("%s cannot be read (%s); tiles beside it that fit are used", self._plan_file, error)
             return None
-        differences = kernel_differences(stored, {**wanted, "lmntk": lmntk.__version__})
+        differences = kernel_differences(stored, _with_version(wanted))
         if not differences:
             return stored
-        if self._overwrite:
+        if overwrite:
             return None
         raise UsageError(
             f"{self.folder} holds tiles of an unfinished kernel that another command was computing "
@@ -73,23 +75,52 @@ class TileStore:
             "them, or another TAG or --output_dir to keep both"
         )
 
-    def begin(self, plan: Mapping[str, Any]) -> str:
-        """Write the plan down, unless it is there; return its key, for `use`.
+    @staticmethod
+    def key(plan: Mapping[str, Any]) -> str:
+        """Return what `use` wants to know of a plan; see `begin`."""
+        return hashlib.sha256(_as_text(plan)).hexdigest()
+
+    def use(self, key: str) -> None:
+        """Read and write tiles of the plan with this key, on all processes."""
+        self._key = key
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Write the plan in use down, unless it is there, and drop the tiles of others.
 
         Args:
             plan: Everything that the numbers of a tile, or its bounds, depend on; what JSON can hold.
-        """
-        text = json.dumps({**plan, "lmntk": lmntk.__version__}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        self._make_folder()
-        remove_unfinished_files(self.folder)
-        if not self._plan_file.exists() or self._plan_file.read_bytes() != text.encode():
-            write_atomically(self._plan_file, lambda file: file.write(text.encode()))
-        return hashlib.sha256(text.encode()).hexdigest()
 
-    def use(self, key: str) -> None:
-        """Read and write tiles of the plan with this key."""
-        self._key = key
-        self._make_folder()
+        Raises:
+            UsageError: The file system refuses.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.folder} cannot be made ({error.strerror}): clear the way") from error
+        remove_unfinished_files(self.folder)
+        for path in set(self.folder.glob("*.tile")) - set(self._files()):
+            path.unlink(missing_ok=True)
+        text = _as_text(plan)
+        if not self._plan_file.exists() or self._plan_file.read_bytes() != text:
+            write_atomically(self._plan_file, lambda file: file.write(text))
+
+    def wait_until_seen(self, patience: float) -> None:
+        """Wait until the folder that another process has made shows here.
+
+        Args:
+            patience: How many seconds.
+
+        Raises:
+            UsageError: It does not.
+        """
+        deadline = time.monotonic() + patience
+        while not self._plan_file.exists():
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"{self.folder}, made by the first process, does not show here: the machines that share a run must "
+                    "share its --output_dir too"
+                )
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def write(self, number: int, part: int, tile: Tile, values: Tensor) -> None:
         """Keep one part of a tile.
@@ -103,35 +134,41 @@ class TileStore:
         Raises:
             UsageError: The file system refuses.
         """
-        numbers = values.cpu().contiguous().numpy().astype(NUMBERS, copy=False).tobytes()
-        content = self._digest(part, tile, numbers) + numbers
+        numbers = values.cpu().contiguous().numpy().astype(NUMBERS, copy=False).reshape(-1).view(np.uint8).data
+        digest = self._digest(part, tile, numbers)
         # A power cut may take a tile that is not yet on the disk itself: its hash would tell.
-        write_atomically(self._file(number, part), lambda file: file.write(content), lasting=False)
+        write_atomically(
+            self._file(number, part), lambda file: (file.write(digest), file.write(numbers)), lasting=False
+        )
 
     def read(self, number: int, part: int, tile: Tile) -> Tensor | None:
         """Return the numbers of one part of a tile, float64, flat; None where they are missing or damaged."""
         path = self._file(number, part)
         try:
-            content = path.read_bytes()
+            content = memoryview(path.read_bytes())
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror}): clear the way, or remove it") from error
-        digest, numbers = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        if digest != self._digest(part, tile, numbers):
-            logger.warning("%s is cut, damaged or of another plan: computing the tile again", path)
+        numbers = content[DIGEST_BYTES:]
+        if content[:DIGEST_BYTES] != self._digest(part, tile, numbers):
             return None
         return torch.from_numpy(np.frombuffer(numbers, NUMBERS).astype(np.float64))
 
-    def sound(self, plan: Plan, parts: int) -> set[tuple[int, int]]:
-        """Return which tiles, by number and part, are here and undamaged."""
-        names = {path.name for path in self.folder.iterdir()}
-        return {
-            (number, part)
-            for number, tile in enumerate(plan)
-            for part in range(parts)
-            if self._file(number, part).name in names and self.read(number, part, tile) is not None
-        }
+    def undamaged(self, plan: Plan, parts: int) -> set[tuple[int, int]]:
+        """Return which tiles, by number and part, are here; say which of them are damaged."""
+        there = set(self._files())
+        found = set()
+        for number, tile in enumerate(plan):
+            for part in range(parts):
+                path = self._file(number, part)
+                if path not in there:
+                    continue
+                if self.read(number, part, tile) is None:
+                    logger.warning("%s is cut or damaged: computing the tile again", path)
+                else:
+                    found.add((number, part))
+        return found
 
     def blocks(self, plan: Plan, parts: int, shape: tuple[int, int], patience: float) -> Iterator[Block]:
         """Read all tiles, part after part in the order of the plan, whoever wrote them and when.
@@ -149,23 +186,25 @@ class TileStore:
         deadline = time.monotonic() + patience
         for part in range(parts):
             for number, tile in enumerate(plan):
-                path = self._file(number, part)
-                while not path.exists() and time.monotonic() < deadline:
-                    time.sleep(0.5)
-                numbers = self.read(number, part, tile)
-                if numbers is None:
-                    raise UsageError(
-                        f"the tile {path} is not there, though it was written: if several machines share this run, "
-                        "--output_dir must be one folder to all; the same command computes what is missing"
-                    )
+                while (numbers := self.read(number, part, tile)) is None:
+                    if time.monotonic() > deadline:
+                        raise UsageError(
+                            f"the tile {self._file(number, part)} was written, but is missing or damaged now: the same "
+                            "command computes it again; machines that share a run must share its --output_dir too"
+                        )
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
                 yield tile, numbers.reshape(directions, len(tile.train), logits, len(tile.x), logits)
 
-    def finished(self) -> list[int]:
+    def numbers_there(self) -> list[int]:
         """Return the number of each tile that is here, once for each of its parts, without a look into the files."""
-        return [int(path.name.partition("-")[0]) for path in self.folder.glob("[0-9]*-*.tile")]
+        return [int(path.name.split("-")[1]) for path in self._files()]
 
     def drop(self) -> None:
         """Remove the folder: the kernel is there, or the tiles are not wanted."""
+        # The plan last: while it is there the tiles that are left are of use.
+        for path in self.folder.glob("*.tile"):
+            with contextlib.suppress(OSError):
+                path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -173,14 +212,22 @@ class TileStore:
         return self.folder / "plan.json"
 
     def _file(self, number: int, part: int) -> Path:
-        return self.folder / f"{number:06d}-{part}.tile"
+        return self.folder / f"{self._key[:KEY_LENGTH]}-{number:06d}-{part}.tile"
 
-    def _digest(self, part: int, tile: Tile, numbers: bytes) -> bytes:
-        what = json.dumps([self._key, part, tile.train, tile.x])
-        return hashlib.sha256(what.encode() + numbers).digest()
+    def _files(self) -> Iterator[Path]:
+        """The tiles of this plan, parts and damaged ones among them."""
+        return self.folder.glob(f"{self._key[:KEY_LENGTH]}-*.tile") if self._key else iter(())
 
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{self.folder} cannot be made ({error.strerror}): clear the way") from error
+    def _digest(self, part: int, tile: Tile, numbers: memoryview) -> bytes:
+        digest = hashlib.sha256(json.dumps([self._key, part, tile.train, tile.x]).encode())
+        digest.update(numbers)
+        return digest.digest()
+
+
+def _as_text(plan: Mapping[str, Any]) -> bytes:
+    return (json.dumps(_with_version(plan), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _with_version(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan of another version of the program, or of torch, may round, or number its tiles, in another way."""
+    return {**plan, "lmntk": lmntk.__version__, "torch": torch.__version__}

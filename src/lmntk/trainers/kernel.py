@@ -1,8 +1,10 @@
 """The kernel trainer: "training" computes the kernel of the train examples, "evaluation" solves with it."""
 
+import dataclasses
 import functools
 import logging
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +23,10 @@ from lmntk.features import Collator, FeatureDataset
 from lmntk.kernel_files import Kernel, KernelFiles, samples_of
 from lmntk.kernel_work import KernelWork
 from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, make_engine
-from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes, resident_bytes
+from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes, resident_bytes, seconds_of
 from lmntk.parameters import count_parameters, select_parameters
 from lmntk.solver_problem import SolverSettings, class_ids
-from lmntk.trainers.prompt import PromptTrainer, score
+from lmntk.trainers.prompt import LOGITS_TOGETHER, PromptTrainer, score
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class KernelTrainer(PromptTrainer):
             output_dir=Path(args.output_dir),
             load_dir=None if args.load_kernels is None else Path(args.load_kernels),
             task_key=run.task.key,
-            overwrite=args.overwrite_kernels,
+            overwrite=args.overwrite_kernels and args.load_kernels is None,
         )
         self._formula = FORMULAS[args.kernel_formula]
         self._num_logits = 1 if args.binary_classification else len(run.task.labels)
@@ -89,7 +91,7 @@ class KernelTrainer(PromptTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Compute, or find, the kernel of the train examples with themselves, and fit the solver to it."""
-        distributed.first_does(lambda: self._files.start_overwriting(self._run.datasets))
+        distributed.first_does(self._files.start_overwriting)
         self.prepare("train")
         f0 = self.untrained_logits("train")[0].numpy() if self.args.adjust_for_init else None
         distributed.first_does(lambda: self._fit(f0))
@@ -126,14 +128,19 @@ class KernelTrainer(PromptTrainer):
             self._compute(split)
             return
         logger.info("taking the train × %s kernel from %s", split, path)
-        if self.args.load_kernels is None:
-            self._files.tiles(split).drop()
-            self.untrained_logits(split)
 
         def load() -> None:
             self._kernels[split] = self._files.load(path, self._formula.two_directions, self._num_logits)
+            if self.args.load_kernels is None:
+                self._files.tiles(split).drop()  # a run was killed before it did
 
         distributed.first_does(load)
+        if self.args.load_kernels is None:
+            self.untrained_logits(split)
+
+    def finish(self) -> None:
+        """Let the next ``--overwrite_kernels`` begin anew."""
+        distributed.first_does(self._files.finish)
 
     def untrained_logits(self, split: str) -> tuple[Tensor, Tensor]:
         """Return the logits of the untrained model on a split, ``[X, C]``, and the split's labels.
@@ -149,31 +156,43 @@ class KernelTrainer(PromptTrainer):
             distributed.first_does(lambda: self._files.save_logits(split, *found))
         return self._logits[split]
 
-    def dry_run(self, seconds_so_far: float) -> None:
+    def dry_run(self, started: float) -> None:
         """Say what the kernels of this command take, without computing them.
 
         Args:
-            seconds_so_far: What it took to come here.
+            started: When the program did, by `time.perf_counter`: what comes before the kernels takes its time too.
         """
         resident = resident_bytes()
-        seconds, beside, on_disk = seconds_so_far, 0, 0
+        seconds, beside, on_disk, in_tiles = 0.0, 0, 0, 0
         for split in self._run.datasets:
             path = self._path_to_use(split)
             if path is None:
                 work = self._planned(split)
                 self._announce(work, split, "would compute")
-                seconds += work.seconds()
+                seconds += work.seconds() + self._logits_seconds(split)
                 beside = max(beside, work.memory_bytes)
                 on_disk += work.kernel_bytes
+                in_tiles = max(in_tiles, work.tile_bytes)
             else:
                 kernel, _ = self._files.load(path, self._formula.two_directions, self._num_logits)
                 shape = " × ".join(map(str, kernel.shape))
                 logger.info("would take the train × %s kernel (%s) from %s", split, shape, path)
-        each = " in each process" if distributed.world_size() > 1 else ""
+        seconds += time.perf_counter() - started
+        on_gpu = self.args.device.type == "cuda"
+        memory = f"{beside / 2**30:.2f} GB beside the model" if on_gpu else f"{(resident + beside) / 2**30:.2f} GB"
         logger.info(
-            "in all %s before solving, %.2f GB of memory%s, and %.1f MB in %s; nothing was computed",
-            *(_duration(seconds), (resident + beside) / 2**30, each, on_disk / 2**20, self.args.output_dir),
+            "in all %s before solving, %s of memory%s, and %.1f MB in %s, %.1f MB more until the last kernel is there; "
+            "nothing was computed",
+            *(_duration(seconds), memory, " in each process" if distributed.world_size() > 1 else ""),
+            *(on_disk / 2**20, self.args.output_dir, in_tiles / 2**20),
         )
+
+    def _logits_seconds(self, split: str) -> float:
+        """Return about how long the logits of the untrained model take, by those of a few prompts."""
+        data = self._run.datasets[split]
+        few = dataclasses.replace(data, features=data.features[:LOGITS_TOGETHER])
+        batches = len(data) / max(len(few), 1) / distributed.world_size()
+        return seconds_of(lambda: self.logits(few)) * batches
 
     def _path_to_use(self, split: str) -> Path | None:
         return distributed.first_does(lambda: self._files.to_use(split, self._definition(split)))
@@ -203,50 +222,68 @@ class KernelTrainer(PromptTrainer):
         work = self._planned(split)
         if distributed.is_first():
             self._announce(work, split, "computing")
-        key = distributed.first_does(
-            lambda: work.store.begin(self._definition(split) | self._asked(split) | work.settings)
-        )
-        work.store.use(key)
         start = time.perf_counter()
-        there = work.compute(show=distributed.is_first() and not self.args.disable_tqdm)
-        seconds = time.perf_counter() - start
-        _, labels = self.untrained_logits(split)
+        with work.kept_when_stopped():
+            distributed.first_does(lambda: self._begin(work, split))
+            there = work.compute(show=distributed.is_first() and not self.args.disable_tqdm)
+            seconds = time.perf_counter() - start
+            labels = self.untrained_logits(split)[1]
+            distributed.first_does(lambda: self._complete(work, split, labels, there, seconds))
 
-        def finish() -> None:
-            self._kernels[split] = work.kernel(), labels
-            description = self._definition(split) | work.settings
-            description |= {
-                "processes": distributed.world_size(),
-                "seconds": round(seconds, 3),
-                "tiles_of_a_stopped_run": there,
-                "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
-            }
-            description |= descriptions.circumstances(self._run, self._model_args, split)
-            path = self._files.save(split, self._kernels[split], description)
-            work.store.drop()
-            logger.info("wrote the train × %s kernel to %s", split, path)
+    def _begin(self, work: KernelWork, split: str) -> None:
+        """Make the store ready for the work, and see that the disk has room."""
+        work.store.begin(self._written_plan(work, split))
+        needed = work.tile_bytes + work.kernel_bytes
+        free = shutil.disk_usage(self.args.output_dir).free
+        if free < needed:
+            raise UsageError(
+                f"--output_dir {self.args.output_dir}: the train × {split} kernel and its tiles take "
+                f"{needed / 2**20:.0f} MB, but {free / 2**20:.0f} MB are free: make room, or choose another folder"
+            )
 
-        distributed.first_does(finish)
+    def _written_plan(self, work: KernelWork, split: str) -> dict[str, Any]:
+        return self._definition(split) | self._asked(split) | work.settings
+
+    def _complete(self, work: KernelWork, split: str, labels: Tensor, there: int, seconds: float) -> None:
+        """Write the kernel that the tiles make, and let these go."""
+        self._kernels[split] = work.kernel(), labels
+        description = self._definition(split) | work.settings
+        description |= {
+            "processes": distributed.world_size(),
+            "seconds": round(seconds, 3),
+            "tiles_of_a_stopped_run": there,
+            "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
+        }
+        description |= descriptions.circumstances(self._run, self._model_args, split)
+        path = self._files.save(split, self._kernels[split], description)
+        work.store.drop()
+        logger.info("wrote the train × %s kernel to %s", split, path)
 
     def _planned(self, split: str) -> KernelWork:
         """Lay the plan of a kernel, or take that of a run that was stopped."""
         store = self._files.tiles(split)
-        begun = distributed.first_does(lambda: store.begun(self._definition(split) | self._asked(split))) or {}
+
+        def stored_plan() -> dict[str, Any] | None:
+            return store.stored_plan(self._definition(split) | self._asked(split), self.args.overwrite_kernels)
+
+        begun = distributed.first_does(stored_plan) or {}
         memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_gb()))
         engine = make_engine(self._problem(split), begun.get("engine", self.args.kernel_engine), memory_gb)
         tiles = begun.get("train_tile", self.args.train_tile), begun.get("x_tile", self.args.x_tile)
         # Tiles of different plans would not make one kernel: the first process's counts.
         plan = distributed.first_does(lambda: self._plan(engine, *tiles))
-        return KernelWork(f"train × {split}", engine, plan, engine.pace(plan), store)
+        work = KernelWork(f"train × {split}", engine, plan, engine.pace(plan), store)
+        store.use(distributed.first_does(lambda: store.key(self._written_plan(work, split))))
+        return work
 
     def _asked(self, split: str) -> dict[str, Any]:
         """What the flags say of the plan; a run that was stopped goes on under the same ones only."""
-        flags = {
-            "per_device_train_batch_size": self.args.train_tile,
-            "per_device_eval_batch_size": self.args.x_tile,
-            "kernel_memory_gb": self.args.kernel_memory_gb,
+        return {
+            "--per_device_train_batch_size": self.args.train_tile,
+            "--per_device_eval_batch_size": self.args.x_tile,
+            "--kernel_memory_gb": self.args.kernel_memory_gb,
+            "device": self.args.device.type,
         }
-        return {f"--{name}": value for name, value in flags.items() if value is not None}
 
     def _problem(self, split: str) -> KernelProblem:
         model = self._run.model
@@ -308,6 +345,8 @@ class KernelTrainer(PromptTrainer):
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"about {max(seconds, 0.1):.1f} s"
     if seconds < 90:
-        return f"about {max(seconds, 1):.0f} s"
+        return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -69,6 +69,9 @@ class PromptTrainer(transformers.Trainer):
         self.log(dict(metrics))
         return metrics
 
+    def finish(self) -> None:
+        """Do what is left when all results are written: nothing, here."""
+
     def logits(self, dataset: FeatureDataset) -> Tensor:
         """Return the model's logits on every prompt of a split, ``[X, C]``, in the model's own dtype.
 

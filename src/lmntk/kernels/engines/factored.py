@@ -175,13 +175,14 @@ class FactoredEngine(Engine):
         rest = self._fallback.pace(plan) if self._fallback else Pace(lambda train: 0.0, lambda tile: 0.0)
 
         def row(train: tuple[int, ...]) -> float:
-            return propagation_seconds * sum(_tokens(problem.train, train)) + rest.row(train)
+            return propagation_seconds * sum(_tokens(problem.train, train))
 
         def tile_seconds(tile: Tile) -> float:
             x_tokens = 0 if self.problem.on_diagonal(tile) else sum(_tokens(problem.x_examples, tile.x))
             formed = sum(_tokens(problem.train, tile.train)) + x_tokens
             flops = 2 * self._formed * logits * (formed + logits * tile.pairs * directions)
-            return propagation_seconds * x_tokens + flops / rate + rest.tile(tile)
+            # The fallback begins anew with every tile.
+            return propagation_seconds * x_tokens + flops / rate + rest.row(tile.train) + rest.tile(tile)
 
         return Pace(row, tile_seconds)
 
