@@ -129,7 +129,7 @@ def test_tiles_can_be_given_as_in_a_run(capsys):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--memory_gb", "1"], "--memory_gb: train × train takes 3.2 GB at least, model included"),
+        (["--memory_gb", "1"], "--memory_gb: the tiles of train × train take 3.2 GB with the model"),
         (["--k", "0"], "--k must be more than 0"),
         (["--processes", "4", "0"], "--processes must be more than 0"),
         (["--formula", "asymmetric_signgd", "--logits", "2"], "--formula asymmetric_signgd takes --logits 1"),
