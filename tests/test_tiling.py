@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmntk.kernels import ENGINES
-from lmntk.kernels.tiling import Pace, Tile, fair, make_plan
+from lmntk.kernels.tiling import Pace, Tile, fair, make_plan, tiles_per_axis
 from lmntk.parameters import ParameterFilter
 from test_engines import names_of, problem_of
 from tiny_models import tiny_prompt_model, tiny_prompts
@@ -47,20 +47,37 @@ def test_of_a_symmetric_plan_every_pair_or_its_mirror_is_there_once(train, tile)
 
 
 @pytest.mark.parametrize(
-    ("size", "examples", "processes", "expected"),
+    ("size", "examples", "parts", "expected"),
     [
         (32, 100, 1, 25),
-        (256, 300, 4, 38),
+        (256, 300, 4, 75),
         (32, 3, 4, 1),
-        (256, 277, 3, 47),
+        (256, 277, 6, 47),
         (9, 0, 2, 1),
         (256, 872, 1, 218),
         (256, 872, 2, 218),
         (8, 9, 1, 5),
     ],
 )
-def test_tiles_are_equal_and_as_many_for_every_process(size, examples, processes, expected):
-    assert fair(size, examples, processes) == expected
+def test_tiles_are_equal_and_as_many_for_every_process(size, examples, parts, expected):
+    assert fair(size, examples, parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "x", "processes", "symmetric", "expected"),
+    [
+        (32, 1000, 1, False, (1, 1)),
+        (32, 1000, 2, False, (1, 4)),  # few train examples are taken by every process
+        (1024, 1000, 64, False, (16, 8)),  # many are shared like X: two tiles of 64 × 125 examples each
+        (32, 32, 2, True, (3, 3)),  # 6 tiles of a triangle
+        (1024, 1024, 64, True, (16, 16)),  # 136
+    ],
+)
+def test_several_processes_share_both_axes_where_both_are_long(train, x, processes, symmetric, expected):
+    rows, columns = tiles_per_axis(train, x, processes, symmetric, tokens=30, num_logits=2)
+    assert (rows, columns) == expected
+    tiles = rows * (rows + 1) // 2 if symmetric else rows * columns
+    assert tiles >= 2 * processes or processes == 1
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -72,7 +89,8 @@ def test_every_process_has_work(engine, itself, processes):
     problem = problem_of(model, names_of(model, ParameterFilter()), train, None if itself else x)
     built = ENGINES[engine](problem, 2**28)
     plan = built.plan(processes=processes)
-    pairs = [share.pairs for share in plan.shares(built.pace(plan), processes)]
+    pace = Pace(row=lambda train: 0.0, tile=lambda tile: float(tile.pairs))
+    pairs = [share.pairs for share in plan.shares(pace, processes)]
     assert min(pairs) > 0
     assert sum(pairs) == plan.pairs
 
@@ -81,7 +99,7 @@ def test_every_process_has_work(engine, itself, processes):
 def test_tiles_are_dealt_by_cost_not_by_count(processes):
     lengths = [2 + 3 * (i % 40) for i in range(277)]
     train = [20] * 8
-    plan = make_plan(train, lengths, 8, fair(256, 277, processes))
+    plan = make_plan(train, lengths, 8, fair(256, 277, 2 * processes))
     pace = by_tokens(train, lengths)
     loads = [share.seconds(pace) for share in plan.shares(pace, processes)]
     # Two equal tiles each, a long one with a short one: the sums of a linear order are all alike, but for rounding.

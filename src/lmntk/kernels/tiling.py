@@ -1,5 +1,6 @@
 """The plan of a kernel: which tiles, in which order, by whom. Pure arithmetic."""
 
+import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,13 +119,46 @@ def make_plan(
     return Plan(rows, train_tile, train_tile if symmetric else x_tile, len(train_shapes), len(x_shapes), symmetric)
 
 
-def fair(size: int, examples: int, processes: int) -> int:
-    """Return the tile size, `size` at most, that makes equal tiles, and as many for every process.
+def tiles_per_axis(
+    train: int, x: int, processes: int, symmetric: bool, tokens: float, num_logits: int
+) -> tuple[int, int]:
+    """Return into how many tiles to cut either axis, so that several processes have two each and are soon done.
 
-    Several processes get two at least: tiles are ordered by length, so that a long one goes with a short one.
+    Two, since tiles are ordered by length: a long one goes with a short one. Many tiles along X alone would have every
+    process take all train examples, many along the train axis every X example.
+
+    Args:
+        train: N.
+        x: X.
+        processes: How many share the plan.
+        symmetric: Only one of two mirrored tiles is computed.
+        tokens: An example's, on average.
+        num_logits: C.
     """
-    rounds = max(1 if processes == 1 else 2, -(-examples // (size * processes)))
-    return max(1, -(-examples // (rounds * processes)))
+    wanted = 2 * processes
+    if processes == 1:
+        return 1, 1
+    if symmetric:
+        side = math.ceil((math.sqrt(1 + 8 * wanted) - 1) / 2)
+        return side, side
+
+    def work(rows: int) -> float:
+        """What the process with most tiles does, in flops per weight: propagation, forming, contraction."""
+        columns = math.ceil(wanted / rows)
+        tiles = math.ceil(rows * columns / processes)
+        n, m = train / rows, x / columns
+        propagated = (1 + num_logits) * tokens * (min(rows, tiles) * n + tiles * m)
+        formed = num_logits * tokens * tiles * (n + m)
+        return propagated + formed + num_logits**2 * tiles * n * m
+
+    rows = min(range(1, min(train, wanted) + 1), key=work)
+    return rows, math.ceil(wanted / rows)
+
+
+def fair(size: int, examples: int, parts: int) -> int:
+    """Return the tile size, `size` at most, that makes equal tiles, so many or a multiple of it."""
+    rounds = max(1, -(-examples // (size * parts)))
+    return max(1, -(-examples // (rounds * parts)))
 
 
 def _cut(shapes: Sequence[Any], size: int) -> list[tuple[int, ...]]:

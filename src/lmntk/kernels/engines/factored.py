@@ -22,7 +22,7 @@ from lmntk.kernels.examples import Examples, buckets
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
 from lmntk.kernels.machine import product_flops, seconds_of, stage
-from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan
+from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan, tiles_per_axis
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +131,11 @@ class FactoredEngine(Engine):
         n, m = len(problem.train), len(problem.x_examples)
         # All train examples at once, where X is left a quarter of the room: else X is propagated again for each tile.
         most = max(1, 3 * examples // 4 if 4 * n <= 3 * examples else examples // 2)
-        own_train = fair(most, n, processes if problem.symmetric else 1)
-        train = min(train_tile or own_train, n)
+        tokens = sum(self._lengths) / len(self._lengths)
+        rows, columns = tiles_per_axis(n, m, processes, problem.symmetric, tokens, problem.num_logits)
+        train = min(train_tile or fair(most, n, rows), n)
         own_x = max(1, min(examples - train, MOST_X))
-        x = min(x_tile or fair(own_x, m, processes), m)
+        x = min(x_tile or fair(own_x, m, columns), m)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, train, x, problem.symmetric)
 
     def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:

@@ -11,10 +11,12 @@ from lmntk.kernels.contraction import contract
 from lmntk.kernels.engines.base import Block, Engine, MemoryBudgetError, Parameters
 from lmntk.kernels.examples import Batch, Examples, bytes_of, equal_shape_runs
 from lmntk.kernels.machine import product_flops, seconds_of
-from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan
+from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan, tiles_per_axis
 
 # X examples whose gradients are held at a time: more gain little, since gradients are formed a few examples at a time.
 X_TILE = 32
+# Where examples have no lengths.
+MEAN_TOKENS = 30
 # So many at a time: their Jacobians stand in memory twice, once as `vmap` forms them and once in their place.
 FORMED_TOGETHER = 8
 
@@ -49,8 +51,11 @@ class JacobianEngine(Engine):
         """Lay tiles over all train examples at once; memory decides on the groups of parameters instead."""
         problem = self.problem
         n, m = len(problem.train), len(problem.x_examples)
-        train_tile = min(train_tile or fair(n, n, processes if problem.symmetric else 1), n)
-        x_tile = min(x_tile or fair(X_TILE, m, processes), m)
+        # A gradient costs what it costs to form it, which is about a pass over an example's tokens for every logit.
+        tokens = MEAN_TOKENS if not problem.train.padded else sum(problem.train.shapes) / n
+        rows, columns = tiles_per_axis(n, m, processes, problem.symmetric, tokens, problem.num_logits)
+        train_tile = min(train_tile or fair(n, n, rows), n)
+        x_tile = min(x_tile or fair(X_TILE, m, columns), m)
         largest = problem.num_logits * max(bytes_of([tensor]) for tensor in problem.params.values())
         # A parameter larger than all others (the word embeddings) may force smaller tiles than grouping can give.
         while self._bytes(largest, train_tile, x_tile) > self.memory_bytes and train_tile * x_tile > 1:
