@@ -83,7 +83,7 @@ MAY_REQUIRE = {
     "legacy_flags": set(),
     "kernels": {"torch", "numpy"},
     "solver_problem": {"numpy"},
-    "solvers": {"numpy", "scipy", "sklearn", "threadpoolctl", "torch"},
+    "solvers": {"numpy", "scipy", "sklearn", "threadpoolctl"},
     "metrics": {"numpy", "scipy", "sklearn"},
 }
 

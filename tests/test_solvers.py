@@ -36,6 +36,19 @@ def test_lstsq_on_a_kernel_of_rank_one_takes_the_shortest_solution() -> None:
     assert found.metrics == {"rank0": 1}
 
 
+def test_lstsq_finds_the_rank_of_a_kernel_with_repeated_examples_whatever_memory_holds() -> None:
+    case = Case(2, n=12)
+    order = [*range(12), 3, 5, 5]
+    kernel, labels = case.train[order][:, :, order], case.train_labels[order]
+    for value in range(8):
+        junk = [np.full(15 * 2 + size, value, dtype=np.int32) for size in range(64)]
+        del junk  # what LAPACK's work space may be made of
+        found = predict("lstsq", kernel, labels, kernel, labels, PLAIN)
+        assert found.metrics == {"rank0": 24}
+        # All labels agree where examples repeat: the targets are in the kernel's range.
+        assert found.loss < CLOSE
+
+
 @pytest.mark.parametrize("logits", [1, 3])
 def test_lstsq_without_a_remainder_gives_back_the_training_targets(logits: int) -> None:
     case = Case(logits)

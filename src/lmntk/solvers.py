@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgWarning
+from scipy.linalg import lstsq as lstsq_of_scipy
 from scipy.special import log_expit, log_softmax
 from threadpoolctl import threadpool_limits
 
@@ -359,6 +359,11 @@ def _check_requirements(solver: str, *, asymmetric: bool, num_logits: int, f0: b
 
 
 def _least_squares(matrix: Array, right_side: Array) -> tuple[Array, int]:
-    """The minimum-norm least-squares solution, and the rank found."""
-    solution = torch.linalg.lstsq(torch.tensor(matrix), torch.tensor(right_side)[:, None], driver="gelsy")
-    return solution.solution[:, 0].numpy(), int(solution.rank)
+    """The minimum-norm least-squares solution, and the rank found.
+
+    Through scipy, with torch's cut-off: torch 2.13 calls gelsy with pivots that it never set (pytorch issue 187411), so
+    that on singular matrices its rank and solution are whatever memory happens to hold.
+    """
+    cut_off = float(np.finfo(np.float64).eps) * max(matrix.shape)
+    solution, _, rank, _ = lstsq_of_scipy(matrix, right_side, cond=cut_off, lapack_driver="gelsy")
+    return solution, int(rank)
