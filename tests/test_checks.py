@@ -253,3 +253,9 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path, monk
 def test_checks_write_nothing(tmp_path: Path) -> None:
     check(*KERNEL, output_dir=str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_the_log_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log").mkdir()
+    assert refusal(*KERNEL).startswith("./log is a folder, but runs append a line to a file of that name")

@@ -326,3 +326,13 @@ def test_two_processes_share_a_kernel(place: Workplace, made: dict[str, Path]) -
         assert torch.allclose(found, alone, atol=1e-6)
         note = json.loads((folder / f"{split}_kernels_sst-2.json").read_text(encoding="utf-8"))
         assert note["processes"] == 2
+
+
+def test_a_flag_that_nothing_reads_is_named(place: Workplace) -> None:
+    flags = ("--f0_scaling", "2", "--kernel_gamma", "3")
+    outcome = place.call(place.argv(*flags, output="idle"))
+    assert outcome.status == 0
+    assert "--f0_scaling changes nothing without --adjust_for_init" in outcome.messages
+    assert "--kernel_gamma changes nothing without --kernel_solver asym" in outcome.messages
+    outcome = place.call(place.argv("--f0_scaling", "2", "--adjust_for_init", output="idle"))
+    assert "changes nothing" not in outcome.messages

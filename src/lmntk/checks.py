@@ -193,6 +193,8 @@ def _check_output_dir(folder: Path) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise UsageError(f"--output_dir {folder}: {existing} is a file, not a folder; choose another place")
+    if Path("log").is_dir():
+        raise UsageError("./log is a folder, but runs append a line to a file of that name; work in another directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(f"--output_dir {folder}: {existing} cannot be written; choose another place")
 

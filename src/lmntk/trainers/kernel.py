@@ -75,6 +75,7 @@ class KernelTrainer(PromptTrainer):
             task_key=run.task.key,
             overwrite=args.overwrite_kernels and args.load_kernels is None,
         )
+        self._warn_of_idle_flags()
         self._formula = FORMULAS[args.kernel_formula]
         self._num_logits = 1 if args.binary_classification else len(run.task.labels)
         self._grad_dim: int | None = None
@@ -193,6 +194,16 @@ class KernelTrainer(PromptTrainer):
         few = dataclasses.replace(data, features=data.features[:LOGITS_TOGETHER])
         batches = len(data) / max(len(few), 1) / distributed.world_size()
         return seconds_of(lambda: self.logits(few)) * batches
+
+    def _warn_of_idle_flags(self) -> None:
+        flags = {field.name: field.default for field in dataclasses.fields(self.args)}
+        for name, read, where in (
+            ("f0_scaling", self.args.adjust_for_init, "--adjust_for_init"),
+            ("kernel_gamma", self.args.kernel_solver == "asym", "--kernel_solver asym"),
+            ("kernel_lambda", self.args.kernel_solver == "asym", "--kernel_solver asym"),
+        ):
+            if getattr(self.args, name) != flags[name] and not read:
+                logger.warning("--%s changes nothing without %s", name, where)
 
     def _path_to_use(self, split: str) -> Path | None:
         return distributed.first_does(lambda: self._files.to_use(split, self._definition(split)))
