@@ -253,7 +253,7 @@ class KernelTrainer(PromptTrainer):
             )
 
     def _written_plan(self, work: KernelWork, split: str) -> dict[str, Any]:
-        return self._definition(split) | self._asked(split) | work.settings
+        return self._definition(split) | self._asked() | work.settings
 
     def _complete(self, work: KernelWork, split: str, labels: Tensor, there: int, seconds: float) -> None:
         """Write the kernel that the tiles make, and let these go."""
@@ -275,7 +275,7 @@ class KernelTrainer(PromptTrainer):
         store = self._files.tiles(split)
 
         def stored_plan() -> dict[str, Any] | None:
-            return store.stored_plan(self._definition(split) | self._asked(split), self.args.overwrite_kernels)
+            return store.stored_plan(self._definition(split) | self._asked(), self.args.overwrite_kernels)
 
         begun = distributed.first_does(stored_plan) or {}
         memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_gb()))
@@ -287,7 +287,7 @@ class KernelTrainer(PromptTrainer):
         store.use(distributed.first_does(lambda: store.key(self._written_plan(work, split))))
         return work
 
-    def _asked(self, split: str) -> dict[str, Any]:
+    def _asked(self) -> dict[str, Any]:
         """What the flags say of the plan; a run that was stopped goes on under the same ones only."""
         return {
             "--per_device_train_batch_size": self.args.train_tile,
