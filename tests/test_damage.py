@@ -192,6 +192,22 @@ def test_damaged_kernels_and_descriptions_stop_the_run_and_name_the_way_out(
     assert (folder / KERNELS[2]).read_bytes() == undisturbed[KERNELS[2]]
 
 
+def test_a_folder_in_a_kernels_place_is_told_before_anything_is_computed(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = place.folder / "folders"
+    (folder / KERNELS[0]).mkdir(parents=True)
+    computed = count_tiles(monkeypatch)
+    outcome = place.call(place.argv(*TILED, "--overwrite_kernels", output="folders"))
+    assert (outcome.status, computed) == (2, [])
+    assert outcome.err == f"error: {folder / KERNELS[0]} is a folder where a kernel's file belongs: remove it\n"
+
+
+def test_a_mistake_in_the_data_leaves_no_folder(place: Workplace) -> None:
+    assert place.call(place.argv("--data_dir", "nowhere", output="never/made")).status == 2
+    assert not (place.folder / "never").exists()
+
+
 def test_a_kernel_with_one_wrong_bit_is_not_used(place: Workplace, undisturbed: dict[str, bytes]) -> None:
     folder = place.folder / "bit"
     shutil.copytree(place.folder / "undisturbed", folder)

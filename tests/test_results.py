@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: 
         results.write_atomically(target, write)
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+def test_a_kernel_that_outgrows_the_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """The file system refuses while torch.save writes, which makes an error of its own of it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UsageError, match=r"cannot write .*k\.pt \(File too large\): make room"):
+            results.save_kernel(tmp_path / "k.pt", torch.ones(8, 2, 100, 2), torch.ones(100), {})
+        with pytest.raises(UsageError, match=r"cannot write .*l\.pt \(File too large\): make room"):
+            results.save_logits(tmp_path / "l.pt", torch.ones(5000, 2), torch.ones(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) in ([], ["k.json"])
 
 
 def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_ctrl_c_before_there_is_anything_says_so_too(place: Workplace, monkeypat
     outcome = place.call(place.argv(output="early"))
     assert (outcome.status, outcome.err) == (
         130,
-        "stopped by SIGINT: what was finished is kept; the same command goes on from there\n",
+        "stopped by SIGINT: kernels that were finished are kept; the same command goes on from there\n",
     )
 
 

@@ -64,6 +64,8 @@ class KernelFiles:
         if self.load_dir is not None:
             return self._to_load(self.load_dir, split, wanted)
         path = results.kernel_path(self.output_dir, split, self.task_key)
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder where a kernel's file belongs: remove it")
         if not path.exists():
             return None
         overwritten = self._overwritten()

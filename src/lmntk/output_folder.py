@@ -27,19 +27,20 @@ def claimed(path: str | Path) -> Iterator[Path]:
     Raises:
         UsageError: The folder cannot be written, or another run is at work in it.
     """
-    folder = prepare_output_dir(path)
-    lock = _lock(folder)
-    try:
-        remove_unfinished_files(folder)
-        yield folder
-    finally:
-        (folder / LOCK_NAME).unlink(missing_ok=True)
-        os.close(lock)
+    with left_alone(path):
+        folder = prepare_output_dir(path)
+        lock = _lock(folder)
+        try:
+            remove_unfinished_files(folder)
+            yield folder
+        finally:
+            (folder / LOCK_NAME).unlink(missing_ok=True)
+            os.close(lock)
 
 
 @contextlib.contextmanager
 def left_alone(path: str | Path) -> Iterator[None]:
-    """Remove folders on the way to `path` that were not there before: a stock trainer makes its own."""
+    """Remove folders on the way to `path` that were not there before and hold nothing at the end."""
     missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
     try:
         yield

@@ -79,9 +79,12 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, l
         temporary.replace(path)
         if lasting:
             _sync_directory(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = _file_error_behind(error)
+        if cause is None:
+            raise
         raise UsageError(
-            f"cannot write {path} ({error.strerror}): make room, or clear the way, and give the same command again; "
+            f"cannot write {path} ({cause.strerror}): make room, or clear the way, and give the same command again; "
             "what was finished is kept"
         ) from error
     finally:
@@ -269,6 +272,13 @@ def _write_text(file: BinaryIO, text: str) -> None:
     file.write(text.encode())
 
 
+def _file_error_behind(error: BaseException | None) -> OSError | None:
+    """What the file system said, where `torch.save` made another error of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
 def _sync_directory(directory: Path) -> None:
     """Let a rename survive a power cut, where the file system can."""
     with contextlib.suppress(OSError):
@@ -295,7 +305,7 @@ def _load_pair(path: Path, kind: str) -> tuple[Tensor, Tensor]:
         ) from error
     # Damaged files make torch raise anything from EOFError to RuntimeError.
     except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = error.strerror if isinstance(error, OSError) else "it is cut or damaged"
         raise UsageError(
             f"{path} cannot be read as {kind} ({reason}): compute it again with --overwrite_kernels"
         ) from error

@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self.number = number
-        self.kept = "what was finished is kept"
+        self.kept = "kernels that were finished are kept"
 
     @property
     def status(self) -> int:

@@ -99,7 +99,8 @@ class TileStore:
             raise UsageError(f"{self.folder} cannot be made ({error.strerror}): clear the way") from error
         remove_unfinished_files(self.folder)
         for path in set(self.folder.glob("*.tile")) - set(self._files()):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         text = _as_text(plan)
         if not self._plan_file.exists() or self._plan_file.read_bytes() != text:
             write_atomically(self._plan_file, lambda file: file.write(text))

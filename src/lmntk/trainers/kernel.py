@@ -128,10 +128,10 @@ class KernelTrainer(PromptTrainer):
         if path is None:
             self._compute(split)
             return
-        logger.info("taking the train × %s kernel from %s", split, path)
 
         def load() -> None:
             self._kernels[split] = self._files.load(path, self._formula.two_directions, self._num_logits)
+            logger.info("took the train × %s kernel from %s", split, path)
             if self.args.load_kernels is None:
                 self._files.tiles(split).drop()  # a run was killed before it did
 
