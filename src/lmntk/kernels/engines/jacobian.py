@@ -79,11 +79,14 @@ class JacobianEngine(Engine):
         return self._bytes(self.problem.num_logits * largest, plan.train_tile, plan.x_tile)
 
     def pace(self, plan: Plan) -> Pace:
-        """Time one example's gradients, and count the products."""
+        """Time the gradients of as many examples as there are together on average, and count the products."""
         problem = self.problem
-        one = [problem.typical_example]
         groups = self._groups(plan)
-        gradient_seconds = seconds_of(lambda: [self._gradients(problem.train, one, group) for group in groups])
+        tiles = [tile.x for tile in plan]
+        runs = sum(len(equal_shape_runs(problem.x_examples, x, FORMED_TOGETHER)) for x in tiles)
+        few = [problem.typical_example] * max(1, round(sum(map(len, tiles)) / max(runs, 1)))
+        gradient_seconds = seconds_of(lambda: [self._gradients(problem.train, few, group) for group in groups])
+        gradient_seconds /= len(few)
         parameters = sum(tensor.numel() for tensor in problem.params.values())
         weight = next(iter(problem.params.values()))
         flops = 2 * parameters * problem.num_logits**2 * len(problem.formula.directions)
