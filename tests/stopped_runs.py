@@ -17,6 +17,13 @@ TILES = {"train": 3, "dev": 4, "test": 6}
 KERNELS = [f"{split}_kernels_sst-2.pt" for split in SIZES]
 
 
+def undisturbed_kernels(place: Workplace) -> dict[str, bytes]:
+    """The bytes of the kernels of a run that nothing disturbed, in the folder of that name."""
+    folder = place.run(*TILED, output="undisturbed")
+    assert not list(folder.glob("*_tiles_*"))
+    return {name: (folder / name).read_bytes() for name in KERNELS}
+
+
 def count_tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the engine count the tiles that it computes."""
     computed: list[int] = []

@@ -12,7 +12,7 @@ from lmntk import tile_store
 from lmntk.errors import UsageError
 from lmntk.output_folder import LOCK_NAME, claimed
 from lmntk.tile_store import TileStore
-from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, tile_name
+from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, tile_name, undisturbed_kernels
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Workplace) -> dict[str, bytes]:
-    """The bytes of the kernels of a run that nothing disturbed."""
-    folder = place.run(*TILED, output="undisturbed")
-    assert not list(folder.glob("*_tiles_*"))
-    return {name: (folder / name).read_bytes() for name in KERNELS}
+    return undisturbed_kernels(place)
 
 
 @pytest.mark.parametrize(

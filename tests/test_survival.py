@@ -13,7 +13,7 @@ import torch
 from command_line import ROOT, Workplace, read_kernel
 from lmntk import stopping
 from lmntk.output_folder import LOCK_NAME
-from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after
+from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, undisturbed_kernels
 
 # Kills the process in the middle of the so-manieth write of a file whose name ends in that.
 KILLED_WHILE_WRITING = """
@@ -56,10 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Workplace) -> dict[str, bytes]:
-    """The bytes of the kernels of a run that nothing disturbed."""
-    folder = place.run(*TILED, output="undisturbed")
-    assert not list(folder.glob("*_tiles_*"))
-    return {name: (folder / name).read_bytes() for name in KERNELS}
+    return undisturbed_kernels(place)
 
 
 @pytest.mark.parametrize(
