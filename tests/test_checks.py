@@ -4,7 +4,7 @@ import pytest
 
 from lmntk import checks
 from lmntk.arguments import parse_arguments
-from lmntk.checks import BOUNDS, NOT_YET, check_arguments
+from lmntk.checks import BOUNDS, NOT_YET, check_arguments, idle_flags
 from lmntk.errors import UsageError
 
 KERNEL = ["--trainer", "kernel", "--few_shot_type", "prompt", "--do_train", "--do_eval"]
@@ -129,10 +129,6 @@ def test_flags_of_the_kernel_do_not_stop_a_run_that_computes_none() -> None:
     check(*ZERO_SHOT, "--kernel_formula", "asymmetric_signgd", "--kernel_solver", "asym")
 
 
-def test_a_regression_task_is_not_evaluated_as_if_it_had_classes() -> None:
-    assert refusal(*ZERO_SHOT, task="sts-b").startswith("--no_train: STS-B is a regression task")
-
-
 def test_loading_kernels_without_the_kernel_trainer_is_refused(tmp_path: Path) -> None:
     sentence = "--load_kernels works with --trainer kernel only: add that, or leave out --no_train"
     assert refusal(*ZERO_SHOT, "--load_kernels", str(tmp_path)) == sentence
@@ -157,6 +153,13 @@ def test_loading_kernels_without_the_kernel_trainer_is_refused(tmp_path: Path) -
         ("kernel_lambda", "1.5", "from 0 to 1"),
         ("kernel_lambda", "nan", "from 0 to 1"),
         ("f0_scaling", "-1.0", "0 or more"),
+        ("num_demo", "0", "1 or more"),
+        ("gpt3_in_context_num", "0", "1 or more"),
+        ("demo_filter_rate", "0.0", "above 0, up to 1"),
+        ("demo_filter_rate", "1.5", "above 0, up to 1"),
+        ("lora_r", "0", "1 or more"),
+        ("lora_alpha", "0", "1 or more"),
+        ("fix_layers", "-1", "0 or more"),
     ],
 )
 def test_a_number_out_of_bounds_is_refused(flag: str, value: str, wanted: str) -> None:
@@ -167,56 +170,10 @@ def test_every_bound_and_every_missing_feature_names_a_flag_that_exists() -> Non
     # a row for a flag that does not exist would raise KeyError here
     check(*KERNEL)
     assert len({bounds.flag for bounds in BOUNDS}) == len(BOUNDS)
-    assert {row.flag for row in NOT_YET} >= {"trainer", "few_shot_type", "apply_lora", "gguf_file"}
+    assert {row.flag for row in NOT_YET} == {"model_family", "gguf_file"}
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (
-            ["--few_shot_type", "prompt"],
-            "--trainer standard: fine-tuning is not available in this version yet; pass --trainer kernel, or "
-            "--no_train to evaluate the model as it is",
-        ),
-        (
-            ["--few_shot_type", "prompt", "--trainer", "linearhead"],
-            "--trainer linearhead: the linear head is not available in this version yet; pass --trainer kernel, or "
-            "--no_train to evaluate the model as it is",
-        ),
-        (
-            ["--trainer", "kernel"],
-            "--few_shot_type prompt-demo: prompting with demonstrations, the default, is not available in this version "
-            "yet; pass --few_shot_type prompt",
-        ),
-        (
-            ["--trainer", "kernel", "--few_shot_type", "finetune"],
-            "--few_shot_type finetune: the classification head is not available in this version yet; pass "
-            "--few_shot_type prompt",
-        ),
-        ([*KERNEL, "--apply_lora"], "--apply_lora: LoRA is not available in this version yet; leave the flag out"),
-        (
-            [*ZERO_SHOT, "--gpt3_in_context_num", "4"],
-            "--gpt3_in_context_num 4: in-context learning is not available in this version yet; leave the flag out",
-        ),
-        (
-            [*KERNEL, "--optimizer", "sgd", "--optimizer_variant", "signgd"],
-            "--optimizer sgd: fine-tuning, which it is for, is not available in this version yet; leave the flag out",
-        ),
-    ],
-)
-def test_a_feature_this_version_lacks_is_refused_and_not_ignored(flags: list[str], sentence: str) -> None:
-    assert refusal("--do_train", "--do_eval", *flags) == sentence
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--from_linearhead"], ["--l2_loss"], ["--model_family", "causal"], ["--gguf_file", "x.gguf"],
-        ["--demo_filter"], ["--double_demo"], ["--gpt3_in_context_head"],
-        ["--gpt3_in_context_tail"], ["--fix_layers", "2"], ["--evaluate_during_training"], ["--save_at_last"],
-        ["--save_logit"], ["--sweep"],
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("flags", [["--model_family", "causal"], ["--gguf_file", "x.gguf"]])
 def test_a_flag_whose_feature_is_missing_is_named_with_a_way_out(flags: list[str]) -> None:
     sentence = refusal(*KERNEL, *flags)
     assert sentence.startswith(" ".join(flags) + ": ")
@@ -224,8 +181,87 @@ def test_a_flag_whose_feature_is_missing_is_named_with_a_way_out(flags: list[str
 
 
 def test_a_feature_whose_row_is_deleted_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "NOT_YET", tuple(row for row in NOT_YET if row.flag != "apply_lora"))
-    check(*KERNEL, "--apply_lora")
+    monkeypatch.setattr(checks, "NOT_YET", tuple(row for row in NOT_YET if row.flag != "gguf_file"))
+    check(*KERNEL, "--gguf_file", "x.gguf")
+
+
+@pytest.mark.parametrize("kind", ["finetune", "prompt", "prompt-demo"])
+@pytest.mark.parametrize("trainer", ["standard", "kernel", "linearhead"])
+def test_every_trainer_goes_with_every_type_and_with_lora(trainer: str, kind: str) -> None:
+    check("--do_train", "--do_eval", "--trainer", trainer, "--few_shot_type", kind, "--apply_lora", "--lora_r", "4")
+
+
+TRAIN = ["--few_shot_type", "prompt", "--do_train", "--do_eval"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([*TRAIN, "--optimizer_variant", "signgd"], "--optimizer_variant signgd needs plain SGD: add --optimizer sgd"),
+        ([*TRAIN, "--save_logit"], "--save_logit needs --save_logit_dir, the folder to write the logits to"),
+        ([*TRAIN, "--lora_r", "4"], "--lora_r says how LoRA is applied: add --apply_lora, or leave the flag out"),
+        (
+            ["--few_shot_type", "prompt", "--do_train", "--evaluate_during_training"],
+            "--evaluate_during_training evaluates on dev: add --do_eval, or leave the flag out",
+        ),
+        (
+            ["--do_train", "--demo_filter"],
+            "--demo_filter needs --demo_filter_model, the name under which tools/get_sbert_embedding.py wrote sentence "
+            "embeddings into --data_dir",
+        ),
+        (
+            [*TRAIN, "--double_demo"],
+            "--double_demo is for prompts with demonstrations: pass --few_shot_type prompt-demo, or leave it out",
+        ),
+        (
+            [*ZERO_SHOT, "--gpt3_in_context_head", "--gpt3_in_context_tail"],
+            "--gpt3_in_context_head and --gpt3_in_context_tail exclude each other: the examples stand on one side of "
+            "the query",
+        ),
+        (
+            ["--no_train", "--do_eval", "--gpt3_in_context_tail", "--template_path", "t"],
+            "--gpt3_in_context_tail takes one template: pick a line of --template_path with --template_id",
+        ),
+    ],
+)
+def test_training_flags_that_do_not_go_together_are_refused(flags: list[str], sentence: str) -> None:
+    assert refusal(*flags) == sentence
+
+
+def test_fine_tuning_into_a_used_folder_needs_to_be_told_so(tmp_path: Path) -> None:
+    (tmp_path / "eval_results_sst-2.txt").touch()
+    sentence = refusal(*TRAIN, output_dir=str(tmp_path))
+    assert sentence.startswith(f"--output_dir {tmp_path} is not empty: choose another folder or TAG")
+    for flags in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "true"], ["--sweep"], ["--no_train"]):
+        check(*TRAIN, *flags, output_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([*KERNEL, "--f0_scaling", "2"], "--f0_scaling changes nothing without --adjust_for_init"),
+        ([*KERNEL, "--kernel_gamma", "2"], "--kernel_gamma changes nothing without --kernel_solver asym"),
+        ([*KERNEL, "--fix_layers", "2"], "--fix_layers changes nothing without --trainer standard --do_train"),
+        ([*ZERO_SHOT, "--optimizer", "sgd"], "--optimizer changes nothing without --trainer standard --do_train"),
+        ([*KERNEL, "--l2_loss"], "--l2_loss changes nothing without --trainer standard, or --no_train"),
+        (
+            [*ZERO_SHOT, "--from_linearhead"],
+            "--from_linearhead changes nothing without --trainer standard or kernel, or --few_shot_type finetune",
+        ),
+        ([*TRAIN, "--num_demo", "2"], "--num_demo changes nothing without --few_shot_type prompt-demo"),
+        (["--do_train", "--demo_filter_rate", "0.2"], "--demo_filter_rate changes nothing without --demo_filter"),
+        (
+            ["--do_train", "--gpt3_in_context_num", "2"],
+            "--gpt3_in_context_num changes nothing without --gpt3_in_context_head or --gpt3_in_context_tail",
+        ),
+        ([*TRAIN, "--fix_layers", "2"], None),
+        ([*KERNEL, "--from_linearhead"], None),
+        ([*KERNEL, "--num_sample", "4"], None),
+    ],
+)
+def test_a_flag_that_nothing_reads_is_told_apart(flags: list[str], sentence: str | None) -> None:
+    needed = ["--model_name_or_path", "m", "--task_name", "sst-2", "--data_dir", "d", "--output_dir", "nowhere/yet"]
+    assert idle_flags(*parse_arguments([*needed, *flags])) == ([] if sentence is None else [sentence])
 
 
 def test_a_run_that_would_do_nothing_is_refused() -> None:

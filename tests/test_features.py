@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmntk.errors import UsageError
 from lmntk.examples import Example
-from lmntk.features import Collator, Feature, FeatureDataset
+from lmntk.features import Collator, Feature, FeatureDataset, Renderer
 from lmntk.prompts import Limits, label_word_ids
 from lmntk.tasks import Task, find_task
 from lmntk.templates import Template
@@ -37,7 +37,7 @@ def build(
 ) -> FeatureDataset:
     examples = [Example(tuple(texts), label) for *texts, label in rows]
     parsed = [Template.parse(text, task.num_sentences, len(task.labels)) for text in templates or (task.template,)]
-    return FeatureDataset.build("dev", task, examples, parsed, tokenizer, limits or Limits(), words or ())
+    return FeatureDataset.build(Renderer("dev", task, examples, parsed, tokenizer, limits or Limits(), words or ()))
 
 
 def test_features_hold_the_prompts_and_the_class_ids_in_the_order_of_the_tasks_labels(roberta: Tokenizer) -> None:

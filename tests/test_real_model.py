@@ -6,7 +6,7 @@ import torch
 import oracle
 from command_line import ROOT
 from lmntk.examples import Example, read_examples
-from lmntk.features import Collator, FeatureDataset
+from lmntk.features import Collator, FeatureDataset, Renderer
 from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, assemble, make_engine
 from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
 from lmntk.prompts import Limits, label_word_ids
@@ -46,7 +46,9 @@ def features():
     """Eight and eight prompts as the program makes them, for the train and the X side."""
     rows = read_examples(TASK, SENTENCES) if SENTENCES.is_file() else [Example((s,), "1") for s in SOME_SENTENCES * 2]
     template = Template.parse(TASK.template, TASK.num_sentences, len(TASK.labels), TASK.name)
-    data = FeatureDataset.build("train", TASK, rows[: 2 * SIZE], [template], load_tokenizer(str(MODEL)), Limits())
+    data = FeatureDataset.build(
+        Renderer("train", TASK, rows[: 2 * SIZE], [template], load_tokenizer(str(MODEL)), Limits())
+    )
     return data.features[:SIZE], data.features[SIZE:]
 
 

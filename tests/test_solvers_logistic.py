@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 
-from lmntk import solvers
+from lmntk import logistic
 from lmntk.errors import UsageError
 from lmntk.solver_problem import Prediction
 from lmntk.solvers import fit
@@ -122,7 +122,7 @@ def test_logistic_is_the_minimum_of_the_penalised_loss_with_the_best_c(logits: i
 def test_logistic_takes_newtons_method_where_a_large_kernel_keeps_l_bfgs_from_converging(
     logits: int, features: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(solvers, "FEW_ITERATIONS", 20)
+    monkeypatch.setattr(logistic, "FEW_ITERATIONS", 20)
     case = Case(logits, features, n=260, decay=3.0)
     case.train, case.test = case.train * 1e6, case.test * 1e6
     found = scores_of(case.predict("logistic"))
@@ -140,8 +140,8 @@ def test_logistic_takes_newtons_method_where_a_large_kernel_keeps_l_bfgs_from_co
 def test_at_newtons_solution_the_gradient_of_the_penalised_loss_vanishes(
     logits: int, features: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(solvers, "LARGE", 10)
-    monkeypatch.setattr(solvers, "FEW_ITERATIONS", 1)
+    monkeypatch.setattr(logistic, "LARGE", 10)
+    monkeypatch.setattr(logistic, "FEW_ITERATIONS", 1)
     case = Case(logits, features)
     rows = rows_by_hand(case)
     # X examples whose features are all 0, for the intercept, and the unit vectors, for the weights.
@@ -177,12 +177,14 @@ def test_logistic_on_a_large_kernel_is_scikit_learns_where_that_converges_soon(
 def test_logistic_on_a_large_kernel_goes_on_with_l_bfgs_where_newtons_method_is_of_no_use(
     reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(solvers, "LARGE", 10)
-    monkeypatch.setattr(solvers, "FEW_ITERATIONS", 1)
+    monkeypatch.setattr(logistic, "LARGE", 10)
+    monkeypatch.setattr(logistic, "FEW_ITERATIONS", 1)
     if reason == "too many unknowns":
-        monkeypatch.setattr(solvers, "MOST_UNKNOWNS", 59)
+        monkeypatch.setattr(logistic, "MOST_UNKNOWNS", 59)
     else:
-        monkeypatch.setattr(solvers, "_fit_newton", lambda *_: warnings.warn("stuck", ConvergenceWarning, stacklevel=1))
+        monkeypatch.setattr(
+            logistic, "_fit_newton", lambda *_: warnings.warn("stuck", ConvergenceWarning, stacklevel=1)
+        )
     case = Case(3)
     columns, model = logistic_by_hand(case)
     # The features are rotated, so that the largest entry of the gradient falls below 1e-4 an iteration off.
@@ -217,8 +219,8 @@ def test_logistic_says_that_it_uses_fewer_than_five_folds(caplog: pytest.LogCapt
 
 
 def test_five_examples_of_each_class_make_five_folds_and_no_message(caplog: pytest.LogCaptureFixture) -> None:
-    assert solvers.cross_validation_folds(np.array([0, 1] * 5), 2) == 5
-    assert solvers.cross_validation_folds(np.array([0, 1] * 50), 2) == 5
+    assert logistic.cross_validation_folds(np.array([0, 1] * 5), 2) == 5
+    assert logistic.cross_validation_folds(np.array([0, 1] * 50), 2) == 5
     assert not caplog.records
 
 

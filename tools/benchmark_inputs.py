@@ -11,7 +11,7 @@ from transformers import BertConfig, PretrainedConfig
 from lmntk.arguments import DataArguments
 from lmntk.build import resolve_prompts
 from lmntk.examples import read_examples, split_file
-from lmntk.features import Collator, Feature, FeatureDataset
+from lmntk.features import Collator, Feature, FeatureDataset, Renderer
 from lmntk.kernels import FORMULAS, KernelProblem
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes
@@ -101,8 +101,8 @@ def load_inputs(job: Job) -> Inputs:
         for split, count in (("train", job.train_examples), ("test", job.x_examples)):
             if job.data_dir is not None:
                 rows = read_examples(task, split_file(task, job.data_dir, split))[:count]
-                data = FeatureDataset.build(split, task, rows, templates, tokenizer, prompts.limits, label_words)
-                features[split] = data.features
+                renderer = Renderer(split, task, rows, templates, tokenizer, prompts.limits, label_words)
+                features[split] = FeatureDataset.build(renderer).features
     train = _filled_up(features["train"], job.train_examples, config.vocab_size, seed=0)
     x = _filled_up(features["test"], job.x_examples, config.vocab_size, seed=1)
     return Inputs(config, label_words, FeatureDataset("train", task, train), FeatureDataset("test", task, x))

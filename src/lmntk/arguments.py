@@ -21,6 +21,7 @@ from lmntk.distributed import meet_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.legacy_flags import full_name, is_flag, translate
+from lmntk.models.lora import DEFAULT_ALPHA, DEFAULT_RANK
 from lmntk.solvers import SOLVERS
 from lmntk.tasks import TASKS
 
@@ -68,8 +69,8 @@ class ModelArguments:
     l2_loss: bool = _flag("Squared error in place of cross entropy as the training loss.", False)
     use_task_word: bool = _flag("Logits are those of the label words; always so here, accepted for old scripts.", False)
     apply_lora: bool = _flag("Adapt the attention's query and value projections with LoRA.", False)
-    lora_r: int | None = _flag("Rank of the LoRA matrices.")
-    lora_alpha: int | None = _flag("Scale of the LoRA matrices.")
+    lora_r: int | None = _flag(f"Rank of the LoRA matrices; not given: that of loaded adapters, else {DEFAULT_RANK}.")
+    lora_alpha: int | None = _flag(f"Scale of LoRA, over its rank; not given: likewise, else {DEFAULT_ALPHA}.")
 
 
 @dataclass
@@ -204,10 +205,12 @@ class TrainingArguments(KernelArguments, RunArguments, TransformersArguments):
         train_tile: Train examples per kernel tile: --per_device_train_batch_size where the user gave it, else None
             (the engine picks).
         x_tile: The same for --per_device_eval_batch_size and the other axis.
+        keeps_checkpoints: Whether the user said when checkpoints are saved, and so wants them after training too.
     """
 
     train_tile: int | None = dataclasses.field(default=None, init=False)
     x_tile: int | None = dataclasses.field(default=None, init=False)
+    keeps_checkpoints: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Let --no_train and --no_predict win over the --do_… flags that run_fewshot.sh always passes."""
@@ -216,6 +219,12 @@ class TrainingArguments(KernelArguments, RunArguments, TransformersArguments):
         super().__post_init__()
         self.do_train = self.do_train and not self.no_train
         self.do_predict = self.do_predict and not self.no_predict
+
+    @property
+    def what_it_does(self) -> str:
+        """The trainer that is at work: ``"zero-shot"`` where it has nothing to train."""
+        computes_kernel = self.trainer == "kernel" and not self.no_train
+        return self.trainer if self.do_train or computes_kernel else "zero-shot"
 
 
 # TrainingArguments goes to the parser in its parts, so that --help shows the flags grouped by purpose.
@@ -253,6 +262,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         training.train_tile = training.per_device_train_batch_size
     if "per_device_eval_batch_size" in given:
         training.x_tile = training.per_device_eval_batch_size
+    training.keeps_checkpoints = bool(given & {"save_steps", "save_strategy", "save_total_limit"})
     return model, data, training
 
 

@@ -1,23 +1,47 @@
 """From flags to what a run works with: task, prompts, tokenizer, data sets, model."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lmntk.arguments import GENERAL_MAX_SEQ_LENGTH, DataArguments, ModelArguments, TrainingArguments
+from lmntk.arguments import (
+    GENERAL_MAX_SEQ_LENGTH,
+    GENERAL_NUM_SAMPLE,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from lmntk.demonstrations import (
+    DemonstrationSettings,
+    Demonstrator,
+    read_embeddings,
+    template_with_demonstrations,
+)
 from lmntk.errors import UsageError
-from lmntk.examples import read_examples, split_file
-from lmntk.features import Collator, FeatureDataset
-from lmntk.models.loading import NUM_SEGMENTS, load_config, load_prompt_model, load_tokenizer, max_positions
-from lmntk.models.prompt_model import PromptModel
+from lmntk.examples import Example, read_examples, split_file
+from lmntk.features import Collator, FeatureDataset, RedrawnDataset, Renderer
+from lmntk.models.base import PositionModel
+from lmntk.models.checkpoints import restore_extras
+from lmntk.models.loading import (
+    NUM_SEGMENTS,
+    LoadOptions,
+    load_classifier,
+    load_config,
+    load_prompt_model,
+    load_tokenizer,
+    max_positions,
+)
+from lmntk.models.lora import DEFAULT_ALPHA, DEFAULT_RANK, LoraSettings, stored_adapters
 from lmntk.prompts import Limits, choose_prompts, label_word_ids, parse_mapping
-from lmntk.results import logits_path
+from lmntk.results import logits_path, mode_and_task
 from lmntk.tasks import Task, find_task
-from lmntk.templates import Template
+from lmntk.templates import Template, plain_text_template
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +51,22 @@ class PromptSettings:
     """What turns examples into prompts, every default resolved.
 
     Attributes:
-        templates: One, or several whose logits are averaged.
-        mapping: The label word of each label.
+        templates: One, or several whose logits are averaged; without their demonstrations.
+        mapping: The label word of each label; empty where a classification head stands for the classes.
         limits: Where tokens are cut.
+        draws: How many draws of demonstrations a dev or test example gets with each template.
+        demonstrations: How they are drawn and shown; None where there are none.
     """
 
     templates: tuple[str, ...]
     mapping: Mapping[str, str]
     limits: Limits
+    draws: int = 1
+    demonstrations: DemonstrationSettings | None = None
+
+    def samples(self, split: str) -> int:
+        """How often each example of a split is asked; train examples have one draw of demonstrations."""
+        return len(self.templates) * (1 if split == "train" else self.draws)
 
 
 @dataclass(frozen=True)
@@ -45,17 +77,23 @@ class Run:
         task: The row of the table of tasks.
         prompts: The templates, label words and limits.
         data_files: The file of each split.
-        datasets: The features of each split.
-        model: The model that answers the prompts; None where loaded kernels make it unnecessary.
+        datasets: The features of each split, train first; ``"test:mnli-mm"`` is the second test set of mnli.
+        model: The model that is asked; None where loaded kernels make it unnecessary.
         collator: Makes batches of features.
+        tokenizer: The model's.
+        redrawn: The train split with demonstrations drawn at every visit; None where there are none.
+        lora: The adapters on the model; None where there are none.
     """
 
     task: Task
     prompts: PromptSettings
     data_files: Mapping[str, Path]
     datasets: Mapping[str, FeatureDataset]
-    model: PromptModel | None
+    model: PositionModel | None
     collator: Collator
+    tokenizer: PreTrainedTokenizerBase | None = None
+    redrawn: RedrawnDataset | None = None
+    lora: LoraSettings | None = None
 
 
 def build(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Run:
@@ -65,50 +103,59 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
         UsageError: Anything a user can mend, in one sentence.
     """
     task = find_task(data_args.task_name)
-    splits = _splits(training_args)
+    splits = _splits(task, training_args, data_args.data_dir)
     if not _needs_model(training_args, task, splits):
-        placeholders = {split: FeatureDataset(split, task, []) for split in splits}
-        return Run(task, resolve_prompts(task, data_args, None), {}, placeholders, None, Collator(0, segments=False))
-    data_files = {split: split_file(task, data_args.data_dir, split) for split in splits}
+        prompts = resolve_prompts(task, data_args, None, model_args.few_shot_type)
+        placeholders = {split: FeatureDataset(split, task, [], prompts.samples(split)) for split in splits}
+        nothing = Collator(0, segments=False)
+        return Run(task, prompts, {}, placeholders, None, nothing, lora=_find_source(model_args).lora)
+    shows_others = model_args.few_shot_type == "prompt-demo"
+    read = [*splits] if "train" in splits or not shows_others else ["train", *splits]
+    data_files = {split: _file(task, data_args.data_dir, split) for split in read}
     examples = {split: read_examples(task, path) for split, path in data_files.items()}
 
-    model_name = model_args.model_name_or_path
-    config = load_config(model_args.config_name or model_name, model_args.cache_dir)
-    tokenizer = load_tokenizer(model_args.tokenizer_name or model_name, model_args.cache_dir)
-    prompts = resolve_prompts(task, data_args, max_positions(config))
-    label_words = label_word_ids(prompts.mapping, task.labels, tokenizer)
-    templates = [_parse(template, task) for template in prompts.templates]
+    source = _find_source(model_args)
+    config = load_config(model_args.config_name or source.weights, model_args.cache_dir)
+    tokenizer_name = model_args.tokenizer_name or source.tokenizer
+    tokenizer = load_tokenizer(tokenizer_name, model_args.cache_dir, needs_mask=model_args.few_shot_type != "finetune")
+    prompts = resolve_prompts(task, data_args, max_positions(config), model_args.few_shot_type)
+    words = label_word_ids(prompts.mapping, task.labels, tokenizer) if prompts.mapping else []
+    renderers = _renderers(task, prompts, examples, splits, data_args.data_dir, training_args.seed, tokenizer, words)
     datasets = {
-        split: FeatureDataset.build(split, task, rows, templates, tokenizer, prompts.limits, label_words)
-        for split, rows in examples.items()
+        split: FeatureDataset.build(renderer, 1 if split == "train" else prompts.draws)
+        for split, renderer in renderers.items()
     }
-    _check_tokens(datasets, label_words, config, model_args.tokenizer_name or model_name)
-    model = load_prompt_model(
-        model_name,
-        config,
-        label_words,
-        binary_classification=training_args.binary_classification,
-        random_segment=model_args.random_segment,
-        random_init=training_args.random_model_init,
-        seed=training_args.seed,
-        dtype=getattr(torch, training_args.kernel_dtype),
-        cache_dir=model_args.cache_dir,
-    )
+    _check_tokens(datasets, words, config, tokenizer_name)
+    redrawn = None
+    if shows_others and "train" in renderers:
+        own = _renderers(task, prompts, examples, ["train"], data_args.data_dir, training_args.seed, tokenizer, words)
+        redrawn = RedrawnDataset(own["train"])
+    model = _load_model(model_args, training_args, source, config, task, words)
     collator = Collator(_pad_token_id(tokenizer), segments=config.model_type == "bert")
-    return Run(task, prompts, data_files, datasets, model, collator)
+    return Run(task, prompts, data_files, datasets, model, collator, tokenizer, redrawn, source.lora)
 
 
-def resolve_prompts(task: Task, data_args: DataArguments, model_limit: int | None) -> PromptSettings:
+def resolve_prompts(
+    task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str = "prompt"
+) -> PromptSettings:
     """Complete the flags from the task's row, and that from the general defaults.
 
     Args:
         task: The row.
         data_args: The flags.
         model_limit: The longest sequence the model can read.
+        few_shot_type: ``"finetune"``, ``"prompt"`` or ``"prompt-demo"``.
 
     Raises:
         UsageError: Flags that contradict each other, or a mapping that does not fit the task.
     """
+    limits = _resolve_limits(task, data_args, model_limit, few_shot_type)
+    if few_shot_type == "finetune":
+        given = ("template", "mapping", "template_path", "mapping_path", "prompt_path", "first_sent_limit")
+        idle = [f"--{flag}" for flag in (*given, "other_sent_limit") if getattr(data_args, flag) is not None]
+        if idle:
+            logger.warning("--few_shot_type finetune takes the plain text: %s not used", " and ".join(idle))
+        return PromptSettings((plain_text_template(task.num_sentences),), {}, limits)
     templates, words = choose_prompts(
         default_template=task.template,
         default_mapping=task.mapping,
@@ -122,37 +169,75 @@ def resolve_prompts(task: Task, data_args: DataArguments, model_limit: int | Non
         prompt_id=data_args.prompt_id,
         top_n_template=data_args.top_n_template,
     )
+    settings = PromptSettings(tuple(templates), parse_mapping(words, task.labels), limits)
+    if few_shot_type == "prompt":
+        return settings
+    draws = _first_given(data_args.num_sample, task.num_sample, GENERAL_NUM_SAMPLE)
+    assert draws is not None
+    return dataclasses.replace(settings, draws=draws, demonstrations=_demonstrations(data_args))
 
-    def first_given(*values: int | None) -> int | None:
-        return next((value for value in values if value is not None), None)
 
-    usual = first_given(task.max_seq_length, GENERAL_MAX_SEQ_LENGTH)
+def _demonstrations(data_args: DataArguments) -> DemonstrationSettings:
+    head, tail = data_args.gpt3_in_context_head, data_args.gpt3_in_context_tail
+    return DemonstrationSettings(
+        num_demo=data_args.num_demo,
+        in_context="head" if head else "tail" if tail else "",
+        in_context_num=data_args.gpt3_in_context_num,
+        filter_rate=data_args.demo_filter_rate,
+        filter_model=data_args.demo_filter_model if data_args.demo_filter else None,
+        auto=data_args.auto_demo,
+    )
+
+
+def _resolve_limits(task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str) -> Limits:
+    usual = _first_given(task.max_seq_length, GENERAL_MAX_SEQ_LENGTH)
     assert usual is not None
-    if model_limit is None:
-        longest = data_args.max_seq_length or usual
-    elif data_args.max_seq_length is not None and data_args.max_seq_length > model_limit:
-        raise UsageError(
-            f"--max_seq_length is {data_args.max_seq_length}, but this model reads at most {model_limit} tokens"
-        )
-    else:
-        longest = model_limit if data_args.use_full_length else data_args.max_seq_length or min(usual, model_limit)
-    limits = Limits(
+    asked = data_args.max_seq_length
+    if model_limit is not None and asked is not None and asked > model_limit:
+        raise UsageError(f"--max_seq_length is {asked}, but this model reads at most {model_limit} tokens")
+    longest = asked or usual
+    demonstrations = few_shot_type == "prompt-demo"
+    if demonstrations and data_args.double_demo:
+        longest *= 2
+    in_context = demonstrations and (data_args.gpt3_in_context_head or data_args.gpt3_in_context_tail)
+    if model_limit is not None:
+        longest = model_limit if data_args.use_full_length or in_context else min(longest, model_limit)
+    plain = few_shot_type == "finetune"
+    return Limits(
         max_seq_length=longest,
-        first_sent_limit=first_given(data_args.first_sent_limit, task.first_sent_limit),
-        other_sent_limit=first_given(data_args.other_sent_limit, task.other_sent_limit),
+        first_sent_limit=None if plain else _first_given(data_args.first_sent_limit, task.first_sent_limit),
+        other_sent_limit=None if plain else _first_given(data_args.other_sent_limit, task.other_sent_limit),
         truncate_head=data_args.truncate_head,
     )
-    return PromptSettings(tuple(templates), parse_mapping(words, task.labels), limits)
 
 
-def _splits(training_args: TrainingArguments) -> list[str]:
-    """The splits that a run reads; a kernel always has the train examples along its first axis."""
+def _first_given(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _splits(task: Task, training_args: TrainingArguments, data_dir: str) -> list[str]:
+    """The splits that a run predicts or learns from; a kernel always has the train examples along its first axis."""
     wanted = {
-        "train": training_args.trainer == "kernel" and not training_args.no_train,
+        "train": training_args.what_it_does != "zero-shot",
         "dev": training_args.do_eval,
         "test": training_args.do_predict,
     }
-    return [split for split, needed in wanted.items() if needed]
+    splits = [split for split, needed in wanted.items() if needed]
+    if training_args.do_predict and task.second_test_set:
+        second = find_task(task.second_test_set)
+        if (Path(data_dir) / second.file_name("test")).is_file() or training_args.load_kernels is not None:
+            splits.append(f"test:{second.key}")
+        else:
+            logger.warning(
+                "%s has no %s: the second test set, %s, is left out",
+                *(data_dir, second.file_name("test"), second.name),
+            )
+    return splits
+
+
+def _file(task: Task, data_dir: str, split: str) -> Path:
+    mode, key = mode_and_task(split, task.key)
+    return split_file(find_task(key), data_dir, mode)
 
 
 def _needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[str]) -> bool:
@@ -163,11 +248,138 @@ def _needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[
     return training_args.adjust_for_init and not all(logits_path(folder, s, task.key).exists() for s in splits)
 
 
-def _parse(text: str, task: Task) -> Template:
-    template = Template.parse(text, task.num_sentences, len(task.labels), task.name)
+def _renderers(
+    task: Task,
+    prompts: PromptSettings,
+    examples: Mapping[str, Sequence[Example]],
+    splits: Iterable[str],
+    data_dir: str,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    label_words: Sequence[int],
+) -> dict[str, Renderer]:
+    """What makes the prompts of each split.
+
+    One generator draws the demonstrations of dev, then those of test; train has its own, with the same seed, as the
+    draws of LM-BFF's training start anew.
+    """
+    shared = np.random.RandomState(seed)
+    renderers = {}
+    for split in splits:
+        mode, key = mode_and_task(split, task.key)
+        own = find_task(key)
+        demonstrator = None
+        texts = prompts.templates
+        num_sentences = task.num_sentences
+        if prompts.demonstrations is not None:
+            demonstrator = _demonstrator(
+                own, prompts.demonstrations, examples, split, mode, data_dir,
+                np.random.RandomState(seed) if split == "train" else shared,
+            )  # fmt: skip
+            num_sentences = demonstrator.num_sentences
+            texts = tuple(
+                template_with_demonstrations(text, task, prompts.demonstrations, demonstrator.shown) for text in texts
+            )
+        templates = [_parse(text, own, num_sentences, needs_mask=bool(prompts.mapping)) for text in texts]
+        renderers[split] = Renderer(
+            split, own, examples[split], templates, tokenizer, prompts.limits, label_words, demonstrator
+        )
+    return renderers
+
+
+def _demonstrator(
+    task: Task,
+    settings: DemonstrationSettings,
+    examples: Mapping[str, Sequence[Example]],
+    split: str,
+    mode: str,
+    data_dir: str,
+    generator: np.random.RandomState,
+) -> Demonstrator:
+    support_embeddings = query_embeddings = None
+    if settings.filter_model is not None:
+        name = settings.filter_model
+        support_embeddings = read_embeddings(task, data_dir, "train", name, len(examples["train"]))
+        query_embeddings = read_embeddings(task, data_dir, mode, name, len(examples[split]))
+    return Demonstrator(
+        task,
+        examples["train"],
+        settings,
+        generator,
+        excludes_query=split == "train",
+        support_embeddings=support_embeddings,
+        query_embeddings=query_embeddings,
+    )
+
+
+def _parse(text: str, task: Task, num_sentences: int, needs_mask: bool) -> Template:
+    template = Template.parse(text, num_sentences, len(task.labels), task.name, needs_mask)
     if not template.has_sentence:
         raise UsageError(f"--template has no sentence, such as *sent_0*: all prompts would be alike; it is '{text}'")
     return template
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model comes from: a checkpoint, and perhaps adapters on it."""
+
+    weights: str
+    tokenizer: str
+    adapters: Path | None
+    lora: LoraSettings | None
+
+
+def _find_source(model_args: ModelArguments) -> _Source:
+    """Find out what `--model_name_or_path` is: a checkpoint, or LoRA adapters that name theirs."""
+    name = model_args.model_name_or_path
+    given = {"rank": model_args.lora_r, "alpha": model_args.lora_alpha}
+    stored = stored_adapters(Path(name))
+    if stored is None:
+        rank, alpha = given["rank"] or DEFAULT_RANK, given["alpha"] or DEFAULT_ALPHA
+        return _Source(name, name, None, LoraSettings(rank, alpha) if model_args.apply_lora else None)
+    settings, base = stored
+    if not model_args.apply_lora:
+        raise UsageError(f"--model_name_or_path {name} holds LoRA adapters for '{base}': add --apply_lora to use them")
+    for flag, attribute in (("lora_r", "rank"), ("lora_alpha", "alpha")):
+        value, own = given[attribute], getattr(settings, attribute)
+        if value is not None and value != own:
+            raise UsageError(f"--{flag} is {value}, but the adapters in {name} have {own}: leave the flag out")
+    has_tokenizer = (Path(name) / "tokenizer_config.json").is_file()
+    return _Source(base, name if has_tokenizer else base, Path(name), settings)
+
+
+def _load_model(
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    source: _Source,
+    config: PretrainedConfig,
+    task: Task,
+    label_words: Sequence[int],
+) -> PositionModel:
+    options: LoadOptions = {
+        "random_segment": model_args.random_segment,
+        "random_init": training_args.random_model_init,
+        "seed": training_args.seed,
+        "dtype": getattr(torch, training_args.kernel_dtype),
+        "cache_dir": model_args.cache_dir,
+        "lora": source.lora,
+    }
+    binary = training_args.binary_classification
+    model: PositionModel
+    if model_args.few_shot_type == "finetune":
+        model = load_classifier(
+            source.weights,
+            config,
+            1 if task.regression else len(task.labels),
+            first_token=training_args.from_linearhead,
+            binary_classification=binary,
+            **options,
+        )
+    else:
+        model = load_prompt_model(source.weights, config, label_words, binary_classification=binary, **options)
+    if source.adapters is not None:
+        restore_extras(model, source.adapters)
+    return model
 
 
 def _check_tokens(

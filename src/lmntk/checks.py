@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -22,33 +23,10 @@ class NotYet(NamedTuple):
     way_out: str = "leave the flag out"
 
 
-_PROMPT = "pass --few_shot_type prompt"
-_TRAIN = "fine-tuning, which it is for,"
-_ZERO_SHOT = "pass --trainer kernel, or --no_train to evaluate the model as it is"
-
 # The issue that brings a feature deletes its rows.
 NOT_YET = (
-    NotYet("trainer", ("standard",), "fine-tuning", _ZERO_SHOT),
-    NotYet("trainer", ("linearhead",), "the linear head", _ZERO_SHOT),
-    NotYet("few_shot_type", ("finetune",), "the classification head", _PROMPT),
-    NotYet("few_shot_type", ("prompt-demo",), "prompting with demonstrations, the default,", _PROMPT),
-    NotYet("from_linearhead", None, "the linear head"),
-    NotYet("apply_lora", None, "LoRA"),
-    NotYet("l2_loss", None, "training with the squared error"),
     NotYet("model_family", ("causal",), "the causal family", "take a masked language model"),
     NotYet("gguf_file", None, "reading GGUF files"),
-    NotYet("demo_filter", None, "filtering demonstrations"),
-    NotYet("double_demo", None, "prompting with demonstrations"),
-    NotYet("gpt3_in_context_head", None, "in-context learning"),
-    NotYet("gpt3_in_context_tail", None, "in-context learning"),
-    NotYet("gpt3_in_context_num", None, "in-context learning"),
-    NotYet("optimizer", None, _TRAIN),
-    NotYet("optimizer_variant", None, _TRAIN),
-    NotYet("fix_layers", None, _TRAIN),
-    NotYet("evaluate_during_training", None, _TRAIN),
-    NotYet("save_at_last", None, _TRAIN),
-    NotYet("save_logit", None, "writing logits for ensembles"),
-    NotYet("sweep", None, "a folder for each run of a sweep", "leave the flag out and give each run its own folder"),
 )
 
 
@@ -68,7 +46,7 @@ class Bounds(NamedTuple):
     def __str__(self) -> str:
         """The allowed values, for a sentence."""
         if self.most < math.inf:
-            return f"from {self.least} to {self.most}"
+            return f"above {self.least}, up to {self.most}" if self.above else f"from {self.least} to {self.most}"
         return f"above {self.least}" if self.above else f"{self.least} or more"
 
 
@@ -76,6 +54,12 @@ BOUNDS = (
     Bounds("num_k", 1),
     Bounds("seed", 0, 2**32 - 1),
     Bounds("num_sample", 1),
+    Bounds("num_demo", 1),
+    Bounds("gpt3_in_context_num", 1),
+    Bounds("demo_filter_rate", 0, 1, above=True),
+    Bounds("lora_r", 1),
+    Bounds("lora_alpha", 1),
+    Bounds("fix_layers", 0),
     Bounds("top_n_template", 1),
     Bounds("max_seq_length", 1),
     Bounds("first_sent_limit", 1),
@@ -106,23 +90,71 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     flags = {**vars(model), **vars(data), **vars(training)}
     _check_bounds(flags)
     _check_classes(task, training)
-    if task.regression and training.no_train:
-        raise UsageError(
-            f"--no_train: {task.name} is a regression task, and evaluating those is not available in this version yet; "
-            "take a task with classes"
-        )
-    if training.trainer == "kernel" and not training.no_train:
+    if training.what_it_does == "kernel":
         _check_kernel(task, training)
     else:
         for flag, given in (("load_kernels", training.load_kernels is not None), ("dry_run", training.dry_run)):
             if given:
                 raise UsageError(f"--{flag} works with --trainer kernel only: add that, or leave out --no_train")
-    if training.optimizer_variant and training.optimizer != "sgd":
-        raise UsageError(f"--optimizer_variant {training.optimizer_variant} needs plain SGD: add --optimizer sgd")
+    _check_training(model, training)
+    _check_demonstrations(model, data)
     _check_availability((model, data, training), flags)
     if not (training.do_train or training.do_eval or training.do_predict or training.dry_run):
         raise UsageError("nothing to do: pass --do_train, --do_eval or --do_predict")
     _check_output_dir(Path(training.output_dir))
+
+
+class Idle(NamedTuple):
+    """Flags that change nothing unless something else is asked for."""
+
+    flags: tuple[str, ...]
+    needed: str
+    read: Callable[[Any], bool]  # of all flags, as one namespace
+
+
+IDLE = (
+    Idle(("f0_scaling",), "--adjust_for_init", lambda given: given.adjust_for_init),
+    Idle(("kernel_gamma", "kernel_lambda"), "--kernel_solver asym", lambda given: given.kernel_solver == "asym"),
+    Idle(
+        ("optimizer", "optimizer_variant", "fix_layers", "evaluate_during_training", "save_at_last"),
+        "--trainer standard --do_train",
+        lambda given: given.what_it_does == "standard",
+    ),
+    Idle(
+        ("l2_loss",),
+        "--trainer standard, or --no_train",
+        lambda given: given.what_it_does in ("standard", "zero-shot"),
+    ),
+    Idle(
+        ("from_linearhead",),
+        "--trainer standard or kernel, or --few_shot_type finetune",
+        lambda given: given.what_it_does in ("standard", "kernel") or given.few_shot_type == "finetune",
+    ),
+    Idle(("demo_filter_model", "demo_filter_rate"), "--demo_filter", lambda given: given.demo_filter),
+    Idle(("num_demo",), "--few_shot_type prompt-demo", lambda given: given.few_shot_type == "prompt-demo"),
+    Idle(
+        ("gpt3_in_context_num",),
+        "--gpt3_in_context_head or --gpt3_in_context_tail",
+        lambda given: given.gpt3_in_context_head or given.gpt3_in_context_tail,
+    ),
+)
+
+
+def idle_flags(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> list[str]:
+    """Return a sentence for every flag that was given and that nothing will read."""
+    groups = (model, data, training)
+    given = SimpleNamespace(what_it_does=training.what_it_does)
+    defaults: dict[str, Any] = {}
+    for group in groups:
+        vars(given).update(vars(group))
+        defaults |= {name: field.default for name, field in group.__dataclass_fields__.items()}
+    return [
+        f"--{flag} changes nothing without {row.needed}"
+        for row in IDLE
+        if not row.read(given)
+        for flag in row.flags
+        if getattr(given, flag) != defaults[flag]
+    ]
 
 
 def _check_bounds(flags: Mapping[str, Any]) -> None:
@@ -175,11 +207,50 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
         )
 
 
+def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
+    if training.optimizer_variant and training.optimizer != "sgd":
+        raise UsageError(f"--optimizer_variant {training.optimizer_variant} needs plain SGD: add --optimizer sgd")
+    if training.save_logit and training.save_logit_dir is None:
+        raise UsageError("--save_logit needs --save_logit_dir, the folder to write the logits to")
+    for flag in ("lora_r", "lora_alpha"):
+        if getattr(model, flag) is not None and not model.apply_lora:
+            raise UsageError(f"--{flag} says how LoRA is applied: add --apply_lora, or leave the flag out")
+    if training.what_it_does != "standard":
+        return
+    if training.evaluate_during_training and not training.do_eval:
+        raise UsageError("--evaluate_during_training evaluates on dev: add --do_eval, or leave the flag out")
+    folder = Path(training.output_dir)
+    used = not training.sweep and folder.is_dir() and any(folder.iterdir())
+    if used and not (training.overwrite_output_dir or training.resume_from_checkpoint):
+        raise UsageError(
+            f"--output_dir {folder} is not empty: choose another folder or TAG, pass --overwrite_output_dir to train "
+            "anew there, or --resume_from_checkpoint true to go on from its last checkpoint"
+        )
+
+
+def _check_demonstrations(model: ModelArguments, data: DataArguments) -> None:
+    in_context = [
+        f"--gpt3_in_context_{place}" for place in ("head", "tail") if getattr(data, f"gpt3_in_context_{place}")
+    ]
+    if len(in_context) == 2:
+        raise UsageError(f"{' and '.join(in_context)} exclude each other: the examples stand on one side of the query")
+    if data.demo_filter and data.demo_filter_model is None:
+        raise UsageError(
+            "--demo_filter needs --demo_filter_model, the name under which tools/get_sbert_embedding.py wrote sentence "
+            "embeddings into --data_dir"
+        )
+    asked = [*in_context, *(f"--{flag}" for flag in ("demo_filter", "double_demo") if getattr(data, flag))]
+    if asked and model.few_shot_type != "prompt-demo":
+        raise UsageError(
+            f"{asked[0]} is for prompts with demonstrations: pass --few_shot_type prompt-demo, or leave it out"
+        )
+    if in_context and (data.template_path is not None and data.template_id is None):
+        raise UsageError(f"{in_context[0]} takes one template: pick a line of --template_path with --template_id")
+
+
 def _check_availability(groups: tuple[Any, ...], flags: Mapping[str, Any]) -> None:
     defaults = {name: field.default for group in groups for name, field in group.__dataclass_fields__.items()}
     for flag, values, feature, way_out in NOT_YET:
-        if flag == "trainer" and flags["no_train"]:
-            continue  # then no trainer has anything to train
         value = flags[flag]
         if value != defaults[flag] if values is None else value in values:
             shown = f"--{flag}" if isinstance(value, bool) else f"--{flag} {value}"

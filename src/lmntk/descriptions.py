@@ -17,11 +17,13 @@ from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
 from lmntk.features import FeatureDataset
 from lmntk.parameters import ParameterFilter
+from lmntk.results import mode_and_task
 
 
-def parameter_filter(training_args: TrainingArguments) -> ParameterFilter:
-    """Collect the flags that leave parameters out."""
+def parameter_filter(model_args: ModelArguments, training_args: TrainingArguments) -> ParameterFilter:
+    """Collect the flags that leave parameters out of a kernel."""
     return ParameterFilter(
+        only_adapters=model_args.apply_lora,
         exclude_embeddings=training_args.exclude_embeddings,
         exclude_head=training_args.exclude_head,
         only_biases=training_args.only_biases,
@@ -29,23 +31,32 @@ def parameter_filter(training_args: TrainingArguments) -> ParameterFilter:
     )
 
 
-def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, Any]:
+def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArguments, split: str) -> dict[str, Any]:
     """Return what of a kernel's definition the command says, without model or data.
 
     Two runs that agree in all of this and in `of_model_and_data` get the same kernel, up to rounding; one that differs
     anywhere may not use the other's file. The engine counts only where the user asked for one.
     """
-    engine = {} if training_args.kernel_engine == "auto" else {"engine": training_args.kernel_engine}
+    left_out = parameter_filter(model_args, training_args)
+    optional: dict[str, Any] = {}
+    if training_args.kernel_engine != "auto":
+        optional["engine"] = training_args.kernel_engine
+    if training_args.from_linearhead:
+        optional["from_linearhead"] = True
+    if run.lora is not None:
+        optional["lora"] = vars(run.lora)
+    if run.prompts.demonstrations is not None:
+        optional["demonstrations"] = vars(run.prompts.demonstrations) | {"draws": run.prompts.draws}
     return {
         "formula": training_args.kernel_formula,
         "binary_classification": training_args.binary_classification,
-        "parameters": {name: value for name, value in vars(parameter_filter(training_args)).items() if value} or "all",
-        "task": run.task.name,
+        "parameters": {name: value for name, value in vars(left_out).items() if value} or "all",
+        "task": run.datasets[split].task.name,
         "few_shot_type": model_args.few_shot_type,
         "template": list(run.prompts.templates),
         "mapping": dict(run.prompts.mapping),
         "dtype": training_args.kernel_dtype,
-        **engine,
+        **optional,
     }
 
 
@@ -59,15 +70,15 @@ def of_model_and_data(run: Run, weights: str, grad_dim: int, split: str) -> dict
         split: ``"train"``, ``"dev"`` or ``"test"``.
     """
     assert run.model is not None
-    both = dict.fromkeys(("train", split))
+    both = _train_and(run, split)
     return {
         "grad_dim": grad_dim,
         "weights_sha256": weights,
         "config_sha256": hash_of_config(run.model.lm.config),
         "label_word_ids": run.model.label_word_ids,
         "limits": {name: value for name, value in vars(run.prompts.limits).items() if value is not None},
-        "data_sha256": {name: hash_of_file(run.data_files[name]) for name in both},
-        "tokens_sha256": {name: hash_of_tokens(run.datasets[name]) for name in both},
+        "data_sha256": {mode: hash_of_file(run.data_files[name]) for mode, name in both.items()},
+        "tokens_sha256": {mode: hash_of_tokens(run.datasets[name]) for mode, name in both.items()},
     }
 
 
@@ -75,10 +86,15 @@ def circumstances(run: Run, model_args: ModelArguments, split: str) -> dict[str,
     """Return what else is worth knowing of a kernel: names, versions, threads."""
     return {
         "model": model_args.model_name_or_path,
-        "data_files": {name: str(run.data_files[name]) for name in dict.fromkeys(("train", split))},
+        "data_files": {mode: str(run.data_files[name]) for mode, name in _train_and(run, split).items()},
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _train_and(run: Run, split: str) -> dict[str, str]:
+    """Train and another split by their modes: a second test set is the test split of its own task."""
+    return {mode_and_task(name, run.task.key)[0]: name for name in ("train", split)}
 
 
 def versions() -> dict[str, str]:

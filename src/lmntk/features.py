@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from lmntk.demonstrations import Demonstrations, Demonstrator
 from lmntk.examples import Example
 from lmntk.prompts import Limits, render
 from lmntk.tasks import Task
@@ -42,12 +43,78 @@ class Feature:
     label: int | float
 
 
+@dataclass(frozen=True)
+class Renderer:
+    """Makes the prompts of a split.
+
+    Attributes:
+        mode: The split: ``"train"``, ``"dev"`` or ``"test"``; of a second test set ``"test:<its task>"``.
+        task: Gives the order of the labels.
+        examples: In file order.
+        templates: At least one; each is a sample of its own.
+        tokenizer: The model's.
+        limits: Where to cut.
+        label_word_ids: ``[C]``, for templates with label words.
+        demonstrator: Draws the demonstrations of each prompt; None where there are none.
+    """
+
+    mode: str
+    task: Task
+    examples: Sequence[Example]
+    templates: Sequence[Template]
+    tokenizer: PreTrainedTokenizerBase
+    limits: Limits
+    label_word_ids: Sequence[int] = ()
+    demonstrator: Demonstrator | None = None
+
+    def feature(self, index: int, sample: int) -> tuple[Feature, bool]:
+        """Render an example with the template of a sample, demonstrations drawn anew; and tell whether it was cut.
+
+        Raises:
+            UsageError: See `lmntk.prompts.render` and `lmntk.demonstrations.Demonstrator.draw`.
+        """
+        example = self.examples[index]
+        shown = Demonstrations((), ()) if self.demonstrator is None else self.demonstrator.draw(index)
+        prompt = render(
+            self.templates[sample % len(self.templates)],
+            [*example.texts, *shown.texts],
+            self.tokenizer,
+            self.limits,
+            self.label_word_ids,
+            shown.context_labels,
+            name=f"example {index + 1} of {self.mode}",
+        )
+        label = float(example.label) if self.task.regression else self.task.labels.index(example.label)
+        feature = Feature(list(prompt.input_ids), list(prompt.segment_ids), prompt.mask_position, label)
+        return feature, prompt.full_length > self.limits.max_seq_length
+
+
+@dataclass(frozen=True)
+class RedrawnDataset(Dataset[Feature]):
+    """The prompts of the train split with demonstrations that are new at every visit, as fine-tuning has them.
+
+    Attributes:
+        renderer: Makes them.
+    """
+
+    renderer: Renderer
+
+    def __len__(self) -> int:
+        """Number of templates times number of examples."""
+        return len(self.renderer.examples) * len(self.renderer.templates)
+
+    def __getitem__(self, index: int) -> Feature:
+        """The feature at `index`, sample by sample; another one each time."""
+        sample, example = divmod(index, len(self.renderer.examples))
+        return self.renderer.feature(example, sample)[0]
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureDataset(Dataset[Feature]):
     """All prompts of a split, sample by sample: every example with the first template, then with the next.
 
     Attributes:
-        mode: The split: ``"train"``, ``"dev"`` or ``"test"``.
+        mode: The split, see `Renderer`.
         task: What the labels mean.
         features: One per sample and example.
         num_sample: How often each example is there; its logits are to be averaged over them.
@@ -59,45 +126,26 @@ class FeatureDataset(Dataset[Feature]):
     num_sample: int = 1
 
     @classmethod
-    def build(
-        cls,
-        mode: str,
-        task: Task,
-        examples: Sequence[Example],
-        templates: Sequence[Template],
-        tokenizer: PreTrainedTokenizerBase,
-        limits: Limits,
-        label_word_ids: Sequence[int] = (),
-    ) -> FeatureDataset:
+    def build(cls, renderer: Renderer, draws: int = 1) -> FeatureDataset:
         """Render every example with every template.
 
         Args:
-            mode: ``"train"``, ``"dev"`` or ``"test"``.
-            task: Gives the order of the labels.
-            examples: In file order.
-            templates: At least one; each is a sample of its own.
-            tokenizer: The model's.
-            limits: Where to cut. Prompts cut at `max_seq_length` are counted in one warning.
-            label_word_ids: `[C]`, for templates with label words.
+            renderer: Makes the prompts. Those cut at `max_seq_length` are counted in one warning.
+            draws: How many draws of demonstrations an example gets with each template.
 
         Raises:
-            UsageError: See `lmntk.prompts.render`.
+            UsageError: See `Renderer.feature`.
         """
-        work = [(template, i) for template in templates for i in range(len(examples))]
+        mode, task, limits = renderer.mode, renderer.task, renderer.limits
+        samples = draws * len(renderer.templates)
+        work = [(sample, index) for sample in range(samples) for index in range(len(renderer.examples))]
         bar = tqdm(work, desc=f"{task.name} {mode}", unit="prompt", disable=len(work) < MANY_PROMPTS)
-        features = []
-        cut = 0
-        for template, i in bar:
-            example = examples[i]
-            name = f"example {i + 1} of {mode}"
-            prompt = render(template, example.texts, tokenizer, limits, label_word_ids, name=name)
-            cut += prompt.full_length > limits.max_seq_length
-            label = float(example.label) if task.regression else task.labels.index(example.label)
-            features.append(Feature(list(prompt.input_ids), list(prompt.segment_ids), prompt.mask_position, label))
+        found = [renderer.feature(index, sample) for sample, index in bar]
+        cut = sum(was_cut for _, was_cut in found)
         if cut:
             limit = limits.max_seq_length
             logger.warning("%d of %d prompts of %s were cut to --max_seq_length %d tokens", cut, len(work), mode, limit)
-        return cls(mode, task, features, len(templates))
+        return cls(mode, task, [feature for feature, _ in found], samples)
 
     def __len__(self) -> int:
         """Number of samples times number of examples."""

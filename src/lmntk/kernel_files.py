@@ -5,7 +5,7 @@ is how wrong numbers come about.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ class KernelFiles:
     task_key: str
     overwrite: bool
 
-    def start_overwriting(self) -> None:
+    def start_overwriting(self, splits: Iterable[str]) -> None:
         """Note that ``--overwrite_kernels`` begins to replace kernels, unless a run that was stopped has noted it."""
         if self.overwrite and self._overwritten() is None:
             self._note([])
-            for folder in self.output_dir.glob(f"*_tiles_{self.task_key}"):
-                TileStore(folder).drop()
+            for split in splits:
+                self.tiles(split).drop()
 
     def finish(self) -> None:
         """Note that all kernels of the command are there and used: the next ``--overwrite_kernels`` begins anew."""
@@ -49,7 +49,7 @@ class KernelFiles:
 
     def tiles(self, split: str) -> TileStore:
         """Return the store of a split's finished tiles."""
-        return TileStore(self.output_dir / f"{split}_tiles_{self.task_key}")
+        return TileStore(results.tiles_path(self.output_dir, split, self.task_key))
 
     def to_use(self, split: str, wanted: Mapping[str, Any]) -> Path | None:
         """Return the file of a split's kernel; None where it is to be computed.

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import socket
@@ -48,6 +49,25 @@ def left_alone(path: str | Path) -> Iterator[None]:
         for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def new_folder(path: str | Path) -> Path:
+    """Make a folder of the time's name in another, as ``--sweep`` wants it: month, day, hour, minute and second.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    parent = prepare_output_dir(path)
+    name = datetime.now().strftime("%m_%d_%H_%M_%S")
+    for number in itertools.count(1):
+        # Runs that start within one second must not share a folder.
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
 
 
 def _lock(folder: Path) -> int:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from lmntk.errors import UsageError
-from lmntk.models.prompt_model import PromptModel
+from lmntk.models.base import PositionModel
+from lmntk.models.lora import is_adapter
 
 # A layer's parameters carry its number behind the name of the list that holds it: encoder.layer.3.…, layers.3.…, h.3.…
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
@@ -23,12 +24,14 @@ class ParameterFilter:
         exclude_head: Leave out everything behind the encoder: the LM head with its transform, or the classifier.
         only_biases: Keep parameters whose name says ``bias``.
         exclude_first_layers: Leave out that many layers, counted from the input.
+        only_adapters: Keep LoRA adapters and what lies behind the encoder.
     """
 
     exclude_embeddings: bool = False
     exclude_head: bool = False
     only_biases: bool = False
     exclude_first_layers: int = 0
+    only_adapters: bool = False
 
     def keeps(self, name: str, base_prefix: str) -> bool:
         """Whether the parameter `name` counts, where the encoder's names begin with `base_prefix`."""
@@ -38,11 +41,12 @@ class ParameterFilter:
             (self.exclude_embeddings and in_base and layer is None and _EMBEDDINGS.search(name))
             or (self.exclude_head and not in_base)
             or (self.only_biases and "bias" not in name)
+            or (self.only_adapters and in_base and not is_adapter(name))
             or (layer is not None and int(layer.group(1)) < self.exclude_first_layers)
         )
 
 
-def select_parameters(model: PromptModel, chosen: ParameterFilter) -> dict[str, nn.Parameter]:
+def select_parameters(model: PositionModel, chosen: ParameterFilter) -> dict[str, nn.Parameter]:
     """Return the parameters that count, by name; one that has two names is there once.
 
     Raises:

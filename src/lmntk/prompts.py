@@ -50,7 +50,7 @@ class Prompt:
     Attributes:
         input_ids: `[L]` token ids.
         segment_ids: `[L]` token type ids.
-        mask_position: Where in `input_ids` the template's mask stands.
+        mask_position: Where in `input_ids` the template's mask stands; of a template without one, the first token.
         full_length: Number of tokens before the cut to `max_seq_length`.
     """
 
@@ -108,7 +108,9 @@ def render(
 
     start = max(0, len(ids) - limits.max_seq_length) if limits.truncate_head else 0
     kept = slice(start, start + limits.max_seq_length)
-    if not start <= mask_position < start + limits.max_seq_length:
+    if MASK not in template.parts:
+        mask_position = start
+    elif not start <= mask_position < start + limits.max_seq_length:
         raise UsageError(_mask_cut_away(template, texts, limits, len(ids), name))
     return Prompt(tuple(ids[kept]), tuple(segments[kept]), mask_position - start, len(ids))
 

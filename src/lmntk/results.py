@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,26 +24,52 @@ HASH_KEY = "kernel_sha256"
 UNFINISHED = ".tmp"
 
 
-def kernel_path(directory: str | Path, mode: str, task_key: str) -> Path:
-    """Where the kernel of the training examples and the `mode` ("train", "dev", "test") examples lies."""
-    return Path(directory) / f"{mode}_kernels_{task_key}.pt"
+def mode_and_task(split: str, task_key: str) -> tuple[str, str]:
+    """Tell how a split is called in the names of files: ``"test:mnli-mm"`` of mnli is the test split of mnli-mm."""
+    mode, _, other_task = split.partition(":")
+    return mode, other_task or task_key
 
 
-def description_path(directory: str | Path, mode: str, task_key: str) -> Path:
+def kernel_path(directory: str | Path, split: str, task_key: str) -> Path:
+    """Where the kernel of the training examples and those of a split (see `mode_and_task`) lies."""
+    return Path(directory) / "{}_kernels_{}.pt".format(*mode_and_task(split, task_key))
+
+
+def description_path(directory: str | Path, split: str, task_key: str) -> Path:
     """Where that kernel's description lies."""
-    return _description_of(kernel_path(directory, mode, task_key))
+    return _description_of(kernel_path(directory, split, task_key))
 
 
-def logits_path(directory: str | Path, mode: str, task_key: str) -> Path:
+def logits_path(directory: str | Path, split: str, task_key: str) -> Path:
     """Where the logits of the untrained model lie."""
-    return Path(directory) / f"{mode}_logits_{task_key}.pt"
+    return Path(directory) / "{}_logits_{}.pt".format(*mode_and_task(split, task_key))
 
 
-def prepare_output_dir(path: str | Path) -> Path:
-    """Make the output folder, and a file in it for a moment: permissions alone do not tell what a file system allows.
+def metrics_path(directory: str | Path, split: str, task_key: str) -> Path:
+    """Where the metrics of a split lie; those of dev are called ``eval``, as in LM-BFF."""
+    mode, task = mode_and_task(split, task_key)
+    return Path(directory) / f"{'eval' if mode == 'dev' else mode}_results_{task}.txt"
+
+
+def tiles_path(directory: str | Path, split: str, task_key: str) -> Path:
+    """Where the finished tiles of a kernel lie until it is there."""
+    return Path(directory) / "{}_tiles_{}".format(*mode_and_task(split, task_key))
+
+
+def ensemble_path(directory: str | Path, split: str, task_key: str, model_id: int, array_id: int) -> Path:
+    """Where ``--save_logit`` puts the logits of a test set for `tools/ensemble.py`."""
+    return Path(directory) / f"{mode_and_task(split, task_key)[1]}-{model_id}-{array_id}.npy"
+
+
+def prepare_output_dir(path: str | Path, flag: str = "--output_dir") -> Path:
+    """Make a folder, and a file in it for a moment: permissions alone do not tell what a file system allows.
+
+    Args:
+        path: The folder.
+        flag: The flag that named it.
 
     Raises:
-        UsageError: Names --output_dir and what is in the way.
+        UsageError: Names the flag and what is in the way.
     """
     directory = Path(path)
     probe = directory / f".writable-{uuid.uuid4().hex}"
@@ -52,7 +79,7 @@ def prepare_output_dir(path: str | Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise UsageError(
-            f"--output_dir {directory} cannot be written ({error.strerror}): choose another folder, or clear the way"
+            f"{flag} {directory} cannot be written ({error.strerror}): choose another folder, or clear the way"
         ) from error
     return directory
 
@@ -209,6 +236,16 @@ def load_logits(path: Path) -> tuple[Tensor, Tensor]:
             "logits] and targets [examples]: compute it again with --overwrite_kernels"
         )
     return logits, targets
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as ``.npy``, its folder made where missing.
+
+    Raises:
+        UsageError: The file system refuses.
+    """
+    prepare_output_dir(path.parent, "--save_logit_dir")
+    write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ class Task:
         skip_short_rows: Whether rows that miss columns are passed over: the published QQP files have some.
         split_names: File stems of the splits that are not called train, dev or test.
         data_folder: Name of the task's folder where that is not `name`.
+        second_test_set: The task whose test set, in the same folder, is predicted too.
     """
 
     name: str
@@ -53,11 +54,20 @@ class Task:
     skip_short_rows: bool = False
     split_names: Mapping[str, str] = field(default_factory=dict)
     data_folder: str = ""
+    second_test_set: str = ""
 
     @property
     def key(self) -> str:
         """The lower-case name, as in file names and in the log."""
         return self.name.lower()
+
+    @property
+    def main_metrics(self) -> tuple[str, ...]:
+        """The metric by which one model is better than another, and the one that is told beside it, if there is one.
+
+        F1 before Matthews before Pearson before accuracy, as in LM-BFF; without `metric_prefix`.
+        """
+        return _MAIN_METRICS[self.metric]
 
     @property
     def folder(self) -> str:
@@ -101,6 +111,13 @@ class Task:
         return name.replace("test", "dev") if self.file_format == "tsv" else name
 
 
+_MAIN_METRICS = {
+    "acc": ("acc",),
+    "acc_and_f1": ("f1", "acc"),
+    "mcc": ("mcc",),
+    "pearson_and_spearman": ("pearson", "spearmanr"),
+}
+
 _IT_WAS = "*cls**sent_0*_It_was*mask*.*sep+*"
 _THIS_IS = "*cls**sent_0*_This_is*mask*.*sep+*"
 _QUESTION = "*cls**sent-_0*?*mask*,*+sentl_1**sep+*"
@@ -133,7 +150,8 @@ _ROWS = (
     Task("QNLI", tuple(_ENTAILED), _QUESTION, _ENTAILED, (1, 2), -1),
     Task("RTE", tuple(_ENTAILED), _QUESTION, _ENTAILED, (1, 2), -1, max_seq_length=256, first_sent_limit=240),
     Task("MNLI", tuple(_INFERENCE), _QUESTION, _INFERENCE, (8, 9), -1, metric_prefix="mnli/",
-         max_seq_length=256, first_sent_limit=240, split_names={"dev": "dev_matched", "test": "test_matched"}),
+         max_seq_length=256, first_sent_limit=240, split_names={"dev": "dev_matched", "test": "test_matched"},
+         second_test_set="mnli-mm"),
     # The same k-shot folder, tested on texts of other genres. Its dev set is MNLI's: both are drawn from train.
     Task("mnli-mm", tuple(_INFERENCE), _QUESTION, _INFERENCE, (8, 9), -1, metric_prefix="mnli-mm/",
          max_seq_length=256, first_sent_limit=240, data_folder="MNLI",

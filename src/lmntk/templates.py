@@ -78,7 +78,9 @@ class Template:
     parts: tuple[Part, ...]
 
     @classmethod
-    def parse(cls, text: str, num_sentences: int, num_labels: int, task_name: str = "the task") -> Template:
+    def parse(
+        cls, text: str, num_sentences: int, num_labels: int, task_name: str = "the task", needs_mask: bool = True
+    ) -> Template:
         """Take a template apart at ``*``.
 
         Parts: ``cls``, ``mask``, ``sep``, ``sep+`` (sep, then the segment id goes up); ``sent_i`` the i-th sentence,
@@ -91,6 +93,7 @@ class Template:
             num_sentences: How many texts will be given to `render`: those of the query and of all demonstrations.
             num_labels: Number of classes.
             task_name: For error messages.
+            needs_mask: Whether a label word is asked for, which stands at ``*mask*``.
 
         Raises:
             UsageError: No ``*mask*`` or several, a sentence or class the task has not, or a misspelt variable.
@@ -99,7 +102,7 @@ class Template:
         for word in text.split("*"):
             if word:
                 parts.append(_parse_part(word, text, num_sentences, num_labels, task_name))
-        if parts.count(MASK) != 1:
+        if needs_mask and parts.count(MASK) != 1:
             count = "no *mask*" if MASK not in parts else f"*mask* {parts.count(MASK)} times"
             raise UsageError(
                 f"--template has {count}, but the label word needs exactly one place, as in {EXAMPLE_TEMPLATE}; "
@@ -147,3 +150,8 @@ def _there_are(count: int, noun: str, prefix: str) -> str:
     if count == 1:
         return f"one {noun} ({prefix}0)"
     return f"{'two' if count == 2 else count} {noun}s ({prefix}0 to {prefix}{count - 1})"
+
+
+def plain_text_template(num_sentences: int) -> str:
+    """Give the template of a text without a prompt: the cls token, and each sentence with a sep token behind it."""
+    return "*cls*" + "".join(f"*sent_{i}**sep+*" for i in range(num_sentences))

@@ -5,12 +5,14 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,19 +23,32 @@ from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
 from lmntk.models.attention import use_plain_attention
+from lmntk.models.base import PositionModel
+from lmntk.models.checkpoints import restore_extras, without_progress_bars
+from lmntk.models.classification import FirstTokenClassifier, SequenceClassifier
+from lmntk.models.lora import LoraSettings, add_adapters
 from lmntk.models.prompt_model import PromptModel
 
+Model = TypeVar("Model", bound=PositionModel)
+
 logger = logging.getLogger(__name__)
+
+SEED = 42
 
 # LM-BFF gives BERT room for ten segments, whatever the checkpoint was trained with.
 NUM_SEGMENTS = 10
 
 
-def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, cache_dir: str | None = None, needs_mask: bool = True) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint.
 
+    Args:
+        name_or_path: A name on the hub or a local folder.
+        cache_dir: Where downloads are kept.
+        needs_mask: Whether prompts with a mask are to be made.
+
     Raises:
-        UsageError: There is no tokenizer there, or it has no mask token.
+        UsageError: There is no tokenizer there, or it has no mask token and needs one.
     """
     with _sentences_instead_of_tracebacks(name_or_path, "--tokenizer_name", "a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir)
@@ -42,7 +57,7 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> PreTraine
             f"'{name_or_path}' holds no vocabulary of a tokenizer; copy the tokenizer's files there, or name another "
             "folder with --tokenizer_name"
         )
-    if tokenizer.mask_token_id is None:
+    if needs_mask and tokenizer.mask_token_id is None:
         raise UsageError(
             f"the tokenizer of '{name_or_path}' has no mask token, so this is no masked language model; "
             "--model_name_or_path needs one, such as roberta-base"
@@ -74,17 +89,33 @@ def max_positions(config: PretrainedConfig) -> int | None:
     return positions - config.pad_token_id - 1 if positions and counts_from_padding else positions
 
 
+class LoadOptions(TypedDict, total=False):
+    """How a checkpoint is loaded, whatever becomes of it; every part may be left out.
+
+    Attributes:
+        random_segment: Draw the segment embeddings that BERT's checkpoint lacks, instead of repeating its last row.
+        random_init: Draw all weights from the configuration's initialiser, with `seed`.
+        seed: What random weights are drawn with, 42 where none is given.
+        dtype: The dtype of all weights, float32 where none is given.
+        cache_dir: Where downloads are kept.
+        lora: Rank and scale of LoRA adapters to add.
+    """
+
+    random_segment: bool
+    random_init: bool
+    seed: int
+    dtype: torch.dtype
+    cache_dir: str | None
+    lora: LoraSettings | None
+
+
 def load_prompt_model(
     name_or_path: str,
     config: PretrainedConfig,
     label_word_ids: Sequence[int],
     *,
     binary_classification: bool = False,
-    random_segment: bool = False,
-    random_init: bool = False,
-    seed: int = 42,
-    dtype: torch.dtype = torch.float32,
-    cache_dir: str | None = None,
+    **options: Unpack[LoadOptions],
 ) -> PromptModel:
     """Load a masked language model, in eval mode, as a prompt model.
 
@@ -93,41 +124,118 @@ def load_prompt_model(
         config: The checkpoint's configuration.
         label_word_ids: The token of each class's label word, in logit order.
         binary_classification: Make the logits the single difference f₁ − f₀.
-        random_segment: Draw the segment embeddings that BERT's checkpoint lacks, instead of repeating its last row.
-        random_init: Draw all weights from the configuration's initialiser, with `seed`.
-        seed: What random weights are drawn with.
-        dtype: The dtype of all weights.
-        cache_dir: Where downloads are kept.
+        **options: See `LoadOptions`.
 
     Raises:
         UsageError: The checkpoint cannot be read.
     """
+    lm, absent = _language_model(name_or_path, config, options)
+    _warn_of_random_weights(name_or_path, absent)
+    return _finished(PromptModel(lm, label_word_ids, binary_classification), name_or_path, options)
+
+
+def load_classifier(
+    name_or_path: str,
+    config: PretrainedConfig,
+    num_classes: int,
+    *,
+    first_token: bool = False,
+    binary_classification: bool = False,
+    **options: Unpack[LoadOptions],
+) -> SequenceClassifier | FirstTokenClassifier:
+    """Load an encoder with a classification head, in eval mode.
+
+    Args:
+        name_or_path: A name on the hub or a local folder.
+        config: The checkpoint's configuration.
+        num_classes: The number of classes, or 1 for a score.
+        first_token: Take one linear layer on the first token as the head, zero until it is fitted, and not the head
+            that transformers has for the architecture. A head of this kind beside the weights is taken from there.
+        binary_classification: Make the logits the single difference f₁ − f₀.
+        **options: See `LoadOptions`.
+
+    Raises:
+        UsageError: The checkpoint cannot be read, or transformers has no head for its architecture.
+    """
+    if first_token:
+        lm, absent = _language_model(name_or_path, config, options)
+        _warn_of_random_weights(name_or_path, {name for name in absent if name.startswith(_prefix(lm))})
+        classifier = FirstTokenClassifier(cast(PreTrainedModel, lm.base_model), num_classes, binary_classification)
+        return _finished(classifier, name_or_path, options)
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise UsageError(
+            f"--few_shot_type finetune: transformers has no classification head for {config.model_type}; add "
+            "--from_linearhead, which puts one linear layer on the first token, or take --few_shot_type prompt"
+        )
+    seed = options.get("seed", SEED)
     set_seed(seed)
+    config = copy.deepcopy(config)
+    config.num_labels = num_classes
+    if options.get("random_init"):
+        auto = AutoModelForSequenceClassification
+        lm, absent = auto.from_config(config, dtype=torch.float32, attn_implementation="eager"), set()
+    else:
+        lm, absent = _load(AutoModelForSequenceClassification, name_or_path, config, options.get("cache_dir"))
+        new = {name for name in absent if not name.startswith(_prefix(lm)) or ".pooler." in name}
+        _warn_of_random_weights(name_or_path, absent - new)
+        if new:
+            logger.warning(
+                "the classification head is new, drawn at random with --seed %d: %s", seed, ", ".join(sorted(new))
+            )
+    _prepare(lm, options)
+    return _finished(SequenceClassifier(lm, binary_classification), name_or_path, options)
+
+
+def _language_model(
+    name_or_path: str, config: PretrainedConfig, options: LoadOptions
+) -> tuple[PreTrainedModel, set[str]]:
+    """A language model with its decoder untied, and the names of the weights that the checkpoint lacks."""
+    set_seed(options.get("seed", SEED))
     config = copy.deepcopy(config)  # tying and segments are changed below
-    lm = _initialise(config) if random_init else _load(name_or_path, config, cache_dir)
-    if config.model_type == "bert":
-        _grow_segments(lm, random_segment)
+    absent: set[str] = set()
+    if options.get("random_init"):
+        config.tie_word_embeddings = True
+        lm = AutoModelForMaskedLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        _untie(lm, stored_names=set())
+    else:
+        # Tied, transformers would overwrite a decoder that the checkpoint stores with the word embeddings.
+        config.tie_word_embeddings = False
+        lm, missing = _load(AutoModelForMaskedLM, name_or_path, config, options.get("cache_dir"))
+        stored = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - missing
+        absent = missing - _untie(lm, stored)
+    _prepare(lm, options)
+    return lm, absent
+
+
+def _prepare(lm: PreTrainedModel, options: LoadOptions) -> None:
+    """Bring a model into the form in which it is asked: segments, attention, adapters."""
+    if lm.config.model_type == "bert":
+        _grow_segments(lm, options.get("random_segment", False))
     use_plain_attention(lm)
-    model = PromptModel(lm.eval(), label_word_ids, binary_classification).to(dtype)
+    lora = options.get("lora")
+    if lora is not None:
+        add_adapters(lm, lora)
+    lm.eval()
+
+
+def _finished(model: Model, name_or_path: str, options: LoadOptions) -> Model:
+    """Give a model what lies beside its checkpoint's weights, the dtype asked for, and memory of its own."""
+    if not options.get("random_init"):
+        restore_extras(model, Path(name_or_path))
+    model.to(options.get("dtype", torch.float32))
     for parameter in model.parameters():
         # A file's weights lie in memory as they lay in the file, and small products round by where numbers lie: in
         # memory of torch's own the same run gives the same bits, started alone or by torchrun.
         parameter.data = parameter.data.clone()
-    return model
+    return model.eval()
 
 
-def _initialise(config: PretrainedConfig) -> PreTrainedModel:
-    config.tie_word_embeddings = True
-    lm = AutoModelForMaskedLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    _untie(lm, stored_names=set())
-    return lm
-
-
-def _load(name_or_path: str, config: PretrainedConfig, cache_dir: str | None) -> PreTrainedModel:
-    # Tied, transformers would overwrite a decoder that the checkpoint stores with the word embeddings.
-    config.tie_word_embeddings = False
+def _load(
+    auto: Any, name_or_path: str, config: PretrainedConfig, cache_dir: str | None
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load weights into the model that `auto` chooses; return it and the names of those that the checkpoint lacks."""
     with _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "weights"), _quiet_transformers():
-        lm, report = AutoModelForMaskedLM.from_pretrained(
+        lm, report = auto.from_pretrained(
             name_or_path,
             config=config,
             cache_dir=cache_dir,
@@ -137,14 +245,23 @@ def _load(name_or_path: str, config: PretrainedConfig, cache_dir: str | None) ->
             ignore_mismatched_sizes=True,
         )
     missing = set(report["missing_keys"])
-    if report["mismatched_keys"]:
-        names = ", ".join(sorted(str(key[0]) for key in report["mismatched_keys"]))
+    mismatched = {str(key[0]) for key in report["mismatched_keys"]}
+    if auto is AutoModelForSequenceClassification:
+        # A head for other classes is a head that is not there.
+        of_head = {name for name in mismatched if not name.startswith(_prefix(lm))}
+        missing, mismatched = missing | of_head, mismatched - of_head
+    if mismatched:
         # Allowed above only so that they can be named here.
-        raise UsageError(f"the weights in '{name_or_path}' do not have the shapes its config.json says: {names}")
-    stored = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - missing
-    if not stored:
+        raise UsageError(
+            f"the weights in '{name_or_path}' do not have the shapes its config.json says: "
+            f"{', '.join(sorted(mismatched))}"
+        )
+    if {name for name, _ in lm.named_parameters(remove_duplicate=False)} <= missing:
         raise UsageError(f"'{name_or_path}' holds no weight of a {config.model_type} masked language model")
-    absent = missing - _untie(lm, stored)
+    return lm, missing
+
+
+def _warn_of_random_weights(name_or_path: str, absent: set[str]) -> None:
     if absent:
         bar = "!" * 100
         logger.warning(
@@ -152,7 +269,11 @@ def _load(name_or_path: str, config: PretrainedConfig, cache_dir: str | None) ->
             "results:\n  %s\n%s",
             *(bar, name_or_path, "\n  ".join(sorted(absent)), bar),
         )
-    return lm
+
+
+def _prefix(lm: PreTrainedModel) -> str:
+    """What the names of the encoder's parameters begin with."""
+    return f"{lm.base_model_prefix}."
 
 
 def _untie(lm: PreTrainedModel, stored_names: set[str]) -> set[str]:
@@ -207,12 +328,11 @@ def _quiet_transformers() -> Iterator[None]:
     """Keep back transformers' own report on missing weights: it calls a tied decoder missing."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with without_progress_bars():
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

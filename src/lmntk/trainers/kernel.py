@@ -26,7 +26,7 @@ from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Pl
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes, resident_bytes, seconds_of
 from lmntk.parameters import count_parameters, select_parameters
 from lmntk.solver_problem import SolverSettings, class_ids
-from lmntk.trainers.prompt import LOGITS_TOGETHER, PromptTrainer, score
+from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, mean_over_samples, score
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class FeatureExamples:
         return {name: tensor.to(self._device) for name, tensor in batch.items() if name != "labels"}
 
 
-class KernelTrainer(PromptTrainer):
+class KernelTrainer(ZeroShotTrainer):
     """A `Trainer` that predicts with the empirical neural tangent kernel in place of training.
 
     Kernels, and the logits of the untrained model, are written to the output folder as soon as they are there. A
@@ -66,7 +66,7 @@ class KernelTrainer(PromptTrainer):
     args: TrainingArguments
 
     def __init__(self, run: Run, model_args: ModelArguments, args: TrainingArguments) -> None:
-        super().__init__(model=run.model or nn.Module(), args=args, data_collator=run.collator)
+        super().__init__(run, run.model or nn.Module(), args)
         self._run = run
         self._model_args = model_args
         self._files = KernelFiles(
@@ -75,7 +75,6 @@ class KernelTrainer(PromptTrainer):
             task_key=run.task.key,
             overwrite=args.overwrite_kernels and args.load_kernels is None,
         )
-        self._warn_of_idle_flags()
         self._formula = FORMULAS[args.kernel_formula]
         self._num_logits = 1 if args.binary_classification else len(run.task.labels)
         self._grad_dim: int | None = None
@@ -85,14 +84,14 @@ class KernelTrainer(PromptTrainer):
         self._logits: dict[str, tuple[Tensor, Tensor]] = {}
         if run.model is not None:
             run.model.requires_grad_(False)
-            selected = select_parameters(run.model, descriptions.parameter_filter(args))
+            selected = select_parameters(run.model, descriptions.parameter_filter(model_args, args))
             tokens = {token for feature in run.datasets["train"].features for token in feature.input_ids}
             self._logits_fn, self._params = run.model.as_function(selected, tokens)
             self._grad_dim = count_parameters(selected)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Compute, or find, the kernel of the train examples with themselves, and fit the solver to it."""
-        distributed.first_does(self._files.start_overwriting)
+        distributed.first_does(lambda: self._files.start_overwriting(self._run.datasets))
         self.prepare("train")
         f0 = self.untrained_logits("train")[0].numpy() if self.args.adjust_for_init else None
         distributed.first_does(lambda: self._fit(f0))
@@ -195,16 +194,6 @@ class KernelTrainer(PromptTrainer):
         batches = len(data) / max(len(few), 1) / distributed.world_size()
         return seconds_of(lambda: self.logits(few)) * batches
 
-    def _warn_of_idle_flags(self) -> None:
-        flags = {field.name: field.default for field in dataclasses.fields(self.args)}
-        for name, read, where in (
-            ("f0_scaling", self.args.adjust_for_init, "--adjust_for_init"),
-            ("kernel_gamma", self.args.kernel_solver == "asym", "--kernel_solver asym"),
-            ("kernel_lambda", self.args.kernel_solver == "asym", "--kernel_solver asym"),
-        ):
-            if getattr(self.args, name) != flags[name] and not read:
-                logger.warning("--%s changes nothing without %s", name, where)
-
     def _path_to_use(self, split: str) -> Path | None:
         return distributed.first_does(lambda: self._files.to_use(split, self._definition(split)))
 
@@ -222,9 +211,11 @@ class KernelTrainer(PromptTrainer):
         assert self._fitted is not None
         kernel, labels = self._kernels.pop(split)
         prediction = self._fitted.predict(kernel.numpy(), labels.numpy(), f0, split)
-        samples = samples_of(labels, len(self._run.prompts.templates), f"the kernel of {split}")
+        data = self._run.datasets[split]
+        samples = samples_of(labels, data.num_sample, f"the kernel of {split}")
         classes = class_ids(labels.numpy(), self._num_logits)[: len(labels) // samples]
-        scores = score(self._run.task, prediction.logits, classes)
+        self.averaged[split] = averaged = mean_over_samples(prediction.logits, len(classes))
+        scores = score(data.task, averaged, classes)
         metrics = {f"{prefix}{name}": value for name, value in scores.items()}
         return metrics | {f"{prefix}loss": prediction.loss, **prediction.metrics}
 
@@ -344,7 +335,7 @@ class KernelTrainer(PromptTrainer):
         )
 
     def _definition(self, split: str) -> dict[str, Any]:
-        definition = descriptions.of_flags(self._run, self._model_args, self.args)
+        definition = descriptions.of_flags(self._run, self._model_args, self.args, split)
         if self._run.model is not None:
             definition |= descriptions.of_model_and_data(self._run, self._weights, self._grad_dim or 0, split)
         return definition

@@ -1,0 +1,73 @@
+"""What a run leaves when it is over: result files, logits for ensembles, and its line in the log."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmntk import descriptions, results
+from lmntk.build import Run
+
+logger = logging.getLogger(__name__)
+
+
+def record_run(
+    run: Run,
+    metrics: Mapping[str, Mapping[str, float]],
+    averaged: Mapping[str, np.ndarray],
+    arguments: Sequence[Any],
+    seconds: float,
+) -> None:
+    """Write the result files and the line in the log, and say where they are.
+
+    Args:
+        run: What was built.
+        metrics: Those of each split that was predicted.
+        averaged: Logits or scores of each, ``[X, C]``, a mean over each example's samples.
+        arguments: The three groups of flags.
+        seconds: How long the run took.
+    """
+    training_args, task_key = arguments[-1], run.task.key
+    line = _flags(run, arguments)
+    for split, values in metrics.items():
+        path = results.metrics_path(training_args.output_dir, split, task_key)
+        results.write_metrics(path, values)
+        logger.info("%s: %s → %s", split, ", ".join(f"{name} = {value:.6g}" for name, value in values.items()), path)
+        mode, task = results.mode_and_task(split, task_key)
+        line |= {f"{task}_{mode}_{name}": value for name, value in values.items()}
+        if training_args.save_logit and mode == "test":
+            numbers = training_args.model_id, training_args.array_id
+            results.save_array(
+                results.ensemble_path(training_args.save_logit_dir, split, task_key, *numbers), averaged[split]
+            )
+    line |= {
+        "time": datetime.now().isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "versions": descriptions.versions(),
+    }
+    results.append_log(Path("log"), line)
+    logger.info(
+        "results are in %s, and a line in %s; %.0f s in all",
+        *(training_args.output_dir, Path("log").resolve(), seconds),
+    )
+
+
+def _flags(run: Run, arguments: Sequence[Any]) -> dict[str, Any]:
+    """All flags, with what the task's row made of those that were not given."""
+    line: dict[str, Any] = {}
+    for group in arguments:
+        flags = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        # A log is passed on to others; the hub's token is a password.
+        line |= {name: value for name, value in flags.items() if not name.endswith("_token")}
+    templates = run.prompts.templates
+    line |= vars(run.prompts.limits) | {
+        "template": templates[0] if len(templates) == 1 else list(templates),
+        "mapping": str(dict(run.prompts.mapping)),
+    }
+    if run.prompts.demonstrations is not None:
+        line["num_sample"] = run.prompts.draws
+    return line

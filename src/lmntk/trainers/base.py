@@ -1,0 +1,190 @@
+"""What all trainers share: losses, logits and metrics of a model that is asked at one position."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers.trainer_utils import IntervalStrategy
+
+from lmntk import distributed
+from lmntk.build import Run
+from lmntk.features import FeatureDataset
+from lmntk.metrics import compute_metrics
+from lmntk.solver_problem import two_logits
+from lmntk.tasks import REGRESSION_RANGE, Task
+
+LOGITS_TOGETHER = 32
+
+
+class FewShotTrainer(transformers.Trainer):
+    """A stock `Trainer` whose model answers with logits of classes, or with scores.
+
+    Args:
+        run: What was built from the flags.
+        model: The model.
+        args: The flags of the run.
+        l2_loss: ``--l2_loss``: squared error in place of cross entropy.
+        **kwargs: What else `transformers.Trainer` takes.
+
+    Attributes:
+        averaged: What was predicted of each split evaluated last: logits or scores, a mean over each example's samples.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        args: transformers.TrainingArguments,
+        l2_loss: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        # One process drives one device: several need torchrun. Pinning warns where there is no GPU.
+        args._n_gpu = min(args.n_gpu, 1)
+        args.dataloader_pin_memory &= args.device.type == "cuda"
+        super().__init__(model=model, args=args, data_collator=run.collator, **kwargs)
+        # The model has no `labels` argument from whose name the stock trainer would guess this.
+        self.label_names = ["labels"]
+        self.averaged: dict[str, np.ndarray] = {}
+        self._task = run.task
+        self._l2_loss = l2_loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss, a mean over the batch, and what is predicted if wanted.
+
+        That is the logits ``[B, C]`` of a task with classes, and the scores ``[B, 1]`` of a regression.
+        """
+        labels = inputs["labels"]
+        logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+        if self._task.regression:
+            loss, predicted = regression_loss(logits, labels)
+        else:
+            smoothing = self.args.label_smoothing_factor if model.training else 0.0
+            loss, predicted = class_loss(logits, labels, self._l2_loss, smoothing), logits
+        return (loss, {"logits": predicted}) if return_outputs else loss
+
+    def evaluate(  # type: ignore[override]
+        self,
+        eval_dataset: FeatureDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Predict a split with the model as it is.
+
+        Returns:
+            The task's metrics and the loss, each name with `metric_key_prefix` before it.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        assert isinstance(dataset, FeatureDataset)
+        output = self.predict(dataset, ignore_keys, metric_key_prefix)
+        labels = np.asarray(dataset.labels[: dataset.num_examples])
+        self.averaged[dataset.mode] = averaged = mean_over_samples(np.asarray(output.predictions), len(labels))
+        scores = score(dataset.task, averaged, labels)
+        loss = (output.metrics or {})[f"{metric_key_prefix}_loss"]
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        metrics[f"{metric_key_prefix}_loss"] = float(loss)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def finish(self) -> None:
+        """Do what is left when all results are written: nothing, here."""
+
+    def logits(self, dataset: FeatureDataset) -> Tensor:
+        """Return the model's logits on every prompt of a split, ``[X, C]``, in the model's own dtype.
+
+        Not by `predict`, which ``--bf16_full_eval`` and its like let change the model. Processes take batches in turn.
+        """
+        model, collator = self.model, self.data_collator
+        assert model is not None
+        starts = range(0, len(dataset), LOGITS_TOGETHER)
+        own: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for start in starts[distributed.rank() :: distributed.world_size()]:
+                batch = collator(dataset.features[start : start + LOGITS_TOGETHER])  # type: ignore[arg-type]
+                moved = {name: tensor.to(self.args.device) for name, tensor in batch.items() if name != "labels"}
+                own[start] = model(**moved).cpu()
+        found = {start: logits for share in distributed.gather(own) for start, logits in share.items()}
+        return torch.cat([found[start] for start in starts])
+
+
+class ZeroShotTrainer(FewShotTrainer):
+    """A trainer that trains nothing: it predicts with the model as it is."""
+
+    def __init__(self, run: Run, model: nn.Module, args: transformers.TrainingArguments, **kwargs: Any) -> None:
+        # Every example counts in an evaluation, and with nothing to train there is nothing to evaluate meanwhile.
+        args.dataloader_drop_last = False
+        args.eval_strategy = IntervalStrategy.NO
+        super().__init__(run, model, args, **kwargs)
+
+
+def class_loss(logits: Tensor, labels: Tensor, squared: bool = False, smoothing: float = 0.0) -> Tensor:
+    """Return the cross entropy, or the squared error from one-hot targets, as a mean over the batch.
+
+    Args:
+        logits: ``[B, C]``; a single logit is f₁ − f₀, and its squared error is that from −1 and +1.
+        labels: Class ids, int64 ``[B]``.
+        squared: Take the squared error, a mean over examples and logits.
+        smoothing: How much of the target cross entropy spreads over all classes.
+    """
+    if squared:
+        if logits.shape[1] == 1:
+            return F.mse_loss(logits[:, 0], (labels * 2 - 1).to(logits.dtype))
+        return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+    # A single logit is f₁ − f₀, so that f₀ = 0 stands beside it.
+    both = torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+    return F.cross_entropy(both, labels, label_smoothing=smoothing)
+
+
+def regression_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss, a mean over the batch, and the predicted scores ``[B, 1]``.
+
+    The label words of two logits stand for the ends of the scale: the score is where the probability of the upper one
+    lies between them, and the loss the Kullback-Leibler divergence from the label's own place (Gao et al. 2021, section
+    4.1). A single logit is the score itself, its loss the squared error.
+
+    Args:
+        logits: ``[B, 2]``, or ``[B, 1]`` of a classification head.
+        labels: Scores, ``[B]``.
+    """
+    low, high = REGRESSION_RANGE
+    labels = labels.to(logits.dtype)
+    if logits.shape[1] == 1:
+        return F.mse_loss(logits[:, 0], labels), logits
+    place = (labels - low) / (high - low)
+    log_probabilities = torch.log_softmax(logits, dim=1)
+    loss = F.kl_div(log_probabilities, torch.stack([1 - place, place], dim=1), reduction="batchmean")
+    return loss, low + (high - low) * log_probabilities[:, 1:].exp()
+
+
+def log_odds(scores: np.ndarray) -> np.ndarray:
+    """Return the difference of two label words' logits that predicts given scores ``[N]``; the ends kept finite."""
+    low, high = REGRESSION_RANGE
+    places = np.clip((scores - low) / (high - low), 0.01, 0.99)
+    return np.array([math.log(place / (1 - place)) for place in places])
+
+
+def mean_over_samples(predictions: np.ndarray, examples: int) -> np.ndarray:
+    """Average ``[samples · X, C]``, sample by sample, to ``[X, C]``."""
+    return predictions.reshape(-1, examples, predictions.shape[1]).mean(axis=0)
+
+
+def score(task: Task, averaged: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Score predictions.
+
+    Args:
+        task: Says which metrics.
+        averaged: Logits ``[X, C]``, one logit standing for its negative and itself; or scores ``[X, 1]``.
+        labels: Class ids or scores, ``[X]``.
+    """
+    predicted = averaged[:, 0] if task.regression else two_logits(averaged).argmax(axis=1)
+    return compute_metrics(task, predicted, labels)

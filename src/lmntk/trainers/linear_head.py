@@ -1,0 +1,105 @@
+"""The linear head: the last layer alone, fitted to what goes into it; all else stays as it was pre-trained."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers.trainer_utils import TrainOutput
+
+from lmntk import distributed
+from lmntk.arguments import TrainingArguments
+from lmntk.build import Run
+from lmntk.logistic import cross_validated, cross_validation_folds
+from lmntk.models.base import PositionModel
+from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, log_odds
+
+logger = logging.getLogger(__name__)
+
+MAX_ITERATIONS = 5000
+
+
+class LinearHeadTrainer(ZeroShotTrainer):
+    """A `Trainer` that fits the last layer by regression and predicts with it.
+
+    Args:
+        run: What was built from the flags.
+        args: The flags of the run.
+        **kwargs: What else `FewShotTrainer` takes.
+    """
+
+    def __init__(self, run: Run, args: TrainingArguments, **kwargs: Any) -> None:
+        assert run.model is not None
+        super().__init__(run, run.model, args, **kwargs)
+        self._run = run
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Fit the last layer."""
+        fit_linear_head(self._run, self.args.device)
+        return TrainOutput(0, 0.0, {})
+
+
+def fit_linear_head(run: Run, device: torch.device) -> None:
+    """Replace the rows of the classes in the model's last layer by those of a regression on the train split.
+
+    Classes: cross-validated logistic regression, multinomial; of two classes each takes one half of the weights, with
+    opposite signs. Scores: least squares, on the log-odds where two label words stand for the ends of the scale.
+
+    Args:
+        run: Its model is changed, on every process alike.
+        device: Where the model computes.
+
+    Raises:
+        UsageError: A class with fewer than two training examples.
+    """
+    model = run.model
+    assert isinstance(model, PositionModel)
+    model.to(device)
+    model.eval()
+    weights, biases = distributed.first_does(lambda: _fit(run, model, device))
+    model.set_last_layer(torch.from_numpy(weights), torch.from_numpy(biases))
+
+
+def _fit(run: Run, model: PositionModel, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Weights ``[classes, d]`` and biases ``[classes]``."""
+    data = run.datasets["train"]
+    starts = range(0, len(data), LOGITS_TOGETHER)
+    found = []
+    for start in tqdm(starts, desc="features of train", unit="batch", disable=len(starts) < 20):
+        batch = run.collator(data.features[start : start + LOGITS_TOGETHER])
+        moved = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+        found.append(model.last_layer_inputs(moved).cpu().double().numpy())
+    features = np.concatenate(found)
+    has_bias = getattr(model.last_layer, "bias", None) is not None
+    logger.info("fitting the last layer to %d × %d features of train", *features.shape)
+    if run.task.regression:
+        return _fit_scores(features, np.asarray(data.labels), model.num_classes, has_bias)
+    return _fit_classes(features, data.labels, model.num_classes, has_bias)
+
+
+def _fit_classes(
+    features: np.ndarray, labels: Sequence[int | float], num_classes: int, has_bias: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    classes = np.asarray(labels, dtype=np.int64)
+    folds = cross_validation_folds(classes, num_classes, "leave the linear head out")
+    regression = cross_validated(folds, max_iter=MAX_ITERATIONS, fit_intercept=has_bias).fit(features, classes)
+    weights, biases = regression.coef_, np.broadcast_to(regression.intercept_, len(regression.coef_))
+    return _halves(weights, biases) if num_classes == 2 else (weights, biases.copy())
+
+
+def _fit_scores(
+    features: np.ndarray, scores: np.ndarray, num_classes: int, has_bias: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.linear_model import LinearRegression  # here, since it takes a second that --help need not wait
+
+    targets = scores if num_classes == 1 else log_odds(scores)
+    regression = LinearRegression(fit_intercept=has_bias).fit(features, targets)
+    weights, biases = regression.coef_[None], np.atleast_1d(regression.intercept_)
+    return (weights, biases) if num_classes == 1 else _halves(weights, biases)
+
+
+def _halves(weights: np.ndarray, biases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One class's score against the other's as two rows, (−w/2, +w/2)."""
+    return np.concatenate([-weights / 2, weights / 2]), np.concatenate([-biases / 2, biases / 2])

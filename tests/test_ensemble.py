@@ -1,0 +1,249 @@
+"""The command line of tools/ensemble.py, with numbers worked out by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ensemble
+from lmntk.errors import UsageError
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "ensemble.py"
+LABELS = [0, 0, 1, 1]
+# Model 0 errs on the second text, model 1 on the third; their mean on none. Model 0's logits are larger.
+RIGHT = [[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]]
+LEFT = [[2.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 2.0]]
+
+
+def run(seed, model, array, dev, test, *, task="SST-2", metric="acc", **more):
+    name = task.lower()
+    return {
+        "tag": "x",
+        "task_name": task,
+        "data_dir": f"data/{task}/16-{seed}/",
+        "seed": seed,
+        "model_id": model,
+        "array_id": array,
+        "save_logit_dir": None,
+        "output_dir": f"result/{seed}-{model}-{array}",
+        f"{name}_dev_eval_{metric}": dev,
+        f"{name}_test_eval_{metric}": test,
+    } | more
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A working directory with the test sets of two seeds of SST-2, four texts each."""
+    monkeypatch.chdir(tmp_path)
+    for seed in (13, 42):
+        write_test_set("SST-2", seed, "sentence\tlabel\n" + "".join(f"text\t{label}\n" for label in LABELS))
+    return tmp_path
+
+
+def write_test_set(task, seed, text, name="test.tsv"):
+    path = Path("data", task, f"16-{seed}", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def write_log(*runs):
+    Path("log").write_text("".join(json.dumps(line) + "\n" for line in runs))
+
+
+def write_logits(name, values, folder="ensemble_predict_results"):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    np.save(Path(folder, name), np.array(values))
+
+
+def call(condition="{'tag': 'x', 'task_name': 'sst-2'}", *flags, n_models=2):
+    ensemble.main(["--condition", condition, "--n_models", str(n_models), *flags])
+
+
+TWO_MODELS = [run(42, 0, 0, 0.5, 0.75), run(42, 1, 1, 0.25, 0.75)]
+
+
+@pytest.fixture
+def two_models(project):
+    write_log(*TWO_MODELS)
+    write_logits("sst-2-0-0.npy", RIGHT)
+    write_logits("sst-2-1-1.npy", LEFT)
+    return project
+
+
+def test_the_mean_of_the_best_trials_logits_is_scored(two_models, capsys):
+    write_log(
+        *TWO_MODELS,
+        run(42, 0, 2, 0.25, 1.0),
+        run(13, 0, 3, 0.75, 0.25),
+        run(13, 1, 4, 0.75, 0.5),
+        run(13, 2, 5, 0.5, 0.5),
+        run(13, -1, -1, 1.0, 1.0),
+    )
+    write_logits("sst-2-0-3.npy", RIGHT)
+    write_logits("sst-2-1-4.npy", np.array(RIGHT)[::-1] / 2)
+    call()
+    # Seed 13: sums [3, 1], [0, 2], [0, 2.5], [1.5, 2]: classes 0, 1, 1, 1, of which three are right.
+    assert capsys.readouterr().out == (
+        "model 0: dev mean 62.5 (standard deviation 12.5), median 62.5; "
+        "test mean 50.0 (standard deviation 25.0), median 50.0\n"
+        "model 1: dev mean 50.0 (standard deviation 25.0), median 50.0; "
+        "test mean 62.5 (standard deviation 12.5), median 62.5\n"
+        "seed 13: test 75.0\n"
+        "seed 42: test 100.0\n"
+        "ensemble: mean 87.5 (standard deviation 12.5), median 87.5, 2 seeds, 2 models\n"
+    )
+
+
+def test_a_single_model_is_judged_as_it_was(two_models, capsys):
+    call(n_models=1)
+    assert "ensemble: mean 75.0 (standard deviation 0.0), median 75.0, 1 seed, 1 model\n" in capsys.readouterr().out
+
+
+def test_logits_lie_where_the_flag_says_else_where_the_run_put_them(two_models, capsys):
+    write_log(TWO_MODELS[0], TWO_MODELS[1] | {"save_logit_dir": "own"})
+    write_logits("sst-2-1-1.npy", 0 * np.array(LEFT), "own")
+    call()
+    assert "seed 42: test 75.0\n" in capsys.readouterr().out
+    for name in ("sst-2-0-0.npy", "sst-2-1-1.npy"):
+        write_logits(name, LEFT[::-1], "moved")
+    call("{'tag': 'x', 'task_name': 'sst-2'}", "--save_logit_dir", "moved")
+    # Classes 1, 0, 0, 0 for labels 0, 0, 1, 1.
+    assert "seed 42: test 25.0\n" in capsys.readouterr().out
+
+
+def test_one_column_of_two_classes_is_class_1_above_zero(two_models, capsys):
+    for name in ("sst-2-0-0.npy", "sst-2-1-1.npy"):
+        write_logits(name, np.array([[-1], [0], [1], [-2]], dtype=np.float32))
+    call()
+    assert "seed 42: test 75.0\n" in capsys.readouterr().out
+
+
+def test_a_task_with_two_metrics_tells_both(project, capsys):
+    more = {"mrpc_dev_eval_f1": 0.5, "mrpc_test_eval_f1": 0.25}
+    write_log(run(42, 0, 0, 0.5, 0.75, task="MRPC", **more))
+    write_test_set("MRPC", 42, "label\ta\tb\tc\td\n" + "".join(f"{label}\t1\t2\tone\ttwo\n" for label in LABELS))
+    write_logits("mrpc-0-0.npy", RIGHT)
+    call("{'task_name': 'mrpc/f1'}", n_models=1)
+    # Of three thought to be of class 1 two are, which are all: precision 2/3, recall 1, F1 4/5.
+    assert "; second metric mean 75.0 (standard deviation 0.0), median 75.0\n" in (out := capsys.readouterr().out)
+    assert "seed 42: test 80.0, second metric 75.0\nensemble: mean 80.0 " in out
+    assert "ensemble: second metric mean 75.0 (standard deviation 0.0), median 75.0, 1 seed, 1 model\n" in out
+
+
+def test_mnli_mm_reads_the_mismatched_texts_and_its_own_logits_of_a_run_of_mnli(project, capsys):
+    more = {"mnli-mm_test_eval_mnli-mm/acc": 0.5}
+    write_log(run(42, 0, 0, 0.5, 0.75, task="MNLI", metric="mnli/acc", **more))
+    rows = "".join("\t".join([*"01234567", "a", "b", label]) + "\n" for label in ("neutral", "contradiction"))
+    write_test_set("MNLI", 42, "header\n" + rows, "test_mismatched.tsv")
+    write_logits("mnli-mm-0-0.npy", [[0, 0, 1], [0, 1, 0]])
+    call("{'task_name': 'mnli-mm'}", n_models=1)
+    assert "test mean 50.0" in (out := capsys.readouterr().out)
+    assert "seed 42: test 50.0\n" in out
+
+
+def test_a_regression_tasks_single_column_is_the_score(project, capsys):
+    more = {"sts-b_dev_eval_spearmanr": 0.5, "sts-b_test_eval_spearmanr": 0.5}
+    write_log(run(42, 0, 0, 0.5, 0.5, task="STS-B", metric="pearson", **more))
+    rows = "".join("\t".join([*"0123456", "a", "b", score]) + "\n" for score in ("0.0", "1.0", "5.0"))
+    write_test_set("STS-B", 42, "header\n" + rows)
+    write_logits("sts-b-0-0.npy", [[1.0], [2.0], [6.0]])
+    call("{'task_name': 'sts-b'}", n_models=1)
+    assert "seed 42: test 100.0, second metric 100.0\n" in capsys.readouterr().out
+
+
+def refusal(*arguments, **more):
+    with pytest.raises(UsageError) as error:
+        call(*arguments, **more)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+AGAIN = "run that model again with --save_logit, or give the right --save_logit_dir"
+FILE = "ensemble_predict_results/sst-2-1-1.npy"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (LEFT[:3], f"{FILE} holds an array of shape [3, 2], where [4, 1] or [4, 2] is wanted"),
+        (np.zeros((4, 3)), f"{FILE} holds an array of shape [4, 3], where [4, 1] or [4, 2] is wanted"),
+        (LABELS, f"{FILE} holds an array of shape [4], where [4, 1] or [4, 2] is wanted"),
+        ([[np.nan, 0.0]] * 4, f"{FILE} holds what is no finite number"),
+        ([["a", "b"]] * 4, f"{FILE} holds what is no finite number"),
+    ],
+)
+def test_logits_of_another_shape_or_kind_are_refused(two_models, values, message):
+    write_logits("sst-2-1-1.npy", values)
+    assert refusal() == f"{message}: {AGAIN}"
+
+
+def test_logits_with_different_numbers_of_columns_are_not_averaged(two_models):
+    write_logits("sst-2-1-1.npy", [[1.0]] * 4)
+    assert refusal().startswith("logits of different numbers of columns cannot be averaged (ensemble_predict_results/")
+
+
+def test_missing_and_damaged_logits_are_named(two_models):
+    path = Path(FILE)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-8], b"words"):
+        path.write_bytes(damaged)
+        assert refusal() == f"{FILE} is no file of logits: {AGAIN}"
+    path.unlink()
+    assert refusal() == f"there are no logits {FILE}: {AGAIN}"
+
+
+def test_a_pickle_in_the_place_of_logits_is_not_loaded(two_models):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(two_models / "made"),)
+
+    np.save(FILE, np.array([Hostile()], dtype=object), allow_pickle=True)
+    assert refusal() == f"{FILE} is no file of logits: {AGAIN}"
+    assert not (two_models / "made").exists()
+
+
+def test_logits_that_a_later_run_has_overwritten_are_refused(two_models):
+    write_log(*TWO_MODELS, run(13, 0, 0, 0.5, 0.5), run(13, 1, 1, 0.5, 0.5))
+    assert refusal("{'task_name': 'sst-2'}").startswith(
+        "ensemble_predict_results/sst-2-0-0.npy was written again after the chosen run of seed 42 (result/42-0-0), by "
+        "result/13-0-0: give every run its own --array_id or --save_logit_dir"
+    )
+
+
+def test_a_model_without_a_run_for_a_seed_is_named(two_models):
+    write_log(*TWO_MODELS, run(13, 1, 5, 0.5, 0.5))
+    assert refusal() == (
+        "seed 13 has no run with model_id 0: run it with --model_id 0, lower --n_models, or leave the seed out by "
+        "'data_dir' in --condition"
+    )
+    write_log({key: value for key, value in TWO_MODELS[0].items() if key != "array_id"})
+    assert refusal().startswith("none of the 1 matching runs has an array_id and a model_id below --n_models 2: run")
+
+
+def test_runs_of_a_seed_on_different_data_are_not_mixed(two_models):
+    write_log(TWO_MODELS[0], TWO_MODELS[1] | {"data_dir": "data/SST-2/64-42"})
+    assert refusal() == (
+        "seed 42 has runs on data/SST-2/16-42 and data/SST-2/64-42: choose with 'data_dir' in --condition"
+    )
+
+
+def test_other_mistakes_are_one_sentence(two_models):
+    assert refusal(n_models=0) == "--n_models 0: an ensemble needs at least one model"
+    condition = "{'task_name': 'sst-2'}"
+    assert refusal(condition, "--test_key", "seed") == "--test_key seed: an ensemble is judged by acc"
+    assert refusal(condition, "--save_logits", "x").startswith("unknown flag '--save_logits': did you mean '--save_l")
+    write_log(*TWO_MODELS, run(42, 0, 0, 0.5, 0.5, task="RTE"))
+    assert refusal("{'tag': 'x'}") == "the runs are of sst-2, rte: give one 'task_name' in --condition"
+    Path("data/SST-2/16-42/test.tsv").unlink()
+    assert refusal().startswith("data/SST-2/16-42/test.tsv is missing: make")
+
+
+def test_the_command_exits_with_2_on_a_mistake(project):
+    command = [sys.executable, str(TOOL), "--condition", "{}"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the following arguments are required: --n_models; see --help\n"
