@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "parameters": {"errors", "models"},
     "arguments": {"errors", "tasks", "kernels", "models", "solvers", "legacy_flags", "distributed"},
     "run_log": {"errors", "tasks"},
+    "prompt_settings": {"errors", "arguments", "tasks", "templates", "prompts", "demonstrations"},
     "checks": {"errors", "arguments", "tasks", "kernels", "solvers"},
     "build": {
         "errors",
@@ -45,6 +46,7 @@ MAY_IMPORT = {
         "examples",
         "templates",
         "prompts",
+        "prompt_settings",
         "demonstrations",
         "features",
         "models",

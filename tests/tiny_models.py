@@ -7,6 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
     ModernBertConfig,
@@ -15,10 +16,13 @@ from transformers import (
 )
 
 from lmntk.models.attention import use_plain_attention
+from lmntk.models.classification import FirstTokenClassifier, SequenceClassifier
 from lmntk.models.prompt_model import PromptModel
 from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
 
 ARCHITECTURES = ("bert", "roberta", "distilbert", "modernbert")
+# ModernBERT's classifier looks at the first token or at the mean of all.
+CLASSIFIERS = ("bert", "roberta", "distilbert", "modernbert-cls", "modernbert-mean")
 # Large enough for gradients of every size, so that float32 has something to lose.
 INITIALIZER_RANGE = 0.15
 LABEL_WORDS = (11, 7)
@@ -123,3 +127,60 @@ def save_tiny_checkpoint(architecture: str, folder: Path, seed: int = 0) -> Path
             parameter.add_(INITIALIZER_RANGE * torch.randn_like(parameter))
     lm.save_pretrained(folder)
     return folder
+
+
+def add_noise(module: torch.nn.Module, seed: int = 0) -> None:
+    """Make every parameter random, biases and what starts at zero included."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(INITIALIZER_RANGE * torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
+def tiny_classification_config(family: str, num_labels: int = 2):
+    """The configuration of one of `CLASSIFIERS` with a head for some classes."""
+    architecture, _, pooling = family.partition("-")
+    config = tiny_config(architecture)
+    config.num_labels = num_labels
+    if pooling:
+        config.classifier_pooling = pooling
+    return config
+
+
+def tiny_classifier(
+    family: str,
+    first_token: bool = False,
+    dtype: torch.dtype = torch.float64,
+    binary: bool = False,
+    num_labels: int = 2,
+    seed: int = 0,
+    our_attention: bool = True,
+) -> SequenceClassifier | FirstTokenClassifier:
+    """A classifier of one of `CLASSIFIERS` whose every parameter, its head's included, is random."""
+    torch.manual_seed(seed)
+    config = tiny_classification_config(family, num_labels)
+    attention = OTHER_ATTENTION[config.model_type]
+    if first_token:
+        lm = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).base_model
+    else:
+        lm = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+    if our_attention:
+        use_plain_attention(lm)
+    lm = lm.eval().to(dtype)
+    model = FirstTokenClassifier(lm, num_labels, binary) if first_token else SequenceClassifier(lm, binary)
+    add_noise(model, seed)
+    return model.to(dtype).eval()
+
+
+def save_tiny_classification_checkpoint(family: str, folder: Path, num_labels: int = 2, seed: int = 0) -> Path:
+    """Write a checkpoint of transformers' own classifier of one of `CLASSIFIERS`, without a tokenizer."""
+    torch.manual_seed(seed)
+    lm = AutoModelForSequenceClassification.from_config(tiny_classification_config(family, num_labels))
+    add_noise(lm, seed)
+    lm.save_pretrained(folder)
+    return folder
+
+
+def classified(prompts: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """The examples of `tiny_prompts` as classifiers take them: it is the first position that predicts."""
+    return [{**prompt, "mask_pos": torch.zeros_like(prompt["mask_pos"])} for prompt in prompts]

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import BertConfig, PretrainedConfig
 
 from lmntk.arguments import DataArguments
-from lmntk.build import resolve_prompts
 from lmntk.examples import read_examples, split_file
 from lmntk.features import Collator, Feature, FeatureDataset, Renderer
 from lmntk.kernels import FORMULAS, KernelProblem
@@ -17,6 +16,7 @@ from lmntk.kernels.formulas import Direction
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes
 from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer, max_positions
 from lmntk.models.prompt_model import PromptModel
+from lmntk.prompt_settings import resolve_prompts
 from lmntk.prompts import label_word_ids
 from lmntk.tasks import find_task
 from lmntk.templates import Template

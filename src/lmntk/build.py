@@ -1,6 +1,5 @@
 """From flags to what a run works with: task, prompts, tokenizer, data sets, model."""
 
-import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lmntk.arguments import (
-    GENERAL_MAX_SEQ_LENGTH,
-    GENERAL_NUM_SAMPLE,
-    DataArguments,
-    ModelArguments,
-    TrainingArguments,
-)
+from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments
 from lmntk.demonstrations import (
     DemonstrationSettings,
     Demonstrator,
@@ -38,35 +31,13 @@ from lmntk.models.loading import (
     max_positions,
 )
 from lmntk.models.lora import DEFAULT_ALPHA, DEFAULT_RANK, LoraSettings, stored_adapters
-from lmntk.prompts import Limits, choose_prompts, label_word_ids, parse_mapping
-from lmntk.results import logits_path, mode_and_task
+from lmntk.prompt_settings import PromptSettings, resolve_prompts
+from lmntk.prompts import label_word_ids
+from lmntk.results import kernel_path, logits_path, mode_and_task
 from lmntk.tasks import Task, find_task
-from lmntk.templates import Template, plain_text_template
+from lmntk.templates import Template
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """What turns examples into prompts, every default resolved.
-
-    Attributes:
-        templates: One, or several whose logits are averaged; without their demonstrations.
-        mapping: The label word of each label; empty where a classification head stands for the classes.
-        limits: Where tokens are cut.
-        draws: How many draws of demonstrations a dev or test example gets with each template.
-        demonstrations: How they are drawn and shown; None where there are none.
-    """
-
-    templates: tuple[str, ...]
-    mapping: Mapping[str, str]
-    limits: Limits
-    draws: int = 1
-    demonstrations: DemonstrationSettings | None = None
-
-    def samples(self, split: str) -> int:
-        """How often each example of a split is asked; train examples have one draw of demonstrations."""
-        return len(self.templates) * (1 if split == "train" else self.draws)
 
 
 @dataclass(frozen=True)
@@ -135,86 +106,6 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     return Run(task, prompts, data_files, datasets, model, collator, tokenizer, redrawn, source.lora)
 
 
-def resolve_prompts(
-    task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str = "prompt"
-) -> PromptSettings:
-    """Complete the flags from the task's row, and that from the general defaults.
-
-    Args:
-        task: The row.
-        data_args: The flags.
-        model_limit: The longest sequence the model can read.
-        few_shot_type: ``"finetune"``, ``"prompt"`` or ``"prompt-demo"``.
-
-    Raises:
-        UsageError: Flags that contradict each other, or a mapping that does not fit the task.
-    """
-    limits = _resolve_limits(task, data_args, model_limit, few_shot_type)
-    if few_shot_type == "finetune":
-        given = ("template", "mapping", "template_path", "mapping_path", "prompt_path", "first_sent_limit")
-        idle = [f"--{flag}" for flag in (*given, "other_sent_limit") if getattr(data_args, flag) is not None]
-        if idle:
-            logger.warning("--few_shot_type finetune takes the plain text: %s not used", " and ".join(idle))
-        return PromptSettings((plain_text_template(task.num_sentences),), {}, limits)
-    templates, words = choose_prompts(
-        default_template=task.template,
-        default_mapping=task.mapping,
-        template=data_args.template,
-        mapping=data_args.mapping,
-        template_path=data_args.template_path,
-        template_id=data_args.template_id,
-        mapping_path=data_args.mapping_path,
-        mapping_id=data_args.mapping_id,
-        prompt_path=data_args.prompt_path,
-        prompt_id=data_args.prompt_id,
-        top_n_template=data_args.top_n_template,
-    )
-    settings = PromptSettings(tuple(templates), parse_mapping(words, task.labels), limits)
-    if few_shot_type == "prompt":
-        return settings
-    draws = _first_given(data_args.num_sample, task.num_sample, GENERAL_NUM_SAMPLE)
-    assert draws is not None
-    return dataclasses.replace(settings, draws=draws, demonstrations=_demonstrations(data_args))
-
-
-def _demonstrations(data_args: DataArguments) -> DemonstrationSettings:
-    head, tail = data_args.gpt3_in_context_head, data_args.gpt3_in_context_tail
-    return DemonstrationSettings(
-        num_demo=data_args.num_demo,
-        in_context="head" if head else "tail" if tail else "",
-        in_context_num=data_args.gpt3_in_context_num,
-        filter_rate=data_args.demo_filter_rate,
-        filter_model=data_args.demo_filter_model if data_args.demo_filter else None,
-        auto=data_args.auto_demo,
-    )
-
-
-def _resolve_limits(task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str) -> Limits:
-    usual = _first_given(task.max_seq_length, GENERAL_MAX_SEQ_LENGTH)
-    assert usual is not None
-    asked = data_args.max_seq_length
-    if model_limit is not None and asked is not None and asked > model_limit:
-        raise UsageError(f"--max_seq_length is {asked}, but this model reads at most {model_limit} tokens")
-    longest = asked or usual
-    demonstrations = few_shot_type == "prompt-demo"
-    if demonstrations and data_args.double_demo:
-        longest *= 2
-    in_context = demonstrations and (data_args.gpt3_in_context_head or data_args.gpt3_in_context_tail)
-    if model_limit is not None:
-        longest = model_limit if data_args.use_full_length or in_context else min(longest, model_limit)
-    plain = few_shot_type == "finetune"
-    return Limits(
-        max_seq_length=longest,
-        first_sent_limit=None if plain else _first_given(data_args.first_sent_limit, task.first_sent_limit),
-        other_sent_limit=None if plain else _first_given(data_args.other_sent_limit, task.other_sent_limit),
-        truncate_head=data_args.truncate_head,
-    )
-
-
-def _first_given(*values: int | None) -> int | None:
-    return next((value for value in values if value is not None), None)
-
-
 def _splits(task: Task, training_args: TrainingArguments, data_dir: str) -> list[str]:
     """The splits that a run predicts or learns from; a kernel always has the train examples along its first axis."""
     wanted = {
@@ -225,13 +116,13 @@ def _splits(task: Task, training_args: TrainingArguments, data_dir: str) -> list
     splits = [split for split, needed in wanted.items() if needed]
     if training_args.do_predict and task.second_test_set:
         second = find_task(task.second_test_set)
-        if (Path(data_dir) / second.file_name("test")).is_file() or training_args.load_kernels is not None:
-            splits.append(f"test:{second.key}")
+        split = f"test:{second.key}"
+        loaded = training_args.load_kernels  # published kernels are of the first test set alone
+        needed = Path(data_dir) / second.file_name("test") if loaded is None else kernel_path(loaded, split, task.key)
+        if needed.is_file():
+            splits.append(split)
         else:
-            logger.warning(
-                "%s has no %s: the second test set, %s, is left out",
-                *(data_dir, second.file_name("test"), second.name),
-            )
+            logger.warning("there is no %s: the second test set, %s, is left out", needed, second.name)
     return splits
 
 

@@ -1,4 +1,4 @@
-"""Cross-validated logistic regression, as the published program asks scikit-learn for it: of kernels and linear heads."""
+"""Cross-validated logistic regression, as the published program asks scikit-learn for it: of kernels, linear heads."""
 
 import logging
 import warnings

@@ -1,0 +1,118 @@
+"""What turns examples into prompts, once flags, the task's row and the general defaults have been heard."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lmntk.arguments import GENERAL_MAX_SEQ_LENGTH, GENERAL_NUM_SAMPLE, DataArguments
+from lmntk.demonstrations import DemonstrationSettings
+from lmntk.errors import UsageError
+from lmntk.prompts import Limits, choose_prompts, parse_mapping
+from lmntk.tasks import Task
+from lmntk.templates import plain_text_template
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What turns examples into prompts, every default resolved.
+
+    Attributes:
+        templates: One, or several whose logits are averaged; without their demonstrations.
+        mapping: The label word of each label; empty where a classification head stands for the classes.
+        limits: Where tokens are cut.
+        draws: How many draws of demonstrations a dev or test example gets with each template.
+        demonstrations: How they are drawn and shown; None where there are none.
+    """
+
+    templates: tuple[str, ...]
+    mapping: Mapping[str, str]
+    limits: Limits
+    draws: int = 1
+    demonstrations: DemonstrationSettings | None = None
+
+    def samples(self, split: str) -> int:
+        """How often each example of a split is asked; train examples have one draw of demonstrations."""
+        return len(self.templates) * (1 if split == "train" else self.draws)
+
+
+def resolve_prompts(
+    task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str = "prompt"
+) -> PromptSettings:
+    """Complete the flags from the task's row, and that from the general defaults.
+
+    Args:
+        task: The row.
+        data_args: The flags.
+        model_limit: The longest sequence the model can read.
+        few_shot_type: ``"finetune"``, ``"prompt"`` or ``"prompt-demo"``.
+
+    Raises:
+        UsageError: Flags that contradict each other, or a mapping that does not fit the task.
+    """
+    limits = _resolve_limits(task, data_args, model_limit, few_shot_type)
+    if few_shot_type == "finetune":
+        given = ("template", "mapping", "template_path", "mapping_path", "prompt_path", "first_sent_limit")
+        idle = [f"--{flag}" for flag in (*given, "other_sent_limit") if getattr(data_args, flag) is not None]
+        if idle:
+            logger.warning("--few_shot_type finetune takes the plain text: %s not used", " and ".join(idle))
+        return PromptSettings((plain_text_template(task.num_sentences),), {}, limits)
+    templates, words = choose_prompts(
+        default_template=task.template,
+        default_mapping=task.mapping,
+        template=data_args.template,
+        mapping=data_args.mapping,
+        template_path=data_args.template_path,
+        template_id=data_args.template_id,
+        mapping_path=data_args.mapping_path,
+        mapping_id=data_args.mapping_id,
+        prompt_path=data_args.prompt_path,
+        prompt_id=data_args.prompt_id,
+        top_n_template=data_args.top_n_template,
+    )
+    settings = PromptSettings(tuple(templates), parse_mapping(words, task.labels), limits)
+    if few_shot_type == "prompt":
+        return settings
+    draws = _first_given(data_args.num_sample, task.num_sample, GENERAL_NUM_SAMPLE)
+    assert draws is not None
+    return dataclasses.replace(settings, draws=draws, demonstrations=_demonstrations(data_args))
+
+
+def _demonstrations(data_args: DataArguments) -> DemonstrationSettings:
+    head, tail = data_args.gpt3_in_context_head, data_args.gpt3_in_context_tail
+    return DemonstrationSettings(
+        num_demo=data_args.num_demo,
+        in_context="head" if head else "tail" if tail else "",
+        in_context_num=data_args.gpt3_in_context_num,
+        filter_rate=data_args.demo_filter_rate,
+        filter_model=data_args.demo_filter_model if data_args.demo_filter else None,
+        auto=data_args.auto_demo,
+    )
+
+
+def _resolve_limits(task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str) -> Limits:
+    usual = _first_given(task.max_seq_length, GENERAL_MAX_SEQ_LENGTH)
+    assert usual is not None
+    asked = data_args.max_seq_length
+    if model_limit is not None and asked is not None and asked > model_limit:
+        raise UsageError(f"--max_seq_length is {asked}, but this model reads at most {model_limit} tokens")
+    longest = asked or usual
+    demonstrations = few_shot_type == "prompt-demo"
+    if demonstrations and data_args.double_demo:
+        longest *= 2
+    in_context = demonstrations and (data_args.gpt3_in_context_head or data_args.gpt3_in_context_tail)
+    if model_limit is not None:
+        longest = model_limit if data_args.use_full_length or in_context else min(longest, model_limit)
+    plain = few_shot_type == "finetune"
+    return Limits(
+        max_seq_length=longest,
+        first_sent_limit=None if plain else _first_given(data_args.first_sent_limit, task.first_sent_limit),
+        other_sent_limit=None if plain else _first_given(data_args.other_sent_limit, task.other_sent_limit),
+        truncate_head=data_args.truncate_head,
+    )
+
+
+def _first_given(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
