@@ -2,13 +2,11 @@
 
 import contextlib
 import doctest
-import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ import demo
 import generate_k_shot_data
 import lmntk.kernels
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
+from documented import argv_of, blocks, calls, commands, make_stand_in
 from lmntk.arguments import _flag_names, parse_arguments
 from lmntk.checks import check_arguments
 from lmntk.errors import UsageError
@@ -26,56 +25,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULT = "result/SST-2-roberta-base-prompt"
 
 
-def blocks(language: str) -> list[str]:
-    """The code blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-
-
-def commands() -> list[list[str]]:
-    """The words of every command in the bash blocks."""
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
-
-
-def calls() -> list[list[str]]:
-    """The commands that call run_fewshot.sh, variables in front."""
-    return [words for words in commands() if "run_fewshot.sh" in words]
-
-
-def argv_of(call: list[str], stand_in: Path) -> list[str]:
-    """What run.py is given by a call of run_fewshot.sh."""
-    variables = dict(word.split("=", 1) for word in call[: call.index("bash")])
-    script = (ROOT / "run_fewshot.sh").read_text(encoding="utf-8")
-    assert all(f"${{{name}:-" in script for name in variables), f"{variables}: run_fewshot.sh reads no such variable"
-    foreign = ("GRID_TAG", "LOAD_KERNELS_TAG", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in foreign}
-    environment |= {"PYTHON": str(stand_in), "CUDA_VISIBLE_DEVICES": "", **variables}
-    done = subprocess.run(
-        call[call.index("bash") :], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    words = done.stdout.split("\0")[:-1]
-    return words[words.index(f"{ROOT}/run.py") + 1 :]
-
-
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A place where all commands of the README that need no network were run, in their order."""
     place = Workplace(tmp_path_factory.mktemp("readme"))
-    stand_in = place.folder / "python"
-    stand_in.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n", encoding="utf-8")
-    stand_in.chmod(0o755)
+    stand_in = make_stand_in(place.folder)
     for name, number in (("train", 80), ("dev", 12)):
         path = place.folder / "data" / "original" / "SST-2" / f"{name}.tsv"
         write_rows(path, [("sentence", "label"), *sst2_rows(number)])
     with contextlib.chdir(place.folder):
-        for words in commands():
+        for words in commands(README):
             if words[:2] == ["python", "tools/generate_k_shot_data.py"]:
                 generate_k_shot_data.main(words[2:])
     for path in (place.folder / "data/k-shot-1k-test/SST-2/16-42").iterdir():
         header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A quarter of the examples, the calls take less time so.
         path.write_text(header + "".join(rows[::4]), encoding="utf-8")
-    for call in calls():
+    for call in calls(README):
         argv = argv_of(call, stand_in)
         outcome = place.call([*argv, "--model_name_or_path", str(place.model), "--disable_tqdm", "True"])
         assert (outcome.status, outcome.err) == (0, ""), f"{shlex.join(call)}\n{outcome.err}"
@@ -97,8 +63,8 @@ def test_its_table_has_the_rows_and_columns_that_the_demo_prints() -> None:
 
 def test_every_call_leaves_its_results_where_the_readme_says(walked: Workplace) -> None:
     left = {path.parent.parent.name for path in (walked.folder / "result").glob("*/16-42/test_results_sst-2.txt")}
-    tags = [word.removeprefix("TAG=") for call in calls() for word in call if word.startswith("TAG=")]
-    assert len(tags) == len(calls()) >= 4
+    tags = [word.removeprefix("TAG=") for call in calls(README) for word in call if word.startswith("TAG=")]
+    assert len(tags) == len(calls(README)) >= 4
     trainers = ["standard" if tag == "zero-shot" else "kernel" for tag in tags]
     assert left == {f"SST-2-roberta-base-prompt-{trainer}-{tag}" for trainer, tag in zip(trainers, tags, strict=True)}
     signs = read_kernel(walked.folder / f"{RESULT}-kernel-kernel-signgd" / "16-42", "train")
@@ -116,10 +82,10 @@ def test_every_file_in_the_table_of_files_is_written(walked: Workplace) -> None:
     assert [name for name in named if not (folder / name).exists()] == []
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
+@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
 def test_every_python_block_runs(walked: Workplace, number: int) -> None:
     script = walked.folder / f"block_{number}.py"
-    script.write_text(blocks("python")[number], encoding="utf-8")
+    script.write_text(blocks(README, "python")[number], encoding="utf-8")
     with contextlib.chdir(walked.folder):
         names = runpy.run_path(str(script))
     shape, dtype = tuple(names["kernel"].shape), names["kernel"].dtype
@@ -130,13 +96,13 @@ def test_every_command_is_one_that_the_tests_know() -> None:
     script = (ROOT / "data" / "download_dataset.sh").read_text(encoding="utf-8")
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for words in commands():
+    for words in commands(README):
         if words[0] == "make":
             assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
         elif words[0] == "python":
             assert words[1] == "tools/generate_k_shot_data.py"
         else:
-            assert words in calls() or words == ["bash", "data/download_dataset.sh"]
+            assert words in calls(README) or words == ["bash", "data/download_dataset.sh"]
 
 
 def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
