@@ -72,6 +72,7 @@ MAY_IMPORT = {
         "logistic",
         "metrics",
         "distributed",
+        "stopping",
         "build",
         "descriptions",
         "kernel_files",

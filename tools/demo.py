@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""The demo: three kernels of one small model predict the mood of tweets and of film reviews from 16 examples a class.
+"""The demo: a small model predicts the mood of tweets and film reviews from 16 examples a class, in nine ways.
 
-Draws the k-shot splits with `tools/generate_k_shot_data.py`, starts `run_fewshot.sh` once for every task, formula and
-seed, and prints one table of means over the seeds. The model and the sentences come from `tools/fetch_demo_assets.py`.
+As it is, by a linear head, by four of its kernels, and fine-tuned with SGD, Adam and LoRA. Draws the k-shot splits with
+`tools/generate_k_shot_data.py`, starts `run_fewshot.sh` once for every task, method and seed, and prints one table of
+means over the seeds. The model and the sentences come from `tools/fetch_demo_assets.py`.
 
 A run is not started again if its results are there and the stamp beside them fits: a hash over its command, its split,
-the model's files and the program. Otherwise the run's folder is deleted first.
+the model's files and the program. Otherwise the run's folder is deleted first. Each run has its folder as its working
+directory, so the line that it appends to `log` is deleted with it; the demo's own `log` is those of all runs.
 
 Every run takes the two classes as one logit, the difference of the label words: the asymmetric kernel needs that, and
 the others do the same so that their numbers can be compared. All runs use the CPU, one core each, several at a time:
@@ -17,32 +19,61 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-import torch
+import numpy as np
 
+from gather_result import percent
 from lmntk.errors import UsageError
+from lmntk.run_log import Trial, read_log, trials_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_SCRIPT = ROOT / "run_fewshot.sh"
 K_SHOT_TOOL = ROOT / "tools" / "generate_k_shot_data.py"
+GATHER_TOOL = ROOT / "tools" / "gather_result.py"
 
+
+@dataclass(frozen=True)
+class Method:
+    """A way to predict: its name, run_fewshot.sh's TRAINER and run.py's flags."""
+
+    name: str
+    trainer: str
+    flags: str
+
+
+# The learning rates are the best of a few on dev, mean over tasks and seeds: of 1e-3 to 3e-1 for SGD, 1e-5 to 3e-3 for
+# Adam, 1e-4 to 3e-2 for LoRA. On test none was tried.
+TRAINING = "--per_device_train_batch_size 8 --max_steps 100 --save_strategy no"
+METHODS = (
+    Method("zero-shot", "standard", "--no_train"),
+    Method("linear-head", "linearhead", ""),
+    Method("kernel-sgd", "kernel", "--kernel_formula sgd --kernel_solver lstsq"),
+    Method("kernel-signgd", "kernel", "--kernel_formula signgd --kernel_solver lstsq"),
+    Method("kernel-asymmetric", "kernel", "--kernel_formula asymmetric_signgd --kernel_solver asym"),
+    Method("kernel-lora", "kernel", "--kernel_formula sgd --kernel_solver lstsq --apply_lora"),
+    Method("tuning-sgd", "standard", f"--optimizer sgd --learning_rate 1e-2 {TRAINING}"),
+    Method("tuning-adam", "standard", f"--optimizer adam --learning_rate 1e-3 {TRAINING}"),
+    Method("tuning-lora", "standard", f"--optimizer adam --learning_rate 3e-3 --apply_lora {TRAINING}"),
+)
 TASKS = ("tweets", "film-reviews")
-SOLVERS = {"sgd": "lstsq", "signgd": "lstsq", "asymmetric_signgd": "asym"}
+TASK_NAME = "mr"  # whose template and label words both tasks have
 SEEDS = (13, 42)
 K = 16
 MODE = "k-shot-1k-test"
 STAMP = "demo-stamp"
+LOG = "log"
 # A run takes about 1 GB of memory.
 RUNS_AT_A_TIME = min(4, os.cpu_count() or 1)
 # Settings of the caller's shell that would send run_fewshot.sh elsewhere.
@@ -54,18 +85,8 @@ class Run:
     """One call of run_fewshot.sh."""
 
     task: str
-    formula: str
+    method: Method
     seed: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run found: accuracies as fractions, and the seconds that its three kernels took."""
-
-    dev: float
-    test: float
-    zero_shot: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -78,52 +99,64 @@ class Demo:
 
     def folder(self, run: Run) -> Path:
         """Return the output folder of a run."""
-        return self.output / run.task / run.formula / f"{K}-{run.seed}"
+        return self.output / run.task / run.method.name / f"{K}-{run.seed}"
 
     def draw_splits(self, task: str) -> None:
         """Draw the k-shot splits of a task; the same files every time."""
         seeds = [str(seed) for seed in SEEDS]
-        command = [sys.executable, str(K_SHOT_TOOL), "--mode", MODE, "--k", str(K), "--task", "mr", "--seed", *seeds]
+        command = [
+            sys.executable,
+            str(K_SHOT_TOOL),
+            "--mode",
+            MODE,
+            "--k",
+            str(K),
+            "--task",
+            TASK_NAME,
+            "--seed",
+            *seeds,
+        ]
         command += ["--data_dir", str(self.data / task / "original"), "--output_dir", str(self.data / task)]
-        self._run(command, self.output / task / "k-shot.log", dict(os.environ))
+        self._run(command, self.output / task / "k-shot.log", self.output, dict(os.environ))
 
-    def finish(self, run: Run) -> tuple[Outcome, str]:
+    def finish(self, run: Run) -> tuple[Trial, str]:
         """Return what a run found, and how it came to be; start the run if no results are there that it would give."""
         folder, stamp = self.folder(run), self.stamp(run)
-        outcome = read_outcome(folder) if read_stamp(folder) == stamp else None
-        if outcome is not None:
-            return outcome, "there already"
+        trial = read_trial(folder) if read_stamp(folder) == stamp else None
+        if trial is not None:
+            return trial, "there already"
         if folder.exists():
             shutil.rmtree(folder)
         started = time.monotonic()
         self.start(run)
-        outcome = read_outcome(folder)
-        if outcome is None:
+        trial = read_trial(folder)
+        if trial is None:
             raise UsageError(f"the run ended well but left no complete results in {folder}")
         (folder / STAMP).write_text(stamp, encoding="utf-8")
-        return outcome, f"{time.monotonic() - started:.0f} s"
+        return trial, f"{time.monotonic() - started:.0f} s"
 
     def start(self, run: Run) -> None:
         """Start run_fewshot.sh and wait for it; what it prints goes to `run.log` in the run's folder."""
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN_SETTINGS}
         # The interpreter that runs this script has the dependencies. The model is local: ask no hub about it.
         environment |= {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        self._run(self.command(run), self.folder(run) / "run.log", environment | self.settings(run))
+        folder = self.folder(run)
+        self._run(self.command(run), folder / "run.log", folder, environment | self.settings(run))
 
     def command(self, run: Run) -> list[str]:
         """Return the words of a run's command."""
         command = ["bash", str(RUN_SCRIPT), "--data_dir", str(self.split(run))]
         command += ["--output_dir", str(self.folder(run)), "--binary_classification"]
-        return command + ["--kernel_formula", run.formula, "--kernel_solver", SOLVERS[run.formula]]
+        return [*command, "--disable_tqdm", "True", *run.method.flags.split()]
 
     def settings(self, run: Run) -> dict[str, str]:
         """Return the variables that run_fewshot.sh reads."""
-        settings = {"TASK": "mr", "SEED": str(run.seed), "K": str(K), "MODEL": str(self.model), "TYPE": "prompt"}
-        return settings | {"TRAINER": "kernel", "TAG": f"demo-{run.task}-{run.formula}", "NUM_GPU": "0"}
+        settings = {"TASK": TASK_NAME, "SEED": str(run.seed), "K": str(K), "MODEL": str(self.model), "TYPE": "prompt"}
+        return settings | {"TRAINER": run.method.trainer, "TAG": f"demo-{run.task}-{run.method.name}", "NUM_GPU": "0"}
 
     def split(self, run: Run) -> Path:
         """Return the folder of a run's k-shot split."""
-        return self.data / run.task / MODE / "mr" / f"{K}-{run.seed}"
+        return self.data / run.task / MODE / TASK_NAME / f"{K}-{run.seed}"
 
     def stamp(self, run: Run) -> str:
         """Hash all that a run's results depend on."""
@@ -137,12 +170,17 @@ class Demo:
         model = [path for ending in ("safetensors", "bin", "json") for path in self.model.glob(f"*.{ending}")]
         return hashes([*program, *model])
 
-    def _run(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
-        # The working directory is where run.py appends its line to a file `log`.
+    def write_log(self, runs: Iterable[Run]) -> Path:
+        """Write the lines of all runs into one log, and nothing that was there: it may be of another version."""
+        log = self.output / LOG
+        log.write_bytes(b"".join((self.folder(run) / LOG).read_bytes() for run in runs))
+        return log
+
+    def _run(self, command: Sequence[str], log: Path, where: Path, environment: dict[str, str]) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             done = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=self.output, check=False
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=where, check=False
             )
         if done.returncode:
             last_lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
@@ -152,18 +190,16 @@ class Demo:
             )
 
 
-def read_outcome(folder: Path) -> Outcome | None:
-    """Read the results in a run's output folder; None when they are not all there."""
-    kernel_notes = [folder / f"{split}_kernels_mr.json" for split in ("train", "dev", "test")]
-    dev, test, logits = folder / "eval_results_mr.txt", folder / "test_results_mr.txt", folder / "test_logits_mr.pt"
-    if not all(path.exists() for path in (dev, test, logits, *kernel_notes)):
+def read_trial(folder: Path) -> Trial | None:
+    """Read what a run found from its line in the log; None when its results are not all there."""
+    results = [folder / f"{split}_results_{TASK_NAME}.txt" for split in ("eval", "test")]
+    if not all(path.is_file() for path in (*results, folder / LOG)):
         return None
-    return Outcome(
-        dev=read_accuracy(dev),
-        test=read_accuracy(test),
-        zero_shot=zero_shot_accuracy(logits),
-        seconds=sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in kernel_notes),
-    )
+    try:
+        trials = trials_of(read_log(folder / LOG), TASK_NAME)
+    except UsageError:  # it was cut
+        return None
+    return trials[-1] if trials else None
 
 
 def hashes(paths: Iterable[Path]) -> dict[str, str]:
@@ -177,52 +213,43 @@ def read_stamp(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def read_accuracy(results: Path) -> float:
-    """Read the accuracy from a file of `key = value` lines."""
-    values = dict(line.split(" = ", 1) for line in results.read_text(encoding="utf-8").splitlines() if " = " in line)
-    return float(values["eval_acc"])
-
-
-def zero_shot_accuracy(logits_file: Path) -> float:
-    """Compute the untrained model's accuracy from its logit differences [X, 1] and the targets -1 and +1."""
-    logits, targets = torch.load(logits_file, weights_only=True)
-    return ((logits.flatten() > 0) == (targets.flatten() > 0)).double().mean().item()
-
-
-def table(outcomes: dict[Run, Outcome]) -> str:
-    """Lay out the means over the seeds as a Markdown table, one row for each task and formula."""
+def table(trials: Mapping[Run, Trial]) -> str:
+    """Lay out the means over the seeds as a Markdown table, one row for each task and method, in percent."""
     rows = [
-        "| task         | formula           | dev accuracy | test accuracy | zero-shot accuracy | seconds |",
-        "|--------------|-------------------|-------------:|--------------:|-------------------:|--------:|",
+        "| task         | method            |  dev | test | standard deviation | seconds |",
+        "|--------------|-------------------|-----:|-----:|-------------------:|--------:|",
     ]
-    for task, formula in dict.fromkeys((run.task, run.formula) for run in outcomes):
-        seeds = [outcome for run, outcome in outcomes.items() if (run.task, run.formula) == (task, formula)]
-        dev, test, zero_shot = (mean(getattr(seed, name) for seed in seeds) for name in ("dev", "test", "zero_shot"))
-        seconds = mean(seed.seconds for seed in seeds)
-        rows.append(f"| {task:12} | {formula:17} | {dev:12.1%} | {test:13.1%} | {zero_shot:18.1%} | {seconds:7.1f} |")
+    for task, method in dict.fromkeys((run.task, run.method) for run in trials):
+        seeds = [trial for run, trial in trials.items() if (run.task, run.method) == (task, method)]
+        test = [trial.test for trial in seeds]
+        dev, mean, deviation = percent(np.mean([trial.dev for trial in seeds])), percent(np.mean(test)), np.std(test)
+        seconds = np.mean([trial.run["seconds"] for trial in seeds])
+        rows.append(
+            f"| {task:12} | {method.name:17} | {dev:>4} | {mean:>4} | {percent(deviation):>18} | {seconds:7.1f} |"
+        )
     return "\n".join(rows) + "\n"
 
 
-def finish_all(demo: Demo, runs: Sequence[Run]) -> dict[Run, Outcome]:
+def finish_all(demo: Demo, runs: Sequence[Run]) -> dict[Run, Trial]:
     """Finish all runs, several at a time, with a line for each; what they found, in their order."""
-    outcomes: dict[Run, Outcome] = {}
+    trials: dict[Run, Trial] = {}
     with ThreadPoolExecutor(RUNS_AT_A_TIME) as pool:
         futures = {pool.submit(demo.finish, run): run for run in runs}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
                 run = futures[future]
-                outcomes[run], how = future.result()
-                line = f"{run.task}, {run.formula}, seed {run.seed}: test accuracy {outcomes[run].test:.1%} ({how})"
+                trials[run], how = future.result()
+                line = f"{run.task}, {run.method.name}, seed {run.seed}: test accuracy {trials[run].test:.1%} ({how})"
                 print(f"[{number:2}/{len(runs)}] {line}", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {run: outcomes[run] for run in runs}
+    return {run: trials[run] for run in runs}
 
 
 def main() -> None:
     """Draw the splits, do what is not done yet, print the table."""
-    parser = argparse.ArgumentParser(description="Predict the mood of tweets and film reviews with three kernels.")
+    parser = argparse.ArgumentParser(description="Predict the mood of tweets and film reviews in nine ways.")
     parser.add_argument("--model", type=Path, default=ROOT / ".cache/demo/bert-tiny", help="folder of a masked LM")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data/demo", help="folder of the two tasks")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "result/demo", help="results go here")
@@ -234,14 +261,19 @@ def main() -> None:
             raise UsageError(f"{folder} is missing: tools/fetch_demo_assets.py fetches it, and make demo does both")
     for task in TASKS:
         demo.draw_splits(task)
-    runs = [Run(task, formula, seed) for task in TASKS for formula in SOLVERS for seed in SEEDS]
+    runs = [Run(*point) for point in product(TASKS, METHODS, SEEDS)]
     print(f"{len(runs)} runs, {RUNS_AT_A_TIME} at a time; each prints a line when it is done.", flush=True)
     means = table(finish_all(demo, runs))
     (demo.output / "table.md").write_text(means, encoding="utf-8")
-    print(f"\nMeans over the seeds {' and '.join(map(str, SEEDS))}; guessing is right half of the time.")
-    print(f"The seconds are those of the kernels, without start-up and loading.\n\n{means}")
-    print(f"This table: {demo.output / 'table.md'}")
-    print(f"Kernels, logits and results of each run: {demo.output / 'TASK' / 'FORMULA' / f'{K}-SEED'}")
+    gather = [sys.executable, str(GATHER_TOOL), "--log", str(demo.write_log(runs)), "--format", "markdown"]
+    print(
+        f"\nAccuracies in percent, means over the seeds {' and '.join(map(str, SEEDS))}, and the standard deviation on"
+    )
+    print("test; guessing is right half of the time. The seconds are those of a whole run, most of it start-up.")
+    print(f"\n{means}\nThis table: {demo.output / 'table.md'}")
+    print(f"What each run left: {demo.output / 'TASK' / 'METHOD' / f'{K}-SEED'}")
+    print("The same numbers from the log:")
+    print(f"  {shlex.join(gather)} --condition \"{{'task_name': '{TASK_NAME}'}}\"")
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         kept: What of the work at hand is kept, for the user.
+        way_on: How to go on from there.
     """
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self.number = number
         self.kept = "kernels that were finished are kept"
+        self.way_on = "the same command goes on from there"
 
     @property
     def status(self) -> int:
@@ -49,7 +51,7 @@ def exit_status(work: Callable[[], None]) -> int:
             stop = error if isinstance(error, Stopped) else Stopped(_received[0]) if _received else None
             if stop is not None:
                 if os.environ.get("RANK", "0") == "0":
-                    print(f"stopped by {stop}: {stop.kept}; the same command goes on from there", file=sys.stderr)
+                    print(f"stopped by {stop}: {stop.kept}; {stop.way_on}", file=sys.stderr)
                 return stop.status
             if not isinstance(error, UsageError):
                 raise

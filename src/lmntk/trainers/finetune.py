@@ -19,6 +19,7 @@ from lmntk.errors import UsageError
 from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint
 from lmntk.parameters import ParameterFilter, count_parameters, select_parameters
+from lmntk.stopping import Stopped
 from lmntk.trainers.base import FewShotTrainer
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,13 @@ class FineTuneTrainer(FewShotTrainer):
         """Fine-tune, from a checkpoint where ``--resume_from_checkpoint`` names one, and keep the model."""
         checkpoint = distributed.first_does(self._find_checkpoint)
         self._announce(checkpoint)
-        output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except Stopped as stop:
+            number = len(_checkpoints(Path(self.args.output_dir)))
+            stop.kept = f"{number} checkpoint{' is' if number == 1 else 's are'} kept in {self.args.output_dir}"
+            stop.way_on = "the same command with --resume_from_checkpoint true goes on from the last"
+            raise
         if self.args.save_strategy != SaveStrategy.NO:
             self.save_model()
             logger.info("the model is in %s", self.args.output_dir)
