@@ -1,6 +1,8 @@
 """The demo's script against a stand-in for run_fewshot.sh: what it starts, what it reads, what it prints."""
 
 import csv
+import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -8,34 +10,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 import demo
+import gather_result
 from lmntk.errors import UsageError
 
-# Notes its settings, leaves results that depend on seed and formula, and fails for the folder that `fail` names.
+# Notes its settings, leaves results that depend on seed and method, and fails for the folder that `fail` names.
 STAND_IN = """
 set -eu
 here=$(dirname "$0")
-formula= output=
+output= data=
 arguments=$*
 while [ $# -gt 0 ]; do
     case $1 in
         --output_dir) output=$2 ;;
-        --kernel_formula) formula=$2 ;;
+        --data_dir) data=$2 ;;
     esac
     shift
 done
 if [ -e "$here/fail" ] && [ "$(cat "$here/fail")" = "$output" ]; then echo "error: no such luck"; exit 3; fi
-echo "$TASK $SEED $K $TYPE $TRAINER $NUM_GPU ${LOAD_KERNELS_TAG-unset} $PYTHON | $MODEL | $arguments" >> "$here/calls"
-mkdir -p "$output"
-echo "eval_loss = 1.0" > "$output/eval_results_mr.txt"
-echo "eval_acc = 0.$SEED" >> "$output/eval_results_mr.txt"
-case $formula in sgd) acc=0.75 ;; *) acc=0.5 ;; esac
-echo "eval_acc = $acc" > "$output/test_results_mr.txt"
-cp "$here/logits.pt" "$output/test_logits_mr.pt"
-for split in train dev test; do echo '{"seconds": 1.25}' > "$output/${split}_kernels_mr.json"; done
+echo "$TAG $TASK $SEED $K $TYPE $TRAINER $NUM_GPU ${LOAD_KERNELS_TAG-unset} $PYTHON | $MODEL | $arguments" \\
+    >> "$here/calls"
+echo "eval_acc = 0.$SEED" | tee "$output/eval_results_mr.txt" > "$output/test_results_mr.txt"
+case $TAG in *-kernel-sgd) test=0.75 ;; *) test=0.$SEED ;; esac
+metrics="\\"mr_dev_eval_acc\\": 0.$SEED, \\"mr_test_eval_acc\\": $test, \\"seconds\\": $SEED"
+settings="\\"tag\\": \\"$TAG\\", \\"task_name\\": \\"$TASK\\", \\"data_dir\\": \\"$data\\", \\"output_dir\\": \\"$output\\""
+echo "{$settings, $metrics}" >> log
 """
+NAMES = [method.name for method in demo.METHODS]
+RUNS = 2 * len(demo.METHODS) * 2
 
 
 @dataclass
@@ -68,8 +71,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("as it was\n", encoding="utf-8")
     (place.stand_in / "run.sh").write_text(STAND_IN, encoding="utf-8")
-    logits = torch.tensor([[0.5], [-0.5], [2.0], [-1.0], [0.25]])
-    torch.save((logits, torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0])), place.stand_in / "logits.pt")
     for task in demo.TASKS:
         for split in ("train", "test"):
             place.original(task, split).parent.mkdir(parents=True, exist_ok=True)
@@ -80,22 +81,50 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     return place
 
 
-def test_the_table_holds_means_over_the_seeds_for_every_task_and_formula(
+def test_the_table_holds_means_over_the_seeds_for_every_task_and_method(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workplace.run_demo(monkeypatch)
-    table = (
-        "| task         | formula           | dev accuracy | test accuracy | zero-shot accuracy | seconds |\n"
-        "|--------------|-------------------|-------------:|--------------:|-------------------:|--------:|\n"
-        "| tweets       | sgd               |        27.5% |         75.0% |              60.0% |     3.8 |\n"
-        "| tweets       | signgd            |        27.5% |         50.0% |              60.0% |     3.8 |\n"
-        "| tweets       | asymmetric_signgd |        27.5% |         50.0% |              60.0% |     3.8 |\n"
-        "| film-reviews | sgd               |        27.5% |         75.0% |              60.0% |     3.8 |\n"
-        "| film-reviews | signgd            |        27.5% |         50.0% |              60.0% |     3.8 |\n"
-        "| film-reviews | asymmetric_signgd |        27.5% |         50.0% |              60.0% |     3.8 |\n"
-    )
-    assert table in capsys.readouterr().out
-    assert (workplace.output / "table.md").read_text(encoding="utf-8") == table
+    table = (workplace.output / "table.md").read_text(encoding="utf-8")
+    assert f"\n\n{table}\n" in capsys.readouterr().out
+    header, line, *rows = table.splitlines()
+    assert header == "| task         | method            |  dev | test | standard deviation | seconds |"
+    assert line == "|--------------|-------------------|-----:|-----:|-------------------:|--------:|"
+    usual = "| 27.5 | 27.5 |               14.5 |    27.5 |"
+    kernel = "| 27.5 | 75.0 |                0.0 |    27.5 |"
+    assert rows == [
+        f"| {task:12} | {name:17} {kernel if name == 'kernel-sgd' else usual}"
+        for task in ("tweets", "film-reviews")
+        for name in NAMES
+    ]
+
+
+def test_the_command_that_is_printed_finds_the_same_numbers_in_the_log(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workplace.output.mkdir()
+    stale = {
+        "tag": "demo-tweets-zero-shot",
+        "task_name": "mr",
+        "data_dir": "16-13",
+        "output_dir": "of an older version",
+    }
+    stale_line = json.dumps({**stale, "mr_dev_eval_acc": 0.99, "mr_test_eval_acc": 0.99})
+    (workplace.output / "log").write_text(stale_line + "\n", encoding="utf-8")
+    workplace.run_demo(monkeypatch)
+    python, tool, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (python, tool) == (sys.executable, str(demo.GATHER_TOOL))
+    gather_result.main(words)
+    gathered, errors = capsys.readouterr()
+    assert errors == ""
+    header, _, *rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in gathered.splitlines()]
+    found = {row["tag"]: row for row in (dict(zip(header, row, strict=True)) for row in rows)}
+    shown = [row.split("|")[1:-1] for row in (workplace.output / "table.md").read_text().splitlines()[2:]]
+    numbers = ("dev mean", "test mean", "standard deviation")
+    assert {
+        f"demo-{task.strip()}-{name.strip()}": [cell.strip() for cell in cells] for task, name, *cells, _ in shown
+    } == {tag: [row[name] for name in numbers] for tag, row in found.items()}
+    assert {row["runs"] for row in found.values()} == {"2"}
 
 
 def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one_logit(
@@ -104,12 +133,12 @@ def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one
     monkeypatch.setenv("LOAD_KERNELS_TAG", "of-another-experiment")
     workplace.run_demo(monkeypatch)
     expected = [
-        f"mr {seed} 16 prompt kernel 0 unset {sys.executable} | {workplace.stand_in} | "
-        f"--data_dir {workplace.data}/{task}/k-shot-1k-test/mr/16-{seed} "
-        f"--output_dir {workplace.output}/{task}/{formula}/16-{seed} --binary_classification "
-        f"--kernel_formula {formula} --kernel_solver {solver}"
+        f"demo-{task}-{method.name} mr {seed} 16 prompt {method.trainer} 0 unset {sys.executable} | "
+        f"{workplace.stand_in} | --data_dir {workplace.data}/{task}/k-shot-1k-test/mr/16-{seed} "
+        f"--output_dir {workplace.output}/{task}/{method.name}/16-{seed} --binary_classification "
+        f"--disable_tqdm True {method.flags}".rstrip()
         for task in ("tweets", "film-reviews")
-        for formula, solver in (("sgd", "lstsq"), ("signgd", "lstsq"), ("asymmetric_signgd", "asym"))
+        for method in demo.METHODS
         for seed in (13, 42)
     ]
     assert sorted(workplace.calls) == sorted(expected)
@@ -119,19 +148,21 @@ def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one
             assert len((split / "train.csv").read_text(encoding="utf-8").splitlines()) == 32
 
 
+@pytest.mark.parametrize("lost", ["test_results_mr.txt", "log"])
 def test_a_run_whose_results_are_there_is_not_started_again(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lost: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workplace.run_demo(monkeypatch)
     first = capsys.readouterr().out
-    (workplace.output / "tweets" / "signgd" / "16-42" / "test_results_mr.txt").unlink()
+    (workplace.output / "tweets" / "kernel-signgd" / "16-42" / lost).unlink()
     workplace.run_demo(monkeypatch)
     second = capsys.readouterr().out
-    assert len(workplace.calls) == 12 + 1
-    assert second.count("(there already)") == 11
-    assert "] tweets, signgd, seed 42: test accuracy 50.0% (0 s)\n" in second
-    assert [line.split("]")[0] for line in second.splitlines()[1:13]] == [f"[{n:2}/12" for n in range(1, 13)]
-    assert first[first.index("Means over") :] == second[second.index("Means over") :]
+    assert len(workplace.calls) == RUNS + 1
+    assert second.count("(there already)") == RUNS - 1
+    assert "] tweets, kernel-signgd, seed 42: test accuracy 42.0% (0 s)\n" in second
+    lines = second.splitlines()[1 : RUNS + 1]
+    assert [line.split("]")[0] for line in lines] == [f"[{n:2}/{RUNS}" for n in range(1, RUNS + 1)]
+    assert first[first.index("Accuracies in") :] == second[second.index("Accuracies in") :]
 
 
 def append(path: Path) -> None:
@@ -141,18 +172,20 @@ def append(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        pytest.param(lambda place: append(place.stand_in / "model.safetensors"), 12, id="the weights"),
-        pytest.param(lambda place: append(place.program / "src/lmntk/a/b.py"), 12, id="a module of the program"),
-        pytest.param(lambda place: append(place.program / "run.py"), 12, id="run.py"),
-        pytest.param(lambda place: append(place.stand_in / "run.sh"), 12, id="run_fewshot.sh"),
-        pytest.param(lambda place: (place.program / "src/lmntk/new.py").touch(), 12, id="a new module"),
+        pytest.param(lambda place: append(place.stand_in / "model.safetensors"), RUNS, id="the weights"),
+        pytest.param(lambda place: append(place.program / "src/lmntk/a/b.py"), RUNS, id="a module of the program"),
+        pytest.param(lambda place: append(place.program / "run.py"), RUNS, id="run.py"),
+        pytest.param(lambda place: append(place.stand_in / "run.sh"), RUNS, id="run_fewshot.sh"),
+        pytest.param(lambda place: (place.program / "src/lmntk/new.py").touch(), RUNS, id="a new module"),
         pytest.param(
             lambda place: shutil.copy(place.original("tweets", "train"), place.original("tweets", "test")),
-            6,
+            RUNS // 2,
             id="the sentences of one task",
         ),
         pytest.param(
-            lambda place: (place.output / "tweets" / "sgd" / "16-13" / demo.STAMP).write_text(""), 1, id="one stamp"
+            lambda place: (place.output / "tweets" / "kernel-sgd" / "16-13" / demo.STAMP).write_text(""),
+            1,
+            id="one stamp",
         ),
         pytest.param(lambda place: append(place.stand_in / "calls"), 0, id="nothing that matters"),
     ],
@@ -161,7 +194,7 @@ def test_results_count_only_for_the_command_split_model_and_program_that_gave_th
     change: Callable[[Workplace], None], again: int, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workplace.run_demo(monkeypatch)
-    stale = workplace.output / "tweets" / "sgd" / "16-13" / "stale"
+    stale = workplace.output / "tweets" / "kernel-sgd" / "16-13" / "stale"
     stale.touch()
     change(workplace)
     before = len(workplace.calls)
@@ -174,9 +207,10 @@ def test_results_count_only_for_the_command_split_model_and_program_that_gave_th
 
 def test_another_command_is_another_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     workplace.run_demo(monkeypatch)
-    monkeypatch.setitem(demo.SOLVERS, "sgd", "svr")
+    other = demo.Method("zero-shot", "standard", "--no_train --num_sample 1")
+    monkeypatch.setattr(demo, "METHODS", (other, *demo.METHODS[1:]))
     workplace.run_demo(monkeypatch)
-    assert [call.split()[-1] for call in workplace.calls[12:]] == ["svr"] * 4
+    assert [call.split()[-3:] for call in workplace.calls[RUNS:]] == [["--no_train", "--num_sample", "1"]] * 4
 
 
 def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
@@ -193,7 +227,7 @@ def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
 def test_a_run_that_fails_is_named_with_its_last_lines_and_started_again_the_next_time(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = workplace.output / "tweets" / "signgd" / "16-42"
+    folder = workplace.output / "tweets" / "kernel-signgd" / "16-42"
     (workplace.stand_in / "fail").write_text(str(folder), encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         workplace.run_demo(monkeypatch)

@@ -1,8 +1,11 @@
 """Fine-tuning: it moves the logits as the kernels say; its steps are the optimizer's; the right model is kept."""
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,6 +269,36 @@ def test_true_resumes_from_the_last_whole_checkpoint_or_starts_at_the_beginning(
     (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
     again = trainer_of(place, tmp_path, *flags, "--resume_from_checkpoint", "true")
     assert again._find_checkpoint() == tmp_path / "checkpoint-2"
+
+
+def test_a_training_that_is_stopped_says_what_is_kept_and_goes_on_from_there(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = place.argv("--trainer", "standard", "--max_steps", "6", "--save_steps", "2", output="stopped")
+    real = FineTuneTrainer.training_step
+
+    def step(self: FineTuneTrainer, *args: Any) -> Tensor:
+        if self.state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTuneTrainer, "training_step", step)
+        outcome = place.call(argv)
+    folder = place.folder / "stopped"
+    assert (outcome.status, outcome.err) == (
+        143,
+        f"stopped by SIGTERM: 2 checkpoints are kept in {folder}; the same command with --resume_from_checkpoint true "
+        "goes on from the last\n",
+    )
+    assert place.call(argv).status == 2, "the folder is in use"
+    again = place.call([*argv, "--resume_from_checkpoint", "true"])
+    assert again.status == 0
+    assert f"going on from {folder / 'checkpoint-4'}" in again.messages
+    whole = place.call(place.argv("--trainer", "standard", "--max_steps", "6", "--save_steps", "2", output="whole"))
+    assert whole.status == 0
+    results = [(place.folder / name / "test_results_sst-2.txt").read_bytes() for name in ("stopped", "whole")]
+    assert results[0] == results[1]
 
 
 def test_a_new_training_removes_the_checkpoints_of_the_one_it_overwrites(place: Workplace, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import (
 
 from lmntk.models.attention import use_plain_attention
 from lmntk.models.classification import FirstTokenClassifier, SequenceClassifier
+from lmntk.models.lora import LoraSettings, add_adapters
 from lmntk.models.prompt_model import PromptModel
 from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
 
@@ -184,3 +185,24 @@ def save_tiny_classification_checkpoint(family: str, folder: Path, num_labels: i
 def classified(prompts: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     """The examples of `tiny_prompts` as classifiers take them: it is the first position that predicts."""
     return [{**prompt, "mask_pos": torch.zeros_like(prompt["mask_pos"])} for prompt in prompts]
+
+
+def tiny_adapted_prompt_model(
+    architecture: str, settings: LoraSettings, binary: bool = False, at_start: bool = False, seed: int = 0
+) -> PromptModel:
+    """A prompt model over `tiny_lm` with LoRA adapters, float64: all random, or B zero as it is at the start."""
+    lm = tiny_lm(architecture, seed)
+    add_adapters(lm, settings)
+    if not at_start:
+        randomise_adapters(lm, seed)
+    return PromptModel(lm.double(), LABEL_WORDS, binary).eval()
+
+
+def randomise_adapters(module: torch.nn.Module, seed: int = 0) -> None:
+    """Draw the matrices B of LoRA adapters, which are zero at the start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if ".lora_B." in name:
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_(INITIALIZER_RANGE * drawn)

@@ -104,19 +104,9 @@ class Demo:
     def draw_splits(self, task: str) -> None:
         """Draw the k-shot splits of a task; the same files every time."""
         seeds = [str(seed) for seed in SEEDS]
-        command = [
-            sys.executable,
-            str(K_SHOT_TOOL),
-            "--mode",
-            MODE,
-            "--k",
-            str(K),
-            "--task",
-            TASK_NAME,
-            "--seed",
-            *seeds,
-        ]
+        command = [sys.executable, str(K_SHOT_TOOL), "--mode", MODE, "--k", str(K), "--task", TASK_NAME]
         command += ["--data_dir", str(self.data / task / "original"), "--output_dir", str(self.data / task)]
+        command += ["--seed", *seeds]
         self._run(command, self.output / task / "k-shot.log", self.output, dict(os.environ))
 
     def finish(self, run: Run) -> tuple[Trial, str]:
