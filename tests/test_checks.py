@@ -205,6 +205,11 @@ TRAIN = ["--few_shot_type", "prompt", "--do_train", "--do_eval"]
             "--evaluate_during_training evaluates on dev: add --do_eval, or leave the flag out",
         ),
         (
+            [*TRAIN, "--apply_lora", "--random_model_init"],
+            "--random_model_init with --apply_lora: adapters are written without the random weights that they stand "
+            "on; leave one of the flags out, or pass --save_strategy no",
+        ),
+        (
             ["--do_train", "--demo_filter"],
             "--demo_filter needs --demo_filter_model, the name under which tools/get_sbert_embedding.py wrote sentence "
             "embeddings into --data_dir",

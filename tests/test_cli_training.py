@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegressionCV
@@ -157,8 +159,13 @@ def test_the_log_line_of_a_fine_tuning_run_has_its_flags_and_its_numbers(place: 
     assert {"time", "seconds", "versions", "seed", "num_k", "optimizer", "few_shot_type", "template"} <= record.keys()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["prompt", "finetune", "first token"])
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        *((name, "prompt") for name in ARCHITECTURES),
+        *((n, k) for n in ("bert", "roberta") for k in ("finetune", "first token")),
+    ],
+)
 def test_a_model_that_was_fine_tuned_is_read_again(place: Workplace, architecture: str, kind: str) -> None:
     model = place.folder / f"tiny {architecture}"
     if not model.exists():
@@ -228,46 +235,56 @@ def test_no_predict_leaves_the_test_set_out(place: Workplace) -> None:
 # Which model is kept.
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A run without dropout that looked at dev after each of six steps: its flags, its folder, and each checkpoint's
+    numbers on dev, worked out anew."""
+
+    flags: tuple[str, ...]
+    folder: Path
+    found: dict[str, dict[str, float]]
+
+
 @pytest.fixture(scope="module")
-def watched(place: Workplace) -> tuple[Path, dict[str, dict[str, float]]]:
-    """A run that evaluates after every step and keeps all checkpoints, and the dev numbers of each, worked out anew."""
-    flags = ("--max_steps", "6", "--evaluate_during_training", "--eval_steps", "1", "--save_total_limit", "9")
-    folder = place.run(*STEPS, *flags, "--seed", WATCHED_SEED, output="watched")
+def watched(place: Workplace, still: Path) -> Watched:
+    data = place.folder / "more dev"
+    shutil.copytree(place.data, data)
+    write_rows(data / "dev.tsv", [("sentence", "label"), *sst2_rows(13, "dev")])
+    # A seed with which dev is best in the middle.
+    own = ("--data_dir", str(data), "--max_steps", "6", "--seed", "3", "--model_name_or_path", str(still))
+    watching = ("--evaluate_during_training", "--eval_steps", "1", "--save_total_limit", "9")
+    folder = place.run(*STEPS, *own, *watching, output="watched")
     found = {}
-    for number in range(1, 7):
-        name = f"checkpoint-{number}"
-        output = place.run(
-            "--no_train", "--no_predict", "--model_name_or_path", str(folder / name), output=f"of {name}"
-        )
-        found[name] = read_results(output / "eval_results_sst-2.txt")
-    return folder, found
+    for name in (f"checkpoint-{number}" for number in range(1, 7)):
+        flags = ("--no_train", "--no_predict", "--data_dir", str(data), "--model_name_or_path", str(folder / name))
+        found[name] = read_results(place.run(*flags, output=f"of {name}") / "eval_results_sst-2.txt")
+    return Watched((*STEPS, *own), folder, found)
 
 
-WATCHED_SEED = "3"
-
-
-def test_evaluation_during_training_keeps_the_model_that_is_best_on_dev(
-    place: Workplace, watched: tuple[Path, dict[str, dict[str, float]]]
-) -> None:
-    folder, of_checkpoints = watched
+def test_evaluation_during_training_keeps_the_model_that_is_best_on_dev(place: Workplace, watched: Watched) -> None:
+    folder, of_checkpoints = watched.folder, watched.found
     accuracies = {name: found["eval_acc"] for name, found in of_checkpoints.items()}
     best = max(accuracies, key=accuracies.__getitem__)
-    assert accuracies[best] > accuracies["checkpoint-6"], "the last is the best: this tests nothing"
+    others = [accuracy for name, accuracy in accuracies.items() if name != best]
+    assert best != "checkpoint-6" and accuracies[best] > max(others), "this tests nothing: choose another seed"
     kept, wanted = weights(folder), weights(folder / best)
     assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
     assert results(folder)[0] == pytest.approx(of_checkpoints[best], rel=1e-6)
-    used_again(place, folder)
+    used_again(place, folder, "--data_dir", str(place.folder / "more dev"))
 
 
-def test_save_at_last_keeps_the_last_model_and_evaluating_changes_no_training(
-    place: Workplace, watched: tuple[Path, dict[str, dict[str, float]]]
-) -> None:
-    flags = ("--max_steps", "6", "--evaluate_during_training", "--eval_steps", "2", "--save_at_last")
-    folder = place.run(*STEPS, *flags, "--seed", WATCHED_SEED, output="last")
+def test_save_at_last_keeps_the_last_model(place: Workplace, watched: Watched) -> None:
+    watching = ("--evaluate_during_training", "--eval_steps", "2", "--save_at_last")
+    folder = place.run(*watched.flags, *watching, output="last")
     assert files(folder) == RESULTS | MODEL
-    kept, last = weights(folder), weights(watched[0] / "checkpoint-6")
+    kept, last = weights(folder), weights(watched.folder / "checkpoint-6")
     assert all(torch.equal(kept[name], last[name]) for name in last)
-    assert results(folder)[0] == pytest.approx(watched[1]["checkpoint-6"], rel=1e-6)
+    assert results(folder)[0] == pytest.approx(watched.found["checkpoint-6"], rel=1e-6)
+
+
+def test_looking_at_dev_changes_no_training(place: Workplace, watched: Watched) -> None:
+    unwatched, last = weights(place.run(*watched.flags, output="unwatched")), weights(watched.folder / "checkpoint-6")
+    assert all(torch.equal(unwatched[name], last[name]) for name in last)
 
 
 def test_eval_steps_say_when_dev_is_looked_at(place: Workplace) -> None:
@@ -388,7 +405,7 @@ def test_no_weight_decay_on_biases_and_layer_norms(place: Workplace, still: Path
     plain = weights(place.run("--trainer", "standard", *ONE_STEP, *flags, output="undecayed"))
     decayed = weights(place.run("--trainer", "standard", *ONE_STEP, *flags, "--weight_decay", "0.2", output="decayed"))
     start = weights(still)
-    for name in start:
+    for name in start.keys() & plain.keys():
         exempt = name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name
         wanted = plain[name] if exempt else plain[name] - 0.5 * 0.2 * start[name]
         assert torch.allclose(decayed[name], wanted, atol=1e-6), name
@@ -493,7 +510,8 @@ def test_the_linear_head_on_plain_text_stands_on_the_first_tokens_last_state(pla
     rows, biases = fitted_by_hand(features("train", 12), np.arange(12) % 2, 5)
     flags = ("--trainer", "linearhead", "--few_shot_type", "finetune", "--from_linearhead")
     found = logits_of(place, *flags, *with_more_train(place, 12), name="linear on text")
-    assert found == pytest.approx(features("test", 6) @ rows.T + biases, rel=1e-3, abs=1e-4)
+    # Twelve examples of sixteen features are separable: where the search ends depends on float32 rounding a little.
+    assert found == pytest.approx(features("test", 6) @ rows.T + biases, rel=3e-2)
 
 
 @pytest.mark.parametrize("kind", ["prompt", "finetune"])
@@ -541,19 +559,29 @@ def test_lora_leaves_adapters_and_a_head_that_are_used_again(place: Workplace) -
 HEAD_DECODER = ("lm.lm_head.decoder.weight", "lm.lm_head.decoder.bias")
 
 
-def test_lora_trains_the_adapters_and_the_head_alone(place: Workplace) -> None:
-    folder = place.run(*STEPS, "--apply_lora", "--evaluate_during_training", "--save_at_last", output="lora alone")
-    peft = pytest.importorskip("peft")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_peft_itself_reads_the_adapters_and_with_the_head_gives_the_same_logits(place: Workplace) -> None:
+    folder = place.run(*STEPS, "--apply_lora", output="lora for peft")
     base = AutoModelForMaskedLM.from_pretrained(place.model).eval()
-    model = peft.PeftModel.from_pretrained(base, str(folder)).eval()
+    decoder = base.lm_head.decoder
+    decoder.weight = nn.Parameter(decoder.weight.detach().clone())
     head = load_file(folder / "head.safetensors")
-    inner = model.base_model.model.lm_head
-    inner.decoder.weight = nn.Parameter(inner.decoder.weight.detach().clone())
-    inner.load_state_dict({name.removeprefix("lm.lm_head."): t for name, t in head.items()}, strict=False)
-    inner.decoder.bias.data.copy_(head["lm.lm_head.decoder.bias"])
+    base.load_state_dict({name.removeprefix("lm."): tensor for name, tensor in head.items()}, strict=False)
+    model = PeftModel.from_pretrained(base, str(folder)).eval()
     saved = logits_of(place, "--no_train", "--apply_lora", "--model_name_or_path", str(folder), name="lora by run")
     with torch.no_grad():
-        assert saved == pytest.approx(hand_logits(model, place.model, sst2_prompts("test")).numpy(), abs=1e-5)
+        found = hand_logits(model, place.model, sst2_prompts("test"))
+    assert saved == pytest.approx(found.numpy(), abs=1e-5)
+
+
+def test_lora_trains_the_adapters_and_the_head_alone(place: Workplace) -> None:
+    folder = place.run(*STEPS, "--apply_lora", "--learning_rate", "0", output="lora unmoved")
+    moved = load_file(place.run(*STEPS, "--apply_lora", output="lora moved") / "head.safetensors")
+    unmoved, start = load_file(folder / "head.safetensors"), weights(place.model)
+    for name, tensor in unmoved.items():
+        if name.removeprefix("lm.") in start:
+            assert torch.equal(tensor, start[name.removeprefix("lm.")])
+    assert not any(torch.equal(tensor, moved[name]) for name, tensor in unmoved.items())
 
 
 def test_new_adapters_change_no_logit(place: Workplace, lm: nn.Module) -> None:
@@ -720,7 +748,10 @@ def test_a_missing_second_test_set_is_a_warning(place: Workplace, inference: lis
     (tmp_path / "data" / "test_mismatched.tsv").unlink()
     outcome = place.call(place.argv("--no_train", *inference, "--data_dir", str(tmp_path / "data"), output="matched"))
     assert (outcome.status, outcome.err) == (0, "")
-    assert f"{tmp_path}/data has no test_mismatched.tsv: the second test set, mnli-mm, is left out" in outcome.messages
+    assert (
+        f"there is no {tmp_path}/data/test_mismatched.tsv: the second test set, mnli-mm, is left out"
+        in outcome.messages
+    )
     assert files(place.folder / "matched") == {"eval_results_mnli.txt", "test_results_mnli.txt"}
 
 
@@ -736,25 +767,71 @@ def test_the_best_model_of_mnli_is_the_best_on_its_dev_set(place: Workplace, inf
 # Several processes.
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_with_batches_twice_as_large(place: Workplace, still: Path) -> None:
-    flags = (*STEPS, "--optimizer", "sgd", "--learning_rate", "0.1", "--model_name_or_path", str(still))
-    alone = place.run(*flags, "--per_device_train_batch_size", "4", output="one process")
-    runs = place.folder / "runs.json"
-    argv = place.argv(*flags, "--per_device_train_batch_size", "2", output="two processes")
-    runs.write_text(json.dumps([{"argv": argv}]), encoding="utf-8")
+@pytest.fixture(scope="module")
+def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
+    """Output folders of one process, and of two with batches half as large: of fine-tuning and of zero-shot."""
+    trained = (*STEPS, "--optimizer", "sgd", "--learning_rate", "0.1", "--model_name_or_path", str(still))
+    kinds = {"trained": trained, "zero": ("--no_train",)}
+    runs = [{"argv": place.argv(*flags, output=f"two {kind}")} for kind, flags in kinds.items()]
+    path = place.folder / "runs.json"
+    path.write_text(json.dumps(runs), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests" / "process_runs.py"), str(runs)],
+        [sys.executable, *launcher, str(ROOT / "tests" / "process_runs.py"), str(path)],
         cwd=place.folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("results are in ") == 1
-    together = place.folder / "two processes"
-    assert files(together) == files(alone)
+    assert done.stderr.count("results are in ") == 2
+    doubled = ("--per_device_train_batch_size", "4")
+    return {
+        kind: (place.run(*flags, *doubled, output=f"one {kind}"), place.folder / f"two {kind}")
+        for kind, flags in kinds.items()
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_batches_twice_as_large(
+    still: Path, processes: dict[str, tuple[Path, Path]]
+) -> None:
+    alone, together = processes["trained"]
+    assert files(together) == files(alone) == RESULTS | MODEL
     for found, wanted in zip(results(together), results(alone), strict=True):
-        assert found == pytest.approx(wanted, abs=1e-5)
+        assert found["eval_acc"] == wanted["eval_acc"]
     found, wanted, start = weights(together), weights(alone), weights(still)
     assert all(torch.allclose(found[name], wanted[name], atol=1e-5) for name in wanted)
     assert not torch.allclose(found["lm_head.dense.weight"], start["lm_head.dense.weight"], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="examples that pad the last batch of several processes count in eval_loss")
+@pytest.mark.parametrize("kind", ["trained", "zero"])
+def test_two_processes_find_the_loss_that_one_finds(processes: dict[str, tuple[Path, Path]], kind: str) -> None:
+    alone, together = processes[kind]
+    for found, wanted in zip(results(together), results(alone), strict=True):
+        assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], abs=1e-5)
+
+
+def test_batches_of_an_evaluation_change_no_number(place: Workplace) -> None:
+    whole = place.run("--no_train", "--per_device_eval_batch_size", "6", output="batch of 6")
+    for size in ("1", "4"):
+        parts = place.run("--no_train", "--per_device_eval_batch_size", size, output=f"batch of {size}")
+        for found, wanted in zip(results(parts), results(whole), strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.xfail(strict=True, reason="--dataloader_drop_last drops examples of dev and test too, and run.py fails")
+def test_dropping_the_last_training_batch_drops_no_example_of_dev_or_test(place: Workplace, tuned: Path) -> None:
+    """Batches of two divide four examples, so that nothing is dropped in training."""
+    folder = place.run(*STEPS, "--dataloader_drop_last", "--per_device_eval_batch_size", "4", output="dropped")
+    assert results(folder) == results(tuned)
+
+
+@pytest.mark.xfail(strict=True, reason="the stock trainer's label smoother looks for model.config, which is not there")
+def test_labels_can_be_smoothed(place: Workplace, still: Path) -> None:
+    flags = ("--label_smoothing_factor", "0.2", "--learning_rate", "1", "--model_name_or_path", str(still))
+    moved = changes(still, place.run("--trainer", "standard", *ONE_STEP, *flags, output="smoothed"))
+    model = AutoModelForMaskedLM.from_pretrained(still, attn_implementation="eager").double().eval()
+    logits = hand_logits(model, still, sst2_prompts("train"))
+    F.cross_entropy(logits, torch.arange(4) % 2, label_smoothing=0.2).backward()
+    assert torch.allclose(moved["lm_head.dense.weight"].double(), -model.lm_head.dense.weight.grad, atol=1e-5)

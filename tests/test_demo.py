@@ -34,11 +34,12 @@ echo "$TAG $TASK $SEED $K $TYPE $TRAINER $NUM_GPU ${LOAD_KERNELS_TAG-unset} $PYT
 echo "eval_acc = 0.$SEED" | tee "$output/eval_results_mr.txt" > "$output/test_results_mr.txt"
 case $TAG in *-kernel-sgd) test=0.75 ;; *) test=0.$SEED ;; esac
 metrics="\\"mr_dev_eval_acc\\": 0.$SEED, \\"mr_test_eval_acc\\": $test, \\"seconds\\": $SEED"
-settings="\\"tag\\": \\"$TAG\\", \\"task_name\\": \\"$TASK\\", \\"data_dir\\": \\"$data\\", \\"output_dir\\": \\"$output\\""
-echo "{$settings, $metrics}" >> log
+folders="\\"data_dir\\": \\"$data\\", \\"output_dir\\": \\"$output\\""
+echo "{\\"tag\\": \\"$TAG\\", \\"task_name\\": \\"$TASK\\", $folders, $metrics}" >> log
 """
-NAMES = [method.name for method in demo.METHODS]
-RUNS = 2 * len(demo.METHODS) * 2
+NAMES = ("zero-shot", "kernel-sgd", "tuning-adam")  # a few of the methods: a run more is a process more
+METHODS = tuple(method for method in demo.METHODS if method.name in NAMES)
+RUNS = 2 * len(METHODS) * 2
 
 
 @dataclass
@@ -78,6 +79,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
                 csv.writer(file).writerows((i % 2, f"{split} sentence {i}") for i in range(80))
     monkeypatch.setattr(demo, "RUN_SCRIPT", place.stand_in / "run.sh")
     monkeypatch.setattr(demo, "ROOT", place.program)
+    monkeypatch.setattr(demo, "METHODS", METHODS)
     return place
 
 
@@ -103,12 +105,7 @@ def test_the_command_that_is_printed_finds_the_same_numbers_in_the_log(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workplace.output.mkdir()
-    stale = {
-        "tag": "demo-tweets-zero-shot",
-        "task_name": "mr",
-        "data_dir": "16-13",
-        "output_dir": "of an older version",
-    }
+    stale = {"tag": "demo-tweets-zero-shot", "task_name": "mr", "data_dir": "16-13", "output_dir": "an older one"}
     stale_line = json.dumps({**stale, "mr_dev_eval_acc": 0.99, "mr_test_eval_acc": 0.99})
     (workplace.output / "log").write_text(stale_line + "\n", encoding="utf-8")
     workplace.run_demo(monkeypatch)
@@ -138,7 +135,7 @@ def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one
         f"--output_dir {workplace.output}/{task}/{method.name}/16-{seed} --binary_classification "
         f"--disable_tqdm True {method.flags}".rstrip()
         for task in ("tweets", "film-reviews")
-        for method in demo.METHODS
+        for method in METHODS
         for seed in (13, 42)
     ]
     assert sorted(workplace.calls) == sorted(expected)
@@ -154,12 +151,12 @@ def test_a_run_whose_results_are_there_is_not_started_again(
 ) -> None:
     workplace.run_demo(monkeypatch)
     first = capsys.readouterr().out
-    (workplace.output / "tweets" / "kernel-signgd" / "16-42" / lost).unlink()
+    (workplace.output / "tweets" / "tuning-adam" / "16-42" / lost).unlink()
     workplace.run_demo(monkeypatch)
     second = capsys.readouterr().out
     assert len(workplace.calls) == RUNS + 1
     assert second.count("(there already)") == RUNS - 1
-    assert "] tweets, kernel-signgd, seed 42: test accuracy 42.0% (0 s)\n" in second
+    assert "] tweets, tuning-adam, seed 42: test accuracy 42.0% (0 s)\n" in second
     lines = second.splitlines()[1 : RUNS + 1]
     assert [line.split("]")[0] for line in lines] == [f"[{n:2}/{RUNS}" for n in range(1, RUNS + 1)]
     assert first[first.index("Accuracies in") :] == second[second.index("Accuracies in") :]
@@ -208,7 +205,7 @@ def test_results_count_only_for_the_command_split_model_and_program_that_gave_th
 def test_another_command_is_another_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     workplace.run_demo(monkeypatch)
     other = demo.Method("zero-shot", "standard", "--no_train --num_sample 1")
-    monkeypatch.setattr(demo, "METHODS", (other, *demo.METHODS[1:]))
+    monkeypatch.setattr(demo, "METHODS", (other, *METHODS[1:]))
     workplace.run_demo(monkeypatch)
     assert [call.split()[-3:] for call in workplace.calls[RUNS:]] == [["--no_train", "--num_sample", "1"]] * 4
 
@@ -227,7 +224,7 @@ def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
 def test_a_run_that_fails_is_named_with_its_last_lines_and_started_again_the_next_time(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = workplace.output / "tweets" / "kernel-signgd" / "16-42"
+    folder = workplace.output / "tweets" / "tuning-adam" / "16-42"
     (workplace.stand_in / "fail").write_text(str(folder), encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         workplace.run_demo(monkeypatch)

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "features": {"errors", "tasks", "examples", "templates", "prompts", "demonstrations"},
     "models": {"errors", "kernels"},
     "parameters": {"errors", "models"},
-    "arguments": {"errors", "tasks", "kernels", "models", "solvers", "legacy_flags", "distributed"},
+    "arguments": {"errors", "tasks", "kernels", "solvers", "legacy_flags", "distributed"},
     "run_log": {"errors", "tasks"},
     "prompt_settings": {"errors", "arguments", "tasks", "templates", "prompts", "demonstrations"},
     "checks": {"errors", "arguments", "tasks", "kernels", "solvers"},

@@ -25,7 +25,6 @@ from lmntk.models.lora import (
     LoraSettings,
     add_adapters,
     is_adapter,
-    load_adapters,
     stored_adapters,
 )
 from lmntk.parameters import ParameterFilter, select_parameters
@@ -42,12 +41,12 @@ from tiny_models import (
     tiny_prompts,
 )
 
-# SPEC: exact means 1e-12 in float64. ModernBERT rotates queries and keys in float32 whatever its dtype, so that the sum
-# of two products and the product of a sum come out of it differently: 1e-6 there, against transformers alone, and 1e-12
+# SPEC: exact means 1e-12 in float64. ModernBERT rotates queries and keys in float32 whatever its dtype, so that a
+# product of a sum may come out of it otherwise than a sum of two products: 2e-8 there against merged weights, 1e-12
 # against the same modules with the attention that transformers has.
-TOLERANCE, MERGED_MODERNBERT_TOLERANCE = 1e-12, 1e-6
+TOLERANCE, MERGED_MODERNBERT_TOLERANCE = 1e-12, 2e-8
 SETTINGS = LoraSettings(rank=3, alpha=12)
-TRAIN, X = tiny_prompts([4, 6, 4], seed=1), tiny_prompts([5, 6, 6], seed=2)
+TRAIN, X = tiny_prompts([4, 6, 4], seed=1), tiny_prompts([5, 6], seed=2)
 TRAINED = ParameterFilter(only_adapters=True)
 FOUR = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -74,9 +73,6 @@ def adapters_of(module):
 def batch_of_tokens():
     ids = torch.randint(6, 100, (3, 9), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "mask_pos": torch.tensor([2, 5, 8])}
-
-
-# --- What is added ---------------------------------------------------------------------------------------------------
 
 
 @FOUR
@@ -147,9 +143,6 @@ def test_an_architecture_without_known_projections_is_told_the_way_out():
     assert not adapters_of(lm)
 
 
-# --- What counts -----------------------------------------------------------------------------------------------------
-
-
 @FOUR
 def test_only_adapters_and_the_head_count(architecture):
     model = tiny_adapted_prompt_model(architecture, SETTINGS)
@@ -187,9 +180,6 @@ def test_without_the_filter_the_weights_below_the_adapters_count_as_well():
     }
 
 
-# --- Kernels against merged weights ------------------------------------------------------------------------------------
-
-
 def merged_gradients(architecture, model, names, prompts, settings=SETTINGS):
     """The oracle's gradients of a plain model's logits by the adapters (and head) of which its weights are made."""
     lm = tiny_lm(architecture, our_attention=False).double()
@@ -213,8 +203,11 @@ def adapted_gradients(architecture, model, names, prompts):
     """The oracle's gradients of the same modules with the attention that transformers has, all positions computed."""
     lm = tiny_lm(architecture, our_attention=False)
     add_adapters(lm, SETTINGS)
-    lm.double().load_state_dict(model.lm.state_dict())
-    own = dict(lm.named_parameters())
+    own, values = dict(lm.double().requires_grad_(True).named_parameters()), dict(model.lm.named_parameters())
+    with torch.no_grad():
+        for name in own.keys() & values.keys():
+            own[name].copy_(values[name])
+    assert {f"lm.{name}" for name in own} >= set(names)
 
     def logits_of(prompt):
         logits = lm(input_ids=prompt["input_ids"]).logits[:, prompt["mask_pos"][0]][:, list(LABEL_WORDS)]
@@ -224,6 +217,7 @@ def adapted_gradients(architecture, model, names, prompts):
 
 
 def kernel_of(engine, model, names, formula, train=TRAIN, x=X):
+    """The kernel as an engine computes it: ``[N, C, X, C]``, in two directions ``[2, N, C, X, C]``."""
     problem = problem_of(model, names, train, x, formula)
     chosen = make_engine(problem, engine)
     plan = chosen.plan(2, 2)
@@ -249,12 +243,11 @@ def test_the_kernel_of_adapters_and_head_is_the_oracles_to_1e_12(architecture, e
     assert oracle.relative_error(found, truth) <= TOLERANCE
 
 
-@pytest.mark.parametrize("engine", ["factored", "jacobian"])
 @FOUR
-def test_the_kernel_at_the_start_is_the_oracles_to_1e_12(architecture, engine):
+def test_the_kernel_at_the_start_is_the_oracles_to_1e_12(architecture):
     model = tiny_adapted_prompt_model(architecture, SETTINGS, at_start=True)
     truth = oracle.kernel(*gradients_of(architecture, False, True, merged=True), "sgd")
-    found = kernel_of(engine, model, list(select_parameters(model, TRAINED)), "sgd")
+    found = kernel_of("factored", model, list(select_parameters(model, TRAINED)), "sgd")
     assert oracle.relative_error(found, truth) <= TOLERANCE
 
 
@@ -277,7 +270,7 @@ def test_forward_mode_too_gives_the_kernel_of_adapters_to_1e_12():
     assert oracle.relative_error(found, truth) <= TOLERANCE
 
 
-def test_modernberts_kernel_is_that_of_merged_weights_to_1e_6():
+def test_modernberts_kernel_is_that_of_merged_weights_to_2e_8():
     model = tiny_adapted_prompt_model("modernbert", SETTINGS)
     truth = oracle.kernel(*gradients_of("modernbert", False, False, merged=True), "sgd")
     found = kernel_of("factored", model, list(select_parameters(model, TRAINED)), "sgd")
@@ -300,9 +293,6 @@ def test_every_adapter_has_factors():
         problem = problem_of(model, list(select_parameters(model, TRAINED)), TRAIN, X)
         # RoBERTa's head has a bias of its own that nothing uses.
         assert set(make_engine(problem, "factored").fallback_parameters) <= {"lm.lm_head.bias"}
-
-
-# --- To disk and back --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -419,9 +409,13 @@ def assert_refused(model, action, *parts):
 
 def test_adapters_of_another_rank_are_told_in_one_sentence(roberta):
     _, folder = roberta
-    other = load(folder / "base", lora=LoraSettings(rank=5))
+    other = load(folder / "base", lora=LoraSettings(rank=5, alpha=12))
     assert_refused(other, lambda: restore_extras(other, folder / "saved"), folder / "saved" / WEIGHTS_FILE)
-    assert_refused(other, lambda: load_adapters(other.lm, folder / "saved"), "does not hold LoRA adapters for this")
+
+    def refused():
+        restore_checkpoint(other, folder / "saved", "--flag")
+
+    assert_refused(other, refused, "--flag: ", "does not hold LoRA adapters for this model")
 
 
 def test_adapters_of_another_architecture_are_told_in_one_sentence(roberta):
@@ -429,7 +423,7 @@ def test_adapters_of_another_architecture_are_told_in_one_sentence(roberta):
     for architecture in ("bert", "distilbert", "modernbert"):
         save_tiny_checkpoint(architecture, folder / architecture)
         other = load(folder / architecture, lora=SETTINGS)
-        assert_refused(other, lambda other=other: load_adapters(other.lm, folder / "saved"), folder / "saved")
+        assert_refused(other, lambda other=other: restore_extras(other, folder / "saved"), folder / "saved")
 
 
 def test_adapters_of_fewer_or_more_layers_are_told_in_one_sentence(roberta):

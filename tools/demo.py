@@ -256,10 +256,8 @@ def main() -> None:
     means = table(finish_all(demo, runs))
     (demo.output / "table.md").write_text(means, encoding="utf-8")
     gather = [sys.executable, str(GATHER_TOOL), "--log", str(demo.write_log(runs)), "--format", "markdown"]
-    print(
-        f"\nAccuracies in percent, means over the seeds {' and '.join(map(str, SEEDS))}, and the standard deviation on"
-    )
-    print("test; guessing is right half of the time. The seconds are those of a whole run, most of it start-up.")
+    print(f"\nAccuracies in percent, means over the seeds {' and '.join(map(str, SEEDS))}, and the standard deviation")
+    print("on test; guessing is right half of the time. The seconds are those of a whole run, most of it start-up.")
     print(f"\n{means}\nThis table: {demo.output / 'table.md'}")
     print(f"What each run left: {demo.output / 'TASK' / 'METHOD' / f'{K}-SEED'}")
     print("The same numbers from the log:")

@@ -21,12 +21,13 @@ from lmntk.distributed import meet_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.legacy_flags import full_name, is_flag, translate
-from lmntk.models.lora import DEFAULT_ALPHA, DEFAULT_RANK
 from lmntk.solvers import SOLVERS
 from lmntk.tasks import TASKS
 
 GENERAL_MAX_SEQ_LENGTH = 128
 GENERAL_NUM_SAMPLE = 16
+GENERAL_LORA_RANK = 8
+GENERAL_LORA_ALPHA = 16
 
 _FROM_TASK = "not given: the task's own"
 
@@ -69,8 +70,10 @@ class ModelArguments:
     l2_loss: bool = _flag("Squared error in place of cross entropy as the training loss.", False)
     use_task_word: bool = _flag("Logits are those of the label words; always so here, accepted for old scripts.", False)
     apply_lora: bool = _flag("Adapt the attention's query and value projections with LoRA.", False)
-    lora_r: int | None = _flag(f"Rank of the LoRA matrices; not given: that of loaded adapters, else {DEFAULT_RANK}.")
-    lora_alpha: int | None = _flag(f"Scale of LoRA, over its rank; not given: likewise, else {DEFAULT_ALPHA}.")
+    lora_r: int | None = _flag(
+        f"Rank of the LoRA matrices; not given: that of loaded adapters, else {GENERAL_LORA_RANK}."
+    )
+    lora_alpha: int | None = _flag(f"Scale of LoRA, over its rank; not given: likewise, else {GENERAL_LORA_ALPHA}.")
 
 
 @dataclass

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments
+from lmntk.arguments import (
+    GENERAL_LORA_ALPHA,
+    GENERAL_LORA_RANK,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
 from lmntk.demonstrations import (
     DemonstrationSettings,
     Demonstrator,
@@ -30,7 +36,7 @@ from lmntk.models.loading import (
     load_tokenizer,
     max_positions,
 )
-from lmntk.models.lora import DEFAULT_ALPHA, DEFAULT_RANK, LoraSettings, stored_adapters
+from lmntk.models.lora import LoraSettings, stored_adapters
 from lmntk.prompt_settings import PromptSettings, resolve_prompts
 from lmntk.prompts import label_word_ids
 from lmntk.results import kernel_path, logits_path, mode_and_task
@@ -226,7 +232,7 @@ def _find_source(model_args: ModelArguments) -> _Source:
     given = {"rank": model_args.lora_r, "alpha": model_args.lora_alpha}
     stored = stored_adapters(Path(name))
     if stored is None:
-        rank, alpha = given["rank"] or DEFAULT_RANK, given["alpha"] or DEFAULT_ALPHA
+        rank, alpha = given["rank"] or GENERAL_LORA_RANK, given["alpha"] or GENERAL_LORA_ALPHA
         return _Source(name, name, None, LoraSettings(rank, alpha) if model_args.apply_lora else None)
     settings, base = stored
     if not model_args.apply_lora:

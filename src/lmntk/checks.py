@@ -219,8 +219,18 @@ def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
         return
     if training.evaluate_during_training and not training.do_eval:
         raise UsageError("--evaluate_during_training evaluates on dev: add --do_eval, or leave the flag out")
+    drawn = [
+        flag
+        for flag in ("random_model_init", "random_segment")
+        if getattr(training, flag, False) or getattr(model, flag, False)
+    ]
+    if model.apply_lora and drawn and training.save_strategy != "no":
+        raise UsageError(
+            f"--{drawn[0]} with --apply_lora: adapters are written without the random weights that they stand on; "
+            "leave one of the flags out, or pass --save_strategy no"
+        )
     folder = Path(training.output_dir)
-    used = not training.sweep and folder.is_dir() and any(folder.iterdir())
+    used = not training.sweep and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if used and not (training.overwrite_output_dir or training.resume_from_checkpoint):
         raise UsageError(
             f"--output_dir {folder} is not empty: choose another folder or TAG, pass --overwrite_output_dir to train "

@@ -11,7 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
 from lmntk.models.base import PositionModel
-from lmntk.models.lora import CONFIG_FILE, is_adapter, load_adapters, save_adapters
+from lmntk.models.lora import CONFIG_FILE, is_adapter, load_adapters, read_adapters, save_adapters
+from lmntk.models.lora import WEIGHTS_FILE as ADAPTERS_FILE
 
 WEIGHTS_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -40,6 +41,10 @@ def save_checkpoint(model: PositionModel, folder: Path, base_name: str) -> None:
         with without_progress_bars():
             # Under the names of this version of transformers, in one file: so they are found again.
             model.lm.save_pretrained(folder, save_original_format=False, max_shard_size="1000GB")
+        # Left by another model that was here, they would be taken for this one's. (Weights beside adapters are not, and
+        # may be what these stand on.)
+        for name in (CONFIG_FILE, ADAPTERS_FILE, HEAD_FILE):
+            (folder / name).unlink(missing_ok=True)
     extras = _extras(model)
     if extras:
         save_file({name: tensor.contiguous() for name, tensor in extras.items()}, folder / HEAD_FILE)
@@ -56,29 +61,38 @@ def restore_checkpoint(model: PositionModel, folder: Path, flag: str) -> None:
     Raises:
         UsageError: The folder holds no weights, or those of another model.
     """
-    if not has_adapters(model):
-        if (folder / CONFIG_FILE).is_file():
-            raise UsageError(f"{flag} {folder} holds LoRA adapters: add --apply_lora, or name another folder")
-        _load_into(model.lm, folder / WEIGHTS_FILE, flag)
-    elif not (folder / CONFIG_FILE).is_file():
-        raise UsageError(f"{flag} {folder} holds no LoRA adapters: leave --apply_lora out, or name another folder")
-    restore_extras(model, folder)
+    if has_adapters(model) != (folder / CONFIG_FILE).is_file():
+        holds, way_out = ("no ", "leave --apply_lora out") if has_adapters(model) else ("", "add --apply_lora")
+        raise UsageError(f"{flag} {folder} holds {holds}LoRA adapters: {way_out}, or name another folder")
+    weights = None if has_adapters(model) else _read_for(model.lm, folder / WEIGHTS_FILE, flag)
+    if _extras(model) and not (folder / HEAD_FILE).is_file():
+        raise UsageError(f"{flag} {folder} holds no {HEAD_FILE}, the head of this model: name another folder")
+    restore_extras(model, folder, flag)
+    if weights is not None:
+        model.lm.load_state_dict(weights)
 
 
-def restore_extras(model: PositionModel, folder: Path) -> None:
+def restore_extras(model: PositionModel, folder: Path, flag: str = "--model_name_or_path") -> None:
     """Load adapters and a head, where the folder holds them, into a model that has room for them.
+
+    Args:
+        model: The model; where something does not fit, nothing of it is changed.
+        folder: From where.
+        flag: What messages name.
 
     Raises:
         UsageError: They are those of another model.
     """
-    if has_adapters(model) and (folder / CONFIG_FILE).is_file():
-        load_adapters(model.lm, folder)
+    adapted = has_adapters(model) and (folder / CONFIG_FILE).is_file()
+    adapters = read_adapters(model.lm, folder, flag) if adapted else None
     path, extras = folder / HEAD_FILE, _extras(model)
     if path.is_file() and extras:
-        stored = _read(path)
+        stored = _read(path, flag)
         if {name: tensor.shape for name, tensor in stored.items()} != {n: t.shape for n, t in extras.items()}:
-            raise UsageError(f"{path} holds the head of another model: name another folder, or remove the file")
+            raise UsageError(f"{flag}: {path} holds the head of another model: name another folder, or remove the file")
         model.load_state_dict(stored, strict=False)
+    if adapters is not None:
+        load_adapters(model.lm, adapters)
 
 
 @contextlib.contextmanager
@@ -95,12 +109,17 @@ def _extras(model: PositionModel) -> dict[str, Tensor]:
     """What of a model is in no checkpoint of transformers: a head of our own; with adapters, every head."""
     all_heads = has_adapters(model)
     state = model.state_dict()
-    of_head = {name for name in state if not name.startswith(model.base_prefix) and not is_adapter(name)}
+    # A pooler may be as new as the head behind it.
+    of_head = {
+        name
+        for name in state
+        if (not name.startswith(model.base_prefix) or ".pooler." in name) and not is_adapter(name)
+    }
     return {name: state[name] for name in of_head if all_heads or not name.startswith("lm.")}
 
 
-def _load_into(lm: nn.Module, path: Path, flag: str) -> None:
-    stored = _read(path)
+def _read_for(lm: nn.Module, path: Path, flag: str) -> dict[str, Tensor]:
+    stored = _read(path, flag)
     wanted = lm.state_dict()
     differing = [name for name, tensor in stored.items() if name not in wanted or wanted[name].shape != tensor.shape]
     if differing or wanted.keys() != stored.keys():
@@ -109,11 +128,11 @@ def _load_into(lm: nn.Module, path: Path, flag: str) -> None:
             f"{flag}: {path} is a checkpoint of another model or architecture than --model_name_or_path "
             f"({culprit} does not fit): name a checkpoint of this one, or leave the flag out"
         )
-    lm.load_state_dict(stored)
+    return stored
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, flag: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} cannot be read as weights ({error}): name another folder") from error
+        raise UsageError(f"{flag}: {path} cannot be read as weights ({error}): name another folder") from error
