@@ -162,11 +162,11 @@ def test_the_kernel_of_the_train_examples_has_one_draw_of_each_and_is_symmetric(
         assert tokens(shown, split)["train"] == tokens(shown, "train")["train"]
 
 
-@pytest.mark.parametrize("engine", ["factored", "jacobian", "jvp"])
+@pytest.mark.parametrize("engine", ["factored", "jacobian"])
 def test_the_kernel_is_that_of_gradients_taken_one_at_a_time(
     place: Workplace, lm: nn.Module, tokenizer: PreTrainedTokenizerBase, engine: str
 ) -> None:
-    flags = ("--kernel_dtype", "float64", "--kernel_engine", engine, "--num_sample", "1")
+    flags = ("--kernel_dtype", "float64", "--kernel_engine", engine, "--num_sample", "1", "--no_predict")
     folder = place.run(*DEMO, *flags, output=f"exact {engine}")
     draws, parameters = all_draws(1), list(lm.parameters())
 
@@ -181,8 +181,8 @@ def test_the_kernel_is_that_of_gradients_taken_one_at_a_time(
 
 
 def test_one_seed_gives_the_same_tokens_and_another_others(place: Workplace, shown: Path) -> None:
-    same, other = place.run(*DEMO, output="same"), place.run(*DEMO, "--seed", "7", output="other")
-    for split in SIZES:
+    same, other = (place.run(*DEMO, "--no_predict", "--seed", seed, output=f"seed {seed}") for seed in ("42", "7"))
+    for split in ("train", "dev"):
         assert tokens(same, split) == tokens(shown, split)
         assert (same / f"{split}_kernels_sst-2.pt").read_bytes() == (shown / f"{split}_kernels_sst-2.pt").read_bytes()
         assert tokens(other, split)["train"] != tokens(shown, split)["train"]
@@ -231,7 +231,7 @@ def test_fine_tuning_sees_new_demonstrations_at_every_visit(place: Workplace, mo
 def test_two_demonstrations_of_each_class_stand_class_by_class(
     place: Workplace, lm: nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    folder = place.run(*DEMO, "--num_demo", "2", "--num_sample", "1", output="two each")
+    folder = place.run(*DEMO, "--num_demo", "2", "--num_sample", "1", "--no_predict", output="two each")
     generator = np.random.RandomState(42)
     draws = []
     for _ in ROWS["dev"]:
@@ -321,26 +321,25 @@ def test_several_templates_multiply_the_draws(
     assert zero == pytest.approx(logits.numpy(), abs=LOGITS)
 
 
-def test_double_demo_doubles_the_limit_on_tokens(place: Workplace, shown: Path) -> None:
-    doubled = place.run(*DEMO, "--max_seq_length", "18", "--double_demo", output="doubled")
-    cut, whole = (place.run(*DEMO, "--max_seq_length", n, output=f"of {n}") for n in ("18", "36"))
-    assert tokens(doubled) == tokens(whole)
-    assert tokens(doubled)["test"] != tokens(cut)["test"]
-    assert tokens(doubled)["train"] != tokens(cut)["train"]
+def test_double_demo_doubles_the_limit_on_tokens(place: Workplace) -> None:
+    doubled = saved_logits(place, "--no_train", "--max_seq_length", "18", "--double_demo", name="doubled")
+    cut, whole = (saved_logits(place, "--no_train", "--max_seq_length", n, name=f"of {n}") for n in ("18", "36"))
+    assert np.array_equal(doubled, whole)
+    assert not np.allclose(doubled, cut, atol=1e-3)
 
 
 @pytest.mark.parametrize("flag", ["--use_full_length", "--gpt3_in_context_head"])
 def test_what_needs_room_takes_the_models_maximum(place: Workplace, flag: str) -> None:
-    flags = (*DEMO, "--gpt3_in_context_num", "2", flag)
-    short, long = (place.run(*flags, "--max_seq_length", n, output=f"{n} {flag}") for n in ("20", "200"))
-    assert tokens(short) == tokens(long)
+    flags = ("--no_train", "--gpt3_in_context_num", "2", flag)
+    short, long = (saved_logits(place, *flags, "--max_seq_length", n, name=f"{n} {flag}") for n in ("20", "200"))
+    assert np.array_equal(short, long)
 
 
 def test_a_template_of_ones_own_shows_demonstrations_without_auto_demo(
     place: Workplace, lm: nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     template = "*cls*good:*+sent_2*_and_bad:*+sent_1*.*+sent_0*_It_was*mask*.*sep+*"
-    folder = place.run(*DEMO, "--no_auto_demo", "--template", template, output="own")
+    folder = place.run(*DEMO, "--no_auto_demo", "--template", template, "--no_predict", output="own")
     texts = []
     for n, (bad, good) in enumerate(all_draws(3)["dev"]):
         train, dev = ROWS["train"], ROWS["dev"]
@@ -349,7 +348,7 @@ def test_a_template_of_ones_own_shows_demonstrations_without_auto_demo(
 
 
 def test_sixteen_draws_are_usual_and_the_log_says_how_many(place: Workplace) -> None:
-    folder = place.run("--few_shot_type", "prompt-demo", output="usual")
+    folder = place.run("--few_shot_type", "prompt-demo", "--no_predict", output="usual")
     assert len(read_tensors(folder / "dev_logits_sst-2.pt")[0]) == 16 * 4
     assert place.last_record()["num_sample"] == 16
 

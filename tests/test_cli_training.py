@@ -173,9 +173,6 @@ def test_a_model_that_was_fine_tuned_is_read_again(place: Workplace, architectur
     head = ("--few_shot_type", kind) if kind != "first token" else ("--few_shot_type", "finetune", "--from_linearhead")
     folder = place.run(*STEPS, *head, "--model_name_or_path", str(model), output=f"{architecture} {kind}")
     assert files(folder) == RESULTS | MODEL | ({"head.safetensors"} if kind == "first token" else set())
-    assert results(folder) != results(
-        place.run("--no_train", *head, "--model_name_or_path", str(model), output="before")
-    )
     used_again(place, folder, *head)
 
 
@@ -371,7 +368,7 @@ def test_sgd_steps_down_the_gradient_of_the_mean_cross_entropy(
     place: Workplace, still: Path, hand_gradients: dict[str, Tensor]
 ) -> None:
     flags = ("--learning_rate", "1", "--model_name_or_path", str(still))
-    moved = changes(still, place.run("--trainer", "standard", *ONE_STEP, *flags, output="sgd"))
+    moved = changes(still, place.run("--trainer", "standard", "--no_predict", *ONE_STEP, *flags, output="sgd"))
     assert moved.keys() - hand_gradients.keys() == set()
     for name, change in moved.items():
         # One float32 rounding of weights of order 1, and the gradient's own.
@@ -382,7 +379,7 @@ def test_the_gradient_is_clipped_to_max_grad_norm(
     place: Workplace, still: Path, hand_gradients: dict[str, Tensor]
 ) -> None:
     flags = ("--learning_rate", "10", "--max_grad_norm", "0.1", "--model_name_or_path", str(still))
-    moved = changes(still, place.run("--trainer", "standard", *ONE_STEP, *flags, output="clipped"))
+    moved = changes(still, place.run("--trainer", "standard", "--no_predict", *ONE_STEP, *flags, output="clipped"))
     moved.pop("lm_head.bias", None)
     length = torch.cat([change.double().flatten() for change in moved.values()]).norm()
     assert float(length) == pytest.approx(10 * 0.1, rel=1e-4)
@@ -392,7 +389,7 @@ def test_signgd_moves_every_weight_by_the_learning_rate_or_not_at_all(
     place: Workplace, still: Path, hand_gradients: dict[str, Tensor]
 ) -> None:
     flags = ("--optimizer_variant", "signgd", "--learning_rate", "0.25", "--model_name_or_path", str(still))
-    moved = changes(still, place.run("--trainer", "standard", *ONE_STEP, *flags, output="signgd"))
+    moved = changes(still, place.run("--trainer", "standard", "--no_predict", *ONE_STEP, *flags, output="signgd"))
     for name, change in moved.items():
         assert torch.isin((change * 4).round(decimals=4), torch.tensor([-1.0, 0.0, 1.0])).all(), name
         clear = hand_gradients[name].abs() > 1e-6
@@ -402,8 +399,10 @@ def test_signgd_moves_every_weight_by_the_learning_rate_or_not_at_all(
 
 def test_no_weight_decay_on_biases_and_layer_norms(place: Workplace, still: Path) -> None:
     flags = ("--learning_rate", "0.5", "--model_name_or_path", str(still))
-    plain = weights(place.run("--trainer", "standard", *ONE_STEP, *flags, output="undecayed"))
-    decayed = weights(place.run("--trainer", "standard", *ONE_STEP, *flags, "--weight_decay", "0.2", output="decayed"))
+    plain = weights(place.run("--trainer", "standard", "--no_predict", *ONE_STEP, *flags, output="undecayed"))
+    decayed = weights(
+        place.run("--trainer", "standard", "--no_predict", *ONE_STEP, *flags, "--weight_decay", "0.2", output="decayed")
+    )
     start = weights(still)
     for name in start.keys() & plain.keys():
         exempt = name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name
@@ -519,11 +518,13 @@ def test_the_kernel_from_a_linear_head_is_that_of_the_model_with_the_fitted_head
     more = with_more_train(place, 12)
     flags = ("--few_shot_type", kind, "--from_linearhead", *more)
     folder = place.run("--trainer", "kernel", *flags, output=f"from linear {kind}")
-    plain = place.run("--trainer", "kernel", "--few_shot_type", kind, *more, output=f"from nothing {kind}")
+    plain = place.run(
+        "--trainer", "kernel", "--few_shot_type", kind, *more, "--no_predict", output=f"from nothing {kind}"
+    )
     linear = logits_of(place, "--trainer", "linearhead", *flags, name=f"linear {kind}")
     assert read_tensors(folder / "test_logits_sst-2.pt")[0].numpy() == pytest.approx(linear, abs=1e-6)
-    assert not torch.allclose(read_kernel(folder, "test"), read_kernel(plain, "test"), rtol=1e-2)
-    fitted, own = (json.loads((f / "test_kernels_sst-2.json").read_text(encoding="utf-8")) for f in (folder, plain))
+    assert not torch.allclose(read_kernel(folder, "dev"), read_kernel(plain, "dev"), rtol=1e-2)
+    fitted, own = (json.loads((f / "dev_kernels_sst-2.json").read_text(encoding="utf-8")) for f in (folder, plain))
     assert fitted["weights_sha256"] != own["weights_sha256"]
     if kind == "prompt":
         assert fitted["grad_dim"] == own["grad_dim"]
@@ -614,8 +615,18 @@ def test_random_weights_come_from_the_seed_alone(place: Workplace, lm: nn.Module
     assert not any(torch.equal(weights(trained)[name], before[name]) for name in before if "dense.weight" in name)
 
 
-@pytest.mark.parametrize("how", [["--trainer", "kernel"], ["--trainer", "linearhead"], ["--no_train"], STEPS])
-@pytest.mark.parametrize("binary", [False, True], ids=["", "one logit"])
+@pytest.mark.parametrize(
+    ("how", "binary"),
+    [
+        (["--trainer", "kernel"], False),
+        (["--trainer", "kernel"], True),
+        (["--trainer", "linearhead"], True),
+        (["--trainer", "linearhead"], False),
+        (["--no_train"], False),
+        (STEPS, False),
+        (STEPS, True),
+    ],
+)
 def test_saved_logits_give_the_test_accuracy(place: Workplace, how: list[str], binary: bool) -> None:
     name = f"saved {how[-1]} {binary}"
     logits = logits_of(place, *how, *["--binary_classification"] * binary, name=name)
@@ -627,7 +638,7 @@ def test_saved_logits_give_the_test_accuracy(place: Workplace, how: list[str], b
 
 def test_a_sweep_gives_each_run_a_folder_of_its_own(place: Workplace) -> None:
     for _ in range(2):
-        place.run(*STEPS, "--sweep", output="sweep")
+        place.run(*STEPS, "--max_steps", "1", "--sweep", output="sweep")
     folders = sorted((place.folder / "sweep").iterdir())
     assert len(folders) == 2
     assert files(folders[0]) == files(folders[1]) == RESULTS | MODEL
@@ -830,8 +841,18 @@ def test_dropping_the_last_training_batch_drops_no_example_of_dev_or_test(place:
 @pytest.mark.xfail(strict=True, reason="the stock trainer's label smoother looks for model.config, which is not there")
 def test_labels_can_be_smoothed(place: Workplace, still: Path) -> None:
     flags = ("--label_smoothing_factor", "0.2", "--learning_rate", "1", "--model_name_or_path", str(still))
-    moved = changes(still, place.run("--trainer", "standard", *ONE_STEP, *flags, output="smoothed"))
+    moved = changes(still, place.run("--trainer", "standard", "--no_predict", *ONE_STEP, *flags, output="smoothed"))
     model = AutoModelForMaskedLM.from_pretrained(still, attn_implementation="eager").double().eval()
     logits = hand_logits(model, still, sst2_prompts("train"))
     F.cross_entropy(logits, torch.arange(4) % 2, label_smoothing=0.2).backward()
     assert torch.allclose(moved["lm_head.dense.weight"].double(), -model.lm_head.dense.weight.grad, atol=1e-5)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the stock trainer asks the model, which is none of transformers' own, to enable it"
+)
+def test_gradient_checkpointing_changes_no_weight(place: Workplace, still: Path) -> None:
+    flags = ("--trainer", "standard", "--no_predict", *ONE_STEP, "--model_name_or_path", str(still))
+    plain = weights(place.run(*flags, output="not checkpointed"))
+    saving = weights(place.run(*flags, "--gradient_checkpointing", output="checkpointed"))
+    assert all(torch.allclose(saving[name], plain[name], atol=1e-6) for name in plain)

@@ -54,7 +54,7 @@ class Method:
 
 
 # The learning rates are the best of a few on dev, mean over tasks and seeds: of 1e-3 to 3e-1 for SGD, 1e-5 to 3e-3 for
-# Adam, 1e-4 to 3e-2 for LoRA. On test none was tried.
+# Adam, 1e-4 to 3e-2 for LoRA.
 TRAINING = "--per_device_train_batch_size 8 --max_steps 100 --save_strategy no"
 METHODS = (
     Method("zero-shot", "standard", "--no_train"),
