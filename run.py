@@ -41,9 +41,10 @@ def _run(argv: list[str]) -> None:
     from lmntk.output_folder import claimed, left_alone, new_folder
     from lmntk.record import record_run
 
-    if training_args.sweep and not training_args.dry_run:
-        training_args.output_dir = distributed.first_does(lambda: str(new_folder(training_args.output_dir)))
     with contextlib.ExitStack() as stack:
+        if training_args.sweep and not training_args.dry_run:
+            own = new_folder(training_args.output_dir)
+            training_args.output_dir = distributed.first_does(lambda: str(stack.enter_context(own)))
         folder = (left_alone if training_args.dry_run else claimed)(training_args.output_dir)
         distributed.first_does(lambda: stack.enter_context(folder))
         run = distributed.all_do(lambda: build(model_args, data_args, training_args))
@@ -78,9 +79,11 @@ def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
         if kind == "linearhead":
             return LinearHeadTrainer(run, training_args)
         return ZeroShotTrainer(run, run.model, training_args, l2_loss=model_args.l2_loss)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a stock trainer says of flags like --report_to wandb or --push_to_hub
+    except (
+        ValueError,
+        ImportError,
+        OSError,
+    ) as error:  # whatever a stock trainer says of flags like --report_to wandb or --push_to_hub
         raise UsageError(" ".join(str(error).split())) from error
 
 

@@ -121,14 +121,19 @@ def test_a_train_example_is_drawn_once_without_itself_whatever_else_is_drawn(pla
     assert run.datasets["train"].num_sample == 1
 
 
-def test_in_fine_tuning_every_visit_of_a_train_example_is_a_new_draw(place: Workplace) -> None:
+def test_in_fine_tuning_every_visit_of_a_train_example_is_a_new_draw_by_seed_epoch_and_example(
+    place: Workplace,
+) -> None:
     run, by_hand, train = built(place, "SST-2", "--trainer", "standard"), ByHand(place), sentences(place, "train")
-    assert run.redrawn is not None
-    assert len(run.redrawn) == 8
-    visits = [3, 5, 3, 0, 3]
-    found = [tokens(run.redrawn[i]) for i in visits]
-    assert found == [by_hand.sst2(train[i][0], train, own=i) for i in visits]
-    assert len({tuple(found[i][0]) for i in (0, 2, 4)}) > 1
+    data = run.redrawn
+    assert data is not None
+    assert len(data) == 8
+    found = []
+    for data.epoch, index in ((0, 3), (0, 5), (1, 3), (2, 3), (3, 3)):
+        by_hand.generator = np.random.RandomState([SEED, data.epoch, index])
+        found.append(tokens(data[index]))
+        assert found[-1] == by_hand.sst2(train[index][0], train, own=index)
+    assert len({tuple(ids) for ids, _ in found}) > 3
 
 
 def test_the_second_test_set_of_mnli_is_drawn_after_the_first_and_pairs_are_numbered_on(place: Workplace) -> None:

@@ -73,6 +73,7 @@ MAY_IMPORT = {
         "metrics",
         "distributed",
         "stopping",
+        "results",
         "build",
         "descriptions",
         "kernel_files",

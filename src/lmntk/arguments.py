@@ -155,7 +155,7 @@ class KernelArguments:
         "auto",
         ("auto", "factored", "jacobian", "jvp"),
     )
-    kernel_dtype: str = _flag("Number type of the gradients.", "float32", ("float32", "float64"))
+    kernel_dtype: str = _flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
     kernel_memory_gb: float | None = _flag("Memory that kernels may take, in GB; not given: 60%% of what is free.")
     dry_run: bool = _flag("Say what would be computed, how long it takes and how large it gets, and exit.", False)
 
@@ -265,7 +265,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         training.train_tile = training.per_device_train_batch_size
     if "per_device_eval_batch_size" in given:
         training.x_tile = training.per_device_eval_batch_size
-    training.keeps_checkpoints = bool(given & {"save_steps", "save_strategy", "save_total_limit"})
+    if (training.resume_from_checkpoint or "").lower() in ("false", "no", "none", ""):
+        training.resume_from_checkpoint = None
+    wants_some = bool(given & {"save_steps", "save_strategy", "save_total_limit"})
+    training.keeps_checkpoints = wants_some and training.save_strategy != "no"
     return model, data, training
 
 

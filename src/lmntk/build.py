@@ -26,7 +26,7 @@ from lmntk.errors import UsageError
 from lmntk.examples import Example, read_examples, split_file
 from lmntk.features import Collator, FeatureDataset, RedrawnDataset, Renderer
 from lmntk.models.base import PositionModel
-from lmntk.models.checkpoints import restore_extras
+from lmntk.models.checkpoints import HEAD_FILE, restore_extras
 from lmntk.models.loading import (
     NUM_SEGMENTS,
     LoadOptions,
@@ -36,6 +36,7 @@ from lmntk.models.loading import (
     load_tokenizer,
     max_positions,
 )
+from lmntk.models.lora import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from lmntk.models.lora import LoraSettings, stored_adapters
 from lmntk.prompt_settings import PromptSettings, resolve_prompts
 from lmntk.prompts import label_word_ids
@@ -60,6 +61,7 @@ class Run:
         tokenizer: The model's.
         redrawn: The train split with demonstrations drawn at every visit; None where there are none.
         lora: The adapters on the model; None where there are none.
+        base_name: The checkpoint that the model, adapters aside, was loaded from.
     """
 
     task: Task
@@ -71,6 +73,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase | None = None
     redrawn: RedrawnDataset | None = None
     lora: LoraSettings | None = None
+    base_name: str = ""
 
 
 def build(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Run:
@@ -83,7 +86,10 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     splits = _splits(task, training_args, data_args.data_dir)
     if not _needs_model(training_args, task, splits):
         prompts = resolve_prompts(task, data_args, None, model_args.few_shot_type)
-        placeholders = {split: FeatureDataset(split, task, [], prompts.samples(split)) for split in splits}
+        placeholders = {
+            split: FeatureDataset(split, find_task(mode_and_task(split, task.key)[1]), [], prompts.samples(split))
+            for split in splits
+        }
         nothing = Collator(0, segments=False)
         return Run(task, prompts, {}, placeholders, None, nothing, lora=_find_source(model_args).lora)
     shows_others = model_args.few_shot_type == "prompt-demo"
@@ -105,11 +111,10 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     _check_tokens(datasets, words, config, tokenizer_name)
     redrawn = None
     if shows_others and "train" in renderers:
-        own = _renderers(task, prompts, examples, ["train"], data_args.data_dir, training_args.seed, tokenizer, words)
-        redrawn = RedrawnDataset(own["train"])
+        redrawn = RedrawnDataset(renderers["train"], training_args.seed)
     model = _load_model(model_args, training_args, source, config, task, words)
     collator = Collator(_pad_token_id(tokenizer), segments=config.model_type == "bert")
-    return Run(task, prompts, data_files, datasets, model, collator, tokenizer, redrawn, source.lora)
+    return Run(task, prompts, data_files, datasets, model, collator, tokenizer, redrawn, source.lora, source.weights)
 
 
 def _splits(task: Task, training_args: TrainingArguments, data_dir: str) -> list[str]:
@@ -241,6 +246,11 @@ def _find_source(model_args: ModelArguments) -> _Source:
         value, own = given[attribute], getattr(settings, attribute)
         if value is not None and value != own:
             raise UsageError(f"--{flag} is {value}, but the adapters in {name} have {own}: leave the flag out")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UsageError(
+            f"--model_name_or_path {name} holds LoRA adapters for the model in {base}, which is not there: bring it "
+            f"back, or name where it is now as base_model_name_or_path in {Path(name) / ADAPTER_CONFIG_FILE}"
+        )
     has_tokenizer = (Path(name) / "tokenizer_config.json").is_file()
     return _Source(base, name if has_tokenizer else base, Path(name), settings)
 
@@ -264,11 +274,18 @@ def _load_model(
     binary = training_args.binary_classification
     model: PositionModel
     if model_args.few_shot_type == "finetune":
+        own_head = training_args.from_linearhead
+        stored_head = (source.adapters or Path(source.weights)) / HEAD_FILE
+        if own_head and training_args.what_it_does == "zero-shot" and not stored_head.is_file():
+            raise UsageError(
+                "--from_linearhead: the head on the first token is fitted to train, and nothing is trained here: leave "
+                f"the flag out, or --no_train, or name a --model_name_or_path that holds {HEAD_FILE}"
+            )
         model = load_classifier(
             source.weights,
             config,
             1 if task.regression else len(task.labels),
-            first_token=training_args.from_linearhead,
+            first_token=own_head,
             binary_classification=binary,
             **options,
         )

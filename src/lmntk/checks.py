@@ -60,6 +60,13 @@ BOUNDS = (
     Bounds("lora_r", 1),
     Bounds("lora_alpha", 1),
     Bounds("fix_layers", 0),
+    Bounds("learning_rate", 0),
+    Bounds("weight_decay", 0),
+    Bounds("max_grad_norm", 0),
+    Bounds("num_train_epochs", 0, above=True),
+    Bounds("gradient_accumulation_steps", 1),
+    Bounds("eval_steps", 0, above=True),
+    Bounds("label_smoothing_factor", 0, 1),
     Bounds("top_n_template", 1),
     Bounds("max_seq_length", 1),
     Bounds("first_sent_limit", 1),
@@ -101,7 +108,11 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     _check_availability((model, data, training), flags)
     if not (training.do_train or training.do_eval or training.do_predict or training.dry_run):
         raise UsageError("nothing to do: pass --do_train, --do_eval or --do_predict")
-    _check_output_dir(Path(training.output_dir))
+    _check_folder(Path(training.output_dir), "output_dir")
+    if training.save_logit:
+        _check_folder(Path(training.save_logit_dir or ""), "save_logit_dir")
+    if Path("log").is_dir():
+        raise UsageError("./log is a folder, but runs append a line to a file of that name; work in another directory")
 
 
 class Idle(NamedTuple):
@@ -130,6 +141,29 @@ IDLE = (
         "--trainer standard or kernel, or --few_shot_type finetune",
         lambda given: given.what_it_does in ("standard", "kernel") or given.few_shot_type == "finetune",
     ),
+    Idle(
+        (
+            "kernel_formula",
+            "kernel_solver",
+            "kernel_regularization",
+            "kernel_engine",
+            "kernel_memory_gb",
+            "exclude_embeddings",
+            "exclude_head",
+            "only_biases",
+            "exclude_first_layers",
+            "adjust_for_init",
+            "overwrite_kernels",
+        ),
+        "--trainer kernel",
+        lambda given: given.what_it_does == "kernel",
+    ),  # fmt: skip
+    Idle(
+        ("resume_from_checkpoint", "label_smoothing_factor"),
+        "--trainer standard --do_train",
+        lambda given: given.what_it_does == "standard",
+    ),
+    Idle(("save_logit",), "--do_predict", lambda given: given.do_predict),
     Idle(("demo_filter_model", "demo_filter_rate"), "--demo_filter", lambda given: given.demo_filter),
     Idle(("num_demo",), "--few_shot_type prompt-demo", lambda given: given.few_shot_type == "prompt-demo"),
     Idle(
@@ -229,6 +263,8 @@ def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
             f"--{drawn[0]} with --apply_lora: adapters are written without the random weights that they stand on; "
             "leave one of the flags out, or pass --save_strategy no"
         )
+    if (training.eval_on_start or training.eval_strategy != "no") and not training.do_eval:
+        raise UsageError("--eval_strategy and --eval_on_start evaluate on dev: add --do_eval, or leave them out")
     folder = Path(training.output_dir)
     used = not training.sweep and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if used and not (training.overwrite_output_dir or training.resume_from_checkpoint):
@@ -267,17 +303,15 @@ def _check_availability(groups: tuple[Any, ...], flags: Mapping[str, Any]) -> No
             raise UsageError(f"{shown}: {feature} is not available in this version yet; {way_out}")
 
 
-def _check_output_dir(folder: Path) -> None:
+def _check_folder(folder: Path, flag: str) -> None:
     """Find out now, not hours later, that results could not be written."""
     existing = folder.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise UsageError(f"--output_dir {folder}: {existing} is a file, not a folder; choose another place")
-    if Path("log").is_dir():
-        raise UsageError("./log is a folder, but runs append a line to a file of that name; work in another directory")
+        raise UsageError(f"--{flag} {folder}: {existing} is a file, not a folder; choose another place")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--output_dir {folder}: {existing} cannot be written; choose another place")
+        raise UsageError(f"--{flag} {folder}: {existing} cannot be written; choose another place")
 
 
 def _names(names: Iterable[str]) -> str:

@@ -120,14 +120,15 @@ class Demonstrator:
             self.shown = settings.num_demo if task.regression else drawn
         self.num_sentences = task.num_sentences * (1 + drawn)
 
-    def draw(self, query_index: int) -> Demonstrations:
-        """Draw for one query of the split; the generator moves on by one permutation.
+    def draw(self, query_index: int, generator: np.random.RandomState | None = None) -> Demonstrations:
+        """Draw for one query of the split; the generator, by default the shared one, moves on by one permutation.
 
         Every class gives the first `num_demo` of the permuted candidates, class after class; in-context examples are
         the first of them, whatever their class.
         """
         candidates = self._candidates(query_index)
-        order = [candidates[place] for place in self._generator.permutation(len(candidates))]
+        permuted = (generator or self._generator).permutation(len(candidates))
+        order = [candidates[place] for place in permuted]
         context_labels: tuple[int, ...] = ()
         if self._settings.in_context:
             chosen = order[: self.shown]

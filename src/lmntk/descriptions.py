@@ -17,7 +17,7 @@ from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
 from lmntk.features import FeatureDataset
 from lmntk.parameters import ParameterFilter
-from lmntk.results import mode_and_task
+from lmntk.results import OFF_BY_DEFAULT, mode_and_task
 
 
 def parameter_filter(model_args: ModelArguments, training_args: TrainingArguments) -> ParameterFilter:
@@ -38,15 +38,8 @@ def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArgume
     anywhere may not use the other's file. The engine counts only where the user asked for one.
     """
     left_out = parameter_filter(model_args, training_args)
-    optional: dict[str, Any] = {}
-    if training_args.kernel_engine != "auto":
-        optional["engine"] = training_args.kernel_engine
-    if training_args.from_linearhead:
-        optional["from_linearhead"] = True
-    if run.lora is not None:
-        optional["lora"] = vars(run.lora)
-    if run.prompts.demonstrations is not None:
-        optional["demonstrations"] = vars(run.prompts.demonstrations) | {"draws": run.prompts.draws}
+    engine = {} if training_args.kernel_engine == "auto" else {"engine": training_args.kernel_engine}
+    shown = run.prompts.demonstrations
     return {
         "formula": training_args.kernel_formula,
         "binary_classification": training_args.binary_classification,
@@ -56,7 +49,11 @@ def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArgume
         "template": list(run.prompts.templates),
         "mapping": dict(run.prompts.mapping),
         "dtype": training_args.kernel_dtype,
-        **optional,
+        **engine,
+        **dict.fromkeys(OFF_BY_DEFAULT),
+        **({"from_linearhead": True} if training_args.from_linearhead else {}),
+        **({} if run.lora is None else {"lora": vars(run.lora)}),
+        **({} if shown is None else {"demonstrations": vars(shown) | {"draws": run.prompts.draws}}),
     }
 
 
@@ -67,7 +64,7 @@ def of_model_and_data(run: Run, weights: str, grad_dim: int, split: str) -> dict
         run: What was built.
         weights: `hash_of_weights` of the model.
         grad_dim: The number of parameters that count.
-        split: ``"train"``, ``"dev"`` or ``"test"``.
+        split: A key of the run's data sets.
     """
     assert run.model is not None
     both = _train_and(run, split)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -67,14 +68,19 @@ class Renderer:
     label_word_ids: Sequence[int] = ()
     demonstrator: Demonstrator | None = None
 
-    def feature(self, index: int, sample: int) -> tuple[Feature, bool]:
+    def feature(self, index: int, sample: int, generator: np.random.RandomState | None = None) -> tuple[Feature, bool]:
         """Render an example with the template of a sample, demonstrations drawn anew; and tell whether it was cut.
+
+        Args:
+            index: Which example.
+            sample: Which sample of it.
+            generator: Draws the demonstrations; by default the demonstrator's own.
 
         Raises:
             UsageError: See `lmntk.prompts.render` and `lmntk.demonstrations.Demonstrator.draw`.
         """
         example = self.examples[index]
-        shown = Demonstrations((), ()) if self.demonstrator is None else self.demonstrator.draw(index)
+        shown = Demonstrations((), ()) if self.demonstrator is None else self.demonstrator.draw(index, generator)
         prompt = render(
             self.templates[sample % len(self.templates)],
             [*example.texts, *shown.texts],
@@ -89,15 +95,21 @@ class Renderer:
         return feature, prompt.full_length > self.limits.max_seq_length
 
 
-@dataclass(frozen=True)
+@dataclass
 class RedrawnDataset(Dataset[Feature]):
     """The prompts of the train split with demonstrations that are new at every visit, as fine-tuning has them.
 
+    A draw depends on the seed, the epoch and the example alone: not on processes, workers and interruptions.
+
     Attributes:
         renderer: Makes them.
+        seed: What the draws start from.
+        epoch: Which visit of each prompt it is; the trainer counts.
     """
 
     renderer: Renderer
+    seed: int
+    epoch: int = 0
 
     def __len__(self) -> int:
         """Number of templates times number of examples."""
@@ -106,7 +118,7 @@ class RedrawnDataset(Dataset[Feature]):
     def __getitem__(self, index: int) -> Feature:
         """The feature at `index`, sample by sample; another one each time."""
         sample, example = divmod(index, len(self.renderer.examples))
-        return self.renderer.feature(example, sample)[0]
+        return self.renderer.feature(example, sample, np.random.RandomState([self.seed, self.epoch, index]))[0]
 
 
 @dataclass(frozen=True, eq=False)

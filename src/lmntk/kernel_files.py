@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmntk import results
 from lmntk.errors import UsageError
+from lmntk.results import OFF_BY_DEFAULT
 from lmntk.tile_store import TileStore
 
 Kernel = tuple[Tensor, Tensor]
@@ -55,7 +56,7 @@ class KernelFiles:
         """Return the file of a split's kernel; None where it is to be computed.
 
         Args:
-            split: ``"train"``, ``"dev"`` or ``"test"``.
+            split: A key of the run's data sets.
             wanted: What the command asks for, as far as it can be told (see `lmntk.descriptions.of_flags`).
 
         Raises:
@@ -112,7 +113,10 @@ class KernelFiles:
     def _to_load(self, folder: Path, split: str, wanted: Mapping[str, Any]) -> Path:
         path = results.kernel_path(folder, split, self.task_key)
         stored = results.read_description(path) or {}
-        known = {name: value for name, value in wanted.items() if name in stored}
+        # A description without one of these is of a time, or a run, that knew nothing of it; a file without any
+        # description is taken at its name.
+        told = {*stored, *(OFF_BY_DEFAULT if stored else ())}
+        known = {name: value for name, value in wanted.items() if name in told}
         differences = results.kernel_differences(stored, known)
         if differences:
             raise UsageError(

@@ -51,8 +51,11 @@ def left_alone(path: str | Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def new_folder(path: str | Path) -> Path:
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
     """Make a folder of the time's name in another, as ``--sweep`` wants it: month, day, hour, minute and second.
+
+    It goes again if nothing is in it at the end.
 
     Raises:
         UsageError: It cannot be made.
@@ -64,10 +67,14 @@ def new_folder(path: str | Path) -> Path:
         folder = parent / (name if number == 1 else f"{name}_{number}")
         try:
             folder.mkdir()
+            break
         except FileExistsError:
             continue
-        return folder
-    raise AssertionError("unreachable")
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _lock(folder: Path) -> int:

@@ -46,8 +46,15 @@ class ParameterFilter:
         )
 
 
-def select_parameters(model: PositionModel, chosen: ParameterFilter) -> dict[str, nn.Parameter]:
+def select_parameters(
+    model: PositionModel, chosen: ParameterFilter, layers_flag: str = "--exclude_first_layers"
+) -> dict[str, nn.Parameter]:
     """Return the parameters that count, by name; one that has two names is there once.
+
+    Args:
+        model: The model.
+        chosen: What is left out.
+        layers_flag: The flag that leaves layers out, for messages.
 
     Raises:
         UsageError: None is left, or the model has fewer layers than are to be left out.
@@ -55,10 +62,10 @@ def select_parameters(model: PositionModel, chosen: ParameterFilter) -> dict[str
     named = dict(model.named_parameters())
     depth = 1 + max((int(match.group(1)) for match in map(_LAYER.search, named) if match), default=-1)
     if not 0 <= chosen.exclude_first_layers <= depth:
-        raise UsageError(f"--exclude_first_layers {chosen.exclude_first_layers}: the model has {depth} layers")
+        raise UsageError(f"{layers_flag} {chosen.exclude_first_layers}: the model has {depth} layers")
     selected = {name: parameter for name, parameter in named.items() if chosen.keeps(name, model.base_prefix)}
     if not selected:
-        flags = [f"--{flag}" for flag, value in vars(chosen).items() if value]
+        flags = ["--apply_lora" if flag == "only_adapters" else f"--{flag}" for flag, on in vars(chosen).items() if on]
         raise UsageError(f"{' '.join(flags)} together leave no parameter of this model; drop one of them")
     return selected
 

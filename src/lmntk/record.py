@@ -68,6 +68,8 @@ def _flags(run: Run, arguments: Sequence[Any]) -> dict[str, Any]:
         "template": templates[0] if len(templates) == 1 else list(templates),
         "mapping": str(dict(run.prompts.mapping)),
     }
+    if run.lora is not None:
+        line |= {"lora_r": run.lora.rank, "lora_alpha": run.lora.alpha}
     if run.prompts.demonstrations is not None:
         line["num_sample"] = run.prompts.draws
     return line

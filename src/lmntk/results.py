@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from torch import Tensor
 from lmntk.errors import UsageError
 
 HASH_KEY = "kernel_sha256"
+# What descriptions have said since there is such a thing; null, or nothing, where it does not apply.
+OFF_BY_DEFAULT = ("from_linearhead", "lora", "demonstrations")
 UNFINISHED = ".tmp"
 
 
@@ -107,7 +110,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, l
         if lasting:
             _sync_directory(path.parent)
     except (OSError, RuntimeError) as error:
-        cause = _file_error_behind(error)
+        cause = file_error_behind(error)
         if cause is None:
             raise
         raise UsageError(
@@ -122,8 +125,10 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, l
 def remove_unfinished_files(folder: Path) -> None:
     """Remove what was being written into a folder when a process was killed."""
     for path in folder.glob(f".*.{'[0-9a-f]' * 32}{UNFINISHED}"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping[str, Any]) -> None:
@@ -309,7 +314,7 @@ def _write_text(file: BinaryIO, text: str) -> None:
     file.write(text.encode())
 
 
-def _file_error_behind(error: BaseException | None) -> OSError | None:
+def file_error_behind(error: BaseException | None) -> OSError | None:
     """What the file system said, where `torch.save` made another error of it."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__

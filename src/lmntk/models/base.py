@@ -96,6 +96,14 @@ class PositionModel(nn.Module):
             self._position.indices = None
         return logits[:, 1:] - logits[:, :1] if self.binary_classification else logits
 
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Compute activations anew on the way back, to save memory, as the stock trainer asks a model to."""
+        self.lm.activation_checkpointing_enable(**options)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """The same, as transformers before 5.20 or so asks for it."""
+        self.lm.gradient_checkpointing_enable(**options)
+
     def last_layer_inputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Return what goes into the last layer, ``[B, d]``: the features that a linear head is fitted to."""
         found: list[Tensor] = []

@@ -1,6 +1,8 @@
 """A model on disk: what transformers reads again, with adapters and a head of our own beside it."""
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,21 +35,35 @@ def save_checkpoint(model: PositionModel, folder: Path, base_name: str) -> None:
         model: The model.
         folder: Where to; made where missing.
         base_name: The model that adapters stand on.
+
+    Raises:
+        UsageError: The file system refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if has_adapters(model):
-        save_adapters(model.lm, folder, base_name)
-    else:
-        with without_progress_bars():
-            # Under the names of this version of transformers, in one file: so they are found again.
-            model.lm.save_pretrained(folder, save_original_format=False, max_shard_size="1000GB")
+    # First beside what is there: a disk that is full leaves the old files, whole.
+    fresh = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        if has_adapters(model):
+            save_adapters(model.lm, fresh, base_name)
+        else:
+            with without_progress_bars():
+                # Under the names of this version of transformers, in one file: so they are found again.
+                model.lm.save_pretrained(fresh, save_original_format=False, max_shard_size="1000GB")
+        extras = _extras(model)
+        if extras:
+            save_file({name: tensor.contiguous() for name, tensor in extras.items()}, fresh / HEAD_FILE)
+        written = {path.name for path in fresh.iterdir()}
+        for name in written:
+            (fresh / name).replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write the model into {folder} ({error}): make room there") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    if not has_adapters(model):
         # Left by another model that was here, they would be taken for this one's. (Weights beside adapters are not, and
         # may be what these stand on.)
-        for name in (CONFIG_FILE, ADAPTERS_FILE, HEAD_FILE):
+        for name in {CONFIG_FILE, ADAPTERS_FILE, HEAD_FILE} - written:
             (folder / name).unlink(missing_ok=True)
-    extras = _extras(model)
-    if extras:
-        save_file({name: tensor.contiguous() for name, tensor in extras.items()}, folder / HEAD_FILE)
 
 
 def restore_checkpoint(model: PositionModel, folder: Path, flag: str) -> None:
@@ -98,11 +114,13 @@ def restore_extras(model: PositionModel, folder: Path, flag: str = "--model_name
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
     """Keep back transformers' bars of weights that are read and written."""
+    were_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.enable_progress_bar()
+        if were_on:
+            transformers_logging.enable_progress_bar()
 
 
 def _extras(model: PositionModel) -> dict[str, Tensor]:

@@ -45,7 +45,12 @@ class FewShotTrainer(transformers.Trainer):
         # One process drives one device: several need torchrun. Pinning warns where there is no GPU.
         args._n_gpu = min(args.n_gpu, 1)
         args.dataloader_pin_memory &= args.device.type == "cuda"
+        # Whatever is evaluated is scored, all of it together.
+        args.prediction_loss_only, args.eval_do_concat_batches = False, True
+        # The stock trainer would look for a loss within the model: this one has its own.
+        self._smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
         super().__init__(model=model, args=args, data_collator=run.collator, **kwargs)
+        args.label_smoothing_factor = self._smoothing
         # The model has no `labels` argument from whose name the stock trainer would guess this.
         self.label_names = ["labels"]
         self.averaged: dict[str, np.ndarray] = {}
@@ -59,18 +64,23 @@ class FewShotTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss, a mean over the batch, and what is predicted if wanted.
-
-        That is the logits ``[B, C]`` of a task with classes, and the scores ``[B, 1]`` of a regression.
-        """
-        labels = inputs["labels"]
+        """Return the loss, a mean over the batch, and the logits ``[B, C]`` if wanted."""
         logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+        loss = self._loss(logits, inputs["labels"], self._smoothing if model.training else 0.0)
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         if self._task.regression:
-            loss, predicted = regression_loss(logits, labels)
-        else:
-            smoothing = self.args.label_smoothing_factor if model.training else 0.0
-            loss, predicted = class_loss(logits, labels, self._l2_loss, smoothing), logits
-        return (loss, {"logits": predicted}) if return_outputs else loss
+            return regression_loss(logits, labels)[0]
+        return class_loss(logits, labels, self._l2_loss, smoothing)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Hand out every example: ``--dataloader_drop_last`` is about training."""
+        dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self.args.dataloader_drop_last = dropping
 
     def evaluate(  # type: ignore[override]
         self,
@@ -86,12 +96,13 @@ class FewShotTrainer(transformers.Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(dataset, FeatureDataset)
         output = self.predict(dataset, ignore_keys, metric_key_prefix)
-        labels = np.asarray(dataset.labels[: dataset.num_examples])
-        self.averaged[dataset.mode] = averaged = mean_over_samples(np.asarray(output.predictions), len(labels))
-        scores = score(dataset.task, averaged, labels)
-        loss = (output.metrics or {})[f"{metric_key_prefix}_loss"]
+        # Not the loss of `output`: there the examples that fill the last batch of several processes up count twice.
+        logits, labels = torch.from_numpy(np.asarray(output.predictions)), torch.tensor(dataset.labels)
+        predicted = regression_loss(logits, labels)[1] if self._task.regression else logits
+        self.averaged[dataset.mode] = averaged = mean_over_samples(predicted.numpy(), dataset.num_examples)
+        scores = score(dataset.task, averaged, labels[: dataset.num_examples].numpy())
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        metrics[f"{metric_key_prefix}_loss"] = float(loss)
+        metrics[f"{metric_key_prefix}_loss"] = self._loss(logits, labels).item()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -121,8 +132,7 @@ class ZeroShotTrainer(FewShotTrainer):
     """A trainer that trains nothing: it predicts with the model as it is."""
 
     def __init__(self, run: Run, model: nn.Module, args: transformers.TrainingArguments, **kwargs: Any) -> None:
-        # Every example counts in an evaluation, and with nothing to train there is nothing to evaluate meanwhile.
-        args.dataloader_drop_last = False
+        # With nothing to train there is nothing to evaluate meanwhile.
         args.eval_strategy = IntervalStrategy.NO
         super().__init__(run, model, args, **kwargs)
 

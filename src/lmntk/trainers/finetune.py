@@ -1,14 +1,18 @@
 """Fine-tuning: the stock `Trainer`, with LM-BFF's ways of choosing what is trained and which model is kept."""
 
+import contextlib
+import json
 import logging
+import math
 import re
 import shutil
-from collections.abc import Sized
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
 from transformers.training_args import OptimizerNames
 
@@ -16,15 +20,22 @@ from lmntk import distributed
 from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
 from lmntk.errors import UsageError
+from lmntk.features import RedrawnDataset
+from lmntk.metrics import compute_metrics
 from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint
 from lmntk.parameters import ParameterFilter, count_parameters, select_parameters
+from lmntk.results import file_error_behind
 from lmntk.stopping import Stopped
+from lmntk.tasks import Task
 from lmntk.trainers.base import FewShotTrainer
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
+OPTIMIZER_FILE = "optimizer.pt"
+SCHEDULER_FILE = "scheduler.pt"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class FineTuneTrainer(FewShotTrainer):
@@ -49,11 +60,14 @@ class FineTuneTrainer(FewShotTrainer):
                 exclude_first_layers=args.fix_layers,
                 only_adapters=model_args.apply_lora,
             ),
+            "--fix_layers",
         )
         for name, parameter in run.model.named_parameters():
             parameter.requires_grad_(name in trained)
         if args.optimizer == "sgd":
             args.optim = OptimizerNames.SGD
+        self._keeps_model = args.save_strategy != SaveStrategy.NO
+        _check_metric(args, run.task)
         if args.evaluate_during_training:
             _keep_the_best(args, run.task.metric_prefix + run.task.main_metrics[0])
         super().__init__(
@@ -63,10 +77,17 @@ class FineTuneTrainer(FewShotTrainer):
             model_args.l2_loss,
             train_dataset=run.redrawn or run.datasets["train"],
             eval_dataset=run.datasets.get("dev"),
+            callbacks=[_CountEpochs(run.redrawn)],
         )
         self._run = run
-        self._base_name = model_args.model_name_or_path
+        # What the model was made of: not to be removed while making room for its checkpoints.
+        self._sources = [Path(name) for name in (model_args.model_name_or_path, run.base_name)]
         self._trained = count_parameters(trained)
+        if not len(self.get_train_dataloader()):
+            raise UsageError(
+                f"--dataloader_drop_last drops all {len(run.datasets['train'])} train prompts, fewer than a batch of "
+                f"{args.per_device_train_batch_size}: leave the flag out, or lower --per_device_train_batch_size"
+            )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Fine-tune, from a checkpoint where ``--resume_from_checkpoint`` names one, and keep the model."""
@@ -75,19 +96,22 @@ class FineTuneTrainer(FewShotTrainer):
         try:
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except Stopped as stop:
-            number = len(_checkpoints(Path(self.args.output_dir)))
+            number = sum(not _missing(path) for path in _checkpoints(Path(self.args.output_dir)))
             stop.kept = f"{number} checkpoint{' is' if number == 1 else 's are'} kept in {self.args.output_dir}"
             stop.way_on = "the same command with --resume_from_checkpoint true goes on from the last"
+            if number == 0:
+                stop.kept, stop.way_on = "no checkpoint was saved yet", "the same command starts anew"
             raise
-        if self.args.save_strategy != SaveStrategy.NO:
+        if self._keeps_model:
             self.save_model()
             logger.info("the model is in %s", self.args.output_dir)
         return output
 
     def finish(self) -> None:
         """Remove the checkpoints of the training that is over, unless the user said when to save some."""
-        if self.args.save_strategy != SaveStrategy.NO and not self.args.keeps_checkpoints:
-            distributed.first_does(lambda: _remove(_checkpoints(Path(self.args.output_dir))))
+        if not self.args.keeps_checkpoints:
+            there = _checkpoints(Path(self.args.output_dir))
+            distributed.first_does(lambda: self._remove([path for path in there if not self._starts_from(path)]))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer; before its step SignGD takes the sign of the gradient, which has been clipped by then."""
@@ -98,24 +122,58 @@ class FineTuneTrainer(FewShotTrainer):
         return optimizer
 
     def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from; checkpoints of an earlier run that is being overwritten are removed."""
-        folder = Path(self.args.output_dir)
-        asked = self.args.resume_from_checkpoint
-        if asked is None or asked.lower() == "false":
-            _remove(_checkpoints(folder))
+        """The checkpoint to go on from; those of an earlier training that is overwritten are removed."""
+        folder, asked = Path(self.args.output_dir), self.args.resume_from_checkpoint
+        there = _checkpoints(folder)
+        if asked is None:
+            self._remove(there)
             return None
         if asked.lower() == "true":
-            whole = [path for path in _checkpoints(folder) if (path / STATE_FILE).is_file()]
+            whole = [path for path in there if not _missing(path)]
             if not whole:
                 logger.info("%s holds no checkpoint to go on from: training starts at the beginning", folder)
-            return whole[-1] if whole else None
-        path = Path(asked)
-        if not (path / STATE_FILE).is_file():
+                return None
+            path = whole[-1]
+        else:
+            path = Path(asked)
+            if _missing(path):
+                raise UsageError(
+                    f"--resume_from_checkpoint {path}: there is no {_missing(path)[0]} in it, so it is no whole "
+                    "checkpoint; name a checkpoint-N folder of an earlier run, or give `true` for the last one in "
+                    "--output_dir"
+                )
+            # What another training left would be taken for this one's when it is resumed the next time.
+            others = [one for one in there if path.resolve() not in (one.resolve() for one in there)]
+            if others and not self.args.overwrite_output_dir:
+                raise UsageError(
+                    f"--output_dir {folder} holds checkpoints of another training than that of "
+                    f"--resume_from_checkpoint {path}: choose another folder, or pass --overwrite_output_dir to remove "
+                    "them"
+                )
+            self._remove(others)
+        step = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
+        if 0 < self.args.max_steps < step:
             raise UsageError(
-                f"--resume_from_checkpoint {path}: there is no {STATE_FILE} in it, so it is no whole checkpoint; name "
-                "a checkpoint-N folder of an earlier run, or give `true` for the last one in --output_dir"
+                f"--resume_from_checkpoint: {path} is of step {step}, behind --max_steps "
+                f"{self.args.max_steps}: raise that, or name an earlier checkpoint"
             )
+        self._remove([one for one in there if one.parent == path.parent and _step(one) > _step(path)])
         return path
+
+    def _remove(self, folders: list[Path]) -> None:
+        """Remove checkpoints, unless this training started from one."""
+        for folder in folders:
+            if self._starts_from(folder):
+                raise UsageError(
+                    f"--output_dir {self.args.output_dir}: its checkpoints make room for new ones, but this training "
+                    f"starts from {folder}: choose another folder"
+                )
+        for folder in folders:
+            shutil.rmtree(folder)
+
+    def _starts_from(self, folder: Path) -> bool:
+        sources = [path.resolve() for path in self._sources if path.exists()]
+        return any(path.is_relative_to(folder.resolve()) for path in sources)
 
     def _announce(self, checkpoint: Path | None) -> None:
         args, data, model = self.args, self.train_dataset, self.model
@@ -124,8 +182,11 @@ class FineTuneTrainer(FewShotTrainer):
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
         length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
         how = {"adam": "AdamW", "sgd": "SignGD" if args.optimizer_variant else "SGD"}[args.optimizer]
+        if args.optimizer == "adam" and "adamw" not in args.optim:
+            how = str(args.optim)
         # Weights, gradients, and the two moments that AdamW keeps of each parameter that is trained.
-        memory = 4 * (total + self._trained * (3 if args.optimizer == "adam" else 1)) / 2**30
+        size = next(model.parameters()).element_size()
+        memory = size * (total + self._trained * (3 if args.optimizer == "adam" else 1)) / 2**30
         logger.info(
             "fine-tuning on %d prompts: %s of batches of %d with %s, learning rate %g; %s of %s parameters are "
             "trained; with the optimizer they take %.2f GB, activations come on top%s",
@@ -136,12 +197,44 @@ class FineTuneTrainer(FewShotTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write a checkpoint of the model and its tokenizer; no pickled arguments, as the stock trainer has them."""
         folder = Path(output_dir or self.args.output_dir)
-        save_checkpoint(self._position_model(), folder, self._base_name)
+        save_checkpoint(self._position_model(), folder, self._run.base_name)
         if self._run.tokenizer is not None:
             self._run.tokenizer.save_pretrained(folder)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Let the stock trainer write a checkpoint; of one that could not be finished nothing stays."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, UsageError) as error:
+            cause = file_error_behind(error)
+            if cause is None and not isinstance(error, UsageError):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            if cause is None:
+                raise
+            raise UsageError(f"cannot write {folder} ({cause.strerror}): make room there") from error
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         restore_checkpoint(self._position_model(), Path(resume_from_checkpoint), "--resume_from_checkpoint")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _sentences_over(checkpoint, f"{OPTIMIZER_FILE} and {SCHEDULER_FILE}"):
+            if checkpoint is not None:
+                stored = torch.load(Path(checkpoint) / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+                assert self.optimizer is not None
+                if _shape(stored) != _shape(self.optimizer.state_dict()):
+                    raise ValueError("its optimizer is another, or had other parameters to train")
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _sentences_over(checkpoint, "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Let any number beat one that is none, such as a correlation with predictions that are all alike."""
+        numbers = {name: -math.inf if math.isnan(value) else value for name, value in metrics.items()}
+        return super()._determine_best_metric(numbers, trial)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
@@ -153,6 +246,26 @@ class FineTuneTrainer(FewShotTrainer):
         model = self.accelerator.unwrap_model(self.model)
         assert isinstance(model, PositionModel)
         return model
+
+
+class _CountEpochs(TrainerCallback):
+    """Tells the data set that draws demonstrations which epoch it is."""
+
+    def __init__(self, dataset: RedrawnDataset | None) -> None:
+        self._dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Count."""
+        if self._dataset is not None:
+            self._dataset.epoch = int(state.epoch or 0)
+
+
+def _check_metric(args: TrainingArguments, task: Task) -> None:
+    """See that the stock trainer will find the metric it is to choose by."""
+    names = [*compute_metrics(task, [0, 1], [0, 1]), "loss"]
+    asked = args.metric_for_best_model
+    if asked is not None and asked.removeprefix("eval_") not in names:
+        raise UsageError(f"--metric_for_best_model {asked} is no metric of {task.name}: {', '.join(names)}")
 
 
 def _keep_the_best(args: TrainingArguments, metric: str) -> None:
@@ -171,6 +284,36 @@ def _keep_the_best(args: TrainingArguments, metric: str) -> None:
         args.save_total_limit = 1
 
 
+@contextlib.contextmanager
+def _sentences_over(checkpoint: str | None, files: str) -> Iterator[None]:
+    """Turn what torch raises over files of a checkpoint that it cannot use into one sentence."""
+    try:
+        yield
+    except Exception as error:  # damaged files make torch raise anything
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        raise UsageError(
+            f"--resume_from_checkpoint: training cannot go on from {checkpoint}, its {files} do not fit or are damaged "
+            f"({reason}): give the flags of the run that wrote it (--optimizer, --fix_layers, --apply_lora), or name "
+            "another checkpoint"
+        ) from error
+
+
+def _shape(state: Mapping[str, Any]) -> list[tuple[int, frozenset[str]]]:
+    """What an optimizer's state says of its parameter groups: how many parameters, and which settings they have."""
+    return [(len(group["params"]), frozenset(group) - {"params", "initial_lr"}) for group in state["param_groups"]]
+
+
+def _missing(checkpoint: Path) -> list[str]:
+    """The files that a checkpoint lacks, or that are damaged, of those without which training cannot go on from it."""
+    missing = [name for name in (STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE) if not (checkpoint / name).is_file()]
+    if STATE_FILE not in missing:
+        try:
+            json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            missing.append(f"readable {STATE_FILE}")
+    return missing
+
+
 def _take_signs(optimizer: torch.optim.Optimizer, *args: Any) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -178,14 +321,12 @@ def _take_signs(optimizer: torch.optim.Optimizer, *args: Any) -> None:
                 parameter.grad.sign_()
 
 
-def _remove(folders: list[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder)
-
-
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of the stock trainer, the earliest first."""
-    found = [
-        (match, path) for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    ]
-    return [path for match, path in sorted(found, key=lambda pair: int(pair[0][1]))]
+    return sorted((path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    """The step of a checkpoint folder, by its name; 0 of any other."""
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    return 0 if match is None else int(match[1])

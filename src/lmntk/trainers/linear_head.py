@@ -76,14 +76,15 @@ def _fit(run: Run, model: PositionModel, device: torch.device) -> tuple[np.ndarr
     logger.info("fitting the last layer to %d × %d features of train", *features.shape)
     if run.task.regression:
         return _fit_scores(features, np.asarray(data.labels), model.num_classes, has_bias)
-    return _fit_classes(features, data.labels, model.num_classes, has_bias)
+    return _fit_classes(features, data.labels, data.num_examples, model.num_classes, has_bias)
 
 
 def _fit_classes(
-    features: np.ndarray, labels: Sequence[int | float], num_classes: int, has_bias: bool
+    features: np.ndarray, labels: Sequence[int | float], examples: int, num_classes: int, has_bias: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     classes = np.asarray(labels, dtype=np.int64)
-    folds = cross_validation_folds(classes, num_classes, "leave the linear head out")
+    # Several templates show an example several times: it counts once.
+    folds = cross_validation_folds(classes[:examples], num_classes, "leave the linear head out")
     regression = cross_validated(folds, max_iter=MAX_ITERATIONS, fit_intercept=has_bias).fit(features, classes)
     weights, biases = regression.coef_, np.broadcast_to(regression.intercept_, len(regression.coef_))
     return _halves(weights, biases) if num_classes == 2 else (weights, biases.copy())
