@@ -12,7 +12,7 @@ OMP_NUM_THREADS_FOR_TESTS ?= 1
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do printf '  make %-8s %s\n' "$$target" "$$what"; done
 
-demo: $(VENV)/requirements.stamp ## Predict the mood of tweets and film reviews with three kernels: a table in a few minutes
+demo: $(VENV)/requirements.stamp ## Predict the mood of tweets and film reviews in nine ways: a table in a few minutes
 	@$(RUN) tools/fetch_demo_assets.py
 	@$(RUN) tools/demo.py
 

@@ -444,7 +444,7 @@ def test_every_trainer_takes_the_plain_text(place: Workplace, trainer: str, firs
         assert read_kernel(folder, "test").shape == (4, 2, 6, 2)
         described = json.loads((folder / "test_kernels_sst-2.json").read_text(encoding="utf-8"))
         assert described["template"] == ["*cls**sent_0**sep+*"]
-        assert described.get("from_linearhead") is True == first_token
+        assert (described["from_linearhead"] is True) == first_token
 
 
 def test_two_seeds_draw_two_classification_heads_and_one_seed_one(place: Workplace) -> None:

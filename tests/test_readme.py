@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import demo
+import gather_result
 import generate_k_shot_data
 import lmntk.kernels
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
@@ -19,6 +20,7 @@ from documented import argv_of, blocks, calls, commands, make_stand_in
 from lmntk.arguments import _flag_names, parse_arguments
 from lmntk.checks import check_arguments
 from lmntk.errors import UsageError
+from lmntk.run_log import Trial
 from lmntk.tasks import find_task
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +45,8 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
         path.write_text(header + "".join(rows[::4]), encoding="utf-8")
     for call in calls(README):
         argv = argv_of(call, stand_in)
-        outcome = place.call([*argv, "--model_name_or_path", str(place.model), "--disable_tqdm", "True"])
+        few_steps = ["--max_steps", "2"] if "--max_steps" in argv else []
+        outcome = place.call([*argv, "--model_name_or_path", str(place.model), "--disable_tqdm", "True", *few_steps])
         assert (outcome.status, outcome.err) == (0, ""), f"{shlex.join(call)}\n{outcome.err}"
     return place
 
@@ -53,19 +56,21 @@ def test_it_is_short() -> None:
 
 
 def test_its_table_has_the_rows_and_columns_that_the_demo_prints() -> None:
-    outcome = demo.Outcome(dev=0.5, test=0.5, zero_shot=0.5, seconds=0.5)
-    runs = [demo.Run(task, formula, 13) for task in demo.TASKS for formula in demo.SOLVERS]
-    header, line, *rows = demo.table(dict.fromkeys(runs, outcome)).splitlines()
-    shown = [row for row in README.splitlines() if row.startswith(tuple(f"| {task} " for task in demo.TASKS))]
+    trial = Trial({"seconds": 0.5}, dev=0.5, test=0.5, second=None)
+    runs = [demo.Run(task, method, 13) for task in demo.TASKS for method in demo.METHODS]
+    header, line, *rows = demo.table(dict.fromkeys(runs, trial)).splitlines()
+    shown = [row for row in README.splitlines() if row.startswith("| tweets ")]
     assert f"{header}\n{line}\n{shown[0]}\n" in README
-    assert [row.split("|")[1:3] for row in shown] == [row.split("|")[1:3] for row in rows]
+    of_tweets = [row for row in rows if row.startswith("| tweets ")]
+    assert [row.split("|")[1:3] for row in shown] == [row.split("|")[1:3] for row in of_tweets]
 
 
 def test_every_call_leaves_its_results_where_the_readme_says(walked: Workplace) -> None:
     left = {path.parent.parent.name for path in (walked.folder / "result").glob("*/16-42/test_results_sst-2.txt")}
     tags = [word.removeprefix("TAG=") for call in calls(README) for word in call if word.startswith("TAG=")]
     assert len(tags) == len(calls(README)) >= 4
-    trainers = ["standard" if tag == "zero-shot" else "kernel" for tag in tags]
+    of_tag = {"zero-shot": "standard", "adam": "standard", "head": "linearhead"}
+    trainers = [of_tag.get(tag, "kernel") for tag in tags]
     assert left == {f"SST-2-roberta-base-prompt-{trainer}-{tag}" for trainer, tag in zip(trainers, tags, strict=True)}
     signs = read_kernel(walked.folder / f"{RESULT}-kernel-kernel-signgd" / "16-42", "train")
     assert torch.equal(signs, signs.round())
@@ -73,6 +78,14 @@ def test_every_call_leaves_its_results_where_the_readme_says(walked: Workplace) 
     assert asymmetric.shape == (2, 8, 1, 3, 1)
     zero_shot = read_results(walked.folder / f"{RESULT}-standard-zero-shot" / "16-42" / "test_results_sst-2.txt")
     assert "eval_acc" in zero_shot
+
+
+def test_the_table_of_all_runs_has_a_row_for_each(walked: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    (words,) = [words for words in commands(README) if words[1:2] == ["tools/gather_result.py"]]
+    with contextlib.chdir(walked.folder):
+        gather_result.main(words[2:])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "| sst-2 " in line]
+    assert len(rows) == len(calls(README)) == 7
 
 
 def test_every_file_in_the_table_of_files_is_written(walked: Workplace) -> None:
@@ -100,13 +113,13 @@ def test_every_command_is_one_that_the_tests_know() -> None:
         if words[0] == "make":
             assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
         elif words[0] == "python":
-            assert words[1] == "tools/generate_k_shot_data.py"
+            assert words[1] in ("tools/generate_k_shot_data.py", "tools/gather_result.py")
         else:
             assert words in calls(README) or words == ["bash", "data/download_dataset.sh"]
 
 
 def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
-    tool_flags = {"mode", "k", "task", "seed", "data_dir", "output_dir"}
+    tool_flags = {"mode", "k", "task", "seed", "data_dir", "output_dir", "condition", "format"}
     assert {flag for flag in re.findall(r"--(\w+)", README) if flag not in _flag_names() | tool_flags} == set()
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert [link for link in [*links, "requirements.txt"] if not (ROOT / link).is_file()] == []

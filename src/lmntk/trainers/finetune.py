@@ -83,7 +83,7 @@ class FineTuneTrainer(FewShotTrainer):
         # What the model was made of: not to be removed while making room for its checkpoints.
         self._sources = [Path(name) for name in (model_args.model_name_or_path, run.base_name)]
         self._trained = count_parameters(trained)
-        if not len(self.get_train_dataloader()):
+        if args.dataloader_drop_last and not len(self.get_train_dataloader()):
             raise UsageError(
                 f"--dataloader_drop_last drops all {len(run.datasets['train'])} train prompts, fewer than a batch of "
                 f"{args.per_device_train_batch_size}: leave the flag out, or lower --per_device_train_batch_size"
