@@ -78,20 +78,21 @@ def test_the_mean_of_the_best_trials_logits_is_scored(two_models, capsys):
     write_log(
         *TWO_MODELS,
         run(42, 0, 2, 0.25, 1.0),
-        run(13, 0, 3, 0.75, 0.25),
-        run(13, 1, 4, 0.75, 0.5),
+        run(13, 0, 3, 0.75, 0.75),
+        run(13, 1, 4, 0.75, 0.25),
         run(13, 2, 5, 0.5, 0.5),
         run(13, -1, -1, 1.0, 1.0),
     )
     write_logits("sst-2-0-3.npy", RIGHT)
     write_logits("sst-2-1-4.npy", np.array(RIGHT)[::-1] / 2)
     call()
-    # Seed 13: sums [3, 1], [0, 2], [0, 2.5], [1.5, 2]: classes 0, 1, 1, 1, of which three are right.
+    # Seed 13: model 1 alone has classes 1, 1, 1, 0, of which one is right; the sums are [3, 1], [0, 2], [0, 2.5],
+    # [1.5, 2]: classes 0, 1, 1, 1, of which three are.
     assert capsys.readouterr().out == (
         "model 0: dev mean 62.5 (standard deviation 12.5), median 62.5; "
-        "test mean 50.0 (standard deviation 25.0), median 50.0\n"
+        "test mean 75.0 (standard deviation 0.0), median 75.0\n"
         "model 1: dev mean 50.0 (standard deviation 25.0), median 50.0; "
-        "test mean 62.5 (standard deviation 12.5), median 62.5\n"
+        "test mean 50.0 (standard deviation 25.0), median 50.0\n"
         "seed 13: test 75.0\n"
         "seed 42: test 100.0\n"
         "ensemble: mean 87.5 (standard deviation 12.5), median 87.5, 2 seeds, 2 models\n"
@@ -104,10 +105,11 @@ def test_a_single_model_is_judged_as_it_was(two_models, capsys):
 
 
 def test_logits_lie_where_the_flag_says_else_where_the_run_put_them(two_models, capsys):
-    write_log(TWO_MODELS[0], TWO_MODELS[1] | {"save_logit_dir": "own"})
+    write_log(TWO_MODELS[0], TWO_MODELS[1] | {"save_logit_dir": "own", "sst-2_test_eval_acc": 0.5})
     write_logits("sst-2-1-1.npy", 0 * np.array(LEFT), "own")
     call()
     assert "seed 42: test 75.0\n" in capsys.readouterr().out
+    write_log(*(line | {"sst-2_test_eval_acc": 0.25} for line in TWO_MODELS))
     for name in ("sst-2-0-0.npy", "sst-2-1-1.npy"):
         write_logits(name, LEFT[::-1], "moved")
     call("{'tag': 'x', 'task_name': 'sst-2'}", "--save_logit_dir", "moved")
@@ -123,7 +125,7 @@ def test_one_column_of_two_classes_is_class_1_above_zero(two_models, capsys):
 
 
 def test_a_task_with_two_metrics_tells_both(project, capsys):
-    more = {"mrpc_dev_eval_f1": 0.5, "mrpc_test_eval_f1": 0.25}
+    more = {"mrpc_dev_eval_f1": 0.5, "mrpc_test_eval_f1": 0.8}
     write_log(run(42, 0, 0, 0.5, 0.75, task="MRPC", **more))
     write_test_set("MRPC", 42, "label\ta\tb\tc\td\n" + "".join(f"{label}\t1\t2\tone\ttwo\n" for label in LABELS))
     write_logits("mrpc-0-0.npy", RIGHT)
@@ -147,7 +149,7 @@ def test_mnli_mm_reads_the_mismatched_texts_and_its_own_logits_of_a_run_of_mnli(
 
 def test_a_regression_tasks_single_column_is_the_score(project, capsys):
     more = {"sts-b_dev_eval_spearmanr": 0.5, "sts-b_test_eval_spearmanr": 0.5}
-    write_log(run(42, 0, 0, 0.5, 0.5, task="STS-B", metric="pearson", **more))
+    write_log(run(42, 0, 0, 0.5, 1.0, task="STS-B", metric="pearson", **more))
     rows = "".join("\t".join([*"0123456", "a", "b", score]) + "\n" for score in ("0.0", "1.0", "5.0"))
     write_test_set("STS-B", 42, "header\n" + rows)
     write_logits("sts-b-0-0.npy", [[1.0], [2.0], [6.0]])
@@ -214,14 +216,81 @@ def test_logits_that_a_later_run_has_overwritten_are_refused(two_models):
     )
 
 
+def test_a_run_of_another_tag_that_has_overwritten_the_logits_is_noticed_and_one_that_has_not_is_none(two_models):
+    later = run(13, 0, 0, 0.5, 0.75, tag="y", save_logit=True, output_dir="later")
+    write_log(*TWO_MODELS, later)
+    overwritten = "ensemble_predict_results/sst-2-0-0.npy was written again after the chosen run of seed 42"
+    assert refusal().startswith(f"{overwritten} (result/42-0-0), by later: ")
+    assert refusal("{'tag': 'x'}", "--save_logit_dir", str(two_models / "ensemble_predict_results")).startswith("/")
+    without_test = {key: value for key, value in later.items() if "_test_eval_" not in key}
+    innocent = [
+        later | {"save_logit": False},
+        later | {"save_logit_dir": "other"},
+        later | {"array_id": 7},
+        without_test,
+        run(13, 0, 0, 0.5, 0.75, tag="y", task="RTE", save_logit=True),
+        {key: value for key, value in later.items() if key != "save_logit"},
+    ]
+    for line in innocent:
+        write_log(*TWO_MODELS, line)
+        call()
+    write_log(later, *TWO_MODELS)
+    call()
+
+
+def test_a_later_run_of_mnli_has_overwritten_the_logits_of_mnli_mm(project):
+    write_log(
+        run(42, 0, 0, 0.5, 0.5, task="MNLI-mm", metric="mnli-mm/acc", save_logit=True),
+        run(42, 0, 0, 0.5, 0.5, task="MNLI", metric="mnli/acc", tag="y", save_logit=True, output_dir="later")
+        | {"mnli-mm_test_eval_mnli-mm/acc": 0.5},
+    )
+    assert ", by later: " in refusal("{'tag': 'x', 'task_name': 'mnli-mm'}", n_models=1)
+
+
+def test_a_repeat_without_save_logit_leaves_the_logits_to_the_run_that_saved_them(two_models, capsys):
+    runs = [line | {"save_logit": True} for line in TWO_MODELS]
+    write_log(*runs, runs[0] | {"save_logit": False, "sst-2_dev_eval_acc": 1.0})
+    call()
+    out, err = capsys.readouterr()
+    assert err == "note: 1 of 3 runs were without --save_logit: left out\n"
+    assert "model 0: dev mean 50.0 " in out
+    assert "seed 42: test 100.0\n" in out
+    write_log(*(line | {"save_logit": False} for line in runs))
+    assert refusal().startswith("none of the 2 matching runs has saved logits, an array_id and a model_id below")
+
+
+@pytest.mark.parametrize("noted", [0.5, 0.75 + 1e-5, None])
+def test_logits_that_do_not_score_what_their_run_noted_are_refused(two_models, noted):
+    write_log(TWO_MODELS[0], TWO_MODELS[1] | {"sst-2_test_eval_acc": noted})
+    told = {None: "nan"}.get(noted, f"{noted}")
+    assert refusal() == (
+        f"{FILE} scores 0.75, but its run (result/42-1-1) noted {told} as sst-2_test_eval_acc: the logits are "
+        f"another run's, or the test set is another; {AGAIN}"
+    )
+
+
+def test_a_score_may_differ_by_rounding_and_be_no_number_on_both_sides(two_models, capsys):
+    write_log(TWO_MODELS[0], TWO_MODELS[1] | {"sst-2_test_eval_acc": 0.75 + 1e-7})
+    call()
+    more = {"sts-b_dev_eval_spearmanr": 0.5, "sts-b_test_eval_spearmanr": None}
+    write_log(run(42, 0, 0, 0.5, None, task="STS-B", metric="pearson", **more))
+    rows = "".join("\t".join([*"0123456", "a", "b", score]) + "\n" for score in ("0.0", "1.0", "5.0"))
+    write_test_set("STS-B", 42, "header\n" + rows)
+    write_logits("sts-b-0-0.npy", [[1.0], [1.0], [1.0]])
+    call("{'task_name': 'sts-b'}", n_models=1)
+    assert "seed 42: test nan, second metric nan\n" in capsys.readouterr().out
+
+
 def test_a_model_without_a_run_for_a_seed_is_named(two_models):
     write_log(*TWO_MODELS, run(13, 1, 5, 0.5, 0.5))
     assert refusal() == (
-        "seed 13 has no run with model_id 0: run it with --model_id 0, lower --n_models, or leave the seed out by "
-        "'data_dir' in --condition"
+        "seed 13 has no run with model_id 0: run it with --save_logit --model_id 0, lower --n_models, or leave the "
+        "seed out by 'data_dir' in --condition"
     )
     write_log({key: value for key, value in TWO_MODELS[0].items() if key != "array_id"})
-    assert refusal().startswith("none of the 1 matching runs has an array_id and a model_id below --n_models 2: run")
+    assert refusal().startswith(
+        "none of the 1 matching runs has saved logits, an array_id and a model_id below --n_models 2: run"
+    )
 
 
 def test_runs_of_a_seed_on_different_data_are_not_mixed(two_models):

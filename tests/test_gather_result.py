@@ -147,6 +147,29 @@ def test_settings_that_differ_separate_groups_where_the_trainer_heeds_them(gathe
     ]
 
 
+def test_a_kernel_run_is_zero_shot_only_by_no_train_and_a_zero_shot_run_heeds_no_trainers_settings(gather):
+    settings = {"optimizer": "adam", "optimizer_variant": "", "kernel_solver": "lstsq"}
+    runs = [
+        run(42, 0.5, 0.5, folder="a", do_train=False, **settings),
+        run(42, 0.5, 0.625, folder="b", do_train=False, no_train=True, **settings),
+        run(42, 0.5, 0.75, folder="c", trainer="standard", do_train=False, **settings),
+        run(42, 0.5, 0.875, folder="d", trainer="standard", do_train=True, **settings | {"optimizer": "sgd"}),
+        run(42, 0.5, 1.0, folder="e", trainer="standard", do_train=True, **settings),
+        run(42, 0.5, 0.25, folder="f", do_train=True, **settings | {"kernel_solver": "svr"}),
+    ]
+    printed, _ = gather(runs, {"tag": "x"}, "--format", "csv")
+    rows = [line.split(",") for line in printed.splitlines()]
+    assert rows[0][4:10] == ["trainer", "kernel_solver", "optimizer", "zero-shot", "dev mean", "test mean"]
+    assert sorted([*row[4:8], row[9]] for row in rows[1:]) == [
+        ["kernel", "", "", "True", "62.5"],
+        ["kernel", "lstsq", "", "False", "50.0"],
+        ["kernel", "svr", "", "False", "25.0"],
+        ["standard", "", "", "True", "75.0"],
+        ["standard", "", "adam", "False", "100.0"],
+        ["standard", "", "sgd", "False", "87.5"],
+    ]
+
+
 MRPC = [
     run(42, 0.9, 0.5, task="MRPC", folder="a", mrpc_dev_eval_f1=0.25, mrpc_test_eval_f1=0.75),
     run(42, 0.1, 0.25, task="MRPC", folder="b", mrpc_dev_eval_f1=0.5, mrpc_test_eval_f1=1.0),

@@ -182,9 +182,18 @@ def test_a_folder_that_cannot_be_made_fails_its_run_alone(place: Workplace) -> N
     assert "    cannot start it: [Errno 20] Not a directory" in out or "    cannot start it: [Errno 17]" in out
 
 
+def test_a_switch_that_is_off_is_said_and_is_another_run_than_one_left_out(place: Workplace) -> None:
+    place.run("--grid", place.grid({"auto_demo": [True, False, None], "fp16": False}))
+    assert place.calls == [
+        "SST-2 13 standard -auto_demo | --auto_demo --fp16=False",
+        "SST-2 13 standard -auto_demo=False | --auto_demo=False --fp16=False",
+        "SST-2 13 standard  | --fp16=False",
+    ]
+
+
 def test_a_grid_in_a_file_takes_numbers_as_written_switches_and_nulls(place: Workplace) -> None:
     text = '{"TASK": ["mr"], "SEED": [13, 42], "TAG": null, "learning_rate": [1e-5, 0.10], "only-biases": [true, null]'
-    place.run("--grid", place.grid(text + ', "binary_classification": true, "adjust_for_init": false}'))
+    place.run("--grid", place.grid(text + ', "binary_classification": true, "adjust_for_init": null}'))
     assert place.calls == [
         f"mr {seed} standard -learning_rate={rate}{tag} | --learning_rate={rate}{flag} --binary_classification"
         for seed in (13, 42) for rate in ("1e-5", "0.10")
@@ -317,6 +326,8 @@ KNOWN = "Available: TASK, SEED, K, MODEL, TYPE, TRAINER, TAG, NUM_GPU, LOAD_KERN
         (["SST-2"], "'SST-2' belongs to no flag: variables are NAME=value, values follow their --flag"),
         (["--output_dir", "here"], "--output_dir would send all runs into one folder: "),
         (["--output-d=here"], "--output_d would send all runs into one folder: "),
+        (["SEED=1", "--dry_run"], "--dry_run leaves no results: --list prints the runs, and run.py itself says what"),
+        (["--dry-r"], "--dry_r leaves no results: "),
         (["--jobs", "0", "SEED=1"], "--jobs 0: at least one run at a time"),
         (["--jobs", "many"], "argument --jobs: invalid int value: 'many'; see --help"),
         (["--grid", "none.json"], "--grid none.json: [Errno 2] No such file or directory: 'none.json'"),
@@ -339,6 +350,7 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(place: Workplace, argv: li
         ([["TASK"]], 'it must hold an object, {"TASK": …, "flag": …}, or a list of objects'),
         ({"SEEED": 1}, f"unknown variable 'SEEED': did you mean 'SEED'? {KNOWN}"),
         ({"SEED": []}, '"SEED" takes text, a number or null, or a list of them with one for each run'),
+        ({"TAG": False}, '"TAG" takes text, a number or null, or a list of them with one for each run'),
         ({"TAG": True}, '"TAG" takes text, a number or null, or a list of them with one for each run'),
         ({"mapping": {"0": "bad"}}, '"mapping" takes text, a number, true, false or null, or a list of them with one'),
         ({"a": [[1]]}, '"a" takes text, a number, true, false or null, or a list of them with one for each run'),

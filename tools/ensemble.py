@@ -7,6 +7,7 @@ are percentages; the standard deviation is the population's (divided by the numb
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,38 +16,41 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import numpy as np
 
-from gather_result import Parser, as_numbers, counted, find_trials, percent, spread
+from gather_result import Parser, as_numbers, counted, find_trials, note, percent, spread
 from lmntk.errors import UsageError
 from lmntk.examples import read_examples, split_file
 from lmntk.metrics import compute_metrics
-from lmntk.run_log import Run, Trial, best_trial, data_seed, keys_of
+from lmntk.run_log import Run, Trial, best_trial, data_seed, keys_of, read_log
 from lmntk.tasks import Task, find_task
 
 DEFAULT_FOLDER = "ensemble_predict_results"
+TOLERANCE = 1e-6  # of a score computed anew, in another number type
 
 
 def choose(trials: Sequence[Trial], n_models: int) -> dict[str, list[Trial]]:
-    """Choose by dev metric the trial of each model, data seed by data seed.
+    """Choose by dev metric the trial of each model, data seed by data seed; notes what left no logits.
 
     Raises:
         UsageError: A model has no run for a seed, or the runs of a seed are on different data.
     """
-    by_seed: dict[str, dict[int, list[Trial]]] = {}
-    for trial in trials:
-        model = trial.run.get("model_id")
-        if model in range(n_models) and "array_id" in trial.run:
-            by_seed.setdefault(data_seed(trial.run), {}).setdefault(int(model), []).append(trial)
-    if not by_seed:
+    numbered = [trial for trial in trials if trial.run.get("model_id") in range(n_models) and "array_id" in trial.run]
+    saved = [trial for trial in numbered if trial.run.get("save_logit", True)]  # older logs lack it
+    if not saved:
         raise UsageError(
-            f"none of the {len(trials)} matching runs has an array_id and a model_id below --n_models {n_models}: "
-            "run with --save_logit --model_id 0 --array_id 0, and so on"
+            f"none of the {len(trials)} matching runs has saved logits, an array_id and a model_id below --n_models "
+            f"{n_models}: run with --save_logit --model_id 0 --array_id 0, and so on"
         )
+    if len(saved) < len(numbered):
+        note(f"{len(numbered) - len(saved)} of {len(numbered)} runs were without --save_logit: left out")
+    by_seed: dict[str, dict[int, list[Trial]]] = {}
+    for trial in saved:
+        by_seed.setdefault(data_seed(trial.run), {}).setdefault(int(trial.run["model_id"]), []).append(trial)
     chosen = {}
     for seed in sorted(by_seed, key=as_numbers):
         for model in range(n_models):
             if model not in by_seed[seed]:
                 raise UsageError(
-                    f"seed {seed} has no run with model_id {model}: run it with --model_id {model}, "
+                    f"seed {seed} has no run with model_id {model}: run it with --save_logit --model_id {model}, "
                     "lower --n_models, or leave the seed out by 'data_dir' in --condition"
                 )
         chosen[seed] = [best_trial(by_seed[seed][model]).trial for model in range(n_models)]
@@ -107,31 +111,66 @@ def read_labels(task: Task, data_dir: str) -> list[float]:
     return [float(item.label) if task.regression else task.labels.index(item.label) for item in examples]
 
 
-def ensemble(chosen: Sequence[Trial], files: Sequence[Path], task: Task) -> dict[str, float]:
-    """Average the logits of the chosen trials and judge what they predict together."""
+def ensemble(chosen: Sequence[Trial], files: Sequence[Path], task: Task, key: str) -> dict[str, float]:
+    """Average the logits of the chosen trials and judge what they predict together.
+
+    Args:
+        chosen: One of each model, all on the same data.
+        files: Their logits.
+        task: Theirs.
+        key: Under which name each has its test metric in the log.
+
+    Raises:
+        UsageError: A file cannot be used, or alone does not reach what its run noted.
+    """
     labels = read_labels(task, str(chosen[0].run.get("data_dir", "")))
     logits = [load_logits(file, task, len(labels)) for file in files]
     if len({array.shape for array in logits}) > 1:
         told = ", ".join(f"{file} {array.shape[1]}" for file, array in zip(files, logits, strict=True))
         raise UsageError(f"logits of different numbers of columns cannot be averaged ({told}): choose runs of one kind")
+    for trial, file, array in zip(chosen, files, logits, strict=True):
+        scored = metric_of(key, compute_metrics(task, predict(array, task), labels))
+        same = math.isclose(scored, trial.test, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        if not same and not (math.isnan(scored) and math.isnan(trial.test)):
+            raise UsageError(
+                f"{file} scores {scored:.7g}, but its run ({trial.run.get('output_dir')}) noted {trial.test:.7g} as "
+                f"{key}: the logits are another run's, or the test set is another; run that model again with "
+                "--save_logit, or give the right --save_logit_dir"
+            )
     return compute_metrics(task, predict(np.mean(logits, axis=0), task), labels)
 
 
-def check_owners(chosen: dict[str, list[Trial]], trials: Sequence[Trial], task: Task, folder: str | None) -> None:
+def check_owners(
+    chosen: dict[str, list[Trial]], trials: Sequence[Trial], runs: Sequence[Run], task: Task, folder: str | None
+) -> None:
     """Make sure that the logits which lie in a chosen run's file are that run's.
+
+    Args:
+        chosen: From `choose`.
+        trials: The matching ones, whose logits all lie in `folder` where one is given.
+        runs: All of the log: others have written where they noted.
+        task: Theirs.
+        folder: As in `logits_file`.
 
     Raises:
         UsageError: A later run has written the same file: its numbers would pass for the chosen run's.
     """
-    runs = [trial.run for trial in trials if {"model_id", "array_id"} <= trial.run.keys()]
-    last = {logits_file(run, task, folder): run for run in runs}
+    matching = {id(trial.run) for trial in trials}
+    last: dict[Path, Run] = {}
+    for run in runs:
+        is_matching = id(run) in matching
+        # Older logs do not say whether logits were saved. A run of mnli leaves those of mnli-mm too.
+        has_written = run.get("save_logit", is_matching) and {"model_id", "array_id"} <= run.keys()
+        if has_written and (is_matching or any(key.startswith(f"{task.key}_test_eval_") for key in run)):
+            last[logits_file(run, task, folder if is_matching else None).absolute()] = run
     for seed, best in chosen.items():
         for trial in best:
             path = logits_file(trial.run, task, folder)
-            if last[path] is not trial.run:
+            writer = last[path.absolute()]
+            if writer is not trial.run:
                 raise UsageError(
                     f"{path} was written again after the chosen run of seed {seed} "
-                    f"({trial.run.get('output_dir')}), by {last[path].get('output_dir')}: give every run its own "
+                    f"({trial.run.get('output_dir')}), by {writer.get('output_dir')}: give every run its own "
                     "--array_id or --save_logit_dir"
                 )
 
@@ -164,19 +203,21 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Print what each model reaches alone, and what they reach together."""
     arguments = read_arguments(argv)
-    found = find_trials(arguments)
+    runs = read_log(arguments.log)
+    found = find_trials(runs, arguments)
     if len(found) > 1:
         raise UsageError(f"the runs are of {', '.join(found)}: give one 'task_name' in --condition")
     ((asked, trials),) = found.items()
     task = find_task(asked.partition("/")[0])
     chosen = choose(trials, arguments.n_models)
-    check_owners(chosen, trials, task, arguments.save_logit_dir)
+    check_owners(chosen, trials, runs, task, arguments.save_logit_dir)
     usual = keys_of(asked, task.key)
-    keys = [arguments.test_key or usual.test, arguments.test_key2 or usual.second]
+    test_key = arguments.test_key or usual.test
+    keys = [test_key, arguments.test_key2 or usual.second]
     results = []
     for best in chosen.values():
         files = [logits_file(trial.run, task, arguments.save_logit_dir) for trial in best]
-        metrics = ensemble(best, files, task)
+        metrics = ensemble(best, files, task, test_key)
         results.append([metric_of(key, metrics) for key in keys if key])
     for model in range(arguments.n_models):
         models = [best[model] for best in chosen.values()]

@@ -116,26 +116,31 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def find_trials(arguments: argparse.Namespace) -> dict[str, list[Trial]]:
-    """Read the log and find the matching runs that have the metrics, by the task asked for; notes what is left out.
+def find_trials(runs: Sequence[Run], arguments: argparse.Namespace) -> dict[str, list[Trial]]:
+    """Find the matching runs that have the metrics, by the task asked for; notes what is left out.
+
+    Args:
+        runs: All of the log.
+        arguments: Those of `Parser`.
 
     Raises:
         UsageError: There are none, or keys are given for several tasks.
     """
     condition = parse_condition(arguments.condition)
     given = (arguments.key, arguments.test_key, arguments.test_key2)
-    by_task = select(read_log(arguments.log), condition)
+    by_task = select(runs, condition)
     if any(given) and len(by_task) > 1:
         raise UsageError(
             f"--key and --test_key name one task's metrics, but the runs are of {', '.join(by_task)}: "
             "give one 'task_name' in --condition"
         )
     found = {}
-    for task, runs in by_task.items():
-        found[task] = trials_of(runs, task, given)
-        if len(found[task]) < len(runs):
-            note(f"{len(runs) - len(found[task])} of {len(runs)} runs of {task} lack a dev or test metric: left out")
-        elif not runs:
+    for task, matching in by_task.items():
+        found[task] = trials_of(matching, task, given)
+        lacking = len(matching) - len(found[task])
+        if lacking:
+            note(f"{lacking} of {len(matching)} runs of {task} lack a dev or test metric: left out")
+        elif not matching:
             note(f"no run of {task} meets the other conditions")
     if not any(found.values()):
         raise UsageError(
@@ -145,11 +150,18 @@ def find_trials(arguments: argparse.Namespace) -> dict[str, list[Trial]]:
     return found
 
 
+def is_zero_shot(run: Run) -> bool:
+    """Tell whether a run evaluated the model as it is: kernels are computed without ``--do_train`` too."""
+    return bool(run.get("no_train")) or (run.get("do_train") is False and run.get("trainer") != "kernel")
+
+
 def setting(run: Run, name: str) -> Any:
-    """Return what a run has set, and an empty text where its trainer does not heed it."""
+    """Return what a run has set, and an empty text where its trainer, or a run without training, does not heed it."""
     if name == "zero-shot":
-        return bool(run.get("no_train")) or run.get("do_train") is False
+        return is_zero_shot(run)
     trainer = SETTINGS[name]
+    if trainer is not None and is_zero_shot(run):
+        return ""
     return run.get(name) if trainer in (None, run.get("trainer", trainer)) else ""
 
 
@@ -260,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="data seeds of which none may be missing")
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="how to print (text)")
     arguments = parser.read(argv)
-    groups = make_groups(find_trials(arguments), arguments.seeds)
+    groups = make_groups(find_trials(read_log(arguments.log), arguments), arguments.seeds)
     ignored = sum(best.ignored for group in groups for best in group.seeds.values())
     if ignored:
         note(f"ignored {counted(ignored, 'run')} whose output_dir a later run has too")

@@ -6,7 +6,8 @@
 
 NAME=value,value are variables of run_fewshot.sh; the shell's own count as they do there. Every other --flag goes to
 run.py: with several values, one a run; without a value it is a switch, on in every run. A grid in a JSON file is an
-object, or a list of them for settings that go together; the command line adds to each, and overrides:
+object, or a list of them for settings that go together; the command line adds to each, and overrides. There true is
+a switch, false is --flag=False, and null leaves the setting out:
 
     [{"TRAINER": "kernel", "kernel_formula": ["sgd", "signgd"]},
      {"TRAINER": "kernel", "kernel_formula": "asymmetric_signgd", "kernel_solver": "asym", "kernel_gamma": [0.1, 1]}]
@@ -54,8 +55,9 @@ DEFAULTS = {
 NOT_IN_FOLDER_NAME = ("NUM_GPU", "LOAD_KERNELS_TAG")
 NO_FOLDER_NAME = re.compile(r"[^A-Za-z0-9._=+,-]")
 
-# What to take for each variable or flag: True is a switch that is on, False something left out.
-Grid = dict[str, list[str | bool]]
+# What to take for each variable or flag: True is a switch that is on, False one that is off, None something left out.
+Value = str | bool | None
+Grid = dict[str, list[Value]]
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ def setting_name(name: str) -> str:
     flag = name if name in DEFAULTS else name.removeprefix("--").replace("-", "_")
     if flag and "output_dir".startswith(flag):  # run.py takes abbreviations
         raise UsageError(f"--{flag} would send all runs into one folder: TAG is part of the name of each one's own")
+    if flag.startswith("dr") and "dry_run".startswith(flag):
+        raise UsageError(f"--{flag} leaves no results: --list prints the runs, and run.py itself says what one takes")
     return flag
 
 
@@ -159,7 +163,7 @@ def read_words(words: Sequence[str]) -> Grid:
         elif equals and (shouted or flag is None):
             if not name.isupper():
                 raise UsageError(suggest(name, DEFAULTS, "variable"))
-            grid[setting_name(name)], flag = list[str | bool](text.split(",")), None
+            grid[setting_name(name)], flag = list[Value](text.split(",")), None
             if text and "" in grid[name]:
                 raise UsageError(f"{word} has a comma without a value beside it")
         elif flag is None:
@@ -182,10 +186,10 @@ def read_file(path: Path) -> list[Grid]:
         raise UsageError(f"--grid {path}: {error}") from error
 
 
-def _values(key: str, value: Any) -> list[str | bool]:
-    values = [False if item is None else item for item in (value if isinstance(value, list) else [value])]
+def _values(key: str, value: Any) -> list[Value]:
+    values = value if isinstance(value, list) else [value]
     kinds = (str,) if key in DEFAULTS else (str, bool)
-    if not (values and all(isinstance(item, kinds) or item is False for item in values)):
+    if not (values and all(item is None or isinstance(item, kinds) for item in values)):
         kinds_named = "text, a number" + ("" if key in DEFAULTS else ", true, false") + " or null"
         raise UsageError(f'"{key}" takes {kinds_named}, or a list of them with one for each run')
     return values
@@ -194,7 +198,7 @@ def _values(key: str, value: Any) -> list[str | bool]:
 def expand(grids: Sequence[Grid]) -> list[Run]:
     """Make the run of every point, each once, and see that each has a folder."""
     combinations = (dict(zip(grid, values, strict=True)) for grid in grids for values in product(*grid.values()))
-    points = [{name: value for name, value in point.items() if value is not False} for point in combinations]
+    points = [{name: value for name, value in point.items() if value is not None} for point in combinations]
     names = {name for point in points for name in point if name not in DEFAULTS or name in NOT_IN_FOLDER_NAME}
     varying = sorted(name for name in names if len({point.get(name) for point in points}) > 1)
     runs: dict[Path, Run] = {}
