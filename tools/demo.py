@@ -206,17 +206,14 @@ def read_stamp(folder: Path) -> str | None:
 def table(trials: Mapping[Run, Trial]) -> str:
     """Lay out the means over the seeds as a Markdown table, one row for each task and method, in percent."""
     rows = [
-        "| task         | method            |  dev | test | standard deviation | seconds |",
-        "|--------------|-------------------|-----:|-----:|-------------------:|--------:|",
+        "| task         | method            |  dev | test | standard deviation |",
+        "|--------------|-------------------|-----:|-----:|-------------------:|",
     ]
     for task, method in dict.fromkeys((run.task, run.method) for run in trials):
         seeds = [trial for run, trial in trials.items() if (run.task, run.method) == (task, method)]
         test = [trial.test for trial in seeds]
         dev, mean, deviation = percent(np.mean([trial.dev for trial in seeds])), percent(np.mean(test)), np.std(test)
-        seconds = np.mean([trial.run["seconds"] for trial in seeds])
-        rows.append(
-            f"| {task:12} | {method.name:17} | {dev:>4} | {mean:>4} | {percent(deviation):>18} | {seconds:7.1f} |"
-        )
+        rows.append(f"| {task:12} | {method.name:17} | {dev:>4} | {mean:>4} | {percent(deviation):>18} |")
     return "\n".join(rows) + "\n"
 
 
@@ -257,7 +254,7 @@ def main() -> None:
     (demo.output / "table.md").write_text(means, encoding="utf-8")
     gather = [sys.executable, str(GATHER_TOOL), "--log", str(demo.write_log(runs)), "--format", "markdown"]
     print(f"\nAccuracies in percent, means over the seeds {' and '.join(map(str, SEEDS))}, and the standard deviation")
-    print("on test; guessing is right half of the time. The seconds are those of a whole run, most of it start-up.")
+    print("on test; guessing is right half of the time.")
     print(f"\n{means}\nThis table: {demo.output / 'table.md'}")
     print(f"What each run left: {demo.output / 'TASK' / 'METHOD' / f'{K}-SEED'}")
     print("The same numbers from the log:")
