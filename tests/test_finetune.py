@@ -359,6 +359,84 @@ def test_a_checkpoint_of_another_architecture_is_refused_and_nothing_of_it_is_lo
     assert all(torch.equal(old, new) for old, new in zip(before, other.model.parameters(), strict=True))
 
 
+def test_going_on_with_other_prompts_is_refused_and_with_another_rate_is_told(
+    place: Workplace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--max_steps", "2", "--save_steps", "1", "--save_total_limit", "5", "--learning_rate", "1e-3"]
+    trainer_of(place, tmp_path / "a", *flags).train()
+    resume = ["--resume_from_checkpoint", str(tmp_path / "a" / "checkpoint-1")]
+    other = ["--template", "*cls**sent_0*_This_is*mask*.*sep+*"]
+    with pytest.raises(UsageError, match="checkpoint-1 was trained on other prompts"):
+        trainer_of(place, tmp_path / "b", *flags, *resume, *other).train()
+    trainer_of(place, tmp_path / "c", *flags, *resume, "--learning_rate", "1e-5").train()
+    assert [message for message in caplog.messages if "--learning_rate is 1e-05, but was 0.001" in message]
+    kept = [load_file(tmp_path / name / "model.safetensors")["lm_head.dense.weight"] for name in "ac"]
+    assert torch.equal(*kept)
+
+
+def test_a_checkpoint_behind_the_last_step_is_refused(place: Workplace, tmp_path: Path) -> None:
+    flags = ["--save_steps", "1", "--save_total_limit", "5"]
+    trainer_of(place, tmp_path, *flags, "--max_steps", "3").train()
+    again = trainer_of(place, tmp_path, *flags, "--max_steps", "2", "--resume_from_checkpoint", "true")
+    with pytest.raises(UsageError, match="is of step 3, behind --max_steps 2"):
+        again.train()
+
+
+def test_checkpoints_of_another_training_do_not_stay_beside_one_that_is_resumed(
+    place: Workplace, tmp_path: Path
+) -> None:
+    flags = ["--save_steps", "1", "--save_total_limit", "5", "--max_steps", "2"]
+    trainer_of(place, tmp_path / "a", *flags).train()
+    (tmp_path / "b" / "checkpoint-900").mkdir(parents=True)
+    resume = ["--resume_from_checkpoint", str(tmp_path / "a" / "checkpoint-1")]
+    with pytest.raises(UsageError, match="holds checkpoints of another training"):
+        trainer_of(place, tmp_path / "b", *flags, *resume).train()
+    trainer_of(place, tmp_path / "b", *flags, *resume, "--overwrite_output_dir").train()
+    assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_what_a_training_starts_from_is_not_removed_for_its_checkpoints(place: Workplace, tmp_path: Path) -> None:
+    trainer_of(place, tmp_path, "--save_steps", "1", "--save_total_limit", "5", "--max_steps", "1").train()
+    source = tmp_path / "checkpoint-1"
+    trainer = trainer_of(place, tmp_path, "--model_name_or_path", str(source), "--max_steps", "1")
+    with pytest.raises(UsageError, match="this training starts from .*checkpoint-1: choose another folder"):
+        trainer.train()
+    assert (source / "model.safetensors").is_file()
+
+
+def test_adapters_that_are_trained_further_stand_on_the_model_and_not_on_the_adapters(
+    place: Workplace, tmp_path: Path
+) -> None:
+    flags = ["--apply_lora", "--max_steps", "1"]
+    trainer_of(place, tmp_path / "first", *flags).train()
+    further = trainer_of(place, tmp_path / "second", *flags, "--model_name_or_path", str(tmp_path / "first"))
+    further.train()
+    config = json.loads((tmp_path / "second" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(place.model)
+    again = trainer_of(place, tmp_path / "third", *flags, "--model_name_or_path", str(tmp_path / "second"))
+    batch = batch_of(again._run, "test")
+    assert further.model is not None and again.model is not None
+    assert torch.equal(logits_of(again.model, batch), logits_of(further.model, batch))
+
+
+def test_logits_that_are_no_numbers_are_told(
+    place: Workplace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trainer_of(place, tmp_path, *PLAIN, "--max_steps", "3", "--learning_rate", "1e30", "--optimizer", "sgd")
+    trainer.train()
+    trainer.evaluate(trainer._run.datasets["test"])
+    assert [message for message in caplog.messages if "of test have logits that are no numbers" in message]
+
+
+def test_any_number_beats_one_that_is_none(place: Workplace, tmp_path: Path) -> None:
+    trainer = trainer_of(place, tmp_path, "--max_steps", "1", "--evaluate_during_training")
+    metric = "eval_acc"
+    assert trainer._determine_best_metric({metric: float("nan")}, None) in (True, False)
+    assert trainer._determine_best_metric({metric: 0.25}, None)
+    assert trainer.state.best_metric == 0.25
+    assert not trainer._determine_best_metric({metric: float("nan")}, None)
+
+
 def test_the_loss_is_cross_entropy_or_squared_error_by_hand() -> None:
     logits, labels = torch.tensor([[1.0, -1.0], [0.5, 2.0], [0.0, 0.0]]), torch.tensor([0, 0, 1])
     probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)

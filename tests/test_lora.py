@@ -165,7 +165,7 @@ def test_only_adapters_combines_with_the_other_filters(architecture):
     first_layer = {name for name in adapters if ".0." in name}
     assert kept(exclude_first_layers=1) == everything - first_layer
     assert kept(exclude_first_layers=1, exclude_head=True) == adapters - first_layer
-    with pytest.raises(UsageError, match="--exclude_head --only_biases --only_adapters together leave no parameter"):
+    with pytest.raises(UsageError, match="--exclude_head --only_biases --apply_lora together leave no parameter"):
         kept(exclude_head=True, only_biases=True)
 
 

@@ -275,6 +275,11 @@ def _load_model(
     model: PositionModel
     if model_args.few_shot_type == "finetune":
         own_head = training_args.from_linearhead
+        if not own_head and source.adapters is None and (Path(source.weights) / HEAD_FILE).is_file():
+            raise UsageError(
+                f"--model_name_or_path {source.weights} holds a head on the first token: add --from_linearhead to use "
+                f"it, or remove its {HEAD_FILE}"
+            )
         stored_head = (source.adapters or Path(source.weights)) / HEAD_FILE
         if own_head and training_args.what_it_does == "zero-shot" and not stored_head.is_file():
             raise UsageError(
@@ -308,7 +313,10 @@ def _check_tokens(
         )
     segments = 1 + max((max(feature.token_type_ids) for feature in features), default=0)
     if config.model_type == "bert" and segments > NUM_SEGMENTS:
-        raise UsageError(f"--template has {segments} segments, but BERT has {NUM_SEGMENTS}: use *sep* for some *sep+*")
+        raise UsageError(
+            f"the prompts have {segments} segments, but BERT has {NUM_SEGMENTS}: use *sep* for some *sep+* in "
+            "--template, or show fewer examples (--gpt3_in_context_num, --num_demo)"
+        )
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -163,6 +163,12 @@ IDLE = (
         "--trainer standard --do_train",
         lambda given: given.what_it_does == "standard",
     ),
+    Idle(
+        ("eval_steps",),
+        "--evaluate_during_training or --eval_strategy steps",
+        lambda given: given.evaluate_during_training or given.eval_strategy == "steps",
+    ),
+    Idle(("label_smoothing_factor",), "cross entropy, in whose place is --l2_loss", lambda given: not given.l2_loss),
     Idle(("save_logit",), "--do_predict", lambda given: given.do_predict),
     Idle(("demo_filter_model", "demo_filter_rate"), "--demo_filter", lambda given: given.demo_filter),
     Idle(("num_demo",), "--few_shot_type prompt-demo", lambda given: given.few_shot_type == "prompt-demo"),
@@ -251,6 +257,18 @@ def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
             raise UsageError(f"--{flag} says how LoRA is applied: add --apply_lora, or leave the flag out")
     if training.what_it_does != "standard":
         return
+    if training.max_steps != -1 and training.max_steps < 1:
+        raise UsageError(f"--max_steps is {training.max_steps}, but it must be 1 or more; -1 leaves it to the epochs")
+    for flag, asked in (
+        ("neftune_noise_alpha", training.neftune_noise_alpha is not None),
+        ("train_sampling_strategy group_by_length", training.train_sampling_strategy == "group_by_length"),
+    ):
+        if asked:
+            raise UsageError(f"--{flag} does not work with the prompts of this program: leave the flag out")
+    if training.sweep and (training.resume_from_checkpoint or "").lower() == "true":
+        raise UsageError(
+            "--resume_from_checkpoint true looks into the output folder, which --sweep makes anew: name the checkpoint"
+        )
     if training.evaluate_during_training and not training.do_eval:
         raise UsageError("--evaluate_during_training evaluates on dev: add --do_eval, or leave the flag out")
     drawn = [

@@ -5,6 +5,7 @@ is how wrong numbers come about.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from lmntk import results
 from lmntk.errors import UsageError
 from lmntk.results import OFF_BY_DEFAULT
 from lmntk.tile_store import TileStore
+
+logger = logging.getLogger(__name__)
 
 Kernel = tuple[Tensor, Tensor]
 """A kernel, float64 ``[N, C, X, C]`` or ``[2, N, C, X, C]``, and the labels of its X examples."""
@@ -30,12 +33,14 @@ class KernelFiles:
         load_dir: ``--load_kernels``: a folder they come from instead.
         task_key: The task in file names.
         overwrite: ``--overwrite_kernels``.
+        model: ``--model_name_or_path``.
     """
 
     output_dir: Path
     load_dir: Path | None
     task_key: str
     overwrite: bool
+    model: str = ""
 
     def start_overwriting(self, splits: Iterable[str]) -> None:
         """Note that ``--overwrite_kernels`` begins to replace kernels, unless a run that was stopped has noted it."""
@@ -122,6 +127,13 @@ class KernelFiles:
             raise UsageError(
                 f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags it was made "
                 "with, or another folder"
+            )
+        made_with = stored.get("model", self.model)
+        if made_with != self.model and Path(made_with).resolve() != Path(self.model).resolve():
+            # No model is opened: its name is all there is to tell.
+            logger.warning(
+                "%s is a kernel of the model %s, though --model_name_or_path is %s: that is not opened, and not used",
+                *(path, made_with, self.model),
             )
         return path
 

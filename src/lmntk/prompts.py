@@ -163,6 +163,9 @@ def _mask_cut_away(template: Template, texts: Sequence[str], limits: Limits, len
     pushing = template.parts[mask + 1 :] if limits.truncate_head else template.parts[:mask]
     indices = {part.index for part in pushing if isinstance(part, SentencePart)}
     ways = [f"raise --max_seq_length (now {limits.max_seq_length})"]
+    if any(isinstance(part, LabelPart) and part.in_context for part in template.parts):
+        # In-context prompts have all the room that the model has.
+        ways = ["lower --gpt3_in_context_num"]
     if 0 in indices:
         ways.append(f"lower --first_sent_limit (now {limits.first_sent_limit or 'none'})")
     if indices - {0}:

@@ -23,7 +23,7 @@ from lmntk.errors import UsageError
 
 HASH_KEY = "kernel_sha256"
 # What descriptions have said since there is such a thing; null, or nothing, where it does not apply.
-OFF_BY_DEFAULT = ("from_linearhead", "lora", "demonstrations")
+OFF_BY_DEFAULT = ("from_linearhead", "random_model_init", "lora", "demonstrations")
 UNFINISHED = ".tmp"
 
 

@@ -1,6 +1,7 @@
 """A model on disk: what transformers reads again, with adapters and a head of our own beside it."""
 
 import contextlib
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from lmntk.errors import UsageError
 from lmntk.models.base import PositionModel
 from lmntk.models.lora import CONFIG_FILE, is_adapter, load_adapters, read_adapters, save_adapters
 from lmntk.models.lora import WEIGHTS_FILE as ADAPTERS_FILE
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -102,10 +105,15 @@ def restore_extras(model: PositionModel, folder: Path, flag: str = "--model_name
     adapted = has_adapters(model) and (folder / CONFIG_FILE).is_file()
     adapters = read_adapters(model.lm, folder, flag) if adapted else None
     path, extras = folder / HEAD_FILE, _extras(model)
+    if adapted and not path.is_file():
+        logger.warning("%s holds adapters but no %s: the head is that of the model they stand on", folder, HEAD_FILE)
     if path.is_file() and extras:
         stored = _read(path, flag)
         if {name: tensor.shape for name, tensor in stored.items()} != {n: t.shape for n, t in extras.items()}:
-            raise UsageError(f"{flag}: {path} holds the head of another model: name another folder, or remove the file")
+            raise UsageError(
+                f"{flag}: {path} holds the head of another model: name another folder, or give the --few_shot_type and "
+                "--from_linearhead that it was made with"
+            )
         model.load_state_dict(stored, strict=False)
     if adapters is not None:
         load_adapters(model.lm, adapters)

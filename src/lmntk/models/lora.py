@@ -117,7 +117,7 @@ def read_adapters(lm: nn.Module, folder: Path, flag: str) -> dict[str, Tensor]:
     if differing:
         raise UsageError(
             f"{flag}: {path} does not hold LoRA adapters for this model ({differing[0]} does not fit): "
-            "name another folder"
+            "name another folder, or give the --few_shot_type and --from_linearhead that it was made with"
         )
     return stored
 

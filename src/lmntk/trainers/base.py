@@ -1,5 +1,6 @@
 """What all trainers share: losses, logits and metrics of a model that is asked at one position."""
 
+import logging
 import math
 from typing import Any
 
@@ -16,6 +17,8 @@ from lmntk.features import FeatureDataset
 from lmntk.metrics import compute_metrics
 from lmntk.solver_problem import two_logits
 from lmntk.tasks import REGRESSION_RANGE, Task
+
+logger = logging.getLogger(__name__)
 
 LOGITS_TOGETHER = 32
 
@@ -100,6 +103,13 @@ class FewShotTrainer(transformers.Trainer):
         logits, labels = torch.from_numpy(np.asarray(output.predictions)), torch.tensor(dataset.labels)
         predicted = regression_loss(logits, labels)[1] if self._task.regression else logits
         self.averaged[dataset.mode] = averaged = mean_over_samples(predicted.numpy(), dataset.num_examples)
+        broken = int((~np.isfinite(averaged)).any(axis=1).sum())
+        if broken:
+            logger.warning(
+                "%d of %d examples of %s have logits that are no numbers: training has diverged, and what is scored "
+                "means nothing; lower --learning_rate",
+                *(broken, len(averaged), dataset.mode),
+            )
         scores = score(dataset.task, averaged, labels[: dataset.num_examples].numpy())
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics[f"{metric_key_prefix}_loss"] = self._loss(logits, labels).item()

@@ -19,13 +19,14 @@ from transformers.training_args import OptimizerNames
 from lmntk import distributed
 from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
+from lmntk.descriptions import hash_of_tokens
 from lmntk.errors import UsageError
 from lmntk.features import RedrawnDataset
 from lmntk.metrics import compute_metrics
 from lmntk.models.base import PositionModel
-from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint
+from lmntk.models.checkpoints import ADAPTERS_FILE, WEIGHTS_FILE, restore_checkpoint, save_checkpoint
 from lmntk.parameters import ParameterFilter, count_parameters, select_parameters
-from lmntk.results import file_error_behind
+from lmntk.results import file_error_behind, write_atomically
 from lmntk.stopping import Stopped
 from lmntk.tasks import Task
 from lmntk.trainers.base import FewShotTrainer
@@ -35,6 +36,11 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
+SETTINGS_FILE = "training_settings.json"
+SAME_WHEN_RESUMED = (
+    "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "optimizer_variant", "fix_layers",
+)  # fmt: skip
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -200,6 +206,32 @@ class FineTuneTrainer(FewShotTrainer):
         save_checkpoint(self._position_model(), folder, self._run.base_name)
         if self._run.tokenizer is not None:
             self._run.tokenizer.save_pretrained(folder)
+        if _CHECKPOINT.fullmatch(folder.name):
+            write_atomically(folder / SETTINGS_FILE, lambda file: file.write(json.dumps(self._settings()).encode()))
+
+    def _settings(self) -> dict[str, Any]:
+        """What a training that goes on from a checkpoint should have in common with the one that wrote it."""
+        settings = {name: getattr(self.args, name) for name in SAME_WHEN_RESUMED}
+        return settings | {"train_prompts": hash_of_tokens(self._run.datasets["train"])}
+
+    def _compare_settings(self, checkpoint: Path) -> None:
+        """Refuse to go on with other train prompts; name the flags that differ, and that the checkpoint's count."""
+        try:
+            stored = json.loads((checkpoint / SETTINGS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        differing = [name for name, value in self._settings().items() if stored.get(name) != value]
+        if "train_prompts" in differing:
+            raise UsageError(
+                f"--resume_from_checkpoint: {checkpoint} was trained on other prompts: give its task, data, template "
+                "and --few_shot_type, or take it as --model_name_or_path to train it further"
+            )
+        for name in differing:
+            logger.warning(
+                "--%s is %s, but was %s when %s was written; what the optimizer and its schedule keep, such as the "
+                "learning rate, goes on as it was",
+                *(name, getattr(self.args, name), stored.get(name), checkpoint),
+            )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let the stock trainer write a checkpoint; of one that could not be finished nothing stays."""
@@ -217,6 +249,7 @@ class FineTuneTrainer(FewShotTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         restore_checkpoint(self._position_model(), Path(resume_from_checkpoint), "--resume_from_checkpoint")
+        self._compare_settings(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _sentences_over(checkpoint, f"{OPTIMIZER_FILE} and {SCHEDULER_FILE}"):
@@ -306,6 +339,8 @@ def _shape(state: Mapping[str, Any]) -> list[tuple[int, frozenset[str]]]:
 def _missing(checkpoint: Path) -> list[str]:
     """The files that a checkpoint lacks, or that are damaged, of those without which training cannot go on from it."""
     missing = [name for name in (STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE) if not (checkpoint / name).is_file()]
+    if not any((checkpoint / name).is_file() for name in (WEIGHTS_FILE, ADAPTERS_FILE)):
+        missing.append(WEIGHTS_FILE)
     if STATE_FILE not in missing:
         try:
             json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))

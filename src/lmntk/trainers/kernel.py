@@ -74,6 +74,7 @@ class KernelTrainer(ZeroShotTrainer):
             load_dir=None if args.load_kernels is None else Path(args.load_kernels),
             task_key=run.task.key,
             overwrite=args.overwrite_kernels and args.load_kernels is None,
+            model=model_args.model_name_or_path,
         )
         self._formula = FORMULAS[args.kernel_formula]
         self._num_logits = 1 if args.binary_classification else len(run.task.labels)
