@@ -210,6 +210,18 @@ TRAIN = ["--few_shot_type", "prompt", "--do_train", "--do_eval"]
             "on; leave one of the flags out, or pass --save_strategy no",
         ),
         (
+            [*TRAIN, "--max_steps", "0"],
+            "--max_steps is 0, but it must be 1 or more; -1 leaves it to the epochs",
+        ),
+        (
+            [*TRAIN, "--neftune_noise_alpha", "5"],
+            "--neftune_noise_alpha does not work with the prompts of this program: leave the flag out",
+        ),
+        (
+            [*TRAIN, "--sweep", "--resume_from_checkpoint", "true"],
+            "--resume_from_checkpoint true looks into the output folder, which --sweep makes anew: name the checkpoint",
+        ),
+        (
             ["--do_train", "--demo_filter"],
             "--demo_filter needs --demo_filter_model, the name under which tools/get_sbert_embedding.py wrote sentence "
             "embeddings into --data_dir",
@@ -259,6 +271,15 @@ def test_fine_tuning_into_a_used_folder_needs_to_be_told_so(tmp_path: Path) -> N
             ["--do_train", "--gpt3_in_context_num", "2"],
             "--gpt3_in_context_num changes nothing without --gpt3_in_context_head or --gpt3_in_context_tail",
         ),
+        (
+            [*TRAIN, "--eval_steps", "2"],
+            "--eval_steps changes nothing without --evaluate_during_training or --eval_strategy steps",
+        ),
+        (
+            [*TRAIN, "--l2_loss", "--label_smoothing_factor", "0.1"],
+            "--label_smoothing_factor changes nothing without cross entropy, in whose place is --l2_loss",
+        ),
+        ([*TRAIN, "--only_biases"], "--only_biases changes nothing without --trainer kernel"),
         ([*TRAIN, "--fix_layers", "2"], None),
         ([*KERNEL, "--from_linearhead"], None),
         ([*KERNEL, "--num_sample", "4"], None),

@@ -159,6 +159,17 @@ def test_a_loaded_kernel_of_another_formula_is_refused(place: Workplace, made: d
     )
 
 
+def test_kernels_that_are_loaded_for_another_model_are_told_apart(place: Workplace, made: dict[str, Path]) -> None:
+    flags = ["--load_kernels", str(made["sgd"])]
+    other = place.call(place.argv(*flags, "--model_name_or_path", "other/model", output="of another"))
+    sentence = f"is a kernel of the model {place.model}, though --model_name_or_path is other/model"
+    assert (other.status, other.messages.count(sentence)) == (0, 3)
+    assert "though --model_name_or_path" not in place.call(place.argv(*flags, output="of the same")).messages
+    drawn = place.call(place.argv(*flags, "--random_model_init", output="of none"))
+    assert drawn.status == 2
+    assert "random_model_init: stored nothing, now true" in drawn.err
+
+
 def test_a_kernel_of_another_configuration_of_the_same_weights_is_not_used(
     place: Workplace, made: dict[str, Path], tmp_path: Path
 ) -> None:
