@@ -101,7 +101,7 @@ class PositionModel(nn.Module):
         self.lm.activation_checkpointing_enable(**options)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """The same, as transformers before 5.20 or so asks for it."""
+        """The same, under the name that older versions of transformers 5 ask for."""
         self.lm.gradient_checkpointing_enable(**options)
 
     def last_layer_inputs(self, batch: dict[str, Tensor]) -> Tensor:
