@@ -15,7 +15,7 @@ from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem, assemble, ma
 from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.kernels.examples import buckets
 from lmntk.models.checkpoints import HEAD_FILE, save_checkpoint
-from lmntk.models.classification import FirstTokenClassifier
+from lmntk.models.classification import OneTokenClassifier
 from lmntk.models.loading import load_classifier, load_config
 from lmntk.parameters import ParameterFilter, select_parameters
 from tiny_models import (
@@ -59,7 +59,7 @@ def stock_classifier(model, family):
 
     Returns the logits as a function of a batch, and the parameters by their names in `model`.
     """
-    config, first_token = tiny_classification_config(family), isinstance(model, FirstTokenClassifier)
+    config, first_token = tiny_classification_config(family), isinstance(model, OneTokenClassifier)
     attention = OTHER_ATTENTION[config.model_type]
     if first_token:
         lm = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).base_model
@@ -275,7 +275,7 @@ def test_a_linear_layer_beside_the_weights_is_read_again(architecture, tmp_path,
     save_checkpoint(model, tmp_path / "saved", str(tmp_path / "base"))
     assert (tmp_path / "saved" / HEAD_FILE).is_file()
     again = load(tmp_path / "saved", 3, first_token=True)
-    assert isinstance(again, FirstTokenClassifier)
+    assert isinstance(again, OneTokenClassifier)
     assert model(**padded_batch()).any()
     assert torch.equal(again(**padded_batch()), model(**padded_batch()))
     assert messages(caplog) == []

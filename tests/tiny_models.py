@@ -10,25 +10,36 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
     ModernBertConfig,
+    OPTConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
 )
 
 from lmntk.models.attention import use_plain_attention
-from lmntk.models.classification import FirstTokenClassifier, SequenceClassifier
+from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
+from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.lora import LoraSettings, add_adapters
 from lmntk.models.prompt_model import PromptModel
+from lmntk.models.rms_norm import use_plain_rms_norms
 from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
 
-ARCHITECTURES = ("bert", "roberta", "distilbert", "modernbert")
+MASKED = ("bert", "roberta", "distilbert", "modernbert")
+# Two of OPT: that with a projection of its word embeddings (as of 350 million parameters) has its norms behind.
+CAUSAL = ("gpt2", "opt", "opt-projected", "llama", "qwen2", "qwen3")
+ARCHITECTURES = MASKED + CAUSAL
 # ModernBERT's classifier looks at the first token or at the mean of all.
-CLASSIFIERS = ("bert", "roberta", "distilbert", "modernbert-cls", "modernbert-mean")
+CLASSIFIERS = ("bert", "roberta", "distilbert", "modernbert-cls", "modernbert-mean", *CAUSAL)
 # Large enough for gradients of every size, so that float32 has something to lose.
 INITIALIZER_RANGE = 0.15
 LABEL_WORDS = (11, 7)
-# What transformers offers beside our attention. ModernBERT's "eager" takes its softmax in float32, "sdpa" does not.
-OTHER_ATTENTION = {"bert": "eager", "roberta": "eager", "distilbert": "eager", "modernbert": "sdpa"}
+# What transformers offers beside our attention that takes its softmax in the model's own dtype.
+OTHER_ATTENTION = {"bert": "eager", "roberta": "eager", "distilbert": "eager", "modernbert": "sdpa", "gpt2": "eager"}
+OTHER_ATTENTION |= {"opt": "sdpa", "llama": "sdpa", "qwen2": "sdpa", "qwen3": "sdpa"}
 
 
 def tiny_config(architecture: str, vocab_size: int = 64, pad_token_id: int = 0):
@@ -52,15 +63,33 @@ def tiny_config(architecture: str, vocab_size: int = 64, pad_token_id: int = 0):
         return ModernBertConfig(
             **common, **{**shape, "num_hidden_layers": 3}, **special, local_attention=4, global_attn_every_n_layers=2
         )
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    if architecture == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": 64}
+        return GPT2Config(**common, **ends, **sizes)
+    if architecture in ("opt", "opt-projected"):
+        opt = {"ffn_dim": 24, **{name: size for name, size in shape.items() if name != "intermediate_size"}}
+        common["init_std"] = common.pop("initializer_range")
+        projected = {"word_embed_proj_dim": 8, "do_layer_norm_before": False} if "-" in architecture else {}
+        return OPTConfig(**common, **ends, **opt, **projected)
+    grouped = {**common, **ends, **shape, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-3}
+    if architecture == "llama":
+        return LlamaConfig(**grouped)
+    if architecture == "qwen2":
+        return Qwen2Config(**grouped)
+    if architecture == "qwen3":
+        return Qwen3Config(**grouped, head_dim=6)
     raise ValueError(architecture)
 
 
 def tiny_lm(architecture: str, seed: int = 0, our_attention: bool = True) -> PreTrainedModel:
-    """A random masked language model whose every parameter, biases included, is random."""
+    """A random language model whose every parameter, biases included, is random."""
     torch.manual_seed(seed)
     config = tiny_config(architecture)
     config.tie_word_embeddings = False
-    lm = AutoModelForMaskedLM.from_config(config, attn_implementation=OTHER_ATTENTION[architecture]).eval()
+    auto = AUTO_CLASSES[family_of(config)]
+    lm = auto.from_config(config, attn_implementation=OTHER_ATTENTION[config.model_type]).eval()
+    use_plain_rms_norms(lm)
     if our_attention:
         use_plain_attention(lm)
     with torch.no_grad():
@@ -156,7 +185,7 @@ def tiny_classifier(
     num_labels: int = 2,
     seed: int = 0,
     our_attention: bool = True,
-) -> SequenceClassifier | FirstTokenClassifier:
+) -> SequenceClassifier | OneTokenClassifier:
     """A classifier of one of `CLASSIFIERS` whose every parameter, its head's included, is random."""
     torch.manual_seed(seed)
     config = tiny_classification_config(family, num_labels)
@@ -168,7 +197,7 @@ def tiny_classifier(
     if our_attention:
         use_plain_attention(lm)
     lm = lm.eval().to(dtype)
-    model = FirstTokenClassifier(lm, num_labels, binary) if first_token else SequenceClassifier(lm, binary)
+    model = OneTokenClassifier(lm, num_labels, binary) if first_token else SequenceClassifier(lm, binary)
     add_noise(model, seed)
     return model.to(dtype).eval()
 

@@ -65,7 +65,10 @@ class ModelArguments:
         "Masked or causal language model; not given: what the checkpoint's config says.",
         choices=("masked", "causal"),
     )
-    gguf_file: str | None = _flag("Name of a GGUF file in the model's folder to read the weights from.")
+    gguf_file: str | None = _flag(
+        "Name of a GGUF file in the model's folder to read the weights from; converted once, into --cache_dir, or else "
+        "converted-models beside the folder of k-shot splits."
+    )
     random_segment: bool = _flag("Start all segment (token type) embeddings at random; BERT only.", False)
     l2_loss: bool = _flag("Squared error in place of cross entropy as the training loss.", False)
     use_task_word: bool = _flag("Logits are those of the label words; always so here, accepted for old scripts.", False)

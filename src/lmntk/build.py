@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,14 @@ from lmntk.demonstrations import (
     read_embeddings,
     template_with_demonstrations,
 )
+from lmntk.distributed import first_does
 from lmntk.errors import UsageError
 from lmntk.examples import Example, read_examples, split_file
 from lmntk.features import Collator, FeatureDataset, RedrawnDataset, Renderer
 from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import HEAD_FILE, restore_extras
+from lmntk.models.families import is_causal, max_positions
+from lmntk.models.gguf import converted
 from lmntk.models.loading import (
     NUM_SEGMENTS,
     LoadOptions,
@@ -34,7 +37,6 @@ from lmntk.models.loading import (
     load_config,
     load_prompt_model,
     load_tokenizer,
-    max_positions,
 )
 from lmntk.models.lora import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from lmntk.models.lora import LoraSettings, stored_adapters
@@ -42,9 +44,12 @@ from lmntk.prompt_settings import PromptSettings, resolve_prompts
 from lmntk.prompts import label_word_ids
 from lmntk.results import kernel_path, logits_path, mode_and_task
 from lmntk.tasks import Task, find_task
-from lmntk.templates import Template
+from lmntk.templates import EXAMPLE_TEMPLATE, Template
 
 logger = logging.getLogger(__name__)
+
+GGUF_CACHE = "converted-models"
+MANY_SENTENCES = 10**6  # more than demonstrations can have
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,20 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     examples = {split: read_examples(task, path) for split, path in data_files.items()}
 
     source = _find_source(model_args)
-    config = load_config(model_args.config_name or source.weights, model_args.cache_dir)
+    if model_args.gguf_file is not None:
+        source = _from_gguf(source, model_args.gguf_file, data_args.data_dir, model_args.cache_dir)
+    config = load_config(model_args.config_name or source.weights, model_args.cache_dir, model_args.model_family)
     tokenizer_name = model_args.tokenizer_name or source.tokenizer
-    tokenizer = load_tokenizer(tokenizer_name, model_args.cache_dir, needs_mask=model_args.few_shot_type != "finetune")
+    causal = is_causal(config)
+    needs_mask = model_args.few_shot_type != "finetune" and not causal
+    tokenizer = load_tokenizer(tokenizer_name, model_args.cache_dir, needs_mask)
     prompts = resolve_prompts(task, data_args, max_positions(config), model_args.few_shot_type)
     words = label_word_ids(prompts.mapping, task.labels, tokenizer) if prompts.mapping else []
-    renderers = _renderers(task, prompts, examples, splits, data_args.data_dir, training_args.seed, tokenizer, words)
+    if causal:
+        _check_what_is_read(task, prompts)
+    renderers = _renderers(
+        task, prompts, examples, splits, data_args.data_dir, training_args.seed, tokenizer, words, causal
+    )
     datasets = {
         split: FeatureDataset.build(renderer, 1 if split == "train" else prompts.draws)
         for split, renderer in renderers.items()
@@ -159,6 +172,7 @@ def _renderers(
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
     label_words: Sequence[int],
+    causal: bool,
 ) -> dict[str, Renderer]:
     """What makes the prompts of each split.
 
@@ -180,9 +194,10 @@ def _renderers(
             )  # fmt: skip
             num_sentences = demonstrator.num_sentences
             texts = tuple(
-                template_with_demonstrations(text, task, prompts.demonstrations, demonstrator.shown) for text in texts
+                template_with_demonstrations(text, task, prompts.demonstrations, demonstrator.shown, causal)
+                for text in texts
             )
-        templates = [_parse(text, own, num_sentences, needs_mask=bool(prompts.mapping)) for text in texts]
+        templates = [_parse(text, own, num_sentences, bool(prompts.mapping), causal) for text in texts]
         renderers[split] = Renderer(
             split, own, examples[split], templates, tokenizer, prompts.limits, label_words, demonstrator
         )
@@ -214,8 +229,38 @@ def _demonstrator(
     )
 
 
-def _parse(text: str, task: Task, num_sentences: int, needs_mask: bool) -> Template:
+def _check_what_is_read(task: Task, prompts: PromptSettings) -> None:
+    """Warn of sentences of a query that stand behind the mask, where a causal model predicts and reads no more.
+
+    Raises:
+        UsageError: There is none before it; or in-context examples are to go there.
+    """
+    if prompts.demonstrations is not None and prompts.demonstrations.in_context == "tail":
+        raise UsageError(
+            "--gpt3_in_context_tail puts examples behind the query, where a causal language model reads nothing: take "
+            "--gpt3_in_context_head"
+        )
+    for text in prompts.templates:
+        whole = _parse(text, task, MANY_SENTENCES, bool(prompts.mapping), causal=False)
+        unread = sorted(whole.sentences - whole.for_causal().sentences)
+        names = " and ".join(f"sent_{index}" for index in unread)
+        if not whole.for_causal().sentences:
+            raise UsageError(
+                f"--template: a causal language model reads what stands before *mask*, and in '{text}' that is no "
+                f"sentence: put {names} before it, as in {EXAMPLE_TEMPLATE}"
+            )
+        if unread:
+            logger.warning(
+                "%s behind *mask* in '%s': a causal language model never reads it; a --template with all sentences "
+                "before *mask* asks about them all",
+                *(f"{names} stand{'s' if len(unread) == 1 else ''}", text),
+            )
+
+
+def _parse(text: str, task: Task, num_sentences: int, needs_mask: bool, causal: bool) -> Template:
     template = Template.parse(text, num_sentences, len(task.labels), task.name, needs_mask)
+    if causal:
+        template = template.for_causal()
     if not template.has_sentence:
         raise UsageError(f"--template has no sentence, such as *sent_0*: all prompts would be alike; it is '{text}'")
     return template
@@ -229,6 +274,20 @@ class _Source:
     tokenizer: str
     adapters: Path | None
     lora: LoraSettings | None
+
+
+def _from_gguf(source: _Source, gguf_file: str, data_dir: str, cache_dir: str | None) -> _Source:
+    """Convert a GGUF file, or find it converted: in ``--cache_dir``, or else beside the folder of k-shot splits."""
+    if source.adapters is not None:
+        raise UsageError(
+            f"--gguf_file: {source.adapters} holds LoRA adapters, which name their own model ({source.weights}): leave "
+            "the flag out"
+        )
+    place = Path(data_dir).absolute()
+    modes = [folder.parent for folder in place.parents if folder.name.startswith("k-shot")]
+    cache = Path(cache_dir) if cache_dir else [*modes, place.parent][0] / GGUF_CACHE
+    folder = str(first_does(lambda: converted(source.weights, gguf_file, cache)))
+    return replace(source, weights=folder, tokenizer=folder)
 
 
 def _find_source(model_args: ModelArguments) -> _Source:

@@ -14,22 +14,6 @@ from lmntk.solvers import SOLVERS
 from lmntk.tasks import Task, find_task
 
 
-class NotYet(NamedTuple):
-    """A flag of the frozen command line whose feature this version lacks, and the values that ask for it."""
-
-    flag: str
-    values: tuple[object, ...] | None  # None: any but the flag's default
-    feature: str
-    way_out: str = "leave the flag out"
-
-
-# The issue that brings a feature deletes its rows.
-NOT_YET = (
-    NotYet("model_family", ("causal",), "the causal family", "take a masked language model"),
-    NotYet("gguf_file", None, "reading GGUF files"),
-)
-
-
 class Bounds(NamedTuple):
     """The values that a number can take; None, where it is a flag's default, always passes."""
 
@@ -105,7 +89,6 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
                 raise UsageError(f"--{flag} works with --trainer kernel only: add that, or leave out --no_train")
     _check_training(model, training)
     _check_demonstrations(model, data)
-    _check_availability((model, data, training), flags)
     if not (training.do_train or training.do_eval or training.do_predict or training.dry_run):
         raise UsageError("nothing to do: pass --do_train, --do_eval or --do_predict")
     _check_folder(Path(training.output_dir), "output_dir")
@@ -310,15 +293,6 @@ def _check_demonstrations(model: ModelArguments, data: DataArguments) -> None:
         )
     if in_context and (data.template_path is not None and data.template_id is None):
         raise UsageError(f"{in_context[0]} takes one template: pick a line of --template_path with --template_id")
-
-
-def _check_availability(groups: tuple[Any, ...], flags: Mapping[str, Any]) -> None:
-    defaults = {name: field.default for group in groups for name, field in group.__dataclass_fields__.items()}
-    for flag, values, feature, way_out in NOT_YET:
-        value = flags[flag]
-        if value != defaults[flag] if values is None else value in values:
-            shown = f"--{flag}" if isinstance(value, bool) else f"--{flag} {value}"
-            raise UsageError(f"{shown}: {feature} is not available in this version yet; {way_out}")
 
 
 def _check_folder(folder: Path, flag: str) -> None:

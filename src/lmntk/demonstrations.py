@@ -195,13 +195,18 @@ class Demonstrator:
         return limit
 
 
-def template_with_demonstrations(template: str, task: Task, settings: DemonstrationSettings, shown: int) -> str:
+def template_with_demonstrations(
+    template: str, task: Task, settings: DemonstrationSettings, shown: int, causal: bool = False
+) -> str:
     """Extend the template of a query by as many demonstrations as are `shown`; without `settings.auto`, leave it.
 
     A demonstration is the query's template without ``*cls*``, with its own sentences, and its label word in the place
     of the mask. It goes behind what is there. In-context examples for the head go in front of what is there, one after
     the other: the first of them stands next to the query, and ``*cls*`` stays where it was, in front of the query's
     own part. So LM-BFF has it.
+
+    A causal model reads nothing behind the query: it gets ``*cls*`` first, then the demonstrations in the same order,
+    those of in-context examples for the head included, then the query.
 
     Raises:
         UsageError: The query's template does not fit the task; see `Template.parse`.
@@ -210,12 +215,16 @@ def template_with_demonstrations(template: str, task: Task, settings: Demonstrat
         return template
     parts = Template.parse(template, task.num_sentences, len(task.labels), task.name).parts
     words = list(zip(filter(None, template.split("*")), parts, strict=True))
-    whole = _write(words)
+    ones = []
     for position in range(shown):
         label = f"labelx_{position}" if settings.in_context else f"label_{position // settings.num_demo}"
-        one = _write(words, task.num_sentences * (1 + position), label)
-        whole = one + whole if settings.in_context == "head" else whole + one
-    return whole
+        ones.append(_write(words, task.num_sentences * (1 + position), label))
+    in_front = settings.in_context == "head"
+    demonstrations = "".join(reversed(ones) if in_front else ones)
+    if causal:
+        start = "*cls*" if _CLS in parts else ""
+        return start + demonstrations + _write([(word, part) for word, part in words if part != _CLS])
+    return demonstrations + _write(words) if in_front else _write(words) + demonstrations
 
 
 def _write(words: Sequence[tuple[str, Part]], first_sentence: int = 0, label: str = "") -> str:

@@ -50,7 +50,8 @@ class Prompt:
     Attributes:
         input_ids: `[L]` token ids.
         segment_ids: `[L]` token type ids.
-        mask_position: Where in `input_ids` the template's mask stands; of a template without one, the first token.
+        mask_position: Where in `input_ids` the template's mask stands; of a template without one, the first token. For
+            a causal model it is the last token: what comes behind it is predicted.
         full_length: Number of tokens before the cut to `max_seq_length`.
     """
 
@@ -71,6 +72,9 @@ def render(
 ) -> Prompt:
     """Fill a template in.
 
+    For a causal model ``*cls*`` is the tokenizer's BOS token, or nothing where it has none, ``*sep*`` is nothing, and
+    the prompt ends where the mask would stand.
+
     Args:
         template: From `Template.parse`.
         texts: The texts of ``sent_0``, ``sent_1``, …
@@ -81,8 +85,8 @@ def render(
         name: What messages call the example, such as ``example 3 of train``.
 
     Raises:
-        UsageError: The mask does not survive the cut, the tokenizer lacks a special token of the template, or
-            ``labelx_i`` has no in-context example.
+        UsageError: The mask does not survive the cut, the tokenizer lacks a special token of the template,
+            ``labelx_i`` has no in-context example, or nothing is left for a causal model to read.
     """
     ids: list[int] = []
     segments: list[int] = []
@@ -90,7 +94,7 @@ def render(
     for part in template.parts:
         match part:
             case SpecialPart():
-                tokens = [_special_id(part, tokenizer)]
+                tokens = _special_ids(part, tokenizer, template.causal)
             case SentencePart():
                 limit = limits.first_sent_limit if part.index == 0 else limits.other_sent_limit
                 tokens = _encode(part.apply(texts[part.index]), tokenizer)[:limit]
@@ -100,7 +104,7 @@ def render(
                 tokens = _literal_ids(part.text, tokenizer)
         # The template's own mask counts: a sentence may hold the text of a mask token before it.
         if part == MASK:
-            mask_position = len(ids)
+            mask_position = len(ids) - template.causal
         ids += tokens
         segments += [segment] * len(tokens)
         if part == SEGMENT_END:
@@ -108,16 +112,25 @@ def render(
 
     start = max(0, len(ids) - limits.max_seq_length) if limits.truncate_head else 0
     kept = slice(start, start + limits.max_seq_length)
+    if not ids:
+        raise UsageError(f"the prompt of {name} has no token, as its text is empty: take it out of its file")
     if MASK not in template.parts:
-        mask_position = start
+        mask_position = start + len(ids[kept]) - 1 if template.causal else start
     elif not start <= mask_position < start + limits.max_seq_length:
         raise UsageError(_mask_cut_away(template, texts, limits, len(ids), name))
     return Prompt(tuple(ids[kept]), tuple(segments[kept]), mask_position - start, len(ids))
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if text.startswith(" ") and _adds_space(tokenizer):
+        text = text[1:]
     # Not verbose: it would warn of texts longer than the model takes, which are cut here anyway.
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+
+def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer puts a space in front of a text that has one already, as Llama 2's does."""
+    return len(pieces := tokenizer.tokenize(" a")) == 2 and pieces[1:] == tokenizer.tokenize("a")
 
 
 def _literal_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -133,8 +146,10 @@ def _known_id(token: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
     return token_id if isinstance(token_id, int) and token_id != tokenizer.unk_token_id else None
 
 
-def _special_id(part: SpecialPart, tokenizer: PreTrainedTokenizerBase) -> int:
+def _special_ids(part: SpecialPart, tokenizer: PreTrainedTokenizerBase, causal: bool) -> list[int]:
     kind = part.name.removesuffix("+")
+    if causal:
+        return [tokenizer.bos_token_id] if kind == "cls" and tokenizer.bos_token_id is not None else []
     token_id = getattr(tokenizer, f"{kind}_token_id")
     if token_id is None:
         raise UsageError(
@@ -142,7 +157,7 @@ def _special_id(part: SpecialPart, tokenizer: PreTrainedTokenizerBase) -> int:
             f"choose a model that has one (--model_name_or_path, --tokenizer_name)"
             + ("" if part == MASK else " or leave it out of --template")
         )
-    return token_id
+    return [token_id]
 
 
 def _label_of(part: LabelPart, context_labels: Sequence[int]) -> int:
@@ -174,9 +189,9 @@ def _mask_cut_away(template: Template, texts: Sequence[str], limits: Limits, len
         ways.append("leave out --truncate_head")
     lines = (" ".join(text.split()) for text in texts)
     shown = " | ".join(line if len(line) <= 60 else line[:59] + "…" for line in lines)
-    return (
-        f"the mask of {name} was cut away, its prompt has {length} tokens: {', or '.join(ways)}; its text is '{shown}'"
-    )
+    lost = "end" if template.causal else "mask"
+    what = f"the {lost} of {name} was cut away, its prompt has {length} tokens"
+    return f"{what}: {', or '.join(ways)}; its text is '{shown}'"
 
 
 def parse_mapping(mapping: str | Mapping[str, str], labels: Sequence[str]) -> dict[str, str]:
@@ -251,7 +266,8 @@ def label_word_ids(mapping: Mapping[str, str], labels: Sequence[str], tokenizer:
 
 
 def _label_word_id(word: str, label: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    pieces = [word] if word.startswith(("<", "[", ".", ",")) else tokenizer.tokenize(" " + word)
+    space = "" if _adds_space(tokenizer) else " "
+    pieces = [word] if word.startswith(("<", "[", ".", ",")) else tokenizer.tokenize(space + word)
     if len(pieces) != 1:
         raise UsageError(
             f"label word '{word}' (label {label}) is {len(pieces)} pieces for this model ({' '.join(pieces)}): "

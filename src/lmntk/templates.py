@@ -72,10 +72,17 @@ _MISSPELT = re.compile(
 
 @dataclass(frozen=True)
 class Template:
-    """A template taken apart, fit for the sentences and classes it was parsed for."""
+    """A template taken apart, fit for the sentences and classes it was parsed for.
+
+    Attributes:
+        text: As it was written.
+        parts: In their order.
+        causal: Whether it asks a causal model, which predicts what comes behind its last token.
+    """
 
     text: str
     parts: tuple[Part, ...]
+    causal: bool = False
 
     @classmethod
     def parse(
@@ -110,10 +117,20 @@ class Template:
             )
         return cls(text, tuple(parts))
 
+    def for_causal(self) -> Template:
+        """The same for a causal model: its label word stands where the mask does, and nothing behind it is read."""
+        end = self.parts.index(MASK) + 1 if MASK in self.parts else len(self.parts)
+        return Template(self.text, self.parts[:end], causal=True)
+
+    @property
+    def sentences(self) -> set[int]:
+        """The indices of the sentences that get into the prompt."""
+        return {part.index for part in self.parts if isinstance(part, SentencePart)}
+
     @property
     def has_sentence(self) -> bool:
         """Whether anything of an example gets into its prompt."""
-        return any(isinstance(part, SentencePart) for part in self.parts)
+        return bool(self.sentences)
 
 
 def _parse_part(word: str, template: str, num_sentences: int, num_labels: int, task_name: str) -> Part:

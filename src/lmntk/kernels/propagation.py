@@ -17,7 +17,7 @@ class Passage:
     """What a module was given and gave in one forward pass.
 
     Attributes:
-        inputs: Its first argument.
+        inputs: What its layer type wants to know of what it was given.
         output: What came out, part of the graph.
         calls: How often it was called.
     """
@@ -41,13 +41,13 @@ class Record:
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     passages: dict[str, Passage] = field(default_factory=dict)
 
-    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
+    def hook(self, name: str, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Tensor]:
         """Return the forward hook that records the module `name`."""
 
-        def record(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor:
-            if not arguments or not all(isinstance(value, Tensor) for value in (arguments[0], output)):
+        def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Tensor:
+            inputs = layer.given(arguments, keywords)
+            if not all(isinstance(value, Tensor) for value in (inputs, output)):
                 return output
-            inputs = arguments[0]
             if output.shape[0] == 1 < self.size and output.dim() > 2:
                 # An output broadcast over the batch would have its gradient summed over the examples.
                 output = output.expand(self.size, *output.shape[1:])
@@ -62,12 +62,12 @@ class Record:
 
 
 def run(
-    modules: Mapping[str, nn.Module], call: Callable[[Batch], Tensor], batch: Batch
+    layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch
 ) -> tuple[Record, dict[str, list[Tensor]]]:
     """Propagate a batch forward, and each logit backward.
 
     Args:
-        modules: The modules to record, by name; no parameter of theirs needs a gradient.
+        layers: The layers whose modules to record, by name; no parameter of theirs needs a gradient.
         call: Calls the model with a batch and returns its logits, ``[B, C]``.
         batch: Some examples.
 
@@ -75,7 +75,9 @@ def run(
         The record, and for every recorded module the gradient of each logit at its output.
     """
     record = Record(len(tree_leaves(batch)[0]))
-    handles = [module.register_forward_hook(record.hook(name)) for name, module in modules.items()]
+    handles = [
+        layer.module.register_forward_hook(record.hook(name, layer), with_kwargs=True) for name, layer in layers.items()
+    ]
     try:
         with torch.enable_grad():
             logits = record.logits = call(batch)
@@ -100,5 +102,5 @@ def factors(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch:
     """Return the factors of a batch in every layer."""
     if not layers:
         return {}
-    record, gradients = run({name: layer.module for name, layer in layers.items()}, call, batch)
+    record, gradients = run(layers, call, batch)
     return {name: layers[name].factors(record.passages[name].inputs, gradients.pop(name)) for name in list(gradients)}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from lmntk.models import layer_types  # noqa: F401  (teaches the factored engine)
+from lmntk.models.families import decoder_of, is_causal, reading_from_left
 from lmntk.models.last_layer import Position, narrow_last_layer
 
 LogitsFunction = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
@@ -32,7 +34,7 @@ class PositionModel(nn.Module):
         self._narrows = narrows
         if narrows:
             narrow_last_layer(lm, self._position)
-            lm.base_model.register_forward_hook(self._keep_one_position)
+            decoder_of(lm).register_forward_hook(self._keep_one_position)
         self.lm = lm
         self.binary_classification = binary_classification
 
@@ -41,7 +43,7 @@ class PositionModel(nn.Module):
         """The linear layer that gives the logits."""
         raise NotImplementedError
 
-    def head_logits(self, **inputs: Tensor | None) -> Tensor:
+    def head_logits(self, **inputs: Any) -> Tensor:
         """Return all classes' logits, ``[B, C]``, of what transformers models take."""
         raise NotImplementedError
 
@@ -80,18 +82,22 @@ class PositionModel(nn.Module):
         """Return the logits.
 
         Args:
-            input_ids: Tokens, int64 ``[B, L]``.
-            mask_pos: The position that predicts, int64 ``[B]``.
+            input_ids: Tokens, int64 ``[B, L]``; padding may stand on either side.
+            mask_pos: The position that predicts, int64 ``[B]``: the mask, or the last token for a causal model.
             attention_mask: 1 for tokens, 0 for padding, ``[B, L]``; None where nothing is padded.
             token_type_ids: Segments, int64 ``[B, L]``, for architectures that have them.
 
         Returns:
             Logits ``[B, C]``, or ``[B, 1]`` under `binary_classification`.
         """
-        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        inputs: dict[str, Any] = {"attention_mask": attention_mask}
+        if is_causal(self.lm.config):
+            inputs = reading_from_left(self.lm, input_ids, attention_mask)
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
         self._position.indices = mask_pos if self._narrows else None
         try:
-            logits = self.head_logits(input_ids=input_ids, attention_mask=attention_mask, **segments)
+            logits = self.head_logits(input_ids=input_ids, **inputs)
         finally:
             self._position.indices = None
         return logits[:, 1:] - logits[:, :1] if self.binary_classification else logits

@@ -1,12 +1,14 @@
 """Models that classify the plain text with a head of their own (``--few_shot_type finetune``)."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lmntk.errors import UsageError
 from lmntk.models.base import PositionModel
+from lmntk.models.families import is_causal
 
 # Their heads look at the first token and nothing else.
 _READS_FIRST_TOKEN = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"}
@@ -18,10 +20,19 @@ class SequenceClassifier(PositionModel):
     Args:
         lm: The model.
         binary_classification: Make the logits the single difference f₁ − f₀, ``[B, 1]``.
+
+    Raises:
+        UsageError: The head of a causal model is no layer on its last token.
     """
 
     def __init__(self, lm: PreTrainedModel, binary_classification: bool = False) -> None:
-        super().__init__(lm, binary_classification, narrows=_reads_first_token(lm.config))
+        self._reads_last_token = is_causal(lm.config)
+        if self._reads_last_token and not isinstance(getattr(lm, "score", None), nn.Linear):
+            raise UsageError(
+                f"--few_shot_type finetune: the classification head of {lm.config.model_type} is not known here; add "
+                "--from_linearhead, which puts one linear layer on the last token, or take --few_shot_type prompt"
+            )
+        super().__init__(lm, binary_classification, narrows=_reads_one_token(lm.config))
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
         self._last_layer_name = next(name for name, module in self.named_modules() if module is linear[-1])
 
@@ -35,13 +46,16 @@ class SequenceClassifier(PositionModel):
         """The number of classes, or 1 for a score."""
         return self.last_layer.out_features
 
-    def head_logits(self, **inputs: Tensor | None) -> Tensor:
+    def head_logits(self, **inputs: Any) -> Tensor:
         """Return the classes' logits, ``[B, C]``."""
+        if self._reads_last_token:
+            # The model's own forward looks for the last token by what padding is called; here it has been chosen.
+            return self.last_layer(self.lm.base_model(**inputs).last_hidden_state[:, 0])
         return self.lm(**inputs).logits
 
 
-class FirstTokenClassifier(PositionModel):
-    """An encoder and one linear layer on the last hidden state of the first token.
+class OneTokenClassifier(PositionModel):
+    """An encoder and one linear layer on the last hidden state of the first token; of the last, in a causal model.
 
     So were the no-prompt kernels published with Malladi et al. 2023 computed. The layer is zero until it is fitted.
 
@@ -53,7 +67,9 @@ class FirstTokenClassifier(PositionModel):
 
     def __init__(self, encoder: PreTrainedModel, num_classes: int, binary_classification: bool = False) -> None:
         super().__init__(encoder, binary_classification)
-        self.classifier = nn.Linear(encoder.config.hidden_size, num_classes)
+        # OPT-350m's last hidden state is as narrow as its word embeddings.
+        width = getattr(encoder.config, "word_embed_proj_dim", encoder.config.hidden_size)
+        self.classifier = nn.Linear(width, num_classes)
         with torch.no_grad():
             for parameter in self.classifier.parameters():
                 parameter.zero_()
@@ -73,12 +89,12 @@ class FirstTokenClassifier(PositionModel):
         """What the names of the encoder's parameters begin with."""
         return "lm."
 
-    def head_logits(self, **inputs: Tensor | None) -> Tensor:
+    def head_logits(self, **inputs: Any) -> Tensor:
         """Return the classes' logits, ``[B, C]``."""
         return self.classifier(self.lm(**inputs).last_hidden_state[:, 0])
 
 
-def _reads_first_token(config: PretrainedConfig) -> bool:
+def _reads_one_token(config: PretrainedConfig) -> bool:
     if config.model_type == "modernbert":
         return config.classifier_pooling == "cls"
-    return config.model_type in _READS_FIRST_TOKEN
+    return is_causal(config) or config.model_type in _READS_FIRST_TOKEN

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -25,9 +24,11 @@ from lmntk.errors import UsageError
 from lmntk.models.attention import use_plain_attention
 from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import restore_extras, without_progress_bars
-from lmntk.models.classification import FirstTokenClassifier, SequenceClassifier
+from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
+from lmntk.models.families import AUTO_CLASSES, choose_family, family_of, is_causal
 from lmntk.models.lora import LoraSettings, add_adapters
 from lmntk.models.prompt_model import PromptModel
+from lmntk.models.rms_norm import use_plain_rms_norms
 
 Model = TypeVar("Model", bound=PositionModel)
 
@@ -59,34 +60,27 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None, needs_mask: 
         )
     if needs_mask and tokenizer.mask_token_id is None:
         raise UsageError(
-            f"the tokenizer of '{name_or_path}' has no mask token, so this is no masked language model; "
-            "--model_name_or_path needs one, such as roberta-base"
+            f"the tokenizer of '{name_or_path}' has no mask token, which the prompts of a masked language model need: "
+            "name another with --tokenizer_name, or another model with --model_name_or_path"
         )
     return tokenizer
 
 
-def load_config(name_or_path: str, cache_dir: str | None = None) -> PretrainedConfig:
-    """Load the configuration of a checkpoint.
+def load_config(name_or_path: str, cache_dir: str | None = None, family: str | None = None) -> PretrainedConfig:
+    """Load the configuration of a checkpoint, which says from then on of which family the model is.
+
+    Args:
+        name_or_path: A name on the hub or a local folder.
+        cache_dir: Where downloads are kept.
+        family: ``"masked"`` or ``"causal"``; None leaves the choice to the configuration.
 
     Raises:
-        UsageError: There is no configuration there, or of an architecture without a masked-language-model form.
+        UsageError: There is no configuration there, or transformers has no such language model of its architecture.
     """
     with _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "a model"):
         config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir)
-    if type(config) not in AutoModelForMaskedLM._model_mapping:
-        raise UsageError(
-            f"'{name_or_path}' is of type {config.model_type}, which has no masked language model; "
-            "--model_name_or_path takes BERT, RoBERTa, DistilBERT, ModernBERT and their like"
-        )
+    choose_family(config, family)
     return config
-
-
-def max_positions(config: PretrainedConfig) -> int | None:
-    """Return the longest sequence the model can read, in tokens; None where nothing limits it."""
-    positions = getattr(config, "max_position_embeddings", None)
-    # RoBERTa and its heirs number positions from padding_idx + 1 on, so that many rows are never a position.
-    counts_from_padding = config.model_type in {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"}
-    return positions - config.pad_token_id - 1 if positions and counts_from_padding else positions
 
 
 class LoadOptions(TypedDict, total=False):
@@ -117,7 +111,7 @@ def load_prompt_model(
     binary_classification: bool = False,
     **options: Unpack[LoadOptions],
 ) -> PromptModel:
-    """Load a masked language model, in eval mode, as a prompt model.
+    """Load a language model, in eval mode, as a prompt model.
 
     Args:
         name_or_path: A name on the hub or a local folder.
@@ -142,15 +136,16 @@ def load_classifier(
     first_token: bool = False,
     binary_classification: bool = False,
     **options: Unpack[LoadOptions],
-) -> SequenceClassifier | FirstTokenClassifier:
+) -> SequenceClassifier | OneTokenClassifier:
     """Load an encoder with a classification head, in eval mode.
 
     Args:
         name_or_path: A name on the hub or a local folder.
         config: The checkpoint's configuration.
         num_classes: The number of classes, or 1 for a score.
-        first_token: Take one linear layer on the first token as the head, zero until it is fitted, and not the head
-            that transformers has for the architecture. A head of this kind beside the weights is taken from there.
+        first_token: Take one linear layer on the first token (the last of a causal model) as the head, zero until it
+            is fitted, and not the head that transformers has for the architecture. A head of this kind beside the
+            weights is taken from there.
         binary_classification: Make the logits the single difference f₁ − f₀.
         **options: See `LoadOptions`.
 
@@ -160,12 +155,13 @@ def load_classifier(
     if first_token:
         lm, absent = _language_model(name_or_path, config, options)
         _warn_of_random_weights(name_or_path, {name for name in absent if name.startswith(_prefix(lm))})
-        classifier = FirstTokenClassifier(cast(PreTrainedModel, lm.base_model), num_classes, binary_classification)
+        classifier = OneTokenClassifier(cast(PreTrainedModel, lm.base_model), num_classes, binary_classification)
         return _finished(classifier, name_or_path, options)
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise UsageError(
             f"--few_shot_type finetune: transformers has no classification head for {config.model_type}; add "
-            "--from_linearhead, which puts one linear layer on the first token, or take --few_shot_type prompt"
+            f"--from_linearhead, which puts one linear layer on the {'last' if is_causal(config) else 'first'} token, "
+            "or take --few_shot_type prompt"
         )
     seed = options.get("seed", SEED)
     set_seed(seed)
@@ -193,14 +189,15 @@ def _language_model(
     set_seed(options.get("seed", SEED))
     config = copy.deepcopy(config)  # tying and segments are changed below
     absent: set[str] = set()
+    auto = AUTO_CLASSES[family_of(config)]
     if options.get("random_init"):
         config.tie_word_embeddings = True
-        lm = AutoModelForMaskedLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        lm = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
         _untie(lm, stored_names=set())
     else:
         # Tied, transformers would overwrite a decoder that the checkpoint stores with the word embeddings.
         config.tie_word_embeddings = False
-        lm, missing = _load(AutoModelForMaskedLM, name_or_path, config, options.get("cache_dir"))
+        lm, missing = _load(auto, name_or_path, config, options.get("cache_dir"))
         stored = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - missing
         absent = missing - _untie(lm, stored)
     _prepare(lm, options)
@@ -212,6 +209,7 @@ def _prepare(lm: PreTrainedModel, options: LoadOptions) -> None:
     if lm.config.model_type == "bert":
         _grow_segments(lm, options.get("random_segment", False))
     use_plain_attention(lm)
+    use_plain_rms_norms(lm)
     lora = options.get("lora")
     if lora is not None:
         add_adapters(lm, lora)
@@ -257,7 +255,9 @@ def _load(
             f"{', '.join(sorted(mismatched))}"
         )
     if {name for name, _ in lm.named_parameters(remove_duplicate=False)} <= missing:
-        raise UsageError(f"'{name_or_path}' holds no weight of a {config.model_type} masked language model")
+        raise UsageError(
+            f"'{name_or_path}' holds no weight of a {config.model_type} {family_of(config)} language model"
+        )
     return lm, missing
 
 

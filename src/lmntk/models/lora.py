@@ -19,8 +19,16 @@ NAME_PREFIX = "base_model.model."
 # What peft can do with an adapter beside W + (alpha / rank) B A.
 _OTHER_FORMS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
-# Query and value projections, as the architectures call them. ModernBERT's come, with the keys', from one matrix.
-_PROJECTIONS = (("query", "value"), ("q_lin", "v_lin"), ("q_proj", "v_proj"), ("query_proj", "value_proj"), ("Wqkv",))
+# Query and value projections, as the architectures call them. ModernBERT's and GPT-2's come, with the keys', from one
+# matrix.
+_PROJECTIONS = (
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("q_proj", "v_proj"),
+    ("query_proj", "value_proj"),
+    ("Wqkv",),
+    ("c_attn",),
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,11 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings) -> None:
         )
     from peft import LoraConfig, inject_adapter_in_model  # here, since it takes seconds that other runs need not wait
 
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets))
+    # GPT-2 stores its weights transposed.
+    transposed = targets == ("c_attn",)
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets), fan_in_fan_out=transposed
+    )
     inject_adapter_in_model(config, lm)
     # An encoder that is taken out of its language model keeps them.
     encoder: Any = lm.base_model

@@ -1,13 +1,12 @@
 """A language model that answers a prompt: the logits of its label words at one position of the sequence."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from lmntk.kernels.layers import LinearLayer, register
 from lmntk.models.base import PositionModel
@@ -36,9 +35,8 @@ class LabelWordDecoder(nn.Module):
         return F.linear(hidden, self.weight[self.label_word_ids], bias)
 
 
-# Its gradient is that of a linear layer of some rows; Conv1D is one with its weight transposed.
+# Its gradient is that of a linear layer of some rows.
 register(LabelWordDecoder, LinearLayer)
-register(Conv1D, LinearLayer)
 
 
 class PromptModel(PositionModel):
@@ -74,7 +72,7 @@ class PromptModel(PositionModel):
         """The token of each class's label word, in logit order."""
         return self.last_layer.label_word_ids.tolist()
 
-    def head_logits(self, **inputs: Tensor | None) -> Tensor:
+    def head_logits(self, **inputs: Any) -> Tensor:
         """Return the label words' logits, ``[B, C]``."""
         return self.lm(**inputs).logits[:, 0]
 

@@ -310,7 +310,7 @@ def _that_see_examples(layers: dict[str, Layer], problem: KernelProblem) -> dict
     kept = layers
     for size in (1, 3):  # one of the two is not, by accident, the number of tokens
         batch = problem.train.batch([problem.typical_example] * size)
-        record, _ = propagation.run({name: layer.module for name, layer in kept.items()}, problem.call, batch)
+        record, _ = propagation.run(kept, problem.call, batch)
         seen = {
             name
             for name, passage in record.passages.items()

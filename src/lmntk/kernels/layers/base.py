@@ -1,7 +1,7 @@
 """What a layer type is to the factored engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +54,11 @@ class Layer(ABC):
     def __init__(self, module: nn.Module, counted: frozenset[str]) -> None:
         self.module = module
         self.counted = counted
+
+    @staticmethod
+    def given(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        """Return what of a module's arguments `factors` is to be told of: its first one."""
+        return arguments[0] if arguments else None
 
     @abstractmethod
     def factors(self, inputs: Tensor, gradients: Gradients) -> Any:

@@ -1,0 +1,32 @@
+"""RMSNorm in the model's own dtype: what transformers has computes in float32, which costs float64 half its digits."""
+
+import torch
+from torch import nn
+
+
+def use_plain_rms_norms(model: nn.Module) -> None:
+    """Put torch's RMSNorm, under the same names, where a model has one of transformers' that gives the same.
+
+    Others, such as Gemma's, which adds one to its weights, stay.
+    """
+    for name, module in list(model.named_modules()):
+        plain = _plain_of(module)
+        if plain is not None:
+            model.set_submodule(name, plain)
+
+
+def _plain_of(module: nn.Module) -> nn.RMSNorm | None:
+    """The module as torch has it; None if it is no RMSNorm, or another one."""
+    eps = getattr(module, "variance_epsilon", None)
+    own = dict(module.named_parameters())
+    if eps is None or list(own) != ["weight"] or own["weight"].dim() != 1 or type(module) is nn.RMSNorm:
+        return None
+    weight = own["weight"]
+    plain = nn.RMSNorm(len(weight), eps=eps, device=weight.device, dtype=weight.dtype)
+    plain.weight = module.weight  # type: ignore[assignment]
+    # Two vectors, one of them so short that eps counts.
+    probe = torch.linspace(-1, 2, 2 * len(weight), dtype=torch.float32, device=weight.device).view(2, -1).sin()
+    probe[1] *= eps**0.5
+    with torch.no_grad():
+        same = torch.allclose(module(probe), plain(probe.to(weight.dtype)).to(probe.dtype), rtol=1e-4, atol=1e-7)
+    return plain.train(module.training) if same else None
