@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
 from lmntk.errors import UsageError
-from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer, max_positions
+from lmntk.models.families import max_positions
+from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
 from tiny_models import ARCHITECTURES, save_tiny_checkpoint, tiny_config
 
 LABEL_WORDS = (20, 31)

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
@@ -26,7 +25,7 @@ from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.lora import LoraSettings, add_adapters
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
-from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
+from tiny_tokenizers import make_bert_tokenizer, make_gpt2_tokenizer, make_roberta_tokenizer
 
 MASKED = ("bert", "roberta", "distilbert", "modernbert")
 # Two of OPT: that with a projection of its word embeddings (as of 350 million parameters) has its norms behind.
@@ -147,11 +146,14 @@ class PaddedPrompts:
 
 def save_tiny_checkpoint(architecture: str, folder: Path, seed: int = 0) -> Path:
     """Write a checkpoint as people have it: decoder tied and not stored, tokenizer beside it."""
-    wordpiece = architecture in ("bert", "distilbert")
-    tokenizer = (make_bert_tokenizer if wordpiece else make_roberta_tokenizer)(folder)
+    if architecture in CAUSAL:
+        tokenizer = make_gpt2_tokenizer(folder)
+    else:
+        wordpiece = architecture in ("bert", "distilbert")
+        tokenizer = (make_bert_tokenizer if wordpiece else make_roberta_tokenizer)(folder)
     torch.manual_seed(seed)
     config = tiny_config(architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    lm = AutoModelForMaskedLM.from_config(config).eval()
+    lm = AUTO_CLASSES[family_of(config)].from_config(config).eval()
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.add_(INITIALIZER_RANGE * torch.randn_like(parameter))
@@ -169,7 +171,7 @@ def add_noise(module: torch.nn.Module, seed: int = 0) -> None:
 
 def tiny_classification_config(family: str, num_labels: int = 2):
     """The configuration of one of `CLASSIFIERS` with a head for some classes."""
-    architecture, _, pooling = family.partition("-")
+    architecture, _, pooling = family.partition("-") if family.startswith("modernbert") else (family, "", "")
     config = tiny_config(architecture)
     config.num_labels = num_labels
     if pooling:
@@ -191,9 +193,10 @@ def tiny_classifier(
     config = tiny_classification_config(family, num_labels)
     attention = OTHER_ATTENTION[config.model_type]
     if first_token:
-        lm = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).base_model
+        lm = AUTO_CLASSES[family_of(config)].from_config(config, attn_implementation=attention).base_model
     else:
         lm = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+    use_plain_rms_norms(lm)
     if our_attention:
         use_plain_attention(lm)
     lm = lm.eval().to(dtype)
@@ -214,6 +217,12 @@ def save_tiny_classification_checkpoint(family: str, folder: Path, num_labels: i
 def classified(prompts: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     """The examples of `tiny_prompts` as classifiers take them: it is the first position that predicts."""
     return [{**prompt, "mask_pos": torch.zeros_like(prompt["mask_pos"])} for prompt in prompts]
+
+
+def ending(prompts: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """The examples of `tiny_prompts` as causal models take them: it is the last position that predicts."""
+    last = [torch.tensor([prompt["input_ids"].shape[1] - 1]) for prompt in prompts]
+    return [{**prompt, "mask_pos": position} for prompt, position in zip(prompts, last, strict=True)]
 
 
 def tiny_adapted_prompt_model(

@@ -40,17 +40,30 @@ def make_roberta_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Written to `folder` so that `AutoTokenizer.from_pretrained(folder)` loads it.
     """
+    _write_bytes_and_merges(folder, ["<s>", "<pad>", "</s>", "<unk>"], ["<mask>"])
+    return _load(folder, {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False})
+
+
+def make_gpt2_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The same as GPT-2 has it: one special token, for the beginning and the end; none for padding or a mask.
+
+    Written to `folder` so that `AutoTokenizer.from_pretrained(folder)` loads it.
+    """
+    _write_bytes_and_merges(folder, ["<|endoftext|>"], [])
+    return _load(folder, {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False})
+
+
+def _write_bytes_and_merges(folder: Path, first: list[str], last: list[str]) -> None:
     merges: dict[tuple[str, str], None] = {}
     for word in WORDS:
         for end in range(len(word)):
             merges["Ġ" + word[:end], word[end]] = None
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), *map("".join, merges), "<mask>"]
+    tokens = [*first, *sorted(ByteLevel.alphabet()), *map("".join, merges), *last]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *map(" ".join, merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return _load(folder, {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False})
 
 
 def _load(folder: Path, config: dict[str, object]) -> PreTrainedTokenizerBase:

@@ -14,7 +14,8 @@ from lmntk.features import Collator, Feature, FeatureDataset, Renderer
 from lmntk.kernels import FORMULAS, KernelProblem
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes
-from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer, max_positions
+from lmntk.models.families import max_positions
+from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
 from lmntk.models.prompt_model import PromptModel
 from lmntk.prompt_settings import resolve_prompts
 from lmntk.prompts import label_word_ids
