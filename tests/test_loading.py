@@ -6,12 +6,22 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM
+from torch import nn
+from transformers import AutoConfig
 
 from lmntk.errors import UsageError
-from lmntk.models.families import max_positions
+from lmntk.models.families import AUTO_CLASSES, family_of, max_positions
 from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
-from tiny_models import ARCHITECTURES, save_tiny_checkpoint, tiny_config
+from tiny_models import (
+    ARCHITECTURES,
+    CAUSAL,
+    TYPICAL_CAUSAL,
+    PaddedPrompts,
+    prompts_for,
+    save_tiny_checkpoint,
+    tiny_config,
+    tiny_prompt_model,
+)
 
 LABEL_WORDS = (20, 31)
 
@@ -25,16 +35,18 @@ def rewrite_weights(folder, change):
     save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def embeddings_key(weights):
-    return next(name for name in weights if name.endswith(("word_embeddings.weight", "tok_embeddings.weight")))
+def load_with_transformers(folder):
+    return AUTO_CLASSES[family_of(AutoConfig.from_pretrained(folder))].from_pretrained(folder).eval()
+
+
+def some_tokens(size=3, length=9):
+    return torch.randint(6, 100, (size, length), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_logits_are_the_language_models_own_at_the_mask(architecture, tmp_path):
+def test_the_logits_are_the_language_models_own_at_the_position_that_predicts(architecture, tmp_path):
     save_tiny_checkpoint(architecture, tmp_path)
-    model = load(tmp_path)
-    plain = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
-    ids = torch.randint(6, 100, (3, 9), generator=torch.Generator().manual_seed(0))
+    model, plain, ids = load(tmp_path), load_with_transformers(tmp_path), some_tokens()
     positions = torch.tensor([2, 5, 8])
     with torch.no_grad():
         expected = plain(input_ids=ids).logits[torch.arange(3), positions][:, list(LABEL_WORDS)]
@@ -47,12 +59,36 @@ def test_the_logits_are_the_language_models_own_at_the_mask(architecture, tmp_pa
 def test_padding_does_not_change_logits(architecture, tmp_path):
     save_tiny_checkpoint(architecture, tmp_path)
     model = load(tmp_path, dtype=torch.float64)
-    ids = torch.randint(6, 100, (2, 7), generator=torch.Generator().manual_seed(0))
+    ids = some_tokens(2, 7)
     positions = torch.tensor([2, 5])
-    pad = model.lm.config.pad_token_id
+    # GPT-2's tokenizer has no token for it.
+    pad = model.lm.config.pad_token_id or 0
     padded = torch.cat([ids, torch.full((2, 4), pad)], dim=1)
     mask = torch.tensor([[1] * 7 + [0] * 4] * 2)
     torch.testing.assert_close(model(padded, positions, attention_mask=mask), model(ids, positions), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_a_causal_models_logits_depend_on_no_padding_on_either_side_to_1e_12(architecture, side):
+    model, prompts = tiny_prompt_model(architecture), prompts_for(architecture, [9, 4, 12, 7])
+    batch = PaddedPrompts(prompts, side).batch(range(4))
+    assert len(set(batch["mask_pos"].tolist())) == (1 if side == "left" else 4)
+    alone = torch.cat([model(**prompt) for prompt in prompts])
+    # What stands in the padding is nothing either.
+    batch["input_ids"] = torch.where(batch["attention_mask"] == 0, some_tokens(4, 12) % 60, batch["input_ids"])
+    torch.testing.assert_close(model(**batch), alone, rtol=1e-12, atol=1e-12)
+    assert alone.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_what_stands_behind_the_position_changes_no_logit_of_a_causal_model(architecture):
+    model, ids, positions = tiny_prompt_model(architecture), some_tokens() % 60, torch.tensor([2, 5, 7])
+    others = torch.where(torch.arange(9) > positions[:, None], (ids + 7) % 60, ids)
+    assert not torch.equal(ids, others)
+    torch.testing.assert_close(model(others, positions), model(ids, positions), rtol=1e-12, atol=1e-12)
+    before = torch.where(torch.arange(9) == 0, (ids + 7) % 60, ids)
+    assert not torch.isclose(model(before, positions), model(ids, positions)).any()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -77,6 +113,20 @@ def test_a_stored_decoder_is_kept_though_the_config_says_tied(tmp_path):
     assert torch.equal(model.lm.get_output_embeddings().weight, other)
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", TYPICAL_CAUSAL)
+def test_a_causal_models_stored_decoder_is_kept_whatever_the_config_says(architecture, tied, tmp_path, caplog):
+    save_tiny_checkpoint(architecture, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": tied}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    other = torch.randn(load_config(str(tmp_path)).vocab_size, 16)
+    rewrite_weights(tmp_path, lambda weights: {**weights, "lm_head.weight": other})
+    model = load(tmp_path)
+    assert torch.equal(model.lm.get_output_embeddings().weight, other)
+    assert not torch.equal(model.lm.get_input_embeddings().weight, other)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
 def test_the_bias_that_heads_know_under_two_names_is_one_parameter(architecture, tmp_path):
     save_tiny_checkpoint(architecture, tmp_path)
@@ -99,8 +149,20 @@ def test_missing_head_weights_are_named_in_a_warning(tmp_path, caplog):
     assert "decoder" not in message
 
 
-def test_a_complete_checkpoint_warns_of_nothing(tmp_path, caplog):
-    save_tiny_checkpoint("bert", tmp_path)
+@pytest.mark.parametrize(("architecture", "ending"), [("gpt2", "ln_f.weight"), ("llama", "model.norm.weight")])
+def test_missing_weights_of_a_causal_model_are_named_in_a_warning(architecture, ending, tmp_path, caplog):
+    save_tiny_checkpoint(architecture, tmp_path)
+    rewrite_weights(tmp_path, lambda weights: {k: v for k, v in weights.items() if not k.endswith(ending)})
+    load(tmp_path)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "RANDOM" in message
+    assert ending in message
+    assert "lm_head" not in message
+
+
+@pytest.mark.parametrize("architecture", ["bert", *TYPICAL_CAUSAL])
+def test_a_complete_checkpoint_warns_of_nothing(architecture, tmp_path, caplog):
+    save_tiny_checkpoint(architecture, tmp_path)
     with caplog.at_level(logging.WARNING):
         load(tmp_path)
     assert caplog.records == []
@@ -133,10 +195,19 @@ def test_bert_gets_ten_segments_from_its_own_rows(tmp_path):
     assert len({tuple(row.tolist()) for row in drawn}) == 10
 
 
-def test_random_initialisation_depends_on_the_seed_alone(tmp_path):
-    save_tiny_checkpoint("bert", tmp_path)
+QUERIES = {
+    "bert": "lm.bert.encoder.layer.0.attention.self.query.weight",
+    "gpt2": "lm.transformer.h.0.attn.c_attn.weight",
+    "opt": "lm.model.decoder.layers.0.self_attn.q_proj.weight",
+    "llama": "lm.model.layers.0.self_attn.q_proj.weight",
+}
+
+
+@pytest.mark.parametrize("architecture", QUERIES)
+def test_random_initialisation_depends_on_the_seed_alone(architecture, tmp_path):
+    save_tiny_checkpoint(architecture, tmp_path)
     first, again, other = (load(tmp_path, random_init=True, seed=seed) for seed in (1, 1, 2))
-    query = "lm.bert.encoder.layer.0.attention.self.query.weight"
+    query = QUERIES[architecture]
     assert torch.equal(first.get_parameter(query), again.get_parameter(query))
     assert not torch.equal(first.get_parameter(query), other.get_parameter(query))
     assert torch.equal(first.lm.get_output_embeddings().weight, first.lm.get_input_embeddings().weight)
@@ -179,6 +250,39 @@ def test_weights_of_another_architecture_are_no_model(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("architecture", "longest"), [("bert", 64), ("roberta", 299), ("distilbert", 64)])
+@pytest.mark.parametrize("architecture", ["bert", *TYPICAL_CAUSAL])
+def test_a_checkpoint_in_bfloat16_loads_as_the_float32_model_of_the_rounded_weights(architecture, tmp_path):
+    save_tiny_checkpoint(architecture, tmp_path)
+    whole = load(tmp_path)
+    rewrite_weights(tmp_path, lambda weights: {name: tensor.bfloat16() for name, tensor in weights.items()})
+    config = json.loads((tmp_path / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rounded, ids, positions = load(tmp_path), some_tokens(), torch.tensor([2, 5, 8])
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.float32}
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.copy_(parameter.bfloat16())
+        assert torch.equal(rounded(ids, positions), whole(ids, positions))
+        # Rounding twice, as in bfloat16 itself, would show in the third digit.
+        exact = load(tmp_path, dtype=torch.float64)(ids, positions)
+        torch.testing.assert_close(rounded(ids, positions).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_rms_norms_compute_in_the_models_own_dtype(architecture, tmp_path):
+    save_tiny_checkpoint(architecture, tmp_path)
+    model = load(tmp_path, dtype=torch.float64)
+    norms = {type(module) for name, module in model.named_modules() if name.endswith("norm")}
+    assert norms == {nn.RMSNorm}
+    plain, ids, positions = load_with_transformers(tmp_path), some_tokens(), torch.tensor([2, 5, 8])
+    with torch.no_grad():
+        expected = plain(ids).logits[torch.arange(3), positions][:, list(LABEL_WORDS)]
+        torch.testing.assert_close(load(tmp_path)(ids, positions), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "longest"),
+    [("bert", 64), ("roberta", 299), ("distilbert", 64), ("gpt2", 64), ("opt", 64), ("llama", 64), ("qwen2", 64)],
+)
 def test_positions_reserved_for_padding_do_not_count(architecture, longest):
     assert max_positions(tiny_config(architecture)) == longest

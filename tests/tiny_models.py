@@ -31,8 +31,13 @@ MASKED = ("bert", "roberta", "distilbert", "modernbert")
 # Two of OPT: that with a projection of its word embeddings (as of 350 million parameters) has its norms behind.
 CAUSAL = ("gpt2", "opt", "opt-projected", "llama", "qwen2", "qwen3")
 ARCHITECTURES = MASKED + CAUSAL
+# One of a kind: GPT-2's transposed layers, OPT's positions and biases, Llama's rotations, groups and RMSNorms.
+TYPICAL_CAUSAL = ("gpt2", "opt", "llama")
+TYPICAL = MASKED + TYPICAL_CAUSAL
+# Not one parameter of theirs is a bias.
+WITHOUT_BIASES = ("llama", "qwen3")
 # ModernBERT's classifier looks at the first token or at the mean of all.
-CLASSIFIERS = ("bert", "roberta", "distilbert", "modernbert-cls", "modernbert-mean", *CAUSAL)
+CLASSIFIERS = ("bert", "roberta", "distilbert", "modernbert-cls", "modernbert-mean", *TYPICAL_CAUSAL)
 # Large enough for gradients of every size, so that float32 has something to lose.
 INITIALIZER_RANGE = 0.15
 LABEL_WORDS = (11, 7)
@@ -72,6 +77,7 @@ def tiny_config(architecture: str, vocab_size: int = 64, pad_token_id: int = 0):
         projected = {"word_embed_proj_dim": 8, "do_layer_norm_before": False} if "-" in architecture else {}
         return OPTConfig(**common, **ends, **opt, **projected)
     grouped = {**common, **ends, **shape, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-3}
+    grouped["tie_word_embeddings"] = True  # as in the small ones of all three
     if architecture == "llama":
         return LlamaConfig(**grouped)
     if architecture == "qwen2":
@@ -120,14 +126,27 @@ def tiny_prompts(lengths: list[int], seed: int = 0, vocab_size: int = 64) -> lis
     return prompts
 
 
+def ending(prompts: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """The examples of `tiny_prompts` as causal models take them: it is the last position that predicts."""
+    last = [torch.tensor([prompt["input_ids"].shape[1] - 1]) for prompt in prompts]
+    return [{**prompt, "mask_pos": position} for prompt, position in zip(prompts, last, strict=True)]
+
+
+def prompts_for(architecture: str, lengths: list[int], seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """The examples of `tiny_prompts` as an architecture takes them."""
+    prompts = tiny_prompts(lengths, seed)
+    return ending(prompts) if architecture in CAUSAL else prompts
+
+
 class PaddedPrompts:
-    """The prompts of `tiny_prompts` as engines take them: batches of mixed lengths are padded on the right."""
+    """The prompts of `tiny_prompts` as engines take them: batches of mixed lengths are padded, mostly on the right."""
 
     padded = True
     PADDING = 0
 
-    def __init__(self, prompts: Sequence[dict[str, torch.Tensor]]) -> None:
+    def __init__(self, prompts: Sequence[dict[str, torch.Tensor]], side: str = "right") -> None:
         self.prompts = prompts
+        self.side = side
         self.shapes = [prompt["input_ids"].shape[1] for prompt in prompts]
 
     def __len__(self) -> int:
@@ -136,11 +155,13 @@ class PaddedPrompts:
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         ids = [self.prompts[index]["input_ids"][0] for index in indices]
         batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.PADDING),
+            "input_ids": pad_sequence(ids, True, self.PADDING, self.side),
             "mask_pos": torch.cat([self.prompts[index]["mask_pos"] for index in indices]),
         }
         if len(set(map(len, ids))) > 1:
-            batch["attention_mask"] = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+            batch["attention_mask"] = pad_sequence([torch.ones_like(row) for row in ids], True, 0, self.side)
+            if self.side == "left":
+                batch["mask_pos"] = batch["mask_pos"] + (batch["attention_mask"] == 0).sum(dim=1)
         return batch
 
 
@@ -214,15 +235,19 @@ def save_tiny_classification_checkpoint(family: str, folder: Path, num_labels: i
     return folder
 
 
+def has_noise_for_a_gradient(name: str) -> bool:
+    """Whether a parameter is a key's bias: it moves all attention scores of a query alike, which softmax does not see.
+
+    Its gradient is zero, and its sign rounding's. In GPT-2 queries' and values' biases are one vector with it; Qwen2's
+    is rotated by position, and so is real.
+    """
+    of_opt = ".decoder." in name and name.endswith("k_proj.bias")
+    return of_opt or name.endswith(("key.bias", "k_lin.bias", "c_attn.bias"))
+
+
 def classified(prompts: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     """The examples of `tiny_prompts` as classifiers take them: it is the first position that predicts."""
     return [{**prompt, "mask_pos": torch.zeros_like(prompt["mask_pos"])} for prompt in prompts]
-
-
-def ending(prompts: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    """The examples of `tiny_prompts` as causal models take them: it is the last position that predicts."""
-    last = [torch.tensor([prompt["input_ids"].shape[1] - 1]) for prompt in prompts]
-    return [{**prompt, "mask_pos": position} for prompt, position in zip(prompts, last, strict=True)]
 
 
 def tiny_adapted_prompt_model(

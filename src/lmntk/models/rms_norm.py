@@ -1,5 +1,7 @@
 """RMSNorm in the model's own dtype: what transformers has computes in float32, which costs float64 half its digits."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -28,5 +30,6 @@ def _plain_of(module: nn.Module) -> nn.RMSNorm | None:
     probe = torch.linspace(-1, 2, 2 * len(weight), dtype=torch.float32, device=weight.device).view(2, -1).sin()
     probe[1] *= eps**0.5
     with torch.no_grad():
-        same = torch.allclose(module(probe), plain(probe.to(weight.dtype)).to(probe.dtype), rtol=1e-4, atol=1e-7)
+        found, wanted = (copy.deepcopy(norm).float()(probe) for norm in (plain, module))
+    same = torch.allclose(found, wanted, rtol=1e-4, atol=1e-7)
     return plain.train(module.training) if same else None
