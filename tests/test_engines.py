@@ -17,7 +17,19 @@ from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.kernels.examples import buckets
 from lmntk.kernels.layers import EmbeddingLayer, embedding
 from lmntk.parameters import ParameterFilter, select_parameters
-from tiny_models import ARCHITECTURES, PaddedPrompts, tiny_prompt_model, tiny_prompts
+from tiny_models import (
+    ARCHITECTURES,
+    CAUSAL,
+    MASKED,
+    TYPICAL,
+    TYPICAL_CAUSAL,
+    WITHOUT_BIASES,
+    PaddedPrompts,
+    has_noise_for_a_gradient,
+    prompts_for,
+    tiny_prompt_model,
+    tiny_prompts,
+)
 
 # SPEC: exact means 1e-12 in float64 and 2e-6 in float32, against float64.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -39,9 +51,22 @@ FILTERS = {
 }
 
 
-def has_noise_for_a_gradient(name: str) -> bool:
-    """A key's bias moves all attention scores of a query alike: its gradient is zero, and its sign rounding's."""
-    return name.endswith(("key.bias", "k_lin.bias"))
+# Of causal models the layers are what is new, not which of them count.
+FEWER_FILTERS = ("all", "no embeddings", "biases")
+
+
+def filters_for(engine, architecture):
+    every = architecture in MASKED or (engine == "factored" and architecture in TYPICAL)
+    chosen = FILTERS if every else FEWER_FILTERS
+    return [name for name in chosen if not (architecture in WITHOUT_BIASES and FILTERS[name].only_biases)]
+
+
+CASES = [
+    (engine, architecture, chosen)
+    for engine in ENGINES
+    for architecture in (ARCHITECTURES if engine == "factored" else TYPICAL)
+    for chosen in filters_for(engine, architecture)
+]
 
 
 def engine_kernel(engine, model, names, train, x, formula, train_tile=None, x_tile=None, memory_gb=None):
@@ -78,16 +103,18 @@ def names_of(model, chosen, noise=True):
     return [name for name in select_parameters(model, chosen) if noise or not has_noise_for_a_gradient(name)]
 
 
-TRAIN, X = tiny_prompts([4, 6, 4], seed=1), tiny_prompts([5, 6, 6], seed=2)
+def sides(architecture):
+    return prompts_for(architecture, [4, 6, 4], seed=1), prompts_for(architecture, [5, 6, 6], seed=2)
 
 
 @functools.cache
 def gradients_by_name(architecture):
-    """The oracle's gradients of TRAIN and X, ``[N, C, p]`` for each parameter: float64, and transformers' attention."""
+    """The oracle's gradients of both sides, ``[N, C, p]`` for each parameter: float64, and transformers' attention."""
     model = tiny_prompt_model(architecture, our_attention=False)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     found = [
-        oracle_gradients(model, list(sizes), prompts).split(list(sizes.values()), dim=-1) for prompts in (TRAIN, X)
+        oracle_gradients(model, list(sizes), prompts).split(list(sizes.values()), dim=-1)
+        for prompts in sides(architecture)
     ]
     return [dict(zip(sizes, parts, strict=True)) for parts in found]
 
@@ -113,17 +140,16 @@ def room_for_signs(of_train, of_x, formula, dtype):
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
-@pytest.mark.parametrize("chosen", FILTERS.values(), ids=FILTERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_formula_and_filter_agrees_with_the_oracle(engine, architecture, dtype, chosen, formula):
+@pytest.mark.parametrize(("engine", "architecture", "chosen"), CASES)
+def test_every_engine_formula_and_filter_agrees_with_the_oracle(engine, architecture, chosen, dtype, formula):
     size = 2 if engine == "jvp" else 3
     model = tiny_prompt_model(architecture, dtype)
-    names = names_of(model, chosen, noise=formula == "sgd")
+    names = names_of(model, FILTERS[chosen], noise=formula == "sgd")
     of_train, of_x = (torch.cat([side[name] for name in names], -1)[:size] for side in gradients_by_name(architecture))
     truth = oracle.kernel(of_train, of_x, formula)
-    found = engine_kernel(engine, model, names, TRAIN[:size], X[:size], formula, train_tile=2, x_tile=2)
+    train, x = (side[:size] for side in sides(architecture))
+    found = engine_kernel(engine, model, names, train, x, formula, train_tile=2, x_tile=2)
     assert found.shape == truth.shape
     excess = ((found - truth).abs() - room_for_signs(of_train, of_x, formula, dtype)).clamp(min=0)
     if formula == "signgd":
@@ -132,15 +158,29 @@ def test_every_engine_formula_and_filter_agrees_with_the_oracle(engine, architec
     assert float(excess.norm() / truth.norm()) <= tolerance(engine, architecture, dtype)
 
 
-@pytest.mark.parametrize("formula", FORMULAS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_padded_batches_give_the_kernel_of_the_prompts_alone(architecture, formula):
-    train, x = tiny_prompts([12, 13, 5, 13, 12], seed=3), tiny_prompts([13, 9, 12, 13], seed=4)
-    truth_model, model = tiny_prompt_model(architecture, our_attention=False), tiny_prompt_model(architecture)
+def longer_sides(architecture):
+    return prompts_for(architecture, [12, 13, 5, 13, 12], seed=3), prompts_for(architecture, [13, 9, 12, 13], seed=4)
+
+
+@functools.cache
+def longer_gradients(architecture):
+    model = tiny_prompt_model(architecture, our_attention=False)
     names = names_of(model, ParameterFilter(), noise=False)
-    of_train, of_x = oracle_gradients(truth_model, names, train), oracle_gradients(truth_model, names, x)
+    return [oracle_gradients(model, names, prompts) for prompts in longer_sides(architecture)]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize(
+    ("architecture", "padded_on"),
+    [*((name, "right") for name in ARCHITECTURES), *((name, "left") for name in TYPICAL_CAUSAL)],
+)
+def test_padded_batches_give_the_kernel_of_the_prompts_alone(architecture, padded_on, formula):
+    train, x = longer_sides(architecture)
+    model = tiny_prompt_model(architecture)
+    names = names_of(model, ParameterFilter(), noise=False)
+    of_train, of_x = longer_gradients(architecture)
     problem = problem_of(model, names, train, x, formula)
-    problem = replace(problem, train=PaddedPrompts(train), x=PaddedPrompts(x))
+    problem = replace(problem, train=PaddedPrompts(train, padded_on), x=PaddedPrompts(x, padded_on))
     engine = make_engine(problem, "factored")
     plan = engine.plan()
     for examples, tile in ((problem.train, plan.rows[0][0]), (problem.x, plan.rows[0][1][0])):
@@ -163,6 +203,21 @@ def test_the_asymmetric_kernel_has_the_sign_on_the_train_side_first(engine):
     assert oracle.relative_error(found[0], by_hand) <= TOLERANCE[torch.float64]
     by_hand = torch.einsum("iap,jbp->iajb", of_train, of_x.sign())
     assert oracle.relative_error(found[1], by_hand) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_of_gpt2s_and_opts_positions_the_rows_that_occur_count(engine, architecture):
+    """A row of position embeddings has a gradient where a prompt is that long, on both sides, and nowhere else."""
+    train, x = prompts_for(architecture, [3, 7], seed=7), prompts_for(architecture, [5], seed=8)
+    model = tiny_prompt_model(architecture)
+    (name,) = [name for name, _ in model.named_parameters() if "wpe" in name or "embed_positions" in name]
+    of_train, of_x = oracle_gradients(model, [name], train), oracle_gradients(model, [name], x)
+    rows = of_train.unflatten(-1, (-1, 16)).any(dim=-1)[:, 0]
+    first = {"gpt2": 0, "opt": 2}[architecture]
+    assert [row.nonzero().flatten().tolist() for row in rows] == [list(range(first, first + n)) for n in (3, 7)]
+    found = engine_kernel(engine, model, [name], train, x, "sgd")
+    assert oracle.relative_error(found, oracle.kernel(of_train, of_x, "sgd")) <= TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("formula", ["sgd", "signgd"])
@@ -257,14 +312,25 @@ class NoQuestions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("formula", FORMULAS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_every_layer_of_a_causal_model_has_factors(architecture):
+    """GPT-2's Conv1D and OPT's positions are taught to the factored engine, RMSNorms are made torch's."""
+    model = tiny_prompt_model(architecture)
+    train, x = sides(architecture)
+    problem = problem_of(model, names_of(model, ParameterFilter()), train, x)
+    assert list(make_engine(problem, "factored").fallback_parameters) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "formula"),
+    [*((name, formula) for name in MASKED for formula in FORMULAS), *((name, "sgd") for name in TYPICAL_CAUSAL)],
+)
 def test_the_factored_engine_asks_the_device_for_no_answer_inside_a_tile(architecture, formula, monkeypatch):
     """As on a GPU, where embeddings are matched by comparing tokens. Stand-in for a GPU, which no test may need."""
     model = tiny_prompt_model(architecture)
     # RoBERTa's head has a bias of its own that nothing uses.
     names = [name for name, _ in model.named_parameters() if name != "lm.lm_head.bias"]
-    train, x = tiny_prompts([6] * 3, seed=1), tiny_prompts([7, 8, 7, 6, 8], seed=2)
+    train, x = prompts_for(architecture, [6] * 3, seed=1), prompts_for(architecture, [7, 8, 7, 6, 8], seed=2)
     problem = problem_of(model, names, train, x, formula)
     monkeypatch.setattr(factored, "buckets", lambda examples, indices, most_tokens: [list(indices)])
     problem = replace(problem, train=PaddedPrompts(train), x=PaddedPrompts(x))
