@@ -250,6 +250,12 @@ def classified(prompts: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, tor
     return [{**prompt, "mask_pos": torch.zeros_like(prompt["mask_pos"])} for prompt in prompts]
 
 
+def texts_for(family: str, lengths: list[int], seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """The examples of `tiny_prompts` as the classifiers of an architecture take them."""
+    prompts = tiny_prompts(lengths, seed)
+    return ending(prompts) if family in CAUSAL else classified(prompts)
+
+
 def tiny_adapted_prompt_model(
     architecture: str, settings: LoraSettings, binary: bool = False, at_start: bool = False, seed: int = 0
 ) -> PromptModel:
