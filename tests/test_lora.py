@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
-from transformers import AutoModelForMaskedLM
 
 import oracle
 from lmntk.errors import UsageError
 from lmntk.kernels import FORMULAS, assemble, make_engine
 from lmntk.models.checkpoints import HEAD_FILE, restore_checkpoint, restore_extras, save_checkpoint
+from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.loading import load_classifier, load_config, load_prompt_model
 from lmntk.models.lora import (
     CONFIG_FILE,
@@ -30,15 +30,16 @@ from lmntk.models.lora import (
 from lmntk.parameters import ParameterFilter, select_parameters
 from test_engines import problem_of
 from tiny_models import (
-    ARCHITECTURES,
+    CAUSAL,
     LABEL_WORDS,
+    TYPICAL,
     add_noise,
+    prompts_for,
     randomise_adapters,
     save_tiny_checkpoint,
     tiny_adapted_prompt_model,
     tiny_lm,
     tiny_prompt_model,
-    tiny_prompts,
 )
 
 # SPEC: exact means 1e-12 in float64. ModernBERT rotates queries and keys in float32 whatever its dtype, so that a
@@ -46,9 +47,8 @@ from tiny_models import (
 # against the same modules with the attention that transformers has.
 TOLERANCE, MERGED_MODERNBERT_TOLERANCE = 1e-12, 2e-8
 SETTINGS = LoraSettings(rank=3, alpha=12)
-TRAIN, X = tiny_prompts([4, 6, 4], seed=1), tiny_prompts([5, 6], seed=2)
 TRAINED = ParameterFilter(only_adapters=True)
-FOUR = pytest.mark.parametrize("architecture", ARCHITECTURES)
+EACH = pytest.mark.parametrize("architecture", TYPICAL)
 
 PROJECTIONS = {
     "bert": [f"bert.encoder.layer.{layer}.attention.self.{name}" for layer in (0, 1) for name in ("query", "value")],
@@ -59,7 +59,21 @@ PROJECTIONS = {
         f"distilbert.transformer.layer.{layer}.attention.{name}" for layer in (0, 1) for name in ("q_lin", "v_lin")
     ],
     "modernbert": [f"model.layers.{layer}.attn.Wqkv" for layer in (0, 1, 2)],
+    "gpt2": [f"transformer.h.{layer}.attn.c_attn" for layer in (0, 1)],
+    "opt": [f"model.decoder.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj")],
+    "llama": [f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj")],
 }
+
+
+def outputs_of(architecture, projection):
+    """How many numbers a projection gives: queries, keys and values at once, or of two groups of four heads."""
+    if projection.endswith(("Wqkv", "c_attn")):
+        return 48
+    return 8 if architecture == "llama" and projection.endswith("v_proj") else 16
+
+
+def sides(architecture):
+    return prompts_for(architecture, [4, 6, 4], seed=1), prompts_for(architecture, [5, 6], seed=2)
 
 
 def load(folder, **options):
@@ -75,16 +89,20 @@ def batch_of_tokens():
     return {"input_ids": ids, "mask_pos": torch.tensor([2, 5, 8])}
 
 
-@FOUR
+def batch_of_texts(architecture):
+    """The same as a classifier takes it: at the first token, or the last."""
+    return {**batch_of_tokens(), "mask_pos": torch.full((3,), 8 if architecture in CAUSAL else 0)}
+
+
+@EACH
 def test_adapters_are_on_the_query_and_value_projections_and_nowhere_else(architecture):
     plain, lm = tiny_lm(architecture), tiny_lm(architecture)
     add_adapters(lm, SETTINGS)
-    outputs = 48 if architecture == "modernbert" else 16
     shapes = {name: tuple(parameter.shape) for name, parameter in adapters_of(lm).items()}
     assert shapes == {
         f"{projection}.lora_{matrix}.default.weight": shape
         for projection in PROJECTIONS[architecture]
-        for matrix, shape in (("A", (3, 16)), ("B", (outputs, 3)))
+        for matrix, shape in (("A", (3, 16)), ("B", (outputs_of(architecture, projection), 3)))
     }
     others = {
         name.replace(".base_layer", ""): tensor for name, tensor in lm.state_dict().items() if ".lora_" not in name
@@ -93,19 +111,20 @@ def test_adapters_are_on_the_query_and_value_projections_and_nowhere_else(archit
     assert all(torch.equal(tensor, others[name]) for name, tensor in plain.state_dict().items())
 
 
-@FOUR
+@EACH
 def test_adapters_change_no_logit_at_the_start(architecture):
     model = tiny_adapted_prompt_model(architecture, SETTINGS, at_start=True)
     plain = tiny_prompt_model(architecture)
     for name, parameter in adapters_of(model).items():
         assert parameter.any() == (".lora_A." in name)
-    for prompt in TRAIN:
+    train, _ = sides(architecture)
+    for prompt in train:
         assert torch.equal(model(**prompt), plain(**prompt))
     randomise_adapters(model)
-    assert not torch.allclose(model(**TRAIN[0]), plain(**TRAIN[0]), atol=1e-4)
+    assert not torch.allclose(model(**train[0]), plain(**train[0]), atol=1e-4)
 
 
-@FOUR
+@EACH
 def test_adapters_are_drawn_with_the_seed(architecture, tmp_path):
     save_tiny_checkpoint(architecture, tmp_path)
     first, again, other = (load(tmp_path, lora=SETTINGS, seed=seed) for seed in (1, 1, 2))
@@ -117,7 +136,7 @@ def test_adapters_are_drawn_with_the_seed(architecture, tmp_path):
     assert len({tuple(parameter.flatten().tolist()) for parameter in adapters_of(first).values()}) > 2
 
 
-@FOUR
+@EACH
 @pytest.mark.parametrize("first_token", [False, True], ids=["own head", "linear layer"])
 def test_classifiers_take_adapters_too(architecture, first_token, tmp_path):
     save_tiny_checkpoint(architecture, tmp_path)
@@ -126,8 +145,8 @@ def test_classifiers_take_adapters_too(architecture, first_token, tmp_path):
         load_classifier(str(tmp_path), load_config(str(tmp_path)), 3, lora=lora, **options) for lora in (None, SETTINGS)
     )
     assert len(adapters_of(model)) == 2 * len(PROJECTIONS[architecture])
-    batch = {**batch_of_tokens(), "mask_pos": torch.zeros(3, dtype=torch.long)}
     add_noise(model.last_layer), add_noise(plain.last_layer)
+    batch = batch_of_texts(architecture)
     assert torch.equal(model(**batch), plain(**batch))
 
 
@@ -143,15 +162,15 @@ def test_an_architecture_without_known_projections_is_told_the_way_out():
     assert not adapters_of(lm)
 
 
-@FOUR
+@EACH
 def test_only_adapters_and_the_head_count(architecture):
     model = tiny_adapted_prompt_model(architecture, SETTINGS)
     head = {name for name, _ in model.named_parameters() if not name.startswith(model.base_prefix)}
     assert set(select_parameters(model, TRAINED)) == set(adapters_of(model)) | head
-    assert len(head) >= 2
+    assert len(head) >= (1 if architecture in CAUSAL else 2)
 
 
-@FOUR
+@EACH
 def test_only_adapters_combines_with_the_other_filters(architecture):
     model = tiny_adapted_prompt_model(architecture, SETTINGS)
 
@@ -161,7 +180,11 @@ def test_only_adapters_combines_with_the_other_filters(architecture):
     adapters, everything = set(adapters_of(model)), kept()
     assert kept(exclude_head=True) == adapters
     assert kept(exclude_embeddings=True) == everything
-    assert kept(only_biases=True) == {name for name in everything - adapters if "bias" in name}
+    if architecture in CAUSAL:  # their decoder has none
+        with pytest.raises(UsageError, match="--only_biases --apply_lora together leave no parameter"):
+            kept(only_biases=True)
+    else:
+        assert kept(only_biases=True) == {name for name in everything - adapters if "bias" in name}
     first_layer = {name for name in adapters if ".0." in name}
     assert kept(exclude_first_layers=1) == everything - first_layer
     assert kept(exclude_first_layers=1, exclude_head=True) == adapters - first_layer
@@ -188,8 +211,9 @@ def merged_gradients(architecture, model, names, prompts, settings=SETTINGS):
     weights = {name.removeprefix("lm."): leaves[name] for name in names if not is_adapter(name)}
     for projection in PROJECTIONS[architecture]:
         a, b = (values[f"lm.{projection}.lora_{matrix}.default.weight"] for matrix in "AB")
-        stored = lm.get_parameter(f"{projection}.weight").detach()
-        weights[f"{projection}.weight"] = stored + settings.alpha / settings.rank * b @ a
+        stored, change = lm.get_parameter(f"{projection}.weight").detach(), settings.alpha / settings.rank * b @ a
+        # GPT-2's weights are transposed.
+        weights[f"{projection}.weight"] = stored + (change.T if projection.endswith("c_attn") else change)
 
     def logits_of(prompt):
         found = functional_call(lm, weights, kwargs={"input_ids": prompt["input_ids"]}).logits
@@ -216,7 +240,7 @@ def adapted_gradients(architecture, model, names, prompts):
     return oracle.gradients(logits_of, [own[name.removeprefix("lm.")] for name in names], prompts)
 
 
-def kernel_of(engine, model, names, formula, train=TRAIN, x=X):
+def kernel_of(engine, model, names, formula, train, x):
     """The kernel as an engine computes it: ``[N, C, X, C]``, in two directions ``[2, N, C, X, C]``."""
     problem = problem_of(model, names, train, x, formula)
     chosen = make_engine(problem, engine)
@@ -229,73 +253,76 @@ def kernel_of(engine, model, names, formula, train=TRAIN, x=X):
 def gradients_of(architecture, binary, at_start, merged):
     model = tiny_adapted_prompt_model(architecture, SETTINGS, binary, at_start)
     find = merged_gradients if merged else adapted_gradients
-    return [find(architecture, model, list(select_parameters(model, TRAINED)), side) for side in (TRAIN, X)]
+    return [find(architecture, model, list(select_parameters(model, TRAINED)), side) for side in sides(architecture)]
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize("engine", ["factored", "jacobian"])
-@FOUR
+@EACH
 def test_the_kernel_of_adapters_and_head_is_the_oracles_to_1e_12(architecture, engine, formula):
     binary = formula == "asymmetric_signgd"
     model = tiny_adapted_prompt_model(architecture, SETTINGS, binary)
     truth = oracle.kernel(*gradients_of(architecture, binary, False, merged=architecture != "modernbert"), formula)
-    found = kernel_of(engine, model, list(select_parameters(model, TRAINED)), formula)
+    found = kernel_of(engine, model, list(select_parameters(model, TRAINED)), formula, *sides(architecture))
     assert oracle.relative_error(found, truth) <= TOLERANCE
 
 
-@FOUR
+@EACH
 def test_the_kernel_at_the_start_is_the_oracles_to_1e_12(architecture):
     model = tiny_adapted_prompt_model(architecture, SETTINGS, at_start=True)
     truth = oracle.kernel(*gradients_of(architecture, False, True, merged=True), "sgd")
-    found = kernel_of("factored", model, list(select_parameters(model, TRAINED)), "sgd")
+    found = kernel_of("factored", model, list(select_parameters(model, TRAINED)), "sgd", *sides(architecture))
     assert oracle.relative_error(found, truth) <= TOLERANCE
 
 
-@FOUR
+@EACH
 def test_adapters_alone_give_the_kernel_of_adapters_alone_to_1e_12(architecture):
     model = tiny_adapted_prompt_model(architecture, SETTINGS)
     names = list(select_parameters(model, ParameterFilter(only_adapters=True, exclude_head=True)))
-    of_train, of_x = (adapted_gradients(architecture, model, names, side) for side in (TRAIN[:2], X[:2]))
+    train, x = (side[:2] for side in sides(architecture))
+    of_train, of_x = (adapted_gradients(architecture, model, names, side) for side in (train, x))
     assert of_train.shape[-1] == sum(parameter.numel() for parameter in adapters_of(model).values())
     truth = oracle.kernel(of_train, of_x, "sgd")
-    found = kernel_of("factored", model, names, "sgd", TRAIN[:2], X[:2])
+    found = kernel_of("factored", model, names, "sgd", train, x)
     assert oracle.relative_error(found, truth) <= TOLERANCE
 
 
-def test_forward_mode_too_gives_the_kernel_of_adapters_to_1e_12():
-    model = tiny_adapted_prompt_model("roberta", SETTINGS)
+@pytest.mark.parametrize("architecture", ["roberta", "gpt2", "llama"])
+def test_forward_mode_too_gives_the_kernel_of_adapters_to_1e_12(architecture):
+    model = tiny_adapted_prompt_model(architecture, SETTINGS)
     names = list(select_parameters(model, ParameterFilter(only_adapters=True, exclude_head=True)))
-    truth = oracle.kernel(*(merged_gradients("roberta", model, names, side[:2]) for side in (TRAIN, X)), "sgd")
-    found = kernel_of("jvp", model, names, "sgd", TRAIN[:2], X[:2])
+    train, x = (side[:2] for side in sides(architecture))
+    truth = oracle.kernel(*(merged_gradients(architecture, model, names, side) for side in (train, x)), "sgd")
+    found = kernel_of("jvp", model, names, "sgd", train, x)
     assert oracle.relative_error(found, truth) <= TOLERANCE
 
 
 def test_modernberts_kernel_is_that_of_merged_weights_to_2e_8():
     model = tiny_adapted_prompt_model("modernbert", SETTINGS)
     truth = oracle.kernel(*gradients_of("modernbert", False, False, merged=True), "sgd")
-    found = kernel_of("factored", model, list(select_parameters(model, TRAINED)), "sgd")
+    found = kernel_of("factored", model, list(select_parameters(model, TRAINED)), "sgd", *sides("modernbert"))
     assert oracle.relative_error(found, truth) <= MERGED_MODERNBERT_TOLERANCE
 
 
-@FOUR
+@EACH
 def test_the_scale_of_the_adapters_shows_in_their_kernel_squared_to_1e_12(architecture):
     kernels = []
     for settings in (LoraSettings(rank=3, alpha=3), LoraSettings(rank=3, alpha=12)):
         model = tiny_adapted_prompt_model(architecture, settings, at_start=True)
         names = list(select_parameters(model, ParameterFilter(only_adapters=True, exclude_head=True)))
-        kernels.append(kernel_of("factored", model, names, "sgd"))
+        kernels.append(kernel_of("factored", model, names, "sgd", *sides(architecture)))
     assert oracle.relative_error(kernels[1], (12 / 3) ** 2 * kernels[0]) <= TOLERANCE
 
 
 def test_every_adapter_has_factors():
-    for architecture in ARCHITECTURES:
+    for architecture in TYPICAL:
         model = tiny_adapted_prompt_model(architecture, SETTINGS)
-        problem = problem_of(model, list(select_parameters(model, TRAINED)), TRAIN, X)
+        problem = problem_of(model, list(select_parameters(model, TRAINED)), *sides(architecture))
         # RoBERTa's head has a bias of its own that nothing uses.
         assert set(make_engine(problem, "factored").fallback_parameters) <= {"lm.lm_head.bias"}
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=TYPICAL)
 def saved(request, tmp_path):
     """A prompt model with random adapters and a changed head, saved beside the checkpoint that it stands on."""
     save_tiny_checkpoint(request.param, tmp_path / "base")
@@ -338,7 +365,8 @@ def test_the_folder_holds_adapters_and_head_and_says_what_they_stand_on(saved):
 
 def test_peft_itself_reads_the_folder_and_finds_the_same_hidden_states(saved):
     model, folder = saved
-    base = AutoModelForMaskedLM.from_pretrained(folder / "base", attn_implementation="eager")
+    auto = AUTO_CLASSES[family_of(model.lm.config)]
+    base = auto.from_pretrained(folder / "base", attn_implementation="eager")
     read = peft.PeftModel.from_pretrained(base, folder / "saved").eval()
     randomless = load(folder / "base", lora=None)
     batch = batch_of_tokens()
@@ -375,8 +403,8 @@ def test_saving_asks_the_hub_for_nothing(roberta, monkeypatch):
 
 def test_a_classifier_with_adapters_comes_back_whole_whatever_the_seed(tmp_path):
     """BERT's pooler is new beside a language model's weights: it belongs to what is kept, though it never trains."""
-    batch = {**batch_of_tokens(), "mask_pos": torch.zeros(3, dtype=torch.long)}
-    for architecture in ARCHITECTURES:
+    for architecture in TYPICAL:
+        batch = batch_of_texts(architecture)
         base, saved = tmp_path / architecture, tmp_path / f"{architecture} saved"
         save_tiny_checkpoint(architecture, base)
         for first_token in (False, True):
@@ -420,7 +448,7 @@ def test_adapters_of_another_rank_are_told_in_one_sentence(roberta):
 
 def test_adapters_of_another_architecture_are_told_in_one_sentence(roberta):
     _, folder = roberta
-    for architecture in ("bert", "distilbert", "modernbert"):
+    for architecture in ("bert", "distilbert", "modernbert", "gpt2", "llama"):
         save_tiny_checkpoint(architecture, folder / architecture)
         other = load(folder / architecture, lora=SETTINGS)
         assert_refused(other, lambda other=other: restore_extras(other, folder / "saved"), folder / "saved")
