@@ -24,6 +24,7 @@ from lmntk.parameters import ParameterFilter, select_parameters
 from lmntk.trainers.base import class_loss, log_odds, regression_loss
 from lmntk.trainers.finetune import FineTuneTrainer
 from lmntk.trainers.linear_head import fit_linear_head
+from tiny_models import ARCHITECTURES, TYPICAL_CAUSAL, save_tiny_checkpoint, tiny_prompt_model
 
 # With the defaults of a first-order comparison: no clipping, no schedule, no decay, all examples in one batch.
 PLAIN = [
@@ -46,6 +47,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     config.save_pretrained(place.model)
     return place
+
+
+@pytest.fixture(scope="module")
+def models(place: Workplace) -> dict[str, list[str]]:
+    """The flags that choose a model: the RoBERTa of the place, or a causal one, all without dropout."""
+    flags = {"roberta": []}
+    for architecture in TYPICAL_CAUSAL:
+        folder = save_tiny_checkpoint(architecture, place.folder / architecture)
+        config = AutoConfig.from_pretrained(folder)
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+        config.save_pretrained(folder)
+        flags[architecture] = ["--model_name_or_path", str(folder)]
+    return flags
 
 
 def parse(place: Workplace, output: Path, *flags: str) -> tuple[Run, ModelArguments, TrainingArguments]:
@@ -125,16 +141,19 @@ WAYS = {
     "two logits": [],
     "one logit": ["--binary_classification"],
     "a classification head": ["--few_shot_type", "finetune"],
-    "the first token, fitted": ["--few_shot_type", "finetune", "--from_linearhead"],
+    "one token, fitted": ["--few_shot_type", "finetune", "--from_linearhead"],
     "LoRA": ["--apply_lora", "--lora_r", "2"],
 }
+MODELS_AND_WAYS = [*(("roberta", way) for way in WAYS), ("gpt2", "two logits"), ("gpt2", "LoRA")]
+MODELS_AND_WAYS += [("llama", "two logits"), ("llama", "a classification head"), ("opt", "one token, fitted")]
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(("architecture", "way"), MODELS_AND_WAYS)
 def test_a_step_of_sgd_moves_the_logits_as_the_sgd_kernel_says(
-    place: Workplace, tmp_path: Path, way: list[str]
+    place: Workplace, models: dict[str, list[str]], tmp_path: Path, architecture: str, way: str
 ) -> None:
     """Δf(x) = −η Σ_i K(x, i) ∂ℓ/∂f(i) / N to first order, so that the relative error is proportional to η."""
+    way = [*WAYS[way], *models[architecture]]
     run = parse(place, tmp_path, "--kernel_dtype", "float64", *way)[0]
     steps = ["--optimizer", "sgd", "--max_steps", "1", "--per_device_train_batch_size", "4", *way]
     assert len(run.datasets["train"]) == 4
@@ -210,23 +229,24 @@ def by_hand(place: Workplace, output: Path, step: str, rate: float, *flags: str)
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    ("step", "flags"),
-    [
-        ("adam", []),
-        ("sgd", ["--optimizer", "sgd"]),
-        ("signgd", ["--optimizer", "sgd", "--optimizer_variant", "signgd"]),
-    ],
-)
+STEPS = {
+    "adam": [],
+    "sgd": ["--optimizer", "sgd"],
+    "signgd": ["--optimizer", "sgd", "--optimizer_variant", "signgd"],
+}
+
+
+@pytest.mark.parametrize(("architecture", "step"), [*(("roberta", step) for step in STEPS), ("llama", "adam")])
 def test_two_steps_are_those_of_the_optimizer_written_out_by_hand(
-    place: Workplace, tmp_path: Path, step: str, flags: list[str]
+    place: Workplace, models: dict[str, list[str]], tmp_path: Path, architecture: str, step: str
 ) -> None:
-    """Clipping first, then the sign, then the step; weights decay, biases and LayerNorms do not. To 1e-9 in float64."""
+    """Clipping first, then the sign, then the step; weights decay, biases and norms do not. To 1e-9 in float64."""
+    flags = [*STEPS[step], *models[architecture]]
     given = ["--lr_scheduler_type", "constant", "--weight_decay", "0.1", "--save_strategy", "no", "--max_steps", "2"]
     given += ["--learning_rate", "0.01", "--per_device_train_batch_size", "4", "--kernel_dtype", "float64", *flags]
     trainer = trainer_of(place, tmp_path, *given)
     trainer.train()
-    expected = by_hand(place, tmp_path, step, 0.01)
+    expected = by_hand(place, tmp_path, step, 0.01, *models[architecture])
     assert trainer.model is not None
     for name, parameter in trainer.model.named_parameters():
         if "key.bias" in name:
@@ -234,17 +254,41 @@ def test_two_steps_are_those_of_the_optimizer_written_out_by_hand(
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=0, atol=1e-9, msg=name)
 
 
+def test_weights_decay_but_biases_and_norms_of_every_architecture_do_not(place: Workplace, tmp_path: Path) -> None:
+    trainer = trainer_of(place, tmp_path, *PLAIN, "--max_steps", "1")
+    for architecture in ARCHITECTURES:
+        model = tiny_prompt_model(architecture)
+        decaying = trainer.get_decay_parameter_names(model)
+        assert set(decaying) == {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+        norms = [name for name, _ in model.named_parameters() if "norm" in name.lower() or ".ln_" in name]
+        assert len(norms) >= 5 and not set(norms) & set(decaying)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "beginnings", "least"),
+    [
+        ("roberta", (".embeddings.", ".layer.0."), 16),
+        ("gpt2", (".wte.", ".wpe.", ".h.0."), 14),
+        ("llama", (".embed_tokens.", ".layers.0."), 10),
+    ],
+)
 def test_fixed_layers_and_embeddings_stay_as_they_were_and_the_rest_is_trained(
-    place: Workplace, tmp_path: Path
+    place: Workplace,
+    models: dict[str, list[str]],
+    tmp_path: Path,
+    architecture: str,
+    beginnings: tuple[str, ...],
+    least: int,
 ) -> None:
-    trainer = trainer_of(place, tmp_path, *PLAIN, "--fix_layers", "1", "--max_steps", "1", "--learning_rate", "0.1")
+    flags = [*PLAIN, "--fix_layers", "1", "--max_steps", "1", "--learning_rate", "0.1", *models[architecture]]
+    trainer = trainer_of(place, tmp_path, *flags)
     assert trainer.model is not None
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     stayed = {name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])}
-    fixed = {name for name in before if ".embeddings." in name or ".layer.0." in name}
+    fixed = {name for name in before if any(part in name for part in beginnings)}
     assert stayed == fixed
-    assert len(fixed) > 15
+    assert len(fixed) >= least
 
 
 def test_training_that_was_interrupted_ends_where_undisturbed_training_ends(place: Workplace, tmp_path: Path) -> None:
