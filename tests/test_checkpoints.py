@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 
 import pytest
 import torch
@@ -9,9 +10,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from lmntk.errors import UsageError
-from lmntk.models.checkpoints import HEAD_FILE, WEIGHTS_FILE, has_adapters, restore_checkpoint, save_checkpoint
+from lmntk.models.checkpoints import (
+    HEAD_FILE,
+    WEIGHTS_FILE,
+    has_adapters,
+    restore_checkpoint,
+    save_checkpoint,
+    save_tokenizer,
+)
 from lmntk.models.families import AUTO_CLASSES, family_of, is_causal
-from lmntk.models.loading import load_classifier, load_config, load_prompt_model
+from lmntk.models.loading import load_classifier, load_config, load_prompt_model, load_tokenizer
 from lmntk.models.lora import LoraSettings
 from tiny_models import TYPICAL, TYPICAL_CAUSAL, add_noise, save_tiny_checkpoint, tiny_config
 
@@ -256,6 +264,20 @@ def test_adapters_saved_beside_the_weights_that_they_stand_on_leave_these_alone(
     save_checkpoint(trained(prompt, base, lora=LoraSettings(3, 6)), base, str(base))
     assert (base / WEIGHTS_FILE).read_bytes() == before
     assert (base / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("limit", [10, 2000])
+def test_a_disk_that_is_full_for_a_tokenizer_is_told(tmp_path, limit):
+    """A limit on the size of files stands for the full disk."""
+    tokenizer = load_tokenizer(str(save_tiny_checkpoint("roberta", tmp_path / "model")))
+    (tmp_path / "saved").mkdir()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(UsageError, match=f"cannot write the tokenizer into {tmp_path}/saved .*: make room there"):
+            save_tokenizer(tokenizer, tmp_path / "saved")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from lmntk import checks
 from lmntk.arguments import parse_arguments
-from lmntk.checks import BOUNDS, NOT_YET, check_arguments, idle_flags
+from lmntk.checks import BOUNDS, check_arguments, idle_flags
 from lmntk.errors import UsageError
 
 KERNEL = ["--trainer", "kernel", "--few_shot_type", "prompt", "--do_train", "--do_eval"]
@@ -46,7 +46,7 @@ def test_all_flags_of_the_kernel_pass_together(tmp_path: Path) -> None:
         "--kernel_lambda", "0", "--kernel_gamma", "0.1", "--kernel_regularization", "0", "--kernel_engine", "jvp",
         "--kernel_dtype", "float64", "--kernel_memory_gb", "0.5", "--overwrite_kernels", "--debug_mode",
         "--load_kernels", str(tmp_path), "--overwrite_output_dir", "--truncate_head", "--model_family", "masked",
-        "--overwrite_cache",
+        "--overwrite_cache", "--gguf_file", "model.gguf",
     )  # fmt: skip
 
 
@@ -166,23 +166,10 @@ def test_a_number_out_of_bounds_is_refused(flag: str, value: str, wanted: str) -
     assert refusal(*KERNEL, f"--{flag}", value) == f"--{flag} is {value}, but it must be {wanted}"
 
 
-def test_every_bound_and_every_missing_feature_names_a_flag_that_exists() -> None:
+def test_every_bound_names_a_flag_that_exists() -> None:
     # a row for a flag that does not exist would raise KeyError here
     check(*KERNEL)
     assert len({bounds.flag for bounds in BOUNDS}) == len(BOUNDS)
-    assert {row.flag for row in NOT_YET} == {"model_family", "gguf_file"}
-
-
-@pytest.mark.parametrize("flags", [["--model_family", "causal"], ["--gguf_file", "x.gguf"]])
-def test_a_flag_whose_feature_is_missing_is_named_with_a_way_out(flags: list[str]) -> None:
-    sentence = refusal(*KERNEL, *flags)
-    assert sentence.startswith(" ".join(flags) + ": ")
-    assert " is not available in this version yet; " in sentence
-
-
-def test_a_feature_whose_row_is_deleted_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "NOT_YET", tuple(row for row in NOT_YET if row.flag != "gguf_file"))
-    check(*KERNEL, "--gguf_file", "x.gguf")
 
 
 @pytest.mark.parametrize("kind", ["finetune", "prompt", "prompt-demo"])

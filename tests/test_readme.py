@@ -17,9 +17,7 @@ import generate_k_shot_data
 import lmntk.kernels
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from documented import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.arguments import _flag_names, parse_arguments
-from lmntk.checks import check_arguments
-from lmntk.errors import UsageError
+from lmntk.arguments import _flag_names
 from lmntk.run_log import Trial
 from lmntk.tasks import find_task
 
@@ -126,18 +124,6 @@ def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
     for name in ("SST-2", "mr", "cr", "mpqa", "subj", "trec", "sst-5", "ag_news"):
         assert name in README
         assert find_task(name).file_format == ("tsv" if name == "SST-2" else "csv")
-
-
-def test_what_it_says_is_not_there_yet_is_refused_and_says_so() -> None:
-    section = README[README.index("## Not there yet") : README.index("## More")]
-    missing = re.findall(r"`(--[^`]+)`", section)
-    assert len(missing) == 2
-    base = ["--model_name_or_path", "m", "--task_name", "sst-2", "--data_dir", "d", "--output_dir", "o", "--do_eval"]
-    for flags in missing:
-        with pytest.raises(UsageError, match="not available in this version yet"):
-            check_arguments(
-                *parse_arguments([*base, "--few_shot_type", "prompt", "--trainer", "kernel", *flags.split()])
-            )
 
 
 def test_the_example_of_the_public_call_runs() -> None:

@@ -286,7 +286,7 @@ def _from_gguf(source: _Source, gguf_file: str, data_dir: str, cache_dir: str | 
     place = Path(data_dir).absolute()
     modes = [folder.parent for folder in place.parents if folder.name.startswith("k-shot")]
     cache = Path(cache_dir) if cache_dir else [*modes, place.parent][0] / GGUF_CACHE
-    folder = str(first_does(lambda: converted(source.weights, gguf_file, cache)))
+    folder = str(first_does(lambda: converted(source.weights, gguf_file, cache, cache_dir)))
     return replace(source, weights=folder, tokenizer=folder)
 
 

@@ -84,6 +84,7 @@ def circumstances(run: Run, model_args: ModelArguments, split: str) -> dict[str,
     """Return what else is worth knowing of a kernel: names, versions, threads."""
     return {
         "model": model_args.model_name_or_path,
+        **({} if model_args.gguf_file is None else {"gguf_file": model_args.gguf_file}),
         "data_files": {mode: str(run.data_files[name]) for mode, name in _train_and(run, split).items()},
         "versions": versions(),
         "threads": torch.get_num_threads(),

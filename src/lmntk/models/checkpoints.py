@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
@@ -67,6 +68,18 @@ def save_checkpoint(model: PositionModel, folder: Path, base_name: str) -> None:
         # may be what these stand on.)
         for name in {CONFIG_FILE, ADAPTERS_FILE, HEAD_FILE} - written:
             (folder / name).unlink(missing_ok=True)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer beside a model.
+
+    Raises:
+        UsageError: The file system refuses.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # what the tokenizers library raises over a full disk is no OSError
+        raise UsageError(f"cannot write the tokenizer into {folder} ({error}): make room there") from error
 
 
 def restore_checkpoint(model: PositionModel, folder: Path, flag: str) -> None:
@@ -129,6 +142,18 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if were_on:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep back transformers' own report on missing weights too: it calls a tied decoder missing."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with without_progress_bars():
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _extras(model: PositionModel) -> dict[str, Tensor]:

@@ -18,14 +18,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
 from lmntk.models.attention import use_plain_attention
 from lmntk.models.base import PositionModel
-from lmntk.models.checkpoints import restore_extras, without_progress_bars
+from lmntk.models.checkpoints import quiet_transformers, restore_extras
 from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
 from lmntk.models.families import AUTO_CLASSES, choose_family, family_of, is_causal
+from lmntk.models.gguf import files_in
 from lmntk.models.lora import LoraSettings, add_adapters
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
@@ -232,7 +232,7 @@ def _load(
     auto: Any, name_or_path: str, config: PretrainedConfig, cache_dir: str | None
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load weights into the model that `auto` chooses; return it and the names of those that the checkpoint lacks."""
-    with _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "weights"), _quiet_transformers():
+    with _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "weights"), quiet_transformers():
         lm, report = auto.from_pretrained(
             name_or_path,
             config=config,
@@ -324,26 +324,20 @@ def _grow_segments(lm: PreTrainedModel, random_segment: bool) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep back transformers' own report on missing weights: it calls a tied decoder missing."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with without_progress_bars():
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
 def _sentences_instead_of_tracebacks(name_or_path: str, flag: str, what: str) -> Iterator[None]:
     """Turn what transformers raises over a checkpoint it cannot use into one sentence."""
     try:
         yield
     except Exception as error:  # transformers, tokenizers and their readers raise whatever they like over a bad file
         reason = " ".join(str(error).split()).split(". ")[0]
-        if Path(name_or_path).is_dir():
+        path = Path(name_or_path)
+        if path.is_dir():
             there = f"the folder '{name_or_path}' holds no {what.removeprefix('a ')} that can be loaded ({reason})"
+            if found := files_in(path):
+                there += f"; it holds GGUF files, of which --gguf_file names one: {', '.join(found)}"
+        elif path.is_file():
+            there = f"'{name_or_path}' is a file: name the folder it is in"
+            there += f", and --gguf_file {path.name}" if path.suffix == ".gguf" else ""
         else:
             there = f"'{name_or_path}' is no local folder, and the hub did not give {what} of that name ({reason})"
         raise UsageError(f"{flag}: {there}") from error

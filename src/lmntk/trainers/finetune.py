@@ -24,7 +24,7 @@ from lmntk.errors import UsageError
 from lmntk.features import RedrawnDataset
 from lmntk.metrics import compute_metrics
 from lmntk.models.base import PositionModel
-from lmntk.models.checkpoints import ADAPTERS_FILE, WEIGHTS_FILE, restore_checkpoint, save_checkpoint
+from lmntk.models.checkpoints import ADAPTERS_FILE, WEIGHTS_FILE, restore_checkpoint, save_checkpoint, save_tokenizer
 from lmntk.parameters import ParameterFilter, count_parameters, select_parameters
 from lmntk.results import file_error_behind, write_atomically
 from lmntk.stopping import Stopped
@@ -205,7 +205,7 @@ class FineTuneTrainer(FewShotTrainer):
         folder = Path(output_dir or self.args.output_dir)
         save_checkpoint(self._position_model(), folder, self._run.base_name)
         if self._run.tokenizer is not None:
-            self._run.tokenizer.save_pretrained(folder)
+            save_tokenizer(self._run.tokenizer, folder)
         if _CHECKPOINT.fullmatch(folder.name):
             write_atomically(folder / SETTINGS_FILE, lambda file: file.write(json.dumps(self._settings()).encode()))
 
