@@ -14,6 +14,7 @@ from lmntk.build import Run, build
 from lmntk.errors import UsageError
 from lmntk.trainers.base import log_odds, regression_loss
 from lmntk.trainers.linear_head import fit_linear_head
+from tiny_models import TYPICAL_CAUSAL, save_tiny_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:sklearn")
 
@@ -23,6 +24,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place = Workplace(tmp_path_factory.mktemp("linear head"))
+    for architecture in TYPICAL_CAUSAL:
+        save_tiny_checkpoint(architecture, place.folder / architecture)
     write_rows(place.folder / "SST-2" / "train.tsv", [("sentence", "label"), *sst2_rows(20)])
     texts = [text for text, _ in sst2_rows(18)]
     write_rows(place.folder / "trec" / "train.csv", [(str(i % 6), text) for i, text in enumerate(texts)])
@@ -61,28 +64,42 @@ def features_of(run: Run) -> np.ndarray:
 
 
 def last_layer(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the classes: weights and biases."""
+    """The rows of the classes: weights and biases, zero where there are none."""
     assert run.model is not None
     layer, rows = run.model.last_layer, run.model._class_rows()
+    if layer.bias is None:
+        return layer.weight[rows].detach().double().numpy(), np.zeros(run.model.num_classes)
     return layer.weight[rows].detach().double().numpy(), layer.bias[rows].detach().double().numpy()
+
+
+def model_flags(place: Workplace, architecture: str) -> list[str]:
+    return [] if architecture == "roberta" else ["--model_name_or_path", str(place.folder / architecture)]
 
 
 TYPES = {
     "prompt": ["--few_shot_type", "prompt"],
     "prompt-demo": ["--few_shot_type", "prompt-demo"],
     "finetune": ["--few_shot_type", "finetune"],
-    "first token": ["--few_shot_type", "finetune", "--from_linearhead"],
+    "one token": ["--few_shot_type", "finetune", "--from_linearhead"],
 }
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_of_two_classes_each_takes_half_of_the_weights_with_opposite_signs(place: Workplace, kind: str) -> None:
-    """Against scikit-learn as the published program calls it, to rounding."""
-    run = built(place, "SST-2", *TYPES[kind])
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [*(("roberta", kind) for kind in TYPES), ("gpt2", "prompt"), ("llama", "finetune"), ("opt", "one token")],
+)
+def test_of_two_classes_each_takes_half_of_the_weights_with_opposite_signs(
+    place: Workplace, architecture: str, kind: str
+) -> None:
+    """Against scikit-learn as the published program calls it, to rounding; causal models' own heads have no bias."""
+    run = built(place, "SST-2", *TYPES[kind], *model_flags(place, architecture))
     features = features_of(run)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     fit_linear_head(run, CPU)
-    expected = LogisticRegressionCV(max_iter=5000, random_state=0, cv=5).fit(features, np.arange(20) % 2)
+    biased = architecture == "roberta" or kind == "one token"
+    assert biased == (run.model.last_layer.bias is not None)
+    regression = LogisticRegressionCV(max_iter=5000, random_state=0, cv=5, fit_intercept=biased)
+    expected = regression.fit(features, np.arange(20) % 2)
     weights, biases = last_layer(run)
     assert weights.shape == (2, 16)
     np.testing.assert_allclose(weights, np.stack([-expected.coef_[0], expected.coef_[0]]) / 2, rtol=1e-9)
@@ -116,19 +133,23 @@ def test_the_other_rows_of_the_decoder_stay_as_they_were(place: Workplace) -> No
     assert sorted(changed) == sorted(run.model.label_word_ids)
 
 
-def test_scores_are_fitted_by_least_squares_with_a_head_and_as_log_odds_with_label_words(place: Workplace) -> None:
-    """18 scores, 16 features: not all of them can be met."""
+@pytest.mark.parametrize("architecture", ["roberta", "gpt2"])
+def test_scores_are_fitted_by_least_squares_with_a_head_and_as_log_odds_with_label_words(
+    place: Workplace, architecture: str
+) -> None:
+    """18 scores, 16 features: not all of them can be met. GPT-2's own heads have no bias."""
+    flags, biased = model_flags(place, architecture), architecture == "roberta"
     scores = np.array([round(5 * i / 17, 2) for i in range(18)])
-    run = built(place, "STS-B", "--few_shot_type", "finetune")
-    expected = LinearRegression().fit(features_of(run), scores)
+    run = built(place, "STS-B", "--few_shot_type", "finetune", *flags)
+    expected = LinearRegression(fit_intercept=biased).fit(features_of(run), scores)
     fit_linear_head(run, CPU)
     weights, biases = last_layer(run)
     np.testing.assert_allclose(weights, expected.coef_[None], rtol=1e-6)
     np.testing.assert_allclose(biases, [expected.intercept_], rtol=1e-6)
 
-    run = built(place, "STS-B")
+    run = built(place, "STS-B", *flags)
     features = features_of(run)
-    expected = LinearRegression().fit(features, log_odds(scores))
+    expected = LinearRegression(fit_intercept=biased).fit(features, log_odds(scores))
     fit_linear_head(run, CPU)
     batch = run.collator(run.datasets["train"].features)
     labels = batch.pop("labels")
