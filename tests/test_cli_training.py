@@ -31,7 +31,7 @@ from command_line import (
     sst2_rows,
     write_rows,
 )
-from tiny_models import ARCHITECTURES, save_tiny_checkpoint
+from tiny_models import CAUSAL, TYPICAL, save_tiny_checkpoint
 
 STEPS = ("--trainer", "standard", "--max_steps", "4", "--learning_rate", "1e-2", "--per_device_train_batch_size", "2")
 ONE_STEP = ("--max_steps", "1", "--per_device_train_batch_size", "4", "--max_grad_norm", "0", "--optimizer", "sgd")
@@ -162,17 +162,19 @@ def test_the_log_line_of_a_fine_tuning_run_has_its_flags_and_its_numbers(place: 
 @pytest.mark.parametrize(
     ("architecture", "kind"),
     [
-        *((name, "prompt") for name in ARCHITECTURES),
-        *((n, k) for n in ("bert", "roberta") for k in ("finetune", "first token")),
+        *((name, "prompt") for name in TYPICAL),
+        *((n, k) for n in ("bert", "roberta", "gpt2") for k in ("finetune", "one token")),
     ],
 )
 def test_a_model_that_was_fine_tuned_is_read_again(place: Workplace, architecture: str, kind: str) -> None:
     model = place.folder / f"tiny {architecture}"
     if not model.exists():
         save_tiny_checkpoint(architecture, model, seed=1)
-    head = ("--few_shot_type", kind) if kind != "first token" else ("--few_shot_type", "finetune", "--from_linearhead")
+    head = ("--few_shot_type", kind) if kind != "one token" else ("--few_shot_type", "finetune", "--from_linearhead")
     folder = place.run(*STEPS, *head, "--model_name_or_path", str(model), output=f"{architecture} {kind}")
-    assert files(folder) == RESULTS | MODEL | ({"head.safetensors"} if kind == "first token" else set())
+    more = {"head.safetensors"} if kind == "one token" else set()
+    more |= {"generation_config.json"} if architecture in CAUSAL and kind == "prompt" else set()
+    assert files(folder) == RESULTS | MODEL | more
     used_again(place, folder, *head)
 
 
