@@ -1,10 +1,14 @@
-"""Two small tokenizers, built from a word list: WordPiece as BERT has it, byte-level BPE as RoBERTa has it."""
+"""Small tokenizers, built from a word list: WordPiece as BERT has it, BPE as RoBERTa, GPT-2, Qwen and Llama have it."""
 
 import json
 from pathlib import Path
 
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace
+from tokenizers.models import BPE
+from tokenizers.normalizers import Prepend, Replace, Sequence
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 LABEL_WORDS = (
     "terrible bad okay good great subjective objective incorrect correct No Yes Maybe world sports business tech "
@@ -53,11 +57,49 @@ def make_gpt2_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return _load(folder, {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False})
 
 
-def _write_bytes_and_merges(folder: Path, first: list[str], last: list[str]) -> None:
+def make_qwen_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The same as Qwen has it: no token for the beginning.
+
+    Written to `folder` so that `AutoTokenizer.from_pretrained(folder)` loads it.
+    """
+    _write_bytes_and_merges(folder, ["<|endoftext|>"], [])
+    end = "<|endoftext|>"
+    return _load(folder, {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": end, "pad_token": end})
+
+
+def make_llama_tokenizer(folder: Path, always_adds_space: bool = True) -> PreTrainedTokenizerBase:
+    """A SentencePiece-like BPE tokenizer, as Llama 2 has it: known words are one token, others come in characters.
+
+    Args:
+        folder: Written to so that `AutoTokenizer.from_pretrained(folder)` loads it.
+        always_adds_space: Put a space in front of a text that begins with one too, as SentencePiece does; transformers'
+            own class for Llama does not.
+    """
+    merges = _merges("▁")
+    characters = ["▁", *(chr(code) for code in range(33, 127))]
+    tokens = ["<unk>", "<s>", "</s>", *characters, *map("".join, merges)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if always_adds_space:
+        backend = Tokenizer(BPE(vocabulary, list(merges), unk_token="<unk>", fuse_unk=True))
+        backend.normalizer = Sequence([Prepend("▁"), Replace(" ", "▁")])
+        backend.decoder = Metaspace()
+        PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **special).save_pretrained(folder)
+    else:
+        LlamaTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=512).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _merges(space: str) -> dict[tuple[str, str], None]:
     merges: dict[tuple[str, str], None] = {}
     for word in WORDS:
         for end in range(len(word)):
-            merges["Ġ" + word[:end], word[end]] = None
+            merges[space + word[:end], word[end]] = None
+    return merges
+
+
+def _write_bytes_and_merges(folder: Path, first: list[str], last: list[str]) -> None:
+    merges = _merges("Ġ")
     tokens = [*first, *sorted(ByteLevel.alphabet()), *map("".join, merges), *last]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: index for index, token in enumerate(tokens)}

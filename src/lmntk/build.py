@@ -242,18 +242,21 @@ def _check_what_is_read(task: Task, prompts: PromptSettings) -> None:
         )
     for text in prompts.templates:
         whole = _parse(text, task, MANY_SENTENCES, bool(prompts.mapping), causal=False)
-        unread = sorted(whole.sentences - whole.for_causal().sentences)
-        names = " and ".join(f"sent_{index}" for index in unread)
-        if not whole.for_causal().sentences:
+        read = whole.for_causal().sentences
+        unread = sorted(whole.sentences - read)
+        names = " and ".join(f"sent_{index}" for index in unread) or "sent_0"
+        # A template of the user's own may show demonstrations there, whose sentences have the higher numbers.
+        if not read & set(range(task.num_sentences)):
             raise UsageError(
                 f"--template: a causal language model reads what stands before *mask*, and in '{text}' that is no "
-                f"sentence: put {names} before it, as in {EXAMPLE_TEMPLATE}"
+                f"sentence{' of the query' if read else ''}: put {names} before it, as in {EXAMPLE_TEMPLATE}"
             )
         if unread:
+            stand, it = ("stands", "it") if len(unread) == 1 else ("stand", "them")
             logger.warning(
-                "%s behind *mask* in '%s': a causal language model never reads it; a --template with all sentences "
+                "%s %s behind *mask* in '%s': a causal language model never reads %s; a --template with all sentences "
                 "before *mask* asks about them all",
-                *(f"{names} stand{'s' if len(unread) == 1 else ''}", text),
+                *(names, stand, text, it),
             )
 
 

@@ -7,6 +7,7 @@ LM-BFF (Gao et al. 2021, arXiv 2012.15723): the same tokens come out.
 from __future__ import annotations
 
 import ast
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,9 +129,11 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
+@functools.lru_cache(maxsize=4)  # asked for every part of every prompt
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer puts a space in front of a text that has one already, as Llama 2's does."""
-    return len(pieces := tokenizer.tokenize(" a")) == 2 and pieces[1:] == tokenizer.tokenize("a")
+    """Whether a tokenizer puts a space (``▁``) in front of a text that has one already, as Llama 2's does."""
+    pieces = tokenizer.tokenize("a")
+    return bool(pieces) and pieces[0].startswith("▁") and tokenizer.tokenize(" a") != pieces
 
 
 def _literal_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -187,6 +190,8 @@ def _mask_cut_away(template: Template, texts: Sequence[str], limits: Limits, len
         ways.append(f"lower --other_sent_limit (now {limits.other_sent_limit or 'none'})")
     if limits.truncate_head:
         ways.append("leave out --truncate_head")
+    if template.causal:
+        ways.append("add --truncate_head, to lose the beginning instead")
     lines = (" ".join(text.split()) for text in texts)
     shown = " | ".join(line if len(line) <= 60 else line[:59] + "…" for line in lines)
     lost = "end" if template.causal else "mask"

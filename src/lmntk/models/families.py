@@ -32,8 +32,10 @@ def family_of(config: PretrainedConfig) -> str:
         )
     if len(forms) == 1:
         return forms[0]
-    causal_form: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    return CAUSAL if config.is_decoder or causal_form.__name__ in (config.architectures or ()) else MASKED
+    masked_form, causal_form = (auto._model_mapping[type(config)] for auto in AUTO_CLASSES.values())
+    # XLM has one class for both, whose name says nothing, and no such setting.
+    saved_as_causal = causal_form is not masked_form and causal_form.__name__ in (config.architectures or ())
+    return CAUSAL if saved_as_causal or getattr(config, "is_decoder", False) else MASKED
 
 
 def choose_family(config: PretrainedConfig, family: str | None) -> None:
@@ -73,9 +75,10 @@ def max_positions(config: PretrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     # Then so many rows are never a position.
     positions = positions and positions - _first_position(config)
-    windowed = is_causal(config) and getattr(config, "use_sliding_window", True)
-    window = getattr(config, "sliding_window", None) if windowed else None
-    return min(positions, window) if positions and window else positions
+    window = getattr(config, "sliding_window", None)
+    if not window or not getattr(config, "use_sliding_window", True) or not is_causal(config):
+        window = None
+    return min(filter(None, (positions, window)), default=None)
 
 
 def _first_position(config: PretrainedConfig) -> int:
