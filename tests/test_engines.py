@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracle
@@ -15,7 +16,8 @@ from lmntk.kernels.engines import factored
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.kernels.examples import buckets
-from lmntk.kernels.layers import EmbeddingLayer, embedding
+from lmntk.kernels.layers import LAYERS, EmbeddingLayer, embedding
+from lmntk.models.prompt_model import LabelWordDecoder
 from lmntk.parameters import ParameterFilter, select_parameters
 from tiny_models import (
     ARCHITECTURES,
@@ -203,6 +205,24 @@ def test_the_asymmetric_kernel_has_the_sign_on_the_train_side_first(engine):
     assert oracle.relative_error(found[0], by_hand) <= TOLERANCE[torch.float64]
     by_hand = torch.einsum("iap,jbp->iajb", of_train, of_x.sign())
     assert oracle.relative_error(found[1], by_hand) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize(
+    "unknown", [nn.RMSNorm, nn.Embedding, nn.Linear, LabelWordDecoder], ids=lambda kind: kind.__name__
+)
+def test_parameters_of_unknown_layers_are_differentiated_beside_all_the_others(unknown, formula, monkeypatch):
+    """The jacobian engine gets them alone: not the label words' rows, by which the model then asks all the same."""
+    monkeypatch.delitem(LAYERS, unknown)
+    model = tiny_prompt_model("llama")
+    names = names_of(model, ParameterFilter())
+    modules = dict(model.named_modules())
+    of_unknown = [name for name in names if type(modules[name.rpartition(".")[0]]) is unknown]
+    train, x = sides("llama")
+    assert make_engine(problem_of(model, names, train, x), "factored").fallback_parameters == of_unknown != []
+    of_train, of_x = (torch.cat([side[name] for name in names], -1) for side in gradients_by_name("llama"))
+    found = engine_kernel("factored", model, names, train, x, formula, train_tile=2, x_tile=2)
+    assert oracle.relative_error(found, oracle.kernel(of_train, of_x, formula)) <= TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -166,7 +166,10 @@ class PositionModel(nn.Module):
         for name, parameter in self.named_parameters():
             tensor = parameter.detach()
             if id(parameter) in of_decoder:
-                (params if name in wanted else fixed)[name] = tensor[label_rows]
+                # Fixed too where it is not asked for after all: the buffers are those of these rows.
+                fixed[name] = tensor[label_rows]
+                if name in wanted:
+                    params[name] = fixed[name]
             elif name in wanted and rows is not None and parameter is embedding.weight:
                 params[name], words_name = tensor[rows.tokens], name
             elif name in wanted:
