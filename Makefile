@@ -7,14 +7,18 @@ RUN := $(VENV)/bin/python
 # Each core takes a file of tests at a time.
 OMP_NUM_THREADS_FOR_TESTS ?= 1
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo demo-causal test lint format clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do printf '  make %-8s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
 
 demo: $(VENV)/requirements.stamp ## Predict the mood of tweets and film reviews in nine ways: a table in a few minutes
 	@$(RUN) tools/fetch_demo_assets.py
 	@$(RUN) tools/demo.py
+
+demo-causal: $(VENV)/requirements.stamp ## Tell good film reviews from bad ones with a causal language model: a few minutes
+	@$(RUN) tools/fetch_demo_assets.py --causal
+	@$(RUN) tools/demo_causal.py
 
 test: $(VENV)/requirements-dev.stamp ## Run the tests
 	@OMP_NUM_THREADS=$(OMP_NUM_THREADS_FOR_TESTS) $(RUN) -m pytest -q --numprocesses auto --dist loadfile
@@ -28,8 +32,9 @@ format: $(VENV)/requirements-dev.stamp ## Format the code and apply safe fixes
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-clean: ## Remove the environment, the caches and what the demo made
-	rm -rf $(VENV) .cache/demo data/demo result/demo build .pytest_cache .ruff_cache .mypy_cache .hypothesis src/lmntk.egg-info
+clean: ## Remove the environment, the caches and what the demos made
+	rm -rf .cache/demo data/demo result/demo result/demo-causal
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis src/lmntk.egg-info
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

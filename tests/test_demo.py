@@ -1,12 +1,13 @@
 """The demo's script against a stand-in for run_fewshot.sh: what it starts, what it reads, what it prints."""
 
 import csv
+import itertools
 import json
 import shlex
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ while [ $# -gt 0 ]; do
     shift
 done
 if [ -e "$here/fail" ] && [ "$(cat "$here/fail")" = "$output" ]; then echo "error: no such luck"; exit 3; fi
-echo "$TAG $TASK $SEED $K $TYPE $TRAINER $NUM_GPU ${LOAD_KERNELS_TAG-unset} $PYTHON | $MODEL | $arguments" \\
+echo "what $TAG says of $SEED" >&2
+foreign="${LOAD_KERNELS_TAG-unset} ${OMP_NUM_THREADS-unset}"
+echo "$TAG $TASK $SEED $K $TYPE $TRAINER $NUM_GPU $foreign $PYTHON | $MODEL | $arguments" \\
     >> "$here/calls"
 echo "eval_acc = 0.$SEED" | tee "$output/eval_results_mr.txt" > "$output/test_results_mr.txt"
 case $TAG in *-kernel-sgd) test=0.75 ;; *) test=0.$SEED ;; esac
@@ -38,7 +41,8 @@ folders="\\"data_dir\\": \\"$data\\", \\"output_dir\\": \\"$output\\""
 echo "{\\"tag\\": \\"$TAG\\", \\"task_name\\": \\"$TASK\\", $folders, $metrics}" >> log
 """
 NAMES = ("zero-shot", "kernel-sgd", "tuning-adam")  # a few of the methods: a run more is a process more
-METHODS = tuple(method for method in demo.METHODS if method.name in NAMES)
+METHODS = tuple(method for method in demo.DEMO.methods if method.name in NAMES)
+DEMO = replace(demo.DEMO, methods=METHODS)
 RUNS = 2 * len(METHODS) * 2
 
 
@@ -58,28 +62,28 @@ class Workplace:
     def calls(self) -> list[str]:
         return (self.stand_in / "calls").read_text(encoding="utf-8").splitlines()
 
-    def run_demo(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_demo(self, monkeypatch: pytest.MonkeyPatch, of: demo.Demo = DEMO) -> None:
         flags = ["--model", str(self.stand_in), "--data_dir", str(self.data), "--output_dir", str(self.output)]
         monkeypatch.setattr(sys, "argv", ["demo.py", *flags])
-        demo.main()
+        demo.main(of)
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """A stand-in in place of run_fewshot.sh, and forty sentences a label for each task."""
     place = Workplace(tmp_path / "stand-in", tmp_path / "program", tmp_path / "data of the demo", tmp_path / "results")
-    for path in (place.stand_in / "model.safetensors", place.program / "run.py", place.program / "src/lmntk/a/b.py"):
+    model = (place.stand_in / "model.safetensors", place.stand_in / "model.gguf")
+    for path in (*model, place.program / "run.py", place.program / "src/lmntk/a/b.py"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("as it was\n", encoding="utf-8")
     (place.stand_in / "run.sh").write_text(STAND_IN, encoding="utf-8")
-    for task in demo.TASKS:
+    for task in DEMO.tasks:
         for split in ("train", "test"):
             place.original(task, split).parent.mkdir(parents=True, exist_ok=True)
             with place.original(task, split).open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows((i % 2, f"{split} sentence {i}") for i in range(80))
     monkeypatch.setattr(demo, "RUN_SCRIPT", place.stand_in / "run.sh")
     monkeypatch.setattr(demo, "ROOT", place.program)
-    monkeypatch.setattr(demo, "METHODS", METHODS)
     return place
 
 
@@ -130,7 +134,7 @@ def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one
     monkeypatch.setenv("LOAD_KERNELS_TAG", "of-another-experiment")
     workplace.run_demo(monkeypatch)
     expected = [
-        f"demo-{task}-{method.name} mr {seed} 16 prompt {method.trainer} 0 unset {sys.executable} | "
+        f"demo-{task}-{method.name} mr {seed} 16 prompt {method.trainer} 0 unset 1 {sys.executable} | "
         f"{workplace.stand_in} | --data_dir {workplace.data}/{task}/k-shot-1k-test/mr/16-{seed} "
         f"--output_dir {workplace.output}/{task}/{method.name}/16-{seed} --binary_classification "
         f"--disable_tqdm True {method.flags}".rstrip()
@@ -170,6 +174,7 @@ def append(path: Path) -> None:
     ("change", "again"),
     [
         pytest.param(lambda place: append(place.stand_in / "model.safetensors"), RUNS, id="the weights"),
+        pytest.param(lambda place: append(place.stand_in / "model.gguf"), RUNS, id="the weights in a GGUF file"),
         pytest.param(lambda place: append(place.program / "src/lmntk/a/b.py"), RUNS, id="a module of the program"),
         pytest.param(lambda place: append(place.program / "run.py"), RUNS, id="run.py"),
         pytest.param(lambda place: append(place.stand_in / "run.sh"), RUNS, id="run_fewshot.sh"),
@@ -205,9 +210,62 @@ def test_results_count_only_for_the_command_split_model_and_program_that_gave_th
 def test_another_command_is_another_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     workplace.run_demo(monkeypatch)
     other = demo.Method("zero-shot", "standard", "--no_train --num_sample 1")
-    monkeypatch.setattr(demo, "METHODS", (other, *METHODS[1:]))
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo(monkeypatch, replace(DEMO, methods=(other, *METHODS[1:])))
     assert [call.split()[-3:] for call in workplace.calls[RUNS:]] == [["--no_train", "--num_sample", "1"]] * 4
+
+
+ALONE = replace(DEMO, name="demo-alone", tasks=("tweets",), flags="--template *sent_0* --gguf_file a.gguf", alone=True)
+ONE = replace(ALONE, methods=METHODS[:1], seeds=(42,))
+
+
+def test_runs_that_go_one_at_a_time_have_all_cores_and_show_what_they_say(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    workplace.run_demo(monkeypatch, ALONE)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "6 runs, one at a time, on all cores; each prints a line when it is done."
+    for number, (method, seed) in enumerate(itertools.product(METHODS, (13, 42))):
+        name, folder = f"tweets, {method.name}, seed {seed}", workplace.output / "tweets" / method.name / f"16-{seed}"
+        accuracy = "75.0" if method.name == "kernel-sgd" else f"{seed}.0"
+        said = f"what demo-alone-tweets-{method.name} says of {seed}"
+        assert shown[1 + 4 * number : 5 + 4 * number] == [
+            "",
+            f"{name}: what it says, which {folder / 'run.log'} keeps too:",
+            said,
+            f"[{number + 1:2}/6] {name}: test accuracy {accuracy}% (0 s)",
+        ]
+        assert (folder / "run.log").read_text(encoding="utf-8") == f"{said}\n"
+        assert f" 0 unset unset {sys.executable} | " in workplace.calls[number]
+        flags = f"--disable_tqdm False --template *sent_0* --gguf_file a.gguf {method.flags}"
+        assert workplace.calls[number].endswith(f"--binary_classification {flags}")
+
+
+def test_shared_flags_are_part_of_the_command_that_results_count_for(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workplace.run_demo(monkeypatch, ONE)
+    workplace.run_demo(monkeypatch, ONE)
+    assert len(workplace.calls) == 1
+    workplace.run_demo(monkeypatch, replace(ONE, flags="--template *sent_0* --gguf_file b.gguf"))
+    assert len(workplace.calls) == 2
+
+
+def test_of_one_seed_the_table_has_no_deviation(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workplace.run_demo(monkeypatch, replace(ALONE, seeds=(42,)))
+    table = (workplace.output / "table.md").read_text(encoding="utf-8")
+    assert table.splitlines() == [
+        "| task         | method            |  dev | test |",
+        "|--------------|-------------------|-----:|-----:|",
+        "| tweets       | zero-shot         | 42.0 | 42.0 |",
+        "| tweets       | kernel-sgd        | 42.0 | 75.0 |",
+        "| tweets       | tuning-adam       | 42.0 | 42.0 |",
+    ]
+    assert f"\n\nAccuracies in percent, seed 42; guessing is right half of the time.\n\n{table}\n" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
@@ -216,9 +274,7 @@ def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
     shutil.rmtree(workplace.data / "film-reviews")
     with pytest.raises(UsageError) as caught:
         workplace.run_demo(monkeypatch)
-    assert str(caught.value) == (
-        f"{workplace.data / 'film-reviews'} is missing: tools/fetch_demo_assets.py fetches it, and make demo does both"
-    )
+    assert str(caught.value) == f"{workplace.data / 'film-reviews'} is missing: make demo fetches it"
 
 
 def test_a_run_that_fails_is_named_with_its_last_lines_and_started_again_the_next_time(

