@@ -183,6 +183,21 @@ def test_old_layer_norm_names_load(tmp_path):
     assert all(torch.equal(loaded[name], new[name]) for name in norms)
 
 
+def test_gpt2s_names_on_the_hub_load(tmp_path, caplog):
+    """They lack the encoder's prefix, and the causal masks of old stand among them."""
+    save_tiny_checkpoint("gpt2", tmp_path)
+    model, ids, positions = load(tmp_path), some_tokens(), torch.tensor([2, 5, 8])
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in (0, 1)}
+    masks |= {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in (0, 1)}
+    rewrite_weights(
+        tmp_path, lambda weights: {n.removeprefix("transformer."): t.clone() for n, t in weights.items()} | masks
+    )
+    again = load(tmp_path)
+    assert torch.equal(again(ids, positions), model(ids, positions))
+    assert torch.equal(again.lm.get_output_embeddings().weight, again.lm.get_input_embeddings().weight)
+    assert caplog.records == []
+
+
 def test_bert_gets_ten_segments_from_its_own_rows(tmp_path):
     save_tiny_checkpoint("bert", tmp_path)
     repeated = load(tmp_path).lm.base_model.embeddings.token_type_embeddings.weight
