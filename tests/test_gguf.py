@@ -340,6 +340,15 @@ def test_a_file_of_an_architecture_that_transformers_does_not_read_is_refused(ma
     assert "GGUF model with architecture alpac is not supported yet" in refusal(tmp_path, "x.gguf", tmp_path / "cache")
 
 
+def test_weights_of_other_shapes_than_the_header_says_are_named(made: Made, tmp_path: Path) -> None:
+    lm = random_lm()
+    lm.config.intermediate_size = 32
+    path = write_gguf(tmp_path / "x.gguf", lm, made.tokenizer)
+    sentence = refusal(tmp_path, "x.gguf", tmp_path / "cache")
+    assert sentence.startswith(f"--gguf_file: weights in {path} do not have the shapes that its header says: model.")
+    assert sentence.count("mlp") == 6
+
+
 def test_one_part_of_several_is_refused(made: Made, tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "x-00001-of-00002.gguf", made.lm, made.tokenizer, leave_out=["model.norm.weight"],

@@ -138,7 +138,9 @@ def _read(source: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict
             _refuse_parts(reader, source)
             config = AutoConfig.from_pretrained(**place)
             tokenizer = AutoTokenizer.from_pretrained(**place)
-            lm, report = AUTO_CLASSES[CAUSAL].from_pretrained(**place, dtype=torch.float32, output_loading_info=True)
+            lm, report = AUTO_CLASSES[CAUSAL].from_pretrained(
+                **place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except UsageError:
         raise
     except Exception as error:  # transformers and the reader of the format raise whatever they like over a bad file
@@ -146,6 +148,10 @@ def _read(source: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict
         raise UsageError(
             f"--gguf_file: transformers cannot read {source} ({reason}): see that the file is whole, or name another"
         ) from error
+    if report["mismatched_keys"]:
+        # Allowed above only so that they can be named here.
+        culprits = ", ".join(sorted(str(key[0]) for key in report["mismatched_keys"]))
+        raise UsageError(f"--gguf_file: weights in {source} do not have the shapes that its header says: {culprits}")
     config.architectures = [type(lm).__name__]
     _keep_scaling_of_positions(config, reader, source)
     return config, tokenizer, _weights(lm, set(report["missing_keys"]))
