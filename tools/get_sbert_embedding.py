@@ -28,7 +28,7 @@ from generate_k_shot_data import Parser
 from lmntk.errors import UsageError, suggest
 from lmntk.examples import PUBLISHED_SEEDS, read_examples, split_file
 from lmntk.kshot import DEFAULT_TASKS
-from lmntk.models.loading import max_positions
+from lmntk.models.families import max_positions
 from lmntk.results import write_atomically
 from lmntk.tasks import TASKS, Task, find_task
 

@@ -1,6 +1,7 @@
 """What the machine gives: memory that is free, memory that was taken, the rate of its matrix products."""
 
 import contextlib
+import ctypes
 import functools
 import resource
 import sys
@@ -43,6 +44,32 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return peak_bytes(torch.device("cpu"))
+
+
+# mallopt's names for what is done with memory that is freed, as <malloc.h> numbers them.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_MOST, _USUAL = 2**30, 2**25
+
+
+@contextlib.contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """Let the C library keep what is freed while the block runs, and give it back to the system at the end.
+
+    Activations and factors come and go by the gigabyte, and memory that the system gives anew costs its first touch:
+    up to a third of the propagation's time was seen to go there. Of effect with glibc only.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        yield
+        return
+    library.mallopt(_TRIM_THRESHOLD, _MOST)
+    library.mallopt(_MMAP_THRESHOLD, _MOST)
+    try:
+        yield
+    finally:
+        library.mallopt(_TRIM_THRESHOLD, _USUAL)
+        library.mallopt(_MMAP_THRESHOLD, _USUAL)
+        library.malloc_trim(0)
 
 
 # Seconds of this process by stage of the work, for benchmarks: on a GPU, which answers before it has worked, they mean

@@ -37,13 +37,14 @@ def plain_attention(
     Returns:
         The mixed values, ``[B, L, heads, d]``, and the attention weights, ``[B, heads, L, L]``.
     """
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:
-        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    # Queries that share a key stand below one another in one matrix: nothing is repeated.
+    together = (*key.shape[:2], -1)
+    scores = query.reshape(*together, query.shape[3]) @ key.transpose(2, 3)
+    scores = scores.view(*query.shape[:3], -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     weights = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    mixed = weights.view(*together, weights.shape[3]) @ value
+    return mixed.view(*query.shape[:3], -1).transpose(1, 2).contiguous(), weights
 
 
 AttentionInterface.register(NAME, plain_attention)

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,16 +21,17 @@ from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.examples import Examples, buckets
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
-from lmntk.kernels.machine import product_flops, seconds_of, stage
+from lmntk.kernels.layers.linear import LinearLayer, Member, joint_kernel, packed, sharing_inputs
+from lmntk.kernels.machine import keeping_freed_memory, product_flops, seconds_of, stage
 from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan, tiles_per_axis
 
 logger = logging.getLogger(__name__)
 
 # Large X tiles form the train side's gradients less often; beyond this that gains less than memory costs that a process
-# touches for the first time.
-MOST_X = 256
+# touches for the first time. Where next to nothing is formed, a few X examples' factors do.
+MOST_X, MOST_X_BYTES, FEW_X_BYTES = 256, 2**31, 2**29
 # Tokens that are propagated together: enough for large products, few enough for their activations to be small.
-MOST_TOKENS = 1024
+MOST_TOKENS, MOST_ACTIVATION_BYTES = 1024, 2**30
 # What activations take while a batch is propagated, in units of what is kept of it.
 ACTIVATIONS = 2.0
 # The share of the budget for the gradients of parameters of unknown layers, where there are any.
@@ -134,18 +135,20 @@ class FactoredEngine(Engine):
         tokens = sum(self._lengths) / len(self._lengths)
         rows, columns = tiles_per_axis(n, m, processes, problem.symmetric, tokens, problem.num_logits)
         train = min(train_tile or fair(most, n, rows), n)
-        own_x = max(1, min(examples - train, MOST_X))
+        most_x = int(self._most_x_bytes // (FRAGMENTATION * self._memory.per_token * tokens))
+        own_x = max(1, min(examples - train, MOST_X, most_x))
         x = min(x_tile or fair(own_x, m, columns), m)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, train, x, problem.symmetric)
 
     def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
         """Propagate each train tile once and each X tile once per train tile, and contract layer by layer."""
-        for train, x_tiles in plan.rows:
-            yield from self._row(train, x_tiles)
+        with keeping_freed_memory():
+            for train, x_tiles in plan.rows:
+                yield from self._row(train, x_tiles)
 
     def _row(self, train: tuple[int, ...], x_tiles: tuple[tuple[int, ...], ...]) -> Iterator[Block]:
         """Compute the tiles of one train tile, whose factors are gone when the next one's are made."""
-        train_factors = self._factors(self.problem.train, train)
+        train_factors = packed(self._layers, self._factors(self.problem.train, train))
         for x in x_tiles:
             yield Tile(train, x), self._tile(Tile(train, x), train_factors)
 
@@ -175,15 +178,21 @@ class FactoredEngine(Engine):
         logits, directions = problem.num_logits, len(problem.formula.directions)
         rest = self._fallback.pace(plan) if self._fallback else Pace(lambda train: 0.0, lambda tile: 0.0)
 
+        def tokens_of(examples: Examples, indices: Sequence[int]) -> int:
+            return sum(_tokens(examples, indices))
+
         def row(train: tuple[int, ...]) -> float:
-            return propagation_seconds * sum(_tokens(problem.train, train))
+            return propagation_seconds * tokens_of(problem.train, train)
 
         def tile_seconds(tile: Tile) -> float:
-            x_tokens = 0 if self.problem.on_diagonal(tile) else sum(_tokens(problem.x_examples, tile.x))
-            formed = sum(_tokens(problem.train, tile.train)) + x_tokens
-            flops = 2 * self._formed * logits * (formed + logits * tile.pairs * directions)
+            x_tokens = tokens_of(problem.x_examples, tile.x)
+            propagated = 0 if self.problem.on_diagonal(tile) else x_tokens
+            formed = tokens_of(problem.train, tile.train) + propagated
+            flops = 2.0 * self._formed * logits * (formed + logits * tile.pairs * directions)
+            # Gram matrices' products are larger, and nearer to the best rate.
+            flops += PRODUCT_EFFICIENCY * self._entry * tokens_of(problem.train, tile.train) * x_tokens
             # The fallback begins anew with every tile.
-            return propagation_seconds * x_tokens + flops / rate + rest.row(tile.train) + rest.tile(tile)
+            return propagation_seconds * propagated + flops / rate + rest.row(tile.train) + rest.tile(tile)
 
         return Pace(row, tile_seconds)
 
@@ -195,7 +204,13 @@ class FactoredEngine(Engine):
     def _divide_memory(self) -> Memory:
         one = [self.problem.typical_example]
         kept = self._factors(self.problem.train, one) if self._layers else {}
-        self._formed = sum(self._layers[name].formed(found[0]) for name, found in kept.items())
+        signed = any(direction.sign_train or direction.sign_x for direction in self.problem.formula.directions)
+        n, m = len(self.problem.train), min(len(self.problem.x_examples), MOST_X)
+        costs = [self._layers[name].cost(found[0], n, m, signed) for name, found in kept.items()]
+        self._formed, self._entry = sum(cost.formed for cost in costs), sum(cost.entry for cost in costs)
+        length, c = _tokens(self.problem.train, one)[0], self.problem.num_logits
+        dense = 2 * self._formed * c * ((n + m) * length + c * n * m)
+        self._most_x_bytes = MOST_X_BYTES if dense > self._entry * n * m * length**2 else FEW_X_BYTES
         # Inputs that several modules share are one tensor.
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -204,7 +219,8 @@ class FactoredEngine(Engine):
             for tensor in _tensors(factor)
         }
         per_token = max(1, -(-sum(storages.values()) // _tokens(self.problem.train, one)[0]))
-        affordable = int(self.memory_bytes * ACTIVATION_SHARE / (ACTIVATIONS * per_token))
+        activations = min(self.memory_bytes * ACTIVATION_SHARE, MOST_ACTIVATION_BYTES)
+        affordable = int(activations / (ACTIVATIONS * per_token))
         largest = max(
             (self._layers[name].buffer(found[0], len(self.problem.train)) for name, found in kept.items()), default=0
         )
@@ -249,8 +265,13 @@ class FactoredEngine(Engine):
 
     def _parts(self, tile: Tile, train: Mapping[str, list[Any]], x: Mapping[str, list[Any]]) -> Iterator[Tensor]:
         """Yield what each layer, and the fallback, adds to a tile: float64 ``[D, n, C, x, C]``."""
-        for name, layer in self._layers.items():
-            yield layer.kernel(train[name], x[name], self.problem.formula.directions, self._workspace)
+        directions = self.problem.formula.directions
+        for names in sharing_inputs(self._layers, train, x):
+            if len(names) == 1:
+                yield self._layers[names[0]].kernel(train[names[0]], x[names[0]], directions, self._workspace)
+            else:
+                members = [Member(cast(LinearLayer, self._layers[name]), train[name], x[name]) for name in names]
+                yield joint_kernel(members, directions, self._workspace)
         if self._fallback is not None:
             yield self._rest(self._fallback, tile)
 

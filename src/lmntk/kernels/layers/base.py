@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,19 @@ class Workspace:
         return buffer[:size].view(shape)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What it takes to multiply the gradients of two examples; vectors take nothing worth counting.
+
+    Attributes:
+        formed: How many numbers an example's gradient of one logit has, where it is formed.
+        entry: Floating-point operations for every pair of their positions, where it is not.
+    """
+
+    formed: int = 0
+    entry: float = 0.0
+
+
 class Layer(ABC):
     """One module's part of the kernel.
 
@@ -69,9 +83,9 @@ class Layer(ABC):
             gradients: Of each logit at the module's output.
         """
 
-    def formed(self, factors: Any) -> int:
-        """Return how many numbers an example's gradient of one logit has, where it must be formed to be multiplied."""
-        return 0
+    def cost(self, factors: Any, train: int, x: int, signed: bool) -> Cost:
+        """Tell what multiplying costs, with so many examples like this one on either side, and perhaps their signs."""
+        return Cost()
 
     def buffer(self, factors: Any, train: int) -> int:
         """Return how many numbers the largest buffer best holds, with so many train examples; 0 for any."""
