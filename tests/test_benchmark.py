@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import benchmark_kernels
-from tiny_models import save_tiny_checkpoint
+from tiny_models import save_tiny_checkpoint, tiny_config
 
 KEYS = {
     "engine",
@@ -47,10 +48,12 @@ def test_the_quick_form_measures_engines_against_the_published_method(tmp_path, 
     assert lines[-1] == f"measurements are in {file}"
 
 
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
 @pytest.mark.parametrize("formula", ["sgd", "signgd", "asymmetric_signgd"])
-def test_the_yardstick_of_errors_is_the_kernel_of_gradients_one_at_a_time(formula, monkeypatch):
+def test_the_yardstick_of_errors_is_the_kernel_of_gradients_one_at_a_time(formula, architecture, monkeypatch):
     """Each side by its own precision, whatever part of the train examples' gradients the budget can hold."""
-    monkeypatch.setitem(benchmark_kernels.SHAPES, "quick", (1, 16, 2, 24))
+    config = tiny_config(architecture, vocab_size=30522)
+    monkeypatch.setitem(benchmark_kernels.SHAPES, "quick", config)
     (job,), _, _ = benchmark_kernels.parse([*SMALL, "--formula", formula])
     inputs = benchmark_kernels.load_inputs(job)
     sides = [inputs.examples(inputs.train), inputs.examples(inputs.x)]
@@ -89,6 +92,19 @@ def test_sentences_are_cut_to_the_limits_of_the_task(tmp_path):
     assert lengths == [[116, 116, 116], [116, 116, 116]], "the third train prompt is random, of a length that is there"
 
 
+def test_a_causal_model_is_asked_behind_the_last_token_of_a_template_of_ones_own(tmp_path):
+    folder = save_tiny_checkpoint("gpt2", tmp_path / "model")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.tsv").write_text("sentence\tlabel\na good movie\t1\n", encoding="utf-8")
+    flags = ["--model", str(folder), "--data_dir", str(tmp_path), "--template", "*sent_0*_It_was*mask*.*sep+*"]
+    (job,), _, _ = benchmark_kernels.parse([*flags, "--train_examples", "2", "--x_examples", "1"])
+    inputs = benchmark_kernels.load_inputs(job)
+    for feature in (*inputs.train.features, *inputs.x.features):
+        assert feature.mask_position == len(feature.input_ids) - 1
+    tokens = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(inputs.x.features[0].input_ids)
+    assert tokens == ["a", "Ġgood", "Ġmovie", "ĠIt", "Ġwas"]
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -96,6 +112,7 @@ def test_sentences_are_cut_to_the_limits_of_the_task(tmp_path):
         (["--shape", "minilm", "--model", "m"], "name either a checkpoint folder with --model or a shape with --shape"),
         (["--model", "no/such"], "--model: there is no folder no/such"),
         (["--shape", "minilm", "--data_dir", "d"], "--data_dir needs --model"),
+        (["--shape", "minilm", "--template", "*sent_0**mask*"], "--template needs --model"),
         (["--quick", "--enginez", "factored"], "unknown flag '--enginez': did you mean '--engines'?"),
         (["--quick", "--engines", "fast"], "argument --engines: invalid choice: 'fast'"),
         (["--quick", "--train_examples", "0"], "--train_examples must be at least 1"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, PretrainedConfig
+from transformers import BertConfig, LlamaConfig, PretrainedConfig
 
 from lmntk.arguments import DataArguments
 from lmntk.examples import read_examples, split_file
@@ -14,7 +14,7 @@ from lmntk.features import Collator, Feature, FeatureDataset, Renderer
 from lmntk.kernels import FORMULAS, KernelProblem
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes
-from lmntk.models.families import max_positions
+from lmntk.models.families import is_causal, max_positions
 from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
 from lmntk.models.prompt_model import PromptModel
 from lmntk.prompt_settings import resolve_prompts
@@ -23,8 +23,24 @@ from lmntk.tasks import find_task
 from lmntk.templates import Template
 from lmntk.trainers.kernel import FeatureExamples
 
-# Layers, features, heads, features between: the BERTs that have names here, filled with random weights.
-SHAPES = {"quick": (2, 128, 2, 512), "minilm": (6, 384, 12, 1536), "bert-base": (12, 768, 12, 3072)}
+
+def _bert(layers: int, width: int, heads: int, between: int) -> BertConfig:
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+    return BertConfig(**sizes, intermediate_size=between)
+
+
+def _llama(layers: int, width: int, heads: int, key_heads: int, between: int, vocabulary: int) -> LlamaConfig:
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+    return LlamaConfig(**sizes, num_key_value_heads=key_heads, intermediate_size=between, vocab_size=vocabulary)
+
+
+# The models that have names here are filled with random weights.
+SHAPES: dict[str, PretrainedConfig] = {
+    "quick": _bert(2, 128, 2, 512),
+    "minilm": _bert(6, 384, 12, 1536),
+    "bert-base": _bert(12, 768, 12, 3072),
+    "smollm2-135m": _llama(30, 576, 9, 3, 1536, 49152),
+}
 FIRST_LABEL_WORD = 2000  # of a model without a tokenizer
 CPU = torch.device("cpu")
 
@@ -36,6 +52,7 @@ class Job:
     Attributes:
         model: A checkpoint folder or a key of `SHAPES`.
         task_name: The task whose prompts are used.
+        template: Its template; None for the task's own.
         data_dir: Its k-shot folder; None for random tokens of realistic lengths.
         train_examples: N; beyond what the split has, prompts are random tokens of the lengths that it has.
         x_examples: X.
@@ -48,6 +65,7 @@ class Job:
 
     model: str
     task_name: str
+    template: str | None
     data_dir: str | None
     train_examples: int
     x_examples: int
@@ -88,30 +106,31 @@ def load_inputs(job: Job) -> Inputs:
     task = find_task(job.task_name)
     features: dict[str, list[Feature]] = {"train": [], "test": []}
     if job.model in SHAPES:
-        layers, width, heads, between = SHAPES[job.model]
-        sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
-        config = BertConfig(**sizes, intermediate_size=between)
+        config = SHAPES[job.model]
         label_words = [FIRST_LABEL_WORD + label for label in range(len(task.labels))]
     else:
-        config, tokenizer = load_config(job.model), load_tokenizer(job.model)
-        prompts = resolve_prompts(task, DataArguments(task.name, job.data_dir or ""), max_positions(config))
+        config = load_config(job.model)
+        causal = is_causal(config)
+        tokenizer = load_tokenizer(job.model, needs_mask=not causal)
+        flags = DataArguments(task.name, job.data_dir or "", template=job.template)
+        prompts = resolve_prompts(task, flags, max_positions(config))
         label_words = label_word_ids(prompts.mapping, task.labels, tokenizer)
-        templates = [
-            Template.parse(text, task.num_sentences, len(task.labels), task.name) for text in prompts.templates
-        ]
+        parsed = [Template.parse(text, task.num_sentences, len(task.labels), task.name) for text in prompts.templates]
+        templates = [template.for_causal() for template in parsed] if causal else parsed
         for split, count in (("train", job.train_examples), ("test", job.x_examples)):
             if job.data_dir is not None:
                 rows = read_examples(task, split_file(task, job.data_dir, split))[:count]
                 renderer = Renderer(split, task, rows, templates, tokenizer, prompts.limits, label_words)
                 features[split] = FeatureDataset.build(renderer).features
-    train = _filled_up(features["train"], job.train_examples, config.vocab_size, seed=0)
-    x = _filled_up(features["test"], job.x_examples, config.vocab_size, seed=1)
+    train = _filled_up(features["train"], job.train_examples, config, seed=0)
+    x = _filled_up(features["test"], job.x_examples, config, seed=1)
     return Inputs(config, label_words, FeatureDataset("train", task, train), FeatureDataset("test", task, x))
 
 
-def _filled_up(features: list[Feature], count: int, vocabulary: int, seed: int) -> list[Feature]:
+def _filled_up(features: list[Feature], count: int, config: PretrainedConfig, seed: int) -> list[Feature]:
     """Add prompts of random tokens until there are `count`; they have the lengths of those that are there."""
     generator = torch.Generator().manual_seed(seed)
+    vocabulary, behind_mask = config.vocab_size, 1 if is_causal(config) else 3
     # SST-2's prompts have 8 to 60 tokens, 29 on average.
     drawn = torch.randn(count, generator=generator).mul(10).add(29).clamp(8, 60).int().tolist()
     lengths = [len(feature.input_ids) for feature in features] or drawn
@@ -119,7 +138,7 @@ def _filled_up(features: list[Feature], count: int, vocabulary: int, seed: int) 
     for number in range(len(features), count):
         length = lengths[number % len(lengths)]
         ids = torch.randint(min(1000, vocabulary // 2), vocabulary, (length,), generator=generator).tolist()
-        filled.append(Feature(ids, [0] * length, length - 3, 0))
+        filled.append(Feature(ids, [0] * length, length - behind_mask, 0))
     return filled
 
 

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 from numpy import ndarray
 from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
 
 from benchmark_inputs import CPU, SHAPES, Inputs, Job, load_inputs, load_model, make_problem, true_kernel
 from lmntk.errors import UsageError, suggest
@@ -161,7 +162,7 @@ def dense_flops(model: PromptModel, problem: KernelProblem) -> float:
     weights = sum(
         module.weight.numel()
         for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not decoder
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not decoder
     )
     per_token = 2 * (1 + c) * weights + 2 * c * weights
     return per_token * tokens + 2 * weights * c**2 * len(problem.train) * len(problem.x_examples)
@@ -188,9 +189,10 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
     """Read the command line: the jobs, the engines, and the JSON file to write."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="checkpoint folder of a masked language model")
-    parser.add_argument("--shape", choices=SHAPES, help="a BERT of that shape with random weights, in place of --model")
+    parser.add_argument("--model", help="checkpoint folder; of a GGUF file the one it was converted to")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of that shape, in place of --model")
     parser.add_argument("--task_name", default="SST-2", help="the task whose prompts are used (default SST-2)")
+    parser.add_argument("--template", help="a template, in place of the task's own")
     parser.add_argument("--data_dir", help="its k-shot folder; not given: random tokens of SST-2's lengths")
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES, *PEERS], help="what to measure (default factored)")
     parser.add_argument("--train_examples", nargs="+", type=int, help="N, one or several (default 32)")
@@ -216,6 +218,7 @@ def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
         Job(
             model=given.model or given.shape,
             task_name=given.task_name,
+            template=given.template,
             data_dir=given.data_dir,
             train_examples=n,
             x_examples=given.x_examples,
@@ -244,6 +247,8 @@ def _check(given: argparse.Namespace) -> None:
             raise UsageError("--data_dir needs --model: a --shape has no tokenizer to read sentences with")
         for split in ("train", "test"):
             split_file(task, given.data_dir, split)
+    if given.template is not None and given.model is None:
+        raise UsageError("--template needs --model: a --shape has no tokenizer to read it with")
     for flag in ("train_examples", "threads", "x_examples"):
         value = getattr(given, flag)
         if min(value if isinstance(value, list) else [value]) < 1:
