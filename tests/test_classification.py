@@ -374,7 +374,7 @@ def test_an_architecture_without_a_classification_head_is_told_the_way_out(archi
 
 
 def test_a_causal_model_whose_head_reads_another_token_is_told_the_way_out(tmp_path):
-    """BERT, read from left to right, has a classification head all the same: on its first token, which sees no other."""
+    """BERT, read from left to right, has a classification head all the same: on its first token, which sees no more."""
     save_tiny_checkpoint("bert", tmp_path)
     config = load_config(str(tmp_path), family="causal")
     with pytest.raises(UsageError, match="the classification head of bert is not known here; add --from_linearhead"):
