@@ -14,10 +14,12 @@ import lmntk.models.layer_types  # noqa: F401 (registers Conv1D)
 import oracle
 from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, empirical_ntk
 from lmntk.kernels.engines.base import MemoryBudgetError
-from lmntk.kernels.engines.factored import FactoredEngine, find_layers
-from lmntk.kernels.layers import LAYERS, Workspace, embedding, linear
+from lmntk.kernels.engines.discovery import find_layers
+from lmntk.kernels.engines.factored import FactoredEngine
+from lmntk.kernels.layers import LAYERS, Workspace, embedding, gram, linear
 from lmntk.kernels.layers.base import stack_vectors
-from lmntk.kernels.layers.linear import LinearLayer, Member, OuterProducts
+from lmntk.kernels.layers.linear import LinearLayer, Member
+from lmntk.kernels.layers.outer_products import OuterProducts
 
 FEATURES = 5
 
@@ -290,15 +292,15 @@ def outer_products(sizes: list[tuple[int, int]], d_out: int, d_in: int, c: int, 
 def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(formula, widths, train, x, logits, together, capacity):
     """Gram matrices and dense gradients, in buffers of any size, in pieces of any size, signs and all."""
 
-    def gram(train, x, *others):
-        return linear._gram([Member(LinearLayer(nn.Linear(1, 1), frozenset()), train, x)], *others)
+    def way_of_gram(train, x, *others):
+        return gram.gram([train], [x], *others)
 
     ways = [linear._dense]
     if formula == "sgd":
-        ways.append(gram)
+        ways.append(way_of_gram)
     elif together % 2:  # of one outer product the sign is that of its factors
         train, x = [(b, 1) for b, _ in train], [(b, 1) for b, _ in x]
-        ways.append(gram)
+        ways.append(way_of_gram)
     sides = outer_products(train, *widths, logits, seed=0), outer_products(x, *widths, logits, seed=1)
     raw = [
         torch.cat([torch.stack([g.transpose(1, 2) @ side.inputs for g in side.gradients], 1) for side in batches])
@@ -320,7 +322,7 @@ def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(formula, widths, tr
         patch.setattr(linear, "FORMED_TOGETHER", together)
         patch.setattr(linear, "LEAST_ROWS", 1)
         patch.setattr(linear, "CACHED_BYTES", 8 * capacity)
-        patch.setattr(linear, "GRAM_TOKENS", together)
+        patch.setattr(gram, "GRAM_TOKENS", together)
         for way in ways:
             torch.testing.assert_close(way(*sides, directions, workspace), expected, rtol=1e-12, atol=1e-11)
 

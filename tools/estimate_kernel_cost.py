@@ -117,7 +117,9 @@ class CountingEngine(factored.FactoredEngine):
         per_token = shape.factor_bytes(problem.num_logits, tokens)
         together = max(problem.num_logits * len(problem.train), linear.FORMED_TOGETHER)
         buffer = max(factored.LEAST_BUFFER, FLOAT32 * together * linear.LEAST_ROWS * shape.hidden)
-        affordable = int(memory_bytes * factored.ACTIVATION_SHARE / (factored.ACTIVATIONS * per_token))
+        activations = min(memory_bytes * factored.ACTIVATION_SHARE, factored.MOST_ACTIVATION_BYTES)
+        affordable = int(activations / (factored.ACTIVATIONS * per_token))
+        self._most_x_bytes = factored.MOST_X_BYTES  # all is taken to be formed
         self._memory = factored.Memory(
             per_token,
             buffer=int(min(factored.LARGEST_BUFFER, memory_bytes * factored.BUFFER_SHARE, buffer)),

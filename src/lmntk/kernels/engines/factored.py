@@ -4,8 +4,6 @@ N + X examples are propagated once, instead of N · X pairs; no gradient over al
 type knows goes to the `jacobian` engine, parameter by parameter.
 """
 
-import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -15,17 +13,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels import propagation
-from lmntk.kernels.contraction import contract
 from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError
+from lmntk.kernels.engines.discovery import find_layers
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.examples import Examples, buckets
-from lmntk.kernels.formulas import Direction
-from lmntk.kernels.layers import LAYERS, Layer, Workspace
-from lmntk.kernels.layers.linear import LinearLayer, Member, joint_kernel, packed, sharing_inputs
+from lmntk.kernels.layers import Workspace
+from lmntk.kernels.layers.linear import LinearLayer, Member, joint_kernel, sharing_inputs
+from lmntk.kernels.layers.outer_products import packed
 from lmntk.kernels.machine import keeping_freed_memory, product_flops, seconds_of, stage
 from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan, tiles_per_axis
-
-logger = logging.getLogger(__name__)
 
 # Large X tiles form the train side's gradients less often; beyond this that gains less than memory costs that a process
 # touches for the first time. Where next to nothing is formed, a few X examples' factors do.
@@ -148,7 +144,7 @@ class FactoredEngine(Engine):
 
     def _row(self, train: tuple[int, ...], x_tiles: tuple[tuple[int, ...], ...]) -> Iterator[Block]:
         """Compute the tiles of one train tile, whose factors are gone when the next one's are made."""
-        train_factors = packed(self._layers, self._factors(self.problem.train, train))
+        train_factors = packed(self._factors(self.problem.train, train))
         for x in x_tiles:
             yield Tile(train, x), self._tile(Tile(train, x), train_factors)
 
@@ -286,106 +282,6 @@ class FactoredEngine(Engine):
         for part, values in fallback.blocks(replace(sizes, rows=rows, symmetric=False)):
             parts[part] = parts[part] + values if part in parts else values
         return torch.cat([torch.cat([parts[Tile(train, x)] for x in xs], dim=3) for train in trains], dim=1)
-
-
-def find_layers(problem: KernelProblem) -> tuple[dict[str, Layer], list[str]]:
-    """Find out which parameters which layer type can take, and try it on a small batch.
-
-    A layer is used only if its part of the kernel of one example is what autograd says: a weight that is used
-    elsewhere too, an output that is changed in place, a norm over several axes all show there.
-
-    Returns:
-        The layers by module name, and the parameters that are left for the fallback.
-    """
-    layers = _candidates(problem)
-    try:
-        layers = _that_see_examples(layers, problem)
-        layers = _that_agree_with_autograd(layers, problem)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        logger.warning("no layer can be factored (%s): every parameter goes to the jacobian engine", error)
-        layers = {}
-    known = {name for prefix, layer in layers.items() for name in _names(prefix, layer)}
-    return layers, [name for name in problem.params if name not in known]
-
-
-def _candidates(problem: KernelProblem) -> dict[str, Layer]:
-    """Match modules by exact type; parameters that several modules hold are left out."""
-    assert problem.module is not None
-    uses = Counter(id(p) for module in problem.module.modules() for p in module.parameters(recurse=False))
-    layers: dict[str, Layer] = {}
-    for prefix, module in problem.module.named_modules():
-        counted = frozenset(
-            local
-            for local, parameter in module.named_parameters(recurse=False)
-            if f"{prefix}.{local}".lstrip(".") in problem.params and uses[id(parameter)] == 1
-        )
-        layer = LAYERS.get(type(module))
-        if layer is not None and counted and counted <= layer.parameters:
-            layers[prefix] = layer(module, counted)
-    return layers
-
-
-def _that_see_examples(layers: dict[str, Layer], problem: KernelProblem) -> dict[str, Layer]:
-    """Keep the modules that are called once, with one tensor whose first axis runs over the examples."""
-    assert problem.call is not None
-    kept = layers
-    for size in (1, 3):  # one of the two is not, by accident, the number of tokens
-        batch = problem.train.batch([problem.typical_example] * size)
-        record, _ = propagation.run(kept, problem.call, batch)
-        seen = {
-            name
-            for name, passage in record.passages.items()
-            if passage.calls == 1 and len(passage.inputs) == len(passage.output) == size and passage.output.dim() > 1
-        }
-        kept = {name: layer for name, layer in kept.items() if name in seen}
-        with torch.no_grad():
-            unchanged = torch.allclose(record.logits, problem.call(batch), rtol=1e-4, atol=1e-5)
-        if not unchanged:
-            return {}  # looking at the modules changes what they do
-    return kept
-
-
-def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem) -> dict[str, Layer]:
-    """Keep the layers whose part of the kernel of one example is that of its gradients."""
-    assert problem.module is not None
-    assert problem.call is not None
-    if not layers:
-        return {}
-    batch = problem.train.batch([problem.typical_example])
-    found = propagation.factors(layers, problem.call, batch)
-    own = dict(problem.module.named_parameters())
-    wanted = {name: own[name] for prefix, layer in layers.items() for name in _names(prefix, layer)}
-    asked = {name: parameter.requires_grad for name, parameter in own.items()}
-    try:
-        for name, parameter in own.items():
-            parameter.requires_grad_(name in wanted)
-        with torch.enable_grad():
-            logits = problem.call(batch)[0]
-        gradients: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        for logit in logits:
-            parts = torch.autograd.grad(logit, list(wanted.values()), retain_graph=True, allow_unused=True)
-            for (name, parameter), part in zip(wanted.items(), parts, strict=True):
-                gradients[name].append((torch.zeros_like(parameter) if part is None else part).flatten())
-    finally:
-        for name, parameter in own.items():
-            parameter.requires_grad_(asked[name])
-    sample = next(iter(wanted.values()))
-    workspace = Workspace(2**22, sample.dtype, sample.device)
-    sgd = (Direction(sign_train=False, sign_x=False),)
-    kept = {}
-    for prefix, layer in layers.items():
-        truth = sum(
-            contract(torch.stack(gradients[name]), torch.stack(gradients[name]), sgd) for name in _names(prefix, layer)
-        )
-        ours = layer.kernel([found[prefix]], [found[prefix]], sgd, workspace)[:, 0, :, 0]
-        if torch.allclose(ours, torch.as_tensor(truth), rtol=0, atol=1e-3 * float(torch.as_tensor(truth).abs().max())):
-            kept[prefix] = layer
-    return kept
-
-
-def _names(prefix: str, layer: Layer) -> list[str]:
-    """The full names of the parameters that a layer takes."""
-    return [f"{prefix}.{local}".lstrip(".") for local in sorted(layer.counted)]
 
 
 def _tokens(examples: Examples, indices: Sequence[int]) -> list[int]:
