@@ -478,7 +478,7 @@ def test_padded_batches_give_the_kernel_of_the_texts_alone_to_1e_12(family, firs
     plan = engine.plan()
     for examples, tile in ((problem.train, plan.rows[0][0]), (problem.x, plan.rows[0][1][0])):
         lengths = [{examples.shapes[index] for index in bucket} for bucket in buckets(examples, tile, MOST_TOKENS)]
-        assert max(map(len, lengths)) == 2, "one batch is padded"
+        assert max(map(len, lengths)) > 1, "a batch is padded"
     found = assemble(engine.blocks(plan), plan, problem)
     truth = oracle.kernel(*gradients_of_mixed_lengths(family, first_token), formula).reshape(found.shape)
     assert oracle.relative_error(found, truth) <= TOLERANCE

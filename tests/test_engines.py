@@ -187,7 +187,7 @@ def test_padded_batches_give_the_kernel_of_the_prompts_alone(architecture, padde
     plan = engine.plan()
     for examples, tile in ((problem.train, plan.rows[0][0]), (problem.x, plan.rows[0][1][0])):
         lengths = [{examples.shapes[index] for index in bucket} for bucket in buckets(examples, tile, MOST_TOKENS)]
-        assert sorted(map(len, lengths)) == [1, 2], "one batch is padded"
+        assert max(map(len, lengths)) > 1, "a batch is padded"
     found = assemble(engine.blocks(plan), plan, problem)
     truth = oracle.kernel(of_train, of_x, formula).reshape(found.shape)
     assert oracle.relative_error(found, truth) <= TOLERANCE[torch.float64]

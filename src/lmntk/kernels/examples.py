@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 # The share of a batch that padding may make up: smaller batches than this asks for cost more than padding does.
 MOST_PADDING = 0.08
+# So many tokens of padding are less work than reading all weights once more, for another batch.
+LITTLE_PADDING = 32
 
 Batch = Any
 """A pytree (dict, tuple, tensor …) of tensors whose first axis runs over the examples, ``[B, ...]``."""
@@ -98,7 +100,8 @@ def buckets(examples: Examples, indices: Sequence[int], most_tokens: int) -> lis
         length = examples.shapes[index]
         longest = max(longest, length)
         padded = longest * (len(found[-1]) + 1) if found else 0
-        if found and padded <= most_tokens and padded - (tokens + length) <= MOST_PADDING * padded:
+        allowed = max(MOST_PADDING * padded, LITTLE_PADDING)
+        if found and padded <= most_tokens and padded - (tokens + length) <= allowed:
             found[-1].append(index)
             tokens += length
         else:
