@@ -351,6 +351,36 @@ def test_layers_that_are_given_the_same_have_the_sum_of_their_parts(formula, eff
     torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
 
 
+class ViewsOfOneTensor(nn.Module):
+    """Two linear layers, the second of which is given a part of what the first is given, at the same address."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+        self.words = nn.Embedding(7, FEATURES)
+        self.whole, self.some = nn.Linear(FEATURES, 4), nn.Linear(3 if part == "features" else FEATURES, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.words(ids) + self.words(ids).cumsum(dim=1))
+        some = {"features": hidden[..., :3], "position": hidden[:, 0], "positions": hidden[:, :2]}[self.part]
+        read = torch.tanh(self.some(some))
+        return self.out(torch.tanh(self.whole(hidden)).sum(1) + (read if read.dim() == 2 else read.sum(1)))
+
+
+@pytest.mark.parametrize("efficiency", [0.0, math.inf], ids=["by Gram matrices", "by dense gradients"])
+@pytest.mark.parametrize("part", ["features", "position", "positions"])
+def test_a_part_of_a_tensor_is_not_taken_for_the_whole(part, efficiency, monkeypatch):
+    monkeypatch.setattr(linear, "DENSE_EFFICIENCY", efficiency)
+    torch.manual_seed(3)
+    model = ViewsOfOneTensor(part).double()
+    ids = ids_of([4] * 5, 8) + ids_of([3] * 2, 9)
+    gradients = oracle.gradients(model, list(model.parameters()), ids)
+    model.requires_grad_(False)
+    found = empirical_ntk(model, ids[:3], ids[3:], engine="factored")
+    torch.testing.assert_close(found, oracle.kernel(gradients[:3], gradients[3:], "sgd"), atol=1e-10, rtol=1e-12)
+
+
 def test_a_model_finds_out_which_of_its_layers_are_given_the_same():
     """Only what is the same tensor in every batch: equal numbers are not enough."""
     layers = {name: LinearLayer(nn.Linear(4, 4), frozenset({"weight"})) for name in "abcd"}

@@ -20,6 +20,8 @@ def plain_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention as transformers calls it.
@@ -32,6 +34,8 @@ def plain_attention(
         attention_mask: Added to the scores, ``[B, 1, L, L]``; None where every token sees every other.
         scaling: What scores are multiplied by; 1/√d where none is given.
         dropout: Probability of dropping an attention weight in training.
+        softcap: What scores are kept below, smoothly, as in Gemma 2.
+        s_aux: A score for looking at no token, ``[heads]``, as in GPT-OSS.
         **kwargs: What other kinds of attention want to know.
 
     Returns:
@@ -41,9 +45,15 @@ def plain_attention(
     together = (*key.shape[:2], -1)
     scores = query.reshape(*together, query.shape[3]) @ key.transpose(2, 3)
     scores = scores.view(*query.shape[:3], -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    weights = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    if s_aux is not None:
+        scores = torch.cat([scores, s_aux.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores)], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]]
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    mixed = weights.view(*together, weights.shape[3]) @ value
+    mixed = weights.reshape(*together, weights.shape[3]) @ value
     return mixed.view(*query.shape[:3], -1).transpose(1, 2).contiguous(), weights
 
 

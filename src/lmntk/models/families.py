@@ -13,6 +13,7 @@ MASKED, CAUSAL = "masked", "causal"
 AUTO_CLASSES: dict[str, Any] = {MASKED: AutoModelForMaskedLM, CAUSAL: AutoModelForCausalLM}
 # Positions are numbered from padding_idx + 1 on.
 _COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"}
+_COUNT_FROM_PADDING |= {"data2vec-text", "xlm-roberta-xl", "xmod"}
 
 
 def family_of(config: PretrainedConfig) -> str:

@@ -137,7 +137,8 @@ def _squared_gradients(
     try:
         for name, parameter in own.items():
             parameter.requires_grad_(name in wanted).grad = None
-        handles = [parameter.register_post_accumulate_grad_hook(take(name)) for name, parameter in wanted.items()]
+        for name, parameter in wanted.items():
+            handles.append(parameter.register_post_accumulate_grad_hook(take(name)))
         with torch.enable_grad():
             (problem.call(batch)[0] * weights).sum().backward()
     finally:

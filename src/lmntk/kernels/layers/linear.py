@@ -15,7 +15,7 @@ from lmntk.kernels.contraction import BLOCK
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.layers.base import Cost, Gradients, Layer, Workspace, stack_vectors, vector_kernel, with_positions
 from lmntk.kernels.layers.gram import entry_flops, gram
-from lmntk.kernels.layers.outer_products import OuterProducts, shape_of
+from lmntk.kernels.layers.outer_products import OuterProducts, identity, shape_of
 from lmntk.kernels.machine import stage
 
 # The rate at which gradients are formed and contracted, in units of that of Gram matrices' larger products.
@@ -131,7 +131,8 @@ def sharing_inputs(
     for name, layer in layers.items():
         key: object = name
         if isinstance(layer, LinearLayer) and "weight" in layer.counted:
-            key = tuple((factor.inputs.data_ptr(), factor.length) for factor in (*train[name], *x[name]))
+            batches = (*train[name], *x[name])
+            key = tuple((identity(factor.inputs), factor.length) for factor in batches)
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 

@@ -1,6 +1,6 @@
 """Gradients of a weight as sums of outer products, and where they lie in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,23 +74,32 @@ def _in_one(parts: Sequence[Tensor]) -> Tensor:
     return first.as_strided((sum(part.shape[0] * part.shape[1] for part in parts), d), (d, 1))
 
 
-def packed(factors: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+def identity(tensor: Tensor) -> tuple[object, ...]:
+    """Return what two tensors have in common only if they are the same numbers in the same places of memory."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def packed(factors: MutableMapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Lay the batches of every linear layer behind one another in memory; what layers share they go on sharing.
 
     Gram matrices of all train examples at once then need no copy for each tile.
+
+    Args:
+        factors: Is empty at the end, so that never more than a layer's factors are there twice.
     """
-    places: dict[tuple[int, ...], list[Tensor]] = {}
-    return {
-        name: _packed(found, places) if found and isinstance(found[0], OuterProducts) else list(found)
-        for name, found in factors.items()
-    }
+    places: dict[tuple[object, ...], list[Tensor]] = {}
+    result = {}
+    for name in list(factors):
+        found = factors.pop(name)
+        result[name] = _packed(found, places) if found and isinstance(found[0], OuterProducts) else found
+    return result
 
 
-def _packed(factors: Sequence[OuterProducts], places: dict[tuple[int, ...], list[Tensor]]) -> list[OuterProducts]:
+def _packed(factors: Sequence[OuterProducts], places: dict[tuple[object, ...], list[Tensor]]) -> list[OuterProducts]:
     inputs = [factor.inputs for factor in factors if factor.inputs is not None]
     if not inputs:
         return list(factors)
-    key = tuple(part.data_ptr() for part in inputs)
+    key = tuple(map(identity, inputs))
     if key not in places:
         places[key] = _behind_one_another(inputs)
     gradients = zip(*map(_behind_one_another, zip(*(factor.gradients for factor in factors), strict=True)), strict=True)
