@@ -277,7 +277,7 @@ def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
     assert str(caught.value) == f"{workplace.data / 'film-reviews'} is missing: make demo fetches it"
 
 
-def test_a_run_that_fails_is_named_with_its_last_lines_and_started_again_the_next_time(
+def test_a_run_that_fails_is_named_with_its_last_lines_and_goes_on_the_next_time(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = workplace.output / "tweets" / "tuning-adam" / "16-42"
@@ -287,6 +287,20 @@ def test_a_run_that_fails_is_named_with_its_last_lines_and_started_again_the_nex
     assert str(caught.value) == (
         f"run.sh ended with status 3; all it said is in {folder / 'run.log'}, which ends so:\n    error: no such luck"
     )
+    (folder / "tile").touch()
     (workplace.stand_in / "fail").unlink()
     workplace.run_demo(monkeypatch)
-    assert (folder / demo.STAMP).exists()
+    assert (folder / "tile").exists(), "what a stopped run kept is there for the next one"
+    assert (folder / "test_results_mr.txt").exists()
+
+
+def test_a_stopped_demo_says_so_in_a_sentence(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    monkeypatch.setattr(demo, "main", stop)
+    assert demo.command_line(DEMO) == 130
+    assert capsys.readouterr().err == "\nstopped: what is done is kept; the same command goes on from there\n"

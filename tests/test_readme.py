@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import demo
+import demo_causal
 import gather_result
 import generate_k_shot_data
 import lmntk.kernels
@@ -53,13 +54,17 @@ def test_it_is_short() -> None:
     assert len(README.splitlines()) < 150
 
 
-def test_its_table_has_the_rows_and_columns_that_the_demo_prints() -> None:
+@pytest.mark.parametrize("shown", [demo.DEMO, demo_causal.DEMO], ids=lambda shown: shown.name)
+def test_its_tables_have_the_rows_and_columns_that_the_demos_print(shown: demo.Demo) -> None:
     trial = Trial({}, dev=0.5, test=0.5, second=None)
-    header, line, *rows = demo.table(dict.fromkeys(demo.DEMO.runs, trial)).splitlines()
-    shown = [row for row in README.splitlines() if row.startswith("| tweets ")]
-    assert f"{header}\n{line}\n{shown[0]}\n" in README
-    of_tweets = [row for row in rows if row.startswith("| tweets ")]
-    assert [row.split("|")[1:3] for row in shown] == [row.split("|")[1:3] for row in of_tweets]
+    header, line, *rows = demo.table(dict.fromkeys(shown.runs, trial)).splitlines()
+    of_first_task = [row.split("|")[1:3] for row in rows if row.startswith(f"| {shown.tasks[0]} ")]
+    lines = README.splitlines()
+    start = lines.index(header)
+    table = lines[start : lines.index("", start)]
+    assert table[1] == line
+    assert [row.split("|")[1:3] for row in table[2:]] == of_first_task
+    assert ["make", shown.name] in commands(README)
 
 
 def test_every_call_leaves_its_results_where_the_readme_says(walked: Workplace) -> None:

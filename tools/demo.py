@@ -7,8 +7,9 @@ means over the seeds. The model and the sentences come from `tools/fetch_demo_as
 model or other methods, works the same way: `tools/demo_causal.py` has one.
 
 A run is not started again if its results are there and the stamp beside them fits: a hash over its command, its split,
-the model's files and the program. Otherwise the run's folder is deleted first. Each run has its folder as its working
-directory, so the line that it appends to `log` is deleted with it; the demo's own `log` is those of all runs.
+the model's files and the program. One that was stopped goes on from the kernels and tiles that it kept. Where the stamp
+does not fit, the run's folder is deleted first. Each run has its folder as its working directory, where it appends its
+line to a `log`; the demo's own `log` is those of all runs.
 
 Every run takes the two classes as one logit, the difference of the label words: the asymmetric kernel needs that, and
 the others do the same so that their numbers can be compared. All runs use the CPU, one core each, several at a time:
@@ -162,14 +163,16 @@ class Workshop:
         trial = read_trial(folder) if read_stamp(folder) == stamp else None
         if trial is not None:
             return trial, "there already"
-        if folder.exists():
+        if read_stamp(folder) != stamp and folder.exists():
             shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOG).unlink(missing_ok=True)
+        (folder / STAMP).write_text(stamp, encoding="utf-8")
         started = time.monotonic()
         self.start(run)
         trial = read_trial(folder)
         if trial is None:
             raise UsageError(f"the run ended well but left no complete results in {folder}")
-        (folder / STAMP).write_text(stamp, encoding="utf-8")
         return trial, f"{time.monotonic() - started:.0f} s"
 
     def start(self, run: Run) -> None:
@@ -350,6 +353,9 @@ def command_line(demo: Demo) -> int:
     except (UsageError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped: what is done is kept; the same command goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -3,7 +3,7 @@
 
 As it is, and by its kernel of 16 examples a class. The film reviews, splits and machinery are those of `tools/demo.py`;
 `tools/fetch_demo_assets.py --causal` fetches the model, a GGUF file of four-bit weights. The first run converts it to
-float32, once, into `converted-models` beside the k-shot splits.
+float32, once, into `converted-models` beside the k-shot splits, where half a gigabyte stays for the next time.
 
 A causal model reads from left to right, so the template ends with what predicts: the word after "It was". Test prompts
 come 25 at a time, which bounds the kernel's memory and lets its progress show.
