@@ -129,3 +129,17 @@ def test_what_is_no_rms_norm_stays():
     kept = list(model)
     use_plain_rms_norms(model)
     assert all(module is old for module, old in zip(model, kept, strict=True))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-9])
+def test_weights_near_zero_do_not_make_other_norms_look_alike(weight):
+    class Doubled(LlamaRMSNorm):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Doubled(8), LlamaRMSNorm(8))
+    for norm in model:
+        nn.init.constant_(norm.weight, weight)
+    use_plain_rms_norms(model)
+    assert [type(norm) for norm in model] == [Doubled, nn.RMSNorm]
+    assert all((norm.weight == weight).all() for norm in model), "the copies are changed, not the norms"

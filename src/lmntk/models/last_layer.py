@@ -57,14 +57,21 @@ def narrow_last_layer(lm: PreTrainedModel, position: Position) -> None:
     others = layers[:-1] if lm.config.model_type == "opt" else []
     for layer, seen in [(layers[-1], position), *((layer, Position()) for layer in others)]:
         layer.predicts = seen
-        layer.forward = MethodType(forward, layer)
+        layer.forward = MethodType(_in_eval_mode(forward), layer)
+
+
+def _in_eval_mode(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let a layer do `forward` in eval mode, and what it always did in training."""
+
+    def either(self: Any, *arguments: Any, **options: Any) -> Tensor:
+        return (type(self).forward if self.training else forward)(self, *arguments, **options)
+
+    return either
 
 
 def _bert(
     self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *others: Any, **options: Any
 ) -> Tensor:
-    if self.training:
-        return type(self).forward(self, hidden_states, attention_mask, *others, **options)
     own, here = self.attention.self, self.predicts.of(hidden_states)
     query, key, value = own.query(here), own.key(hidden_states), own.value(hidden_states)
     mixed = _attend(self.predicts, own, query, key, value, attention_mask)
@@ -72,8 +79,6 @@ def _bert(
 
 
 def _distilbert(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-    if self.training:
-        return type(self).forward(self, hidden_states, attention_mask, **options)
     own, here = self.attention, self.predicts.of(hidden_states)
     query, key, value = own.q_lin(here), own.k_lin(hidden_states), own.v_lin(hidden_states)
     mixed = _attend(self.predicts, own, query, key, value, attention_mask)
@@ -88,8 +93,6 @@ def _modernbert(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **options: Any,
 ) -> Tensor:
-    if self.training:
-        return type(self).forward(self, hidden_states, attention_mask, position_embeddings, **options)
     assert position_embeddings is not None
     own, here = self.attn, self.predicts.of(hidden_states)
     # Queries, keys and values come out of one matrix, for all positions.
@@ -107,9 +110,6 @@ def _llama(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **options: Any,
 ) -> Tensor:
-    if self.training:
-        own_forward = type(self).forward
-        return own_forward(self, hidden_states, attention_mask, position_embeddings=position_embeddings, **options)
     assert position_embeddings is not None
     own, here, normed = self.self_attn, self.predicts.of(hidden_states), self.input_layernorm(hidden_states)
     query = _heads(own, own.q_proj(self.predicts.of(normed)))
@@ -130,8 +130,6 @@ def _gpt2(
     *others: Any,
     **options: Any,
 ) -> Tensor:
-    if self.training:
-        return type(self).forward(self, hidden_states, past_key_values, attention_mask, *others, **options)
     own, here = self.attn, self.predicts.of(hidden_states)
     # Queries, keys and values come out of one matrix, for all positions.
     query, key, value = own.c_attn(self.ln_1(hidden_states)).chunk(3, dim=-1)
@@ -142,8 +140,6 @@ def _gpt2(
 
 
 def _opt(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-    if self.training:
-        return type(self).forward(self, hidden_states, attention_mask, **options)
     own, here, before = self.self_attn, self.predicts.of(hidden_states), self.do_layer_norm_before
     normed = self.self_attn_layer_norm(hidden_states) if before else hidden_states
     query = own.q_proj(self.predicts.of(normed))

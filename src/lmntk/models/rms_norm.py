@@ -30,6 +30,15 @@ def _plain_of(module: nn.Module) -> nn.RMSNorm | None:
     probe = torch.linspace(-1, 2, 2 * len(weight), dtype=torch.float32, device=weight.device).view(2, -1).sin()
     probe[1] *= eps**0.5
     with torch.no_grad():
-        found, wanted = (copy.deepcopy(norm).float()(probe) for norm in (plain, module))
+        # With weights near zero all norms would look alike.
+        found, wanted = (_with_weights_of_one(norm)(probe) for norm in (plain, module))
     same = torch.allclose(found, wanted, rtol=1e-4, atol=1e-7)
     return plain.train(module.training) if same else None
+
+
+def _with_weights_of_one(norm: nn.Module) -> nn.Module:
+    """A copy of a norm, in float32."""
+    copied = copy.deepcopy(norm).float()
+    for parameter in copied.parameters():
+        parameter.fill_(1.0)
+    return copied
