@@ -98,4 +98,7 @@ def _start_logging(first_process: bool, debug_mode: bool) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"}.intersection(sys.argv):
+        # transformers imports it wherever it is installed, which takes twice as long as all that the help needs.
+        sys.modules["peft"] = None  # type: ignore[assignment]
     sys.exit(main(sys.argv[1:]))

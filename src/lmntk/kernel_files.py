@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lmntk import results
 from lmntk.errors import UsageError
-from lmntk.results import OFF_BY_DEFAULT
+from lmntk.results import OFF_BY_DEFAULT, LayerKernels
 from lmntk.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
+
+LAYERS_KEY = "layers"
 
 Kernel = tuple[Tensor, Tensor]
 """A kernel, float64 ``[N, C, X, C]`` or ``[2, N, C, X, C]``, and the labels of its X examples."""
@@ -34,6 +37,7 @@ class KernelFiles:
         task_key: The task in file names.
         overwrite: ``--overwrite_kernels``.
         model: ``--model_name_or_path``.
+        per_layer: ``--kernel_per_layer``: the layers' parts are wanted with each kernel.
     """
 
     output_dir: Path
@@ -41,6 +45,7 @@ class KernelFiles:
     task_key: str
     overwrite: bool
     model: str = ""
+    per_layer: bool = False
 
     def start_overwriting(self, splits: Iterable[str]) -> None:
         """Note that ``--overwrite_kernels`` begins to replace kernels, unless a run that was stopped has noted it."""
@@ -89,6 +94,10 @@ class KernelFiles:
         differences = results.kernel_differences(stored, wanted)
         if differences:
             raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
+        if self.per_layer and not self._has_layers(path, stored):
+            raise UsageError(
+                f"{path} was made without --kernel_per_layer, and its layers' parts are not there: {way_out}"
+            )
         return path
 
     @property
@@ -107,11 +116,21 @@ class KernelFiles:
     def _note(self, splits: list[str]) -> None:
         results.write_atomically(self._overwriting_file, lambda file: file.write(json.dumps(splits).encode()))
 
+    def _has_layers(self, path: Path, stored: Mapping[str, Any]) -> bool:
+        """Whether the layers' parts lie beside a kernel; a file that another kernel's run left does not count."""
+        return LAYERS_KEY in stored and self._layers_beside(path).is_file()
+
     @staticmethod
-    def _is_sound(path: Path, wanted: Mapping[str, Any]) -> bool:
+    def _layers_beside(path: Path) -> Path:
+        return path.with_name(path.name.replace("_kernels_", "_layer_kernels_", 1))
+
+    def _is_sound(self, path: Path, wanted: Mapping[str, Any]) -> bool:
         try:
             results.load_kernel(path)
-            return not results.kernel_differences(results.read_description(path) or {}, wanted)
+            stored = results.read_description(path) or {}
+            return not results.kernel_differences(stored, wanted) and (
+                not self.per_layer or self._has_layers(path, stored)
+            )
         except UsageError:
             return False
 
@@ -159,14 +178,40 @@ class KernelFiles:
             )
         return kernel, labels
 
+    def load_layers(self, path: Path, kernel: Tensor) -> LayerKernels:
+        """Read the layers' parts of a kernel.
+
+        Args:
+            path: The kernel's file.
+            kernel: What is in it.
+
+        Raises:
+            UsageError: They are missing, or are those of another kernel.
+        """
+        beside = self._layers_beside(path)
+        layers = results.load_layer_kernels(beside)
+        fits = next(iter(layers.values())).shape == kernel.shape
+        if not fits or (torch.stack([*layers.values()]).sum(dim=0) - kernel).norm() > 1e-9 * kernel.norm():
+            raise UsageError(
+                f"{beside}: the layers' parts do not sum to the kernel in {path.name}: compute both again with "
+                "--overwrite_kernels"
+            )
+        return layers
+
     def load_logits(self, split: str) -> tuple[Tensor, Tensor]:
         """Read the logits of the untrained model that lie beside loaded kernels, and their targets."""
         return results.load_logits(results.logits_path(self.load_dir or self.output_dir, split, self.task_key))
 
-    def save(self, split: str, kernel: Kernel, description: Mapping[str, Any]) -> Path:
-        """Write a kernel and its description; return where."""
+    def save(self, split: str, kernel: Kernel, layers: LayerKernels, description: Mapping[str, Any]) -> Path:
+        """Write a kernel, the layers' parts of it where there are any, and its description; return where."""
         path = results.kernel_path(self.output_dir, split, self.task_key)
+        beside = results.layer_kernels_path(self.output_dir, split, self.task_key)
+        if layers:
+            results.save_layer_kernels(beside, layers)
+            description = {**description, LAYERS_KEY: list(layers)}
         results.save_kernel(path, *kernel, description)
+        if not layers:
+            beside.unlink(missing_ok=True)
         overwritten = self._overwritten()
         if overwritten is not None:
             self._note([*overwritten, split])

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lmntk import distributed, stopping
 from lmntk.kernels import Engine, Plan, assemble
 from lmntk.kernels.tiling import Pace, Tile
+from lmntk.results import LayerKernels
 from lmntk.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
@@ -54,21 +55,27 @@ class KernelWork:
         """What the tiles take on disk, all their parts, until the kernel is there."""
         return (
             self.engine.parts(self.plan)
-            * self.kernel_bytes
+            * self.slices_bytes
             * self.plan.pairs
             // (self.plan.train_size * self.plan.x_size)
         )
 
     @property
-    def kernel_bytes(self) -> int:
-        """What the kernel takes, in memory as in a file."""
+    def slices_bytes(self) -> int:
+        """What the kernel takes in its parts, one for each layer that is kept apart."""
         problem = self.engine.problem
-        return len(problem.formula.directions) * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
+        return problem.slices * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
+
+    @property
+    def file_bytes(self) -> int:
+        """What the kernel takes in its file, and the layers' parts in theirs."""
+        layers = len(self.engine.problem.layers)
+        return self.slices_bytes // layers + (self.slices_bytes if layers > 1 else 0)
 
     @property
     def memory_bytes(self) -> int:
         """The peak in one process, beside the model."""
-        return self.engine.expected_bytes(self.plan) + 2 * self.kernel_bytes
+        return self.engine.expected_bytes(self.plan) + 2 * self.file_bytes
 
     def seconds(self) -> float:
         """Return how long the tiles take that are not in the store, with as many processes as there are."""
@@ -120,18 +127,22 @@ class KernelWork:
         rest = self.plan.only(missing)
         return distributed.first_does(lambda: rest.shares(self.pace, distributed.world_size()))[distributed.rank()]
 
-    def kernel(self) -> Tensor:
+    def kernel(self) -> tuple[Tensor, LayerKernels]:
         """Return the kernel that the tiles in the store make: to the bit the same, whoever made them and when.
 
         Returns:
-            float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` where the formula has two directions.
+            float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` where the formula has two directions, and the layers'
+            parts of it, which are none where they are not kept apart.
         """
         problem = self.engine.problem
-        shape = len(problem.formula.directions), problem.num_logits
+        shape = problem.slices, problem.num_logits
         patience = 0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN
         blocks = self.store.blocks(self.plan, self.engine.parts(self.plan), shape, patience)
-        kernel = assemble(blocks, self.plan, problem)
-        return kernel if problem.formula.two_directions else kernel[0]
+        slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.layers), -1))
+        slices = slices if problem.formula.two_directions else slices[:, 0]
+        if problem.layer_of is None:
+            return slices[0], {}
+        return slices.sum(dim=0), dict(zip(problem.layers, slices, strict=True))
 
 
 class _Progress:

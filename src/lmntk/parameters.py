@@ -1,6 +1,7 @@
 """Which parameters count: the one place that filters them by name."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -68,6 +69,33 @@ def select_parameters(
         flags = ["--apply_lora" if flag == "only_adapters" else f"--{flag}" for flag, on in vars(chosen).items() if on]
         raise UsageError(f"{' '.join(flags)} together leave no parameter of this model; drop one of them")
     return selected
+
+
+def layers_of(names: Iterable[str], base_prefix: str) -> dict[str, str]:
+    """Return the layer of each parameter, from the embeddings through the layers to the head; see `layer_of`."""
+    layers = {name: layer_of(name, base_prefix) for name in names}
+    ends = {"embeddings": -1, "head": 2}
+    place = {name: ends.get(layer, 0 if _LAYER.search(name) else 1) for name, layer in layers.items()}
+    return dict(sorted(layers.items(), key=lambda item: place[item[0]]))
+
+
+def layer_of(name: str, base_prefix: str) -> str:
+    """Return which layer a parameter belongs to: ``"embeddings"``, ``"layer 0"`` …, ``"head"``.
+
+    What lies in the encoder beside these, such as the norm behind the last layer, goes by its module's own name.
+
+    Args:
+        name: The parameter's name.
+        base_prefix: What the names of the encoder's parameters begin with.
+    """
+    if not name.startswith(base_prefix):
+        return "head"
+    if layer := _LAYER.search(name):
+        return f"layer {layer.group(1)}"
+    if _EMBEDDINGS.search(name):
+        return "embeddings"
+    inside = name.removeprefix(base_prefix).removeprefix("encoder.").removeprefix("decoder.")
+    return inside.split(".")[0]
 
 
 def count_parameters(selected: dict[str, nn.Parameter]) -> int:

@@ -130,7 +130,7 @@ class TileStore:
             number: Which tile of the plan.
             part: Which part of it.
             tile: Its examples.
-            values: float64 ``[D, n, C, x, C]``.
+            values: float64 ``[S, n, C, x, C]``.
 
         Raises:
             UsageError: The file system refuses.
@@ -177,13 +177,13 @@ class TileStore:
         Args:
             plan: The whole plan.
             parts: How many parts a tile comes in.
-            shape: D and C.
+            shape: S and C.
             patience: How many seconds, in all, to wait for files that do not show.
 
         Raises:
             UsageError: One is missing or damaged.
         """
-        directions, logits = shape
+        slices, logits = shape
         deadline = time.monotonic() + patience
         for part in range(parts):
             for number, tile in enumerate(plan):
@@ -194,7 +194,7 @@ class TileStore:
                             "command computes it again; machines that share a run must share its --output_dir too"
                         )
                     time.sleep(SECONDS_BETWEEN_LOOKS)
-                yield tile, numbers.reshape(directions, len(tile.train), logits, len(tile.x), logits)
+                yield tile, numbers.reshape(slices, len(tile.train), logits, len(tile.x), logits)
 
     def numbers_there(self) -> list[int]:
         """Return the number of each tile that is here, once for each of its parts, without a look into the files."""

@@ -5,14 +5,17 @@ The letters, everywhere in this package:
 * ``N`` train examples, the kernel's first axis; ``n`` of them in a tile
 * ``X`` examples along the kernel's other axis (train, dev or test); ``x`` of them in a tile
 * ``C`` logits an example has; ``D`` directions of a formula (two if it is asymmetric, else one)
+* ``G`` layers whose parts of the kernel are kept apart (one if none are); ``S`` = G · D slices of a block
 * ``B`` examples in a batch, ``L`` tokens, ``d`` features, ``p`` numbers in a parameter
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from lmntk.kernels.engines import ENGINES, Engine, KernelProblem
 from lmntk.kernels.engines.base import Block, MemoryBudgetError, Parameters
@@ -61,10 +64,10 @@ def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Ten
         problem: The kernel.
 
     Returns:
-        float64 ``[D, N, C, X, C]`` on the CPU; zero where no block came.
+        float64 ``[S, N, C, X, C]`` on the CPU; zero where no block came.
     """
     c = problem.num_logits
-    kernel = torch.zeros(len(problem.formula.directions), plan.train_size, c, plan.x_size, c, dtype=torch.float64)
+    kernel = torch.zeros(problem.slices, plan.train_size, c, plan.x_size, c, dtype=torch.float64)
     for tile, values in blocks:
         train, x = torch.tensor(tile.train), torch.tensor(tile.x)
         block = values.cpu()
@@ -113,9 +116,9 @@ def empirical_ntk(
         on the train side in the first and on the other side in the second.
 
     Raises:
-        KeyError: There is no such formula or engine.
-        ValueError: `params` is missing for a function, there are no train examples, or a batch's tensors differ in
-            their number of examples.
+        ValueError: There is no such formula or engine; `params` is missing for a function, or names what a module has
+            not; there are no train examples; a side is no list of batches; a batch's tensors differ in their number of examples;
+            the outputs are no tensor ``[B, C]``; a module would draw dropout, or let examples see each other.
         MemoryBudgetError: `memory_gb` is too small for the smallest tile.
 
     Example:
@@ -126,25 +129,65 @@ def empirical_ntk(
         tensor([[ 6., 12.],
                 [12., 26.]], dtype=torch.float64)
     """
+    for name, known, what in ((formula, FORMULAS, "formula"), (engine, ("auto", *ENGINES), "engine")):
+        if name not in known:
+            raise ValueError(f"there is no {what} {name!r}, but {', '.join(known)}")
     module = model if isinstance(model, nn.Module) else None
     if module is not None:
         logits_fn, call = _as_function(module), _caller(module)
-        params = {name: value.detach() for name, value in module.named_parameters()} if params is None else params
-    elif params is None:
+        params = _parameters(module, params)
+    elif not params:
         raise ValueError("a function needs `params`, the point at which its gradients are taken")
     else:
         logits_fn, call = model, None
-    train = BatchedExamples(train_batches)
-    x = None if x_batches is None else BatchedExamples(x_batches)
+    train = _examples("train_batches", train_batches)
     if not len(train):
         raise ValueError("`train_batches` holds no example")
-    with torch.no_grad():
-        num_logits = logits_fn(params, train.batch([0])).shape[-1]
+    x = None if x_batches is None else _examples("x_batches", x_batches)
+    num_logits = _number_of_logits(logits_fn, params, train)
     problem = KernelProblem(logits_fn, params, train, x, FORMULAS[formula], num_logits, module, call)
-    chosen = make_engine(problem, engine, memory_gb)
-    plan = chosen.plan(train_tile, x_tile)
-    kernel = assemble(progress(chosen.blocks(plan)), plan, problem)
+    with torch.no_grad():  # the model's other parameters, or what a function closes over, may ask for gradients
+        chosen = make_engine(problem, engine, memory_gb)
+        plan = chosen.plan(train_tile, x_tile)
+        kernel = assemble(progress(chosen.blocks(plan)), plan, problem)
     return kernel if problem.formula.two_directions else kernel[0]
+
+
+def _parameters(module: nn.Module, params: Parameters | None) -> Parameters:
+    """Return the parameters asked for, after seeing that the module's outputs are functions of one example each."""
+    for name, part in module.named_modules():
+        which = f"{name or 'the model'}, a {type(part).__name__},"
+        if isinstance(part, _DropoutNd) and part.training and part.p > 0:
+            raise ValueError(f"{which} draws anew at every call: `model.eval()` first")
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise ValueError(f"{which} lets examples see each other: give it running statistics, and `model.eval()`")
+    own = dict(module.named_parameters())
+    if params is None:
+        params = {name: value.detach() for name, value in own.items()}
+    unknown = [name for name in params if name not in own]
+    if unknown or not params:
+        raise ValueError(f"`params` names {unknown[0]!r}, which the module has not" if unknown else "no parameters")
+    return params
+
+
+def _examples(name: str, batches: Iterable[Batch]) -> BatchedExamples:
+    if isinstance(batches, Tensor | Mapping):
+        raise ValueError(f"`{name}` is one batch, but a list of batches is asked for: `[batch]`")
+    return BatchedExamples(batches)
+
+
+def _number_of_logits(
+    logits_fn: Callable[[Parameters, Batch], Tensor], params: Parameters, examples: BatchedExamples
+) -> int:
+    with torch.no_grad():
+        outputs = logits_fn(params, examples.batch([0, 0]))
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != 2:
+        found = f"a tensor {list(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        raise ValueError(
+            f"of a batch of 2 examples the model returns {found}, and not its outputs as a tensor [2, C]: wrap it in a "
+            "module or function that does"
+        )
+    return outputs.shape[1]
 
 
 def _caller(module: nn.Module) -> Callable[[Batch], Tensor]:

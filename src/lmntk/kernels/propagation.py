@@ -91,8 +91,10 @@ def run(
     gradients: dict[str, list[Tensor]] = {name: [] for name in names}
     for logit in range(logits.shape[1]):
         last = logit == logits.shape[1] - 1
-        # Examples do not see each other: the gradient of their sum is each one's own.
-        found = torch.autograd.grad(logits[:, logit].sum(), outputs, retain_graph=not last, allow_unused=True)
+        with torch.enable_grad():
+            # Examples do not see each other: the gradient of their sum is each one's own.
+            total = logits[:, logit].sum()
+        found = torch.autograd.grad(total, outputs, retain_graph=not last, allow_unused=True)
         for name, output, gradient in zip(names, outputs, found, strict=True):
             gradients[name].append(torch.zeros_like(output) if gradient is None else gradient)
     return record, gradients

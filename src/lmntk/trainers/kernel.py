@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from lmntk import descriptions, distributed, solvers
+from lmntk import descriptions, distributed, results, solvers
 from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
 from lmntk.errors import UsageError
@@ -24,7 +24,9 @@ from lmntk.kernel_files import Kernel, KernelFiles, samples_of
 from lmntk.kernel_work import KernelWork
 from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, make_engine
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes, resident_bytes, seconds_of
-from lmntk.parameters import count_parameters, select_parameters
+from lmntk.layers_alone import LayersAlone
+from lmntk.parameters import count_parameters, layers_of, select_parameters
+from lmntk.results import LayerKernels
 from lmntk.solver_problem import SolverSettings, class_ids
 from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, mean_over_samples, score
 
@@ -75,12 +77,15 @@ class KernelTrainer(ZeroShotTrainer):
             task_key=run.task.key,
             overwrite=args.overwrite_kernels and args.load_kernels is None,
             model=model_args.model_name_or_path,
+            per_layer=args.kernel_per_layer,
         )
         self._formula = FORMULAS[args.kernel_formula]
         self._num_logits = 1 if args.binary_classification else len(run.task.labels)
         self._grad_dim: int | None = None
         self._kernels: dict[str, Kernel] = {}
+        self._layers: dict[str, LayerKernels] = {}
         self._fitted: solvers.Fitted | None = None
+        self._alone = LayersAlone(run.task.main_metrics[0])
         self._trained = False
         self._logits: dict[str, tuple[Tensor, Tensor]] = {}
         if run.model is not None:
@@ -131,6 +136,8 @@ class KernelTrainer(ZeroShotTrainer):
 
         def load() -> None:
             self._kernels[split] = self._files.load(path, self._formula.two_directions, self._num_logits)
+            if self.args.kernel_per_layer:
+                self._layers[split] = self._files.load_layers(path, self._kernels[split][0])
             logger.info("took the train × %s kernel from %s", split, path)
             if self.args.load_kernels is None:
                 self._files.tiles(split).drop()  # a run was killed before it did
@@ -140,8 +147,14 @@ class KernelTrainer(ZeroShotTrainer):
             self.untrained_logits(split)
 
     def finish(self) -> None:
-        """Let the next ``--overwrite_kernels`` begin anew."""
-        distributed.first_does(self._files.finish)
+        """Tell how the layers predict alone, and let the next ``--overwrite_kernels`` begin anew."""
+
+        def end() -> None:
+            if self.args.kernel_per_layer:
+                self._alone.write(results.layer_results_path(self.args.output_dir, self._run.task.key))
+            self._files.finish()
+
+        distributed.first_does(end)
 
     def untrained_logits(self, split: str) -> tuple[Tensor, Tensor]:
         """Return the logits of the untrained model on a split, ``[X, C]``, and the split's labels.
@@ -172,7 +185,7 @@ class KernelTrainer(ZeroShotTrainer):
                 self._announce(work, split, "would compute")
                 seconds += work.seconds() + self._logits_seconds(split)
                 beside = max(beside, work.memory_bytes)
-                on_disk += work.kernel_bytes
+                on_disk += work.file_bytes
                 in_tiles = max(in_tiles, work.tile_bytes)
             else:
                 kernel, _ = self._files.load(path, self._formula.two_directions, self._num_logits)
@@ -206,7 +219,12 @@ class KernelTrainer(ZeroShotTrainer):
             f0_scaling=self.args.f0_scaling,
         )
         values, labels = (tensor.numpy() for tensor in self._kernels.pop("train"))
-        self._fitted = solvers.fit(self.args.kernel_solver, values, labels, settings, f0)
+
+        def fit(kernel: np.ndarray) -> solvers.Fitted:
+            return solvers.fit(self.args.kernel_solver, kernel, labels, settings, f0)
+
+        self._fitted = fit(values)
+        self._alone.fit(self._layers.pop("train", {}), fit, show=not self.args.disable_tqdm)
 
     def _predict(self, split: str, f0: np.ndarray | None, prefix: str) -> dict[str, float]:
         assert self._fitted is not None
@@ -215,8 +233,15 @@ class KernelTrainer(ZeroShotTrainer):
         data = self._run.datasets[split]
         samples = samples_of(labels, data.num_sample, f"the kernel of {split}")
         classes = class_ids(labels.numpy(), self._num_logits)[: len(labels) // samples]
-        self.averaged[split] = averaged = mean_over_samples(prediction.logits, len(classes))
-        scores = score(data.task, averaged, classes)
+
+        def scored(predicted: solvers.Prediction) -> dict[str, float]:
+            return score(data.task, mean_over_samples(predicted.logits, len(classes)), classes)
+
+        self.averaged[split] = mean_over_samples(prediction.logits, len(classes))
+        scores = scored(prediction)
+        for layer, part in self._layers.pop(split, {}).items():
+            of_layer = scored(self._alone.predict(layer, part, labels, f0, split))
+            self._alone.add(layer, split, of_layer[f"{data.task.metric_prefix}{data.task.main_metrics[0]}"])
         metrics = {f"{prefix}{name}": value for name, value in scores.items()}
         return metrics | {f"{prefix}loss": prediction.loss, **prediction.metrics}
 
@@ -236,7 +261,7 @@ class KernelTrainer(ZeroShotTrainer):
     def _begin(self, work: KernelWork, split: str) -> None:
         """Make the store ready for the work, and see that the disk has room."""
         work.store.begin(self._written_plan(work, split))
-        needed = work.tile_bytes + work.kernel_bytes
+        needed = work.tile_bytes + work.file_bytes
         free = shutil.disk_usage(self.args.output_dir).free
         if free < needed:
             raise UsageError(
@@ -249,7 +274,8 @@ class KernelTrainer(ZeroShotTrainer):
 
     def _complete(self, work: KernelWork, split: str, labels: Tensor, there: int, seconds: float) -> None:
         """Write the kernel that the tiles make, and let these go."""
-        self._kernels[split] = work.kernel(), labels
+        kernel, self._layers[split] = work.kernel()
+        self._kernels[split] = kernel, labels
         description = self._definition(split) | work.settings
         description |= {
             "processes": distributed.world_size(),
@@ -258,7 +284,7 @@ class KernelTrainer(ZeroShotTrainer):
             "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
         }
         description |= descriptions.circumstances(self._run, self._model_args, split)
-        path = self._files.save(split, self._kernels[split], description)
+        path = self._files.save(split, self._kernels[split], self._layers[split], description)
         work.store.drop()
         logger.info("wrote the train × %s kernel to %s", split, path)
 
@@ -285,6 +311,7 @@ class KernelTrainer(ZeroShotTrainer):
             "--per_device_train_batch_size": self.args.train_tile,
             "--per_device_eval_batch_size": self.args.x_tile,
             "--kernel_memory_gb": self.args.kernel_memory_gb,
+            "--kernel_per_layer": self.args.kernel_per_layer,
             "device": self.args.device.type,
         }
 
@@ -304,6 +331,7 @@ class KernelTrainer(ZeroShotTrainer):
             num_logits=self._num_logits,
             module=model,
             call=lambda batch: model(**batch),
+            layer_of=layers_of(self._params, model.base_prefix) if self.args.kernel_per_layer else None,
         )
 
     def _plan(self, engine: Engine, train_tile: int | None, x_tile: int | None) -> Plan:
@@ -328,11 +356,11 @@ class KernelTrainer(ZeroShotTrainer):
         count = sum(1 for _ in plan)
         logger.info(
             "%s the train × %s kernel (%s): %d × %d examples of %d × %d tokens in all, %d %s, %s parameters; %s, %d %s "
-            "of %d × %d; about %.2f GB beside the model, %s, and a file of %.1f MB",
+            "of %d × %d; about %.2f GB beside the model, %s, and %.1f MB on disk",
             *(verb, split, problem.formula.name, plan.train_size, plan.x_size, *tokens),
             *(problem.num_logits, "logit" if problem.num_logits == 1 else "logits", f"{self._grad_dim:,}"),
             *(work.engine.summary(plan), count, "tile" if count == 1 else "tiles", plan.train_tile, plan.x_tile),
-            *(work.memory_bytes / 2**30, _duration(work.seconds()), work.kernel_bytes / 2**20),
+            *(work.memory_bytes / 2**30, _duration(work.seconds()), work.file_bytes / 2**20),
         )
 
     def _definition(self, split: str) -> dict[str, Any]:

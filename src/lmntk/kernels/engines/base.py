@@ -1,10 +1,11 @@
 """What every engine is given and gives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lmntk.kernels.examples import Batch, Examples, bytes_of
@@ -29,6 +30,7 @@ class KernelProblem:
         num_logits: C.
         module: The module behind `logits_fn`, whose parameters go by the names in `params`, if there is one.
         call: Calls it with a batch.
+        layer_of: The layer that each parameter belongs to, where their parts of the kernel are to be kept apart.
     """
 
     logits_fn: Callable[[Parameters, Batch], Tensor]
@@ -39,6 +41,37 @@ class KernelProblem:
     num_logits: int
     module: nn.Module | None = None
     call: Callable[[Batch], Tensor] | None = None
+    layer_of: Mapping[str, str] | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The G layers whose parts are kept apart, in the order of `layer_of`; a single one where none are."""
+        return ("all",) if self.layer_of is None else tuple(dict.fromkeys(self.layer_of.values()))
+
+    @property
+    def slices(self) -> int:
+        """S, the length of a block's first axis: every layer's directions, G · D."""
+        return len(self.layers) * len(self.formula.directions)
+
+    def layer_named(self, parameter: str) -> str:
+        """Return which of `layers` a parameter belongs to."""
+        return self.layers[0] if self.layer_of is None else self.layer_of[parameter]
+
+    def by_layer(self, parts: Iterable[tuple[str, Tensor]]) -> Tensor:
+        """Add parts of a block up, those of each layer by themselves.
+
+        Args:
+            parts: The name of a parameter, and what it and others of its layer make: ``[D, n, C, x, C]``.
+
+        Returns:
+            float64 ``[S, n, C, x, C]``.
+        """
+        sums: dict[str, Tensor] = {}
+        for name, values in parts:
+            layer = self.layer_named(name)
+            sums[layer] = sums[layer] + values if layer in sums else values
+        some = next(iter(sums.values()))
+        return torch.cat([sums[layer] if layer in sums else torch.zeros_like(some) for layer in self.layers])
 
     @property
     def x_examples(self) -> Examples:

@@ -35,7 +35,7 @@ def find_layers(problem: KernelProblem) -> tuple[dict[str, Layer], list[str]]:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         logger.warning("no layer can be factored (%s): every parameter goes to the jacobian engine", error)
         layers = {}
-    known = {name for prefix, layer in layers.items() for name in _names(prefix, layer)}
+    known = {name for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
     return layers, [name for name in problem.params if name not in known]
 
 
@@ -52,7 +52,10 @@ def _candidates(problem: KernelProblem) -> dict[str, Layer]:
         )
         layer = LAYERS.get(type(module))
         if layer is not None and counted and counted <= layer.parameters:
-            layers[prefix] = layer(module, counted)
+            found = layer(module, counted)
+            # What a module makes is one part: where its parameters' are to be kept apart, it cannot be taken whole.
+            if len({problem.layer_named(name) for name in parameters_of(prefix, found)}) == 1:
+                layers[prefix] = found
     return layers
 
 
@@ -89,7 +92,7 @@ def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem) 
     batch = problem.train.batch([problem.typical_example])
     found = propagation.factors(layers, problem.call, batch)
     own = dict(problem.module.named_parameters())
-    wanted = {name: own[name] for prefix, layer in layers.items() for name in _names(prefix, layer)}
+    wanted = {name: own[name] for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
     sample = next(iter(wanted.values()))
     weights = torch.randn(CHECKS, problem.num_logits, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     truths = [_squared_gradients(own, wanted, problem, batch, row.to(sample)) for row in weights]
@@ -97,7 +100,7 @@ def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem) 
     sgd = (Direction(sign_train=False, sign_x=False),)
     kept = {}
     for prefix, layer in layers.items():
-        truth = torch.tensor([sum(squares[name] for name in _names(prefix, layer)) for squares in truths])
+        truth = torch.tensor([sum(squares[name] for name in parameters_of(prefix, layer)) for squares in truths])
         ours = layer.kernel([found[prefix]], [found[prefix]], sgd, workspace)[0, 0, :, 0].cpu()
         asked = torch.einsum("ka,ab,kb->k", weights, ours, weights)
         if torch.allclose(asked, truth.double(), rtol=0, atol=1e-3 * float(truth.abs().max())):
@@ -149,6 +152,6 @@ def _squared_gradients(
     return squares
 
 
-def _names(prefix: str, layer: Layer) -> list[str]:
-    """The full names of the parameters that a layer takes."""
+def parameters_of(prefix: str, layer: Layer) -> list[str]:
+    """Return the full names of the parameters that a layer takes."""
     return [f"{prefix}.{local}".lstrip(".") for local in sorted(layer.counted)]

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels import propagation
 from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError
-from lmntk.kernels.engines.discovery import find_layers
+from lmntk.kernels.engines.discovery import find_layers, parameters_of
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.examples import Examples, buckets
 from lmntk.kernels.layers import Workspace
@@ -149,9 +149,11 @@ class FactoredEngine(Engine):
             yield Tile(train, x), self._tile(Tile(train, x), train_factors)
 
     def _tile(self, tile: Tile, train_factors: Mapping[str, list[Any]]) -> Tensor:
-        """Compute one tile, float64 ``[D, n, C, x, C]``; the factors of its X examples are gone when it is done."""
+        """Compute one tile, float64 ``[S, n, C, x, C]``; the factors of its X examples are gone when it is done."""
         x_factors = train_factors if self.problem.on_diagonal(tile) else self._factors(self.problem.x_examples, tile.x)
-        return sum(self._parts(tile, train_factors, x_factors), start=torch.zeros((), dtype=torch.float64))
+        rest = [] if self._fallback is None else [self._rest(self._fallback, tile)]
+        known = [self.problem.by_layer(self._parts(train_factors, x_factors))] if self._layers else []
+        return torch.stack([*known, *rest]).sum(dim=0)
 
     def expected_bytes(self, plan: Plan) -> int:
         """Return the factors of both tiles, the buffers, and the activations of a batch."""
@@ -259,17 +261,19 @@ class FactoredEngine(Engine):
                 collected[name].append(factor)
         return collected
 
-    def _parts(self, tile: Tile, train: Mapping[str, list[Any]], x: Mapping[str, list[Any]]) -> Iterator[Tensor]:
-        """Yield what each layer, and the fallback, adds to a tile: float64 ``[D, n, C, x, C]``."""
+    def _parts(self, train: Mapping[str, list[Any]], x: Mapping[str, list[Any]]) -> Iterator[tuple[str, Tensor]]:
+        """Yield what each module adds to a tile, float64 ``[D, n, C, x, C]``, and a parameter of it."""
         directions = self.problem.formula.directions
-        for names in sharing_inputs(self._layers, train, x):
-            if len(names) == 1:
-                yield self._layers[names[0]].kernel(train[names[0]], x[names[0]], directions, self._workspace)
-            else:
-                members = [Member(cast(LinearLayer, self._layers[name]), train[name], x[name]) for name in names]
-                yield joint_kernel(members, directions, self._workspace)
-        if self._fallback is not None:
-            yield self._rest(self._fallback, tile)
+        first = {name: parameters_of(name, layer)[0] for name, layer in self._layers.items()}
+        for apart in self.problem.layers:
+            own = {name: self._layers[name] for name in first if self.problem.layer_named(first[name]) == apart}
+            for names in sharing_inputs(own, train, x):
+                if len(names) == 1:
+                    part = own[names[0]].kernel(train[names[0]], x[names[0]], directions, self._workspace)
+                else:
+                    members = [Member(cast(LinearLayer, own[name]), train[name], x[name]) for name in names]
+                    part = joint_kernel(members, directions, self._workspace)
+                yield first[names[0]], part
 
     def _rest(self, fallback: JacobianEngine, tile: Tile) -> Tensor:
         """Return the part of a tile that the parameters unknown to all layer types make."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 from torch.utils._pytree import tree_map
@@ -144,6 +143,7 @@ class JacobianEngine(Engine):
     ) -> Tensor:
         x_gradients = train_gradients if same else self._gradients(self.problem.x_examples, x, group)
         directions, c = self.problem.formula.directions, self.problem.num_logits
-        total = sum(contract(train_gradients[name], x_gradients[name], directions) for name in group)
-        assert isinstance(total, torch.Tensor)
-        return total.reshape(len(directions), len(train), c, len(x), c)
+        total = self.problem.by_layer(
+            (name, contract(train_gradients[name], x_gradients[name], directions)) for name in group
+        )
+        return total.reshape(-1, len(train), c, len(x), c)

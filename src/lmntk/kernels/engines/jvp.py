@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from lmntk.kernels.contraction import contract
-from lmntk.kernels.engines.base import Block, Engine, MemoryBudgetError, Parameters
+from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError, Parameters
 from lmntk.kernels.engines.jacobian import jacobian_of
 from lmntk.kernels.examples import Batch, Examples, equal_shape_runs
 from lmntk.kernels.formulas import Direction
@@ -25,6 +25,13 @@ class JvpEngine(Engine):
     """Least memory on any model that forward-mode differentiation takes; slow."""
 
     name = "jvp"
+
+    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
+        super().__init__(problem, memory_bytes)
+        if problem.layer_of is not None:
+            raise ValueError(
+                "the jvp engine meets all layers at once: the factored and the jacobian engine keep them apart"
+            )
 
     def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
         """Lay tiles of one example along each axis, as published, where no sizes are given."""

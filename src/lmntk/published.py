@@ -1,0 +1,187 @@
+"""The kernels published with Malladi et al. 2023 (arXiv 2210.05643): their archives, and what lies in them."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmntk.errors import UsageError
+from lmntk.examples import write_text
+from lmntk.tasks import TASKS, find_task
+
+BASE_URL = "https://nlp.cs.princeton.edu/projects/LM-Kernel-FT/roberta-base"
+MODEL = "roberta-base"
+TYPES = {"prompt": "prompt", "no_prompt": "finetune"}
+"""The `--few_shot_type` of each of the two kinds, as their archives are named."""
+
+SHOTS = {"sgd": (16, 64, 512), "signgd": (16, 64), "asymmetric_signgd": (16, 64)}
+"""Of which numbers of examples a label the kernels of each formula were published."""
+
+PUBLISHED_TASKS = tuple(
+    name for name, task in TASKS.items() if task.folder == name and name not in ("CoLA", "STS-B", "WNLI")
+)
+
+# The layout of the archives is nowhere described: what counts are the last folder and the file's name.
+_MEMBER = re.compile(
+    r"(?:.*/)?(?P<k>\d+)-(?P<seed>\d+)/(?P<split>train|dev|eval|test)_(?P<kind>kernels|logits|results)"
+    r"_(?P<task>[\w-]+)\.(?P<ending>\w+)"
+)
+_ENDINGS = {"kernels": ("pt", "json"), "logits": ("pt",), "results": ("txt",)}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One of the published archives: a key of `TYPES`, a formula, and a number of examples a label."""
+
+    prompt: str
+    formula: str
+    k: int
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"{self.prompt}-{self.formula}-{self.k}-shot.zip"
+
+    @property
+    def few_shot_type(self) -> str:
+        """The `--few_shot_type` of its kernels."""
+        return TYPES[self.prompt]
+
+
+ARCHIVES = tuple(Archive(prompt, formula, k) for prompt in TYPES for formula, shots in SHOTS.items() for k in shots)
+
+
+@dataclass(frozen=True)
+class File:
+    """A member of an archive that belongs into an output folder.
+
+    Attributes:
+        member: Its name in the archive.
+        size: Its bytes.
+        task: The task in whose folder it belongs; that of mnli-mm is MNLI.
+        run: The last folder, ``"16-42"``: examples a label and seed.
+        split: ``"train"``, ``"dev"``, ``"eval"`` or ``"test"``.
+        kind: ``"kernels"``, ``"logits"`` or ``"results"``.
+        name: What it is called in the output folder.
+    """
+
+    member: str
+    size: int
+    task: str
+    run: str
+    split: str
+    kind: str
+    name: str
+
+    @property
+    def seed(self) -> int:
+        """The seed of the k-shot split."""
+        return int(self.run.partition("-")[2])
+
+    @property
+    def holds_tensors(self) -> bool:
+        """Whether it is a kernel or logits, and not a text beside them."""
+        return self.name.endswith(".pt")
+
+
+def published_task(name: str) -> str:
+    """Look up the folder of a task of which kernels were published; mnli-mm lies in that of MNLI.
+
+    Raises:
+        UsageError: There is no such task, or none of its kernels.
+    """
+    task = find_task(name).folder
+    if task not in PUBLISHED_TASKS:
+        raise UsageError(f"--task {name}: no kernels of {task} were published; available: {', '.join(PUBLISHED_TASKS)}")
+    return task
+
+
+def recognise(member: str, size: int) -> File | None:
+    """Tell what a member of an archive is; None where it is nothing that a kernel run leaves."""
+    found = _MEMBER.fullmatch(member)
+    if not found or found["ending"] not in _ENDINGS[found["kind"]]:
+        return None
+    task = {task.key: task for task in TASKS.values()}.get(found["task"].lower())
+    if task is None:
+        return None
+    name = f"{found['split']}_{found['kind']}_{task.key}.{found['ending']}"
+    run = f"{int(found['k'])}-{int(found['seed'])}"
+    return File(member, size, task.folder, run, found["split"], found["kind"], name)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The members of an archive: files that are known, and the names of others.
+
+    It is kept beside the archives: with it, what lies unpacked tells that nothing needs to be fetched again.
+    """
+
+    files: tuple[File, ...]
+    others: tuple[str, ...]
+
+    @classmethod
+    def of(cls, members: Iterable[tuple[str, int]]) -> "Contents":
+        """Sort members, given by name and size."""
+        sorted_out = [(name, recognise(name, size)) for name, size in members]
+        files = tuple(file for _, file in sorted_out if file is not None)
+        return cls(files, tuple(name for name, file in sorted_out if file is None))
+
+    @classmethod
+    def read(cls, path: Path) -> "Contents | None":
+        """Read what `write` wrote; None where there is nothing of that kind."""
+        try:
+            return cls.of((str(name), int(size)) for name, size in json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Keep the names and sizes of the files that are known."""
+        write_text(path, json.dumps([[file.member, file.size] for file in self.files], indent=0))
+
+    def check(self, path: Path) -> None:
+        """Say what of an archive is left out; it must not be all.
+
+        Raises:
+            UsageError: Nothing in it is a kernel of a task.
+        """
+        example = f"{_members(len(self.others))}, such as {self.others[0]}" if self.others else "no other member"
+        if not any(file.kind == "kernels" for file in self.files):
+            raise UsageError(
+                f"{path} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but {example}: the archive is "
+                "kept there; unpack it by hand, and name a folder of its kernels with --load_kernels of run.py"
+            )
+        if self.others:
+            print(f"left out of {path.name}: {example}")
+
+    def chosen(self, name: str, tasks: Iterable[str], seeds: Iterable[int]) -> list[File]:
+        """Choose the files of tasks and seeds.
+
+        Args:
+            name: The archive's, for the error.
+            tasks: Names of `TASKS`.
+            seeds: Seeds of k-shot splits.
+
+        Raises:
+            UsageError: There is nothing of them; or there are two files for one place.
+        """
+        tasks, seeds = list(tasks), list(seeds)
+        by_place: dict[tuple[str, str, str], File] = {}
+        for file in self.files:
+            if file.task in tasks and file.seed in seeds:
+                other = by_place.setdefault((file.task, file.run, file.name), file)
+                if other is not file:
+                    raise UsageError(
+                        f"{name} holds both {other.member} and {file.member}: which of them is meant cannot be told"
+                    )
+        if not by_place:
+            there = ", ".join(dict.fromkeys(f"{file.task} {file.run}" for file in self.files))
+            raise UsageError(
+                f"{name} holds nothing of {', '.join(tasks)} with seed {', '.join(map(str, seeds))}: choose by --task "
+                f"and --seed among {there}"
+            )
+        return list(by_place.values())
+
+
+def _members(number: int) -> str:
+    return f"{number} member{'' if number == 1 else 's'}"
