@@ -5,7 +5,7 @@
 #   TAG=kernel-prompting TRAINER=kernel TASK=SST-2 SEED=42 MODEL=roberta-base bash run_fewshot.sh --kernel_formula signgd
 set -euo pipefail
 
-TASK=${TASK:-SST-2}                    # a task of src/lmntk/tasks.py
+TASK=${TASK:-SST-2}                    # a task of src/lmntk/tasks.py; with --custom_columns a name for your own data
 SEED=${SEED:-13}                       # which k-shot split, and the seed of the run
 K=${K:-16}                             # training examples per class
 MODEL=${MODEL:-roberta-base}           # a folder, the caller's or the repository's, or a name on the model hub

@@ -29,6 +29,7 @@ MODEL_FLAGS = {
 DATA_FLAGS = {
     "task_name": "REQUIRED",
     "data_dir": "REQUIRED",
+    "custom_columns": None,
     "max_seq_length": None,
     "overwrite_cache": False,
     "num_k": 16,

@@ -56,7 +56,7 @@ def data_with(place: Workplace, folder: Path, name: str, *rows: tuple[str, ...])
         (
             ["--task_name", "sst2"],
             "unknown task 'sst2': did you mean 'SST-2'? Available: SST-2, sst-5, mr, cr, mpqa, subj, trec, CoLA, MRPC, "
-            "QQP, QNLI, RTE, MNLI, mnli-mm, SNLI, ag_news, STS-B, WNLI",
+            "QQP, QNLI, RTE, MNLI, mnli-mm, SNLI, ag_news, STS-B, WNLI, custom",
         ),
         (
             ["--kernl_formula", "sgd"],

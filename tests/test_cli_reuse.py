@@ -105,7 +105,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(place: Workplac
     assert lines[2].startswith("would compute the train × test kernel (sgd): 4 × 6 examples of ")
     for words in (" tokens in all", " 2 logits", f" {parameters:,} parameters", " engine", " tiles of 3 × 6"):
         assert words in lines[2]
-    for words in (" GB beside the model", " about 0.1 s, ", " file of 0.0 MB"):
+    for words in (" GB beside the model", " about 0.1 s, ", " 0.0 MB on disk"):
         assert words in lines[2]
     assert re.fullmatch(r"in all about \d+\.\d s before solving, \d\.\d\d GB of memory, and 0\.0 MB in .*", lines[3])
     assert not (place.folder / "dry").exists()

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmntk.errors import UsageError
-from lmntk.examples import Example, format_row, read_examples, read_rows, split_file, write_text
+from lmntk.examples import Example, read_examples, split_file, write_text
+from lmntk.rows import format_row, read_rows
 from lmntk.tasks import TASKS
 
 TOOL = "python tools/generate_k_shot_data.py"

@@ -129,9 +129,19 @@ def test_a_task_is_found_in_any_case(spelling):
 def test_an_unknown_task_is_told_with_the_likely_one_and_the_list():
     with pytest.raises(UsageError) as caught:
         find_task("sst2")
-    assert str(caught.value) == f"unknown task 'sst2': did you mean 'SST-2'? Available: {', '.join(ROWS)}"
+    assert str(caught.value) == f"unknown task 'sst2': did you mean 'SST-2'? Available: {', '.join(ROWS)}, custom"
 
 
 def test_a_new_task_is_one_row():
     task = Task("new", ("a", "b"), IT_WAS, {"a": "no", "b": "yes"}, (1,), 0, "csv", header=False)
     assert (task.key, task.folder, task.num_sentences, task.file_name("dev")) == ("new", "new", 1, "dev.csv")
+
+
+def test_the_sampler_finds_the_label_of_a_new_csv_task_wherever_it_stands():
+    task = Task("new", ("a", "b"), IT_WAS, {"a": "no", "b": "yes"}, (0,), 1, "csv")
+    assert task.sampling_label_column == 1
+
+
+def test_data_of_ones_own_are_told_from_an_unknown_task():
+    with pytest.raises(UsageError, match="^task 'Custom' is for data of one's own, whose columns are not given here"):
+        find_task("Custom")

@@ -20,11 +20,30 @@ from gather_result import Parser, as_numbers, counted, find_trials, note, percen
 from lmntk.errors import UsageError
 from lmntk.examples import read_examples, split_file
 from lmntk.metrics import compute_metrics
+from lmntk.prompts import read_mapping
 from lmntk.run_log import Run, Trial, best_trial, data_seed, keys_of, read_log
-from lmntk.tasks import Task, find_task
+from lmntk.tasks import Task, custom_task, find_task
 
 DEFAULT_FOLDER = "ensemble_predict_results"
 TOLERANCE = 1e-6  # of a score computed anew, in another number type
+
+
+def task_of_run(run: Run, name: str) -> Task:
+    """Look up a task by its name, or make it of what a run on a user's own data noted.
+
+    Raises:
+        UsageError: There is no such task, or the run noted no labels.
+    """
+    columns = run.get("custom_columns")
+    if columns is None:
+        return find_task(name)
+    labels = tuple(read_mapping(str(run.get("mapping"))))
+    if not labels:
+        raise UsageError(
+            f"the runs of {name} were without label words (--few_shot_type finetune), so that the log does not tell "
+            "the order of its labels: ensembles of one's own data are made of runs with prompts"
+        )
+    return custom_task(columns, labels, name)
 
 
 def choose(trials: Sequence[Trial], n_models: int) -> dict[str, list[Trial]]:
@@ -208,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     if len(found) > 1:
         raise UsageError(f"the runs are of {', '.join(found)}: give one 'task_name' in --condition")
     ((asked, trials),) = found.items()
-    task = find_task(asked.partition("/")[0])
+    task = task_of_run(trials[-1].run, asked.partition("/")[0])
     chosen = choose(trials, arguments.n_models)
     check_owners(chosen, trials, runs, task, arguments.save_logit_dir)
     usual = keys_of(asked, task.key)

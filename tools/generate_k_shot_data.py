@@ -1,9 +1,16 @@
 #!/usr/bin/env python
-"""Draw k-shot splits from the original data sets: data/original/<TASK> -> data/<mode>/<TASK>/<k>-<seed>."""
+"""Draw k-shot splits from the original data sets: data/original/<TASK> -> data/<mode>/<TASK>/<k>-<seed>.
+
+Data of one's own have columns with names, and may be one file of all examples:
+
+    python tools/generate_k_shot_data.py --mode k-shot-1k-test --task custom --custom_columns text,label --input FILE
+"""
 
 import argparse
 import logging
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,8 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from lmntk.errors import UsageError, suggest
 from lmntk.examples import KSHOT_MODES, PUBLISHED_SEEDS
-from lmntk.kshot import DEFAULT_TASKS, missing_originals, read_originals, write_splits
-from lmntk.tasks import TASKS, Task, find_task
+from lmntk.kshot import (
+    DEFAULT_TASKS,
+    Originals,
+    missing_originals,
+    read_originals,
+    read_own_file,
+    read_own_originals,
+    write_splits,
+)
+from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,9 +38,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see --help")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that shows defaults, and the examples above as they stand."""
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; numbers are checked here, names of tasks where they are looked up."""
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--mode", choices=KSHOT_MODES, default=KSHOT_MODES[0],
         help="k-shot: k dev examples of each label and the whole test set; k-shot-10x: ten times the dev examples; "
@@ -34,8 +53,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=16, help="training examples of each label")
     parser.add_argument(
         "--task", nargs="+", metavar="TASK",
-        help=f"among {', '.join(TASKS)} (default: those that are there of {' '.join(DEFAULT_TASKS)})",
+        help=f"among {', '.join(TASKS)} (default: those that are there of {' '.join(DEFAULT_TASKS)}); for data of "
+        "one's own custom, or another name to keep several apart (default: custom)",
         default=argparse.SUPPRESS,
+    )  # fmt: skip
+    own = {"default": argparse.SUPPRESS}
+    parser.add_argument(
+        "--custom_columns", metavar="TEXT[,TEXT...],LABEL", **own,
+        help="data of one's own: the names of the text columns and, last, of the label's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--input", type=Path, metavar="FILE", **own,
+        help="one CSV, TSV or JSON-lines file of all examples; what is neither train nor dev is the test set (default: "
+        "the folder's train and test files)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, nargs="+", metavar="SEED", default=list(PUBLISHED_SEEDS), help="seeds")
     parser.add_argument("--data_dir", type=Path, default=Path("data/original"), help="where the originals are")
@@ -44,6 +74,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
+    if "input" in arguments and "custom_columns" not in arguments:
+        raise UsageError(f"--input {arguments.input} needs --custom_columns, such as text,label: which columns it has")
     if arguments.k < 1:
         raise UsageError(f"--k {arguments.k}: a split needs at least one training example of each label")
     for seed in arguments.seed:
@@ -73,11 +105,27 @@ def choose_tasks(names: list[str] | None, data_dir: Path) -> list[Task]:
     return list(tasks.values())
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Draw the splits task by task, so that only one task's originals are in memory at a time."""
-    arguments = parse_arguments(argv)
-    tasks = choose_tasks(getattr(arguments, "task", None), arguments.data_dir)
-    for task in tasks:
+def read_own(arguments: argparse.Namespace) -> Originals:
+    """Read data of one's own: the file given, or a folder's train and test files."""
+    names = getattr(arguments, "task", [CUSTOM])
+    if len(names) > 1:
+        raise UsageError(f"--task {' '.join(names)}: --custom_columns are those of one data set, name one task")
+    task = custom_task(arguments.custom_columns, name=names[0])
+    if "input" in arguments:
+        originals = read_own_file(task, arguments.input)
+    else:
+        originals = read_own_originals(task, arguments.data_dir / task.folder)
+    counts = Counter(line.label for line in originals.train)
+    print(f"{sum(counts.values())} rows, labels " + ", ".join(f"'{label}' ({n})" for label, n in counts.items()))
+    return originals
+
+
+def read_all(arguments: argparse.Namespace) -> Iterator[Originals]:
+    """Read task by task, so that only one task's originals are in memory at a time."""
+    if "custom_columns" in arguments:
+        yield read_own(arguments)
+        return
+    for task in choose_tasks(getattr(arguments, "task", None), arguments.data_dir):
         published = arguments.seed == list(PUBLISHED_SEEDS[: len(arguments.seed)])
         if task.seeds_build_on_each_other and not published:
             print(
@@ -85,10 +133,17 @@ def main(argv: list[str] | None = None) -> None:
                 f"{' '.join(map(str, PUBLISHED_SEEDS))}",
                 file=sys.stderr,
             )
-        originals = read_originals(task, arguments.data_dir)
+        yield read_originals(task, arguments.data_dir)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draw the splits of each task."""
+    arguments = parse_arguments(argv)
+    splits = 0
+    for originals in read_all(arguments):
         for folder in write_splits(originals, arguments.output_dir, arguments.mode, arguments.k, arguments.seed):
             print(folder)
-    splits = len(tasks) * len(arguments.seed)
+            splits += 1
     print(f"{splits} splits of {arguments.k} training examples a label are in {arguments.output_dir / arguments.mode}")
 
 

@@ -30,7 +30,7 @@ from lmntk.examples import PUBLISHED_SEEDS, read_examples, split_file
 from lmntk.kshot import DEFAULT_TASKS
 from lmntk.models.families import max_positions
 from lmntk.results import write_atomically
-from lmntk.tasks import TASKS, Task, find_task
+from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def embed_all(encoder: Encoder, texts: Sequence[str], batch_size: int, what: str
 def split_files(task: Task, folder: Path, do_test: bool) -> list[Path]:
     """Find the files of a k-shot folder; MNLI's holds the test sets of both of its tasks."""
     splits = ("train", "dev", "test") if do_test else ("train", "dev")
-    tasks = [other for other in TASKS.values() if other.folder == task.folder]
+    tasks = [other for other in TASKS.values() if other.folder == task.folder] or [task]
     files = (split_file(other, folder, split) for split in splits for other in tasks)
     return list(dict.fromkeys(files))
 
@@ -142,6 +142,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="what the files are called by (default: the last part of --model)")
     parser.add_argument("--data_dir", type=Path, default=Path("data/k-shot-1k-test"), help="default: %(default)s")
     parser.add_argument("--task", nargs="+", metavar="TASK", help="default: the usual ones that have a folder there")
+    parser.add_argument("--custom_columns", metavar="TEXT[,TEXT...],LABEL", help="of data of one's own, as in run.py")
     parser.add_argument("--k", type=int, default=16, help="training examples of each label (default: %(default)s)")
     parser.add_argument("--seed", type=int, nargs="+", default=PUBLISHED_SEEDS, help="default: %(default)s")
     parser.add_argument("--do_test", action="store_true", help="embed the test set too, which may be large")
@@ -162,8 +163,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def choose_tasks(names: Sequence[str] | None, data_dir: Path) -> list[Task]:
+def choose_tasks(names: Sequence[str] | None, custom_columns: str | None, data_dir: Path) -> list[Task]:
     """Look up the tasks asked for, or the usual ones that have a folder; each folder counts once."""
+    if custom_columns is not None:
+        return [custom_task(custom_columns, name=name) for name in names or [CUSTOM]]
     tasks = [find_task(name) for name in names or DEFAULT_TASKS]
     if not names:
         tasks = [task for task in tasks if (data_dir / task.folder).is_dir()]
@@ -177,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Embed task by task; all that can be wrong with the files is found before the model is loaded."""
     arguments = parse_arguments(argv)
     work: dict[str, dict[Path, list[str]]] = {}
-    for task in choose_tasks(arguments.task, arguments.data_dir):
+    for task in choose_tasks(arguments.task, arguments.custom_columns, arguments.data_dir):
         texts = work.setdefault(task.folder, {})
         for seed in arguments.seed:
             folder = arguments.data_dir / task.folder / f"{arguments.k}-{seed}"

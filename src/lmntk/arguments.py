@@ -85,8 +85,14 @@ class DataArguments:
 
     _argument_group_name = "Data and prompts"
 
-    task_name: str = _required(f"The task, in lower or upper case: {', '.join(TASKS)}.")
+    task_name: str = _required(
+        f"The task, in lower or upper case: {', '.join(TASKS)}; or custom, or any other name, with --custom_columns."
+    )
     data_dir: str = _required("Folder with the task's train, dev and test files, from tools/generate_k_shot_data.py.")
+    custom_columns: str | None = _flag(
+        "For CSV, TSV or JSON-lines files of one's own: the names of their text columns and, last, of the label's, "
+        "e.g. text,label. Needs --mapping, whose keys are the labels, and --template."
+    )
     num_k: int = _flag("Training examples per class; for the record, the data folder decides.", 16)
     tag: str = _flag("A word to find this run by in the log.", "")
     max_seq_length: int | None = _flag(
@@ -146,6 +152,9 @@ class KernelArguments:
     kernel_lambda: float = _flag("Weight of the first direction in the asym solver's predictions, 0 to 1.", 0.5)
     adjust_for_init: bool = _flag("Fit what the untrained model's logits leave over, and add them back.", False)
     f0_scaling: float = _flag("Divide the untrained logits by this for --adjust_for_init; 0: no adjustment.", 1.0)
+    kernel_per_layer: bool = _flag(
+        "Keep what each layer adds to the kernel, beside it, and say how well each predicts alone.", False
+    )
     load_kernels: str | None = _flag("Take the kernels from this folder of an earlier run.")
     overwrite_kernels: bool = _flag("Compute anew the kernels that the output folder holds.", False)
     exclude_embeddings: bool = _flag("Leave out the gradients of the embeddings and their LayerNorm.", False)

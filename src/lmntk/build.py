@@ -40,7 +40,7 @@ from lmntk.models.loading import (
 )
 from lmntk.models.lora import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from lmntk.models.lora import LoraSettings, stored_adapters
-from lmntk.prompt_settings import PromptSettings, resolve_prompts
+from lmntk.prompt_settings import PromptSettings, resolve_prompts, task_of
 from lmntk.prompts import label_word_ids
 from lmntk.results import kernel_path, logits_path, mode_and_task
 from lmntk.tasks import Task, find_task
@@ -87,13 +87,12 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     Raises:
         UsageError: Anything a user can mend, in one sentence.
     """
-    task = find_task(data_args.task_name)
+    task = task_of(data_args, model_args.few_shot_type)
     splits = _splits(task, training_args, data_args.data_dir)
     if not _needs_model(training_args, task, splits):
         prompts = resolve_prompts(task, data_args, None, model_args.few_shot_type)
         placeholders = {
-            split: FeatureDataset(split, find_task(mode_and_task(split, task.key)[1]), [], prompts.samples(split))
-            for split in splits
+            split: FeatureDataset(split, _mode_and_task(split, task)[1], [], prompts.samples(split)) for split in splits
         }
         nothing = Collator(0, segments=False)
         return Run(task, prompts, {}, placeholders, None, nothing, lora=_find_source(model_args).lora)
@@ -151,8 +150,14 @@ def _splits(task: Task, training_args: TrainingArguments, data_dir: str) -> list
 
 
 def _file(task: Task, data_dir: str, split: str) -> Path:
+    mode, own = _mode_and_task(split, task)
+    return split_file(own, data_dir, mode)
+
+
+def _mode_and_task(split: str, task: Task) -> tuple[str, Task]:
+    """Tell which split of which task a data set of a run is: those of a second test set are another task's."""
     mode, key = mode_and_task(split, task.key)
-    return split_file(find_task(key), data_dir, mode)
+    return mode, task if key == task.key else find_task(key)
 
 
 def _needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[str]) -> bool:
@@ -182,8 +187,7 @@ def _renderers(
     shared = np.random.RandomState(seed)
     renderers = {}
     for split in splits:
-        mode, key = mode_and_task(split, task.key)
-        own = find_task(key)
+        mode, own = _mode_and_task(split, task)
         demonstrator = None
         texts = prompts.templates
         num_sentences = task.num_sentences

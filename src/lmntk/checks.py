@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
+from lmntk.prompt_settings import task_of
 from lmntk.solvers import SOLVERS
-from lmntk.tasks import Task, find_task
+from lmntk.tasks import Task
 
 
 class Bounds(NamedTuple):
@@ -77,7 +78,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     Raises:
         UsageError: One sentence that names the flag and the way out.
     """
-    task = find_task(data.task_name)
+    task = task_of(data, model.few_shot_type)
     flags = {**vars(model), **vars(data), **vars(training)}
     _check_bounds(flags)
     _check_classes(task, training)
@@ -131,6 +132,7 @@ IDLE = (
             "kernel_regularization",
             "kernel_engine",
             "kernel_memory_gb",
+            "kernel_per_layer",
             "exclude_embeddings",
             "exclude_head",
             "only_biases",
@@ -223,6 +225,11 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if training.adjust_for_init and not row.allows_f0:
         fitting = _names(name for name, other in SOLVERS.items() if other.allows_f0)
         raise UsageError(f"--adjust_for_init does not go with --kernel_solver {solver}, only with {fitting}")
+    if training.kernel_per_layer and training.kernel_engine == "jvp":
+        raise UsageError(
+            "--kernel_per_layer does not go with --kernel_engine jvp, which meets all layers at once: take factored or "
+            "jacobian"
+        )
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         raise UsageError(
             f"--load_kernels {training.load_kernels}: there is no such folder; name an earlier run's output folder, "

@@ -40,11 +40,14 @@ def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArgume
     left_out = parameter_filter(model_args, training_args)
     engine = {} if training_args.kernel_engine == "auto" else {"engine": training_args.kernel_engine}
     shown = run.prompts.demonstrations
+    task = run.datasets[split].task
+    own_data = {"custom_columns": list(task.columns), "labels": list(task.labels)} if task.columns else {}
     return {
         "formula": training_args.kernel_formula,
         "binary_classification": training_args.binary_classification,
         "parameters": {name: value for name, value in vars(left_out).items() if value} or "all",
-        "task": run.datasets[split].task.name,
+        "task": task.name,
+        **own_data,
         "few_shot_type": model_args.few_shot_type,
         "template": list(run.prompts.templates),
         "mapping": dict(run.prompts.mapping),

@@ -1,34 +1,34 @@
-"""Examples from a task's files: where they are, how they are read, how rows are written.
+"""Examples from a task's files: where they are, how their rows become examples, what is wrong with a row."""
 
-A TSV line is split on tabs alone, since the quotation marks of GLUE's files belong to the text. A CSV row is
-``label,text`` with ordinary quoting. Every value stays the text it is: an ``NA`` in a review is a word, not a gap.
-"""
-
-import csv
 import logging
 import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NoReturn
 
-from lmntk.errors import UsageError
+from lmntk.errors import UsageError, suggest
+from lmntk.rows import ENDINGS, Row, columns, known_endings, read_rows, shown
 from lmntk.tasks import REGRESSION_RANGE, TASKS, Task
 
 logger = logging.getLogger(__name__)
-
-_NEEDS_QUOTES = re.compile('[",\r\n]')
 
 KSHOT_MODES = ("k-shot", "k-shot-10x", "k-shot-1k-test")
 """The kinds of k-shot data, named like the folders that hold them; see `lmntk.kshot`."""
 
 PUBLISHED_SEEDS = (100, 13, 21, 42, 87)
 """The seeds of LM-BFF's splits, in the order in which it draws them."""
+
+
+_SEPARATORS = {
+    "\t": "call a file with tabs .tsv",
+    ",": "call a file with commas .csv",
+    ";": "separate its columns by commas, not by ';'",
+}
+"""What to do about a header that is not split, by what should have split it."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,6 @@ class Example:
     label: str
 
 
-class Row(NamedTuple):
-    """The fields of a row and the line of the file, counted from 1, on which it starts."""
-
-    line: int
-    fields: list[str]
-
-
 def read_examples(task: Task, path: str | Path) -> list[Example]:
     """Read a file of `task`, keeping its order.
 
@@ -60,11 +53,12 @@ def read_examples(task: Task, path: str | Path) -> list[Example]:
     """
     examples: list[Example] = []
     short_lines: list[int] = []
-    for line, fields in _rows_below_header(task, path):
+    task, _, rows = below_header(task, path)
+    for line, fields, _ in rows:
         if len(fields) < task.min_columns:
             if not task.skip_short_rows:
                 raise UsageError(
-                    f"{path} line {line} has {_columns(len(fields))}, but a row of {task.name} has at least "
+                    f"{path} line {line} has {columns(len(fields))}, but a row of {task.name} has at least "
                     f"{task.min_columns}: mend or remove the line"
                 )
             short_lines.append(line)
@@ -82,6 +76,52 @@ def read_examples(task: Task, path: str | Path) -> list[Example]:
     return examples
 
 
+def below_header(task: Task, path: str | Path) -> tuple[Task, Row | None, Iterator[Row]]:
+    """Begin to read a file.
+
+    Returns:
+        The task, with the columns that have names where the file has them; its header, if there is one; its rows.
+
+    Raises:
+        UsageError: A column that the user named is not in the header; and, while rows are taken, see
+            `lmntk.rows.read_rows`, or a row has more or fewer columns than a header whose columns have names.
+    """
+    rows = read_rows(task, path)
+    header = next(rows, None) if task.header else None
+    if not task.columns:
+        return task, header, rows
+    if header is None:
+        raise UsageError(f"{path} holds no examples")
+    names = [name.strip() for name in header.fields]
+    places = [_place(column, names, path) for column in task.columns]
+    located = replace(task, text_columns=tuple(places[:-1]), label_column=places[-1])
+    return located, header, _of_full_width(rows, len(names), path)
+
+
+def _place(column: str, names: list[str], path: str | Path) -> int:
+    """Find a user's column in the header of a file."""
+    if names.count(column) == 1:
+        return names.index(column)
+    if column in names:
+        raise UsageError(
+            f"{path}: its header has '{column}' {names.count(column)} times: give each column its own name"
+        )
+    other = next((mark for mark in _SEPARATORS if mark in names[0]), None) if len(names) == 1 else None
+    hint = "" if other is None else f"; {_SEPARATORS[other]}"
+    told = suggest(column, map(shown, filter(None, names)), "column")
+    raise UsageError(f"{path}: {told}; --custom_columns names columns of the first line, which is the header{hint}")
+
+
+def _of_full_width(rows: Iterator[Row], width: int, path: str | Path) -> Iterator[Row]:
+    for row in rows:
+        if len(row.fields) != width:
+            raise UsageError(
+                f"{path} line {row.line} has {columns(len(row.fields))}, but the header has {width}: is there a tab or "
+                "a line end in a text?"
+            )
+        yield row
+
+
 def check_label(task: Task, label: str, path: str | Path, line: int) -> None:
     """Make sure that `label` is one of the task's, or a score within its scale.
 
@@ -94,28 +134,17 @@ def check_label(task: Task, label: str, path: str | Path, line: int) -> None:
             raise UsageError(
                 f"{path} line {line}: '{label}' is not a score of {task.name}, a number from {low:g} to {high:g}"
             )
+    elif task.columns and not task.labels:
+        if not label:
+            raise UsageError(f"{path} line {line} has no label: fill it in, or remove the line")
     elif label not in task.labels:
         hint = f" (files of {task.name} have no header line)" if line == 1 and not task.header else ""
+        if task.columns:
+            hint = ", the keys of --mapping"
         raise UsageError(
-            f"{path} line {line}: label '{label}' is not among the labels of {task.name}, "
+            f"{path} line {line}: label '{shown(label)}' is not among the labels of {task.name}, "
             f"{', '.join(task.labels)}{hint}"
         )
-
-
-def read_rows(task: Task, path: str | Path) -> Iterator[Row]:
-    """Yield every row of a file in the task's format, the header included; blank lines do not count.
-
-    Raises:
-        UsageError: The file cannot be read, is not UTF-8, or is no well-formed CSV; names file and, for CSV, line.
-    """
-    reader = _FORMATS[task.file_format].read
-    with _open(path) as file:
-        yield from reader(file, task, path)
-
-
-def format_row(task: Task, fields: Sequence[str]) -> str:
-    """Write one row as text in the task's format, line ending included: the inverse of `read_rows`."""
-    return _FORMATS[task.file_format].format(fields)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -149,11 +178,43 @@ def split_file(task: Task, data_dir: str | Path, split: str) -> Path:
         UsageError: Folder or file is missing; says which command makes it.
     """
     folder = Path(data_dir)
+    if task.columns:
+        return own_file(folder, split) or _no_own_file(task, folder, split)
     path = folder / task.file_name(split)
     if path.is_file():
         return path
     missing = f"{path} is missing" if folder.is_dir() else f"there is no folder {folder}"
     raise UsageError(f"{missing}: {_how_to_make(task, folder)}")
+
+
+def own_file(folder: Path, split: str) -> Path | None:
+    """Find the file of a split among a user's own data; None where there is none.
+
+    Raises:
+        UsageError: There are two.
+    """
+    found = [path for ending in ENDINGS if (path := folder / f"{split}.{ending}").is_file()]
+    if len(found) > 1:
+        raise UsageError(f"{folder} holds {' and '.join(path.name for path in found)}: leave the one that is meant")
+    return found[0] if found else None
+
+
+def _no_own_file(task: Task, folder: Path, split: str) -> NoReturn:
+    """Say which command makes a k-shot folder of a user's own data."""
+    missing = f"{folder} has no {split} file" if folder.is_dir() else f"there is no folder {folder}"
+    numbers = re.fullmatch(r"(\d+)-(\d+)", folder.name)
+    k, seed = numbers.groups() if numbers else ("16", "42")
+    in_place = numbers is not None and folder.parent.parent.name in KSHOT_MODES
+    mode = folder.parent.parent.name if in_place else "k-shot-1k-test"
+    name = shlex.quote(folder.parent.name) if in_place else task.name
+    root = folder.parent.parent.parent
+    elsewhere = in_place and root.resolve() != Path("data").resolve()
+    raise UsageError(
+        f"{missing}: put train, dev and test there (ending in {known_endings()}), or draw them from one file FILE with "
+        f"`python tools/generate_k_shot_data.py --mode {mode} --k {k} --seed {seed} --task {name} "
+        f"--custom_columns {shlex.quote(','.join(task.columns))} --input FILE"
+        f"{f' --output_dir {shlex.quote(str(root))}' if elsewhere else ''}`"
+    )
 
 
 def _how_to_make(task: Task, folder: Path) -> str:
@@ -182,92 +243,8 @@ def _how_to_make(task: Task, folder: Path) -> str:
     return f"make it with `{command}`" + ("" if made == folder else f" and give --data_dir {made}")
 
 
-def _rows_below_header(task: Task, path: str | Path) -> Iterator[Row]:
-    rows = read_rows(task, path)
-    if task.header:
-        next(rows, None)
-    return rows
-
-
-@contextmanager
-def _open(path: str | Path) -> Iterator[TextIO]:
-    """Open a text file; untranslated line ends, because those within a quoted CSV field are part of it."""
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: convert it, for instance with iconv -f latin1 -t utf-8") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _read_tsv(file: TextIO, task: Task, path: str | Path) -> Iterator[Row]:
-    for number, line in enumerate(file, start=1):
-        text = line.rstrip("\r\n")
-        if text:
-            yield Row(number, text.split("\t"))
-
-
-def _read_csv(file: TextIO, task: Task, path: str | Path) -> Iterator[Row]:
-    # The blank line put behind the last comes back as an empty row, unless an open quotation has swallowed it.
-    reader = csv.reader(chain(_without_byte_order_mark(file), ["\n"]))
-    start, width, fields = 1, 0, [""]
-    try:
-        for fields in reader:
-            if len(fields) > 1 or any(field.strip() for field in fields):
-                width = width or len(fields)
-                if len(fields) != width:
-                    raise UsageError(
-                        f"{path} line {start} has {_columns(len(fields))}, but the rows before it have {width}: is "
-                        "there a comma in a text without quotation marks?"
-                    )
-                fields[task.label_column] = _plain_number(fields[task.label_column])
-                yield Row(start, fields)
-            last_start, start = start, reader.line_num + 1
-    except csv.Error as error:
-        raise UsageError(f"{path} line {start}: {error}; is a quotation mark never closed?") from error
-    if fields:
-        raise UsageError(f"{path} line {last_start}: a quotation mark is opened and never closed")
-
-
-def _without_byte_order_mark(lines: TextIO) -> Iterator[str]:
-    first = next(lines, "")
-    return chain([first.removeprefix("\ufeff")], lines)
-
-
-def _plain_number(label: str) -> str:
-    """Spell a whole number in the one usual way: the published programs read CSV labels as numbers."""
-    number = re.fullmatch(r"\s*0*(\d+)\s*", label, re.ASCII)
-    return number[1] if number else label
-
-
-def _format_tsv(fields: Sequence[str]) -> str:
-    return "\t".join(fields) + "\n"
-
-
-def _format_csv(fields: Sequence[str]) -> str:
-    """Quote a field where it needs it: as Python's csv module and pandas do.
-
-    They leave a lone carriage return bare, though, at which readers would end the row.
-    """
-    quoted = ['"' + field.replace('"', '""') + '"' if _NEEDS_QUOTES.search(field) else field for field in fields]
-    return ",".join(quoted) + "\n"
-
-
-class _Format(NamedTuple):
-    read: Callable[[TextIO, Task, str | Path], Iterator[Row]]
-    format: Callable[[Sequence[str]], str]
-
-
-_FORMATS = {"tsv": _Format(_read_tsv, _format_tsv), "csv": _Format(_read_csv, _format_csv)}
-
-
 def _score(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def _columns(count: int) -> str:
-    return f"{count} column{'' if count == 1 else 's'}"

@@ -4,8 +4,12 @@
 from the original training file, and the original test set. The draws are those of LM-BFF (Gao et al. 2021) and of the
 published kernels (Malladi et al. 2023), line for line. That fixes more than one would choose: numpy's legacy generator,
 another way of drawing a test set for CSV files than for TSV files, and CoLA's seeds, which build on each other.
+
+Data of a user's own are drawn alike, from original files or from one file, of which what is neither train nor dev is
+the test set.
 """
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lmntk.errors import UsageError
-from lmntk.examples import Row, check_label, format_row, read_rows, write_text
-from lmntk.tasks import TASKS, Task
+from lmntk.examples import below_header, check_label, own_file, read_examples, write_text
+from lmntk.rows import Row, format_of, format_row, known_endings
+from lmntk.tasks import TASKS, Task, custom_task
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +54,8 @@ class Originals:
         task: Whose files they are.
         header: The header line of the training file, which the dev file is given too; empty where there is none.
         train: The training rows.
-        tests: Header and rows of each test set, by the name of the file it is to be written to.
+        tests: Header and rows of each test set, by the name of the file it is to be written to; none where the rows of
+            `train` that are not drawn are the test set.
     """
 
     task: Task
@@ -77,6 +83,43 @@ def read_originals(task: Task, data_dir: Path) -> Originals:
     header, train = _read_lines(task, folder / task.original_name("train"))
     tests = {name: _read_lines(task, folder / original) for name, original in _test_files(task).items()}
     return Originals(task, header, train, tests)
+
+
+def read_own_file(task: Task, path: Path) -> Originals:
+    """Read one file of a user's own, to draw train, dev and test from.
+
+    Args:
+        task: From `lmntk.tasks.custom_task`, without labels: they are those of the file, in order of first appearance.
+        path: The file.
+
+    Raises:
+        UsageError: The file cannot be read, or its rows have no labels that tell classes apart.
+    """
+    examples = read_examples(task, path)
+    originals = _own_originals(task, [example.label for example in examples], path, None)
+    repeated = len(examples) - len({example.texts for example in examples})
+    if repeated:
+        logger.warning(
+            "%s: %d of %d rows repeat the texts of another: train, dev and test may share them",
+            *(path, repeated, len(examples)),
+        )
+    return originals
+
+
+def read_own_originals(task: Task, folder: Path) -> Originals:
+    """Read the train and test files of a user's own; as `read_own_file` does, with the labels of both.
+
+    Raises:
+        UsageError: As there, or a file is missing or there twice.
+    """
+    train, test = own_file(folder, "train"), own_file(folder, "test")
+    if train is None or test is None:
+        raise UsageError(
+            f"{folder} has no {'test' if train else 'train'} file ending in {known_endings()}: put train and test "
+            "there, or name one file of all examples with --input"
+        )
+    labels = [example.label for path in (train, test) for example in read_examples(task, path)]
+    return _own_originals(task, labels, train, test)
 
 
 def write_splits(originals: Originals, output_dir: Path, mode: str, k: int, seeds: Sequence[int]) -> Iterator[Path]:
@@ -115,6 +158,16 @@ def draw(originals: Originals, mode: str, k: int, seed: int) -> dict[str, str]:
         chosen = _cut_test(task, lines) if mode == "k-shot-1k-test" else lines
         files[name] = _join(header, chosen)
     dev_end = k + _dev_per_label(mode, k)
+    if not originals.tests:
+        drawn = {id(line) for group in by_label.values() for line in group[:dev_end]}
+        rest = [line for line in originals.train if id(line) not in drawn]
+        if not rest:
+            raise UsageError(
+                f"--k {k}: train and dev take all {len(originals.train)} rows of {task.name}, and none is left for "
+                "test: lower --k, or give a file of more rows"
+            )
+        chosen = _cut_test(task, rest) if mode == "k-shot-1k-test" else rest
+        files[task.file_name("test")] = _join(originals.header, chosen)
     files[task.file_name("dev")] = _join(
         originals.header, (line for group in by_label.values() for line in group[k:dev_end])
     )
@@ -122,6 +175,31 @@ def draw(originals: Originals, mode: str, k: int, seed: int) -> dict[str, str]:
         originals.header, (line for group in by_label.values() for line in group[:k])
     )
     return files
+
+
+def _own_originals(task: Task, labels: Sequence[str], train: Path, test: Path | None) -> Originals:
+    """Read a user's rows, which have these labels, each as often as it comes."""
+    labels = list(dict.fromkeys(labels))
+    if len(labels) < 2:
+        raise UsageError(f"{train}: all rows have the label '{labels[0]}', where two at least are to be told apart")
+    known = dataclasses.replace(custom_task(task.columns, labels, task.name), file_format=format_of(task, train))
+    header, lines = _own_lines(known, train)
+    if 2 * len(labels) > len(lines):
+        raise UsageError(
+            f"{train}: column '{task.columns[-1]}' has {len(labels)} labels in {len(lines)} rows: --custom_columns "
+            "names the text columns and, last, that of a label which many rows share"
+        )
+    if test is None:
+        return Originals(known, header, lines, {})
+    of_test = dataclasses.replace(known, file_format=format_of(task, test))
+    return Originals(known, header, lines, {of_test.file_name("test"): _own_lines(of_test, test)})
+
+
+def _own_lines(task: Task, path: Path) -> tuple[str, list[Line]]:
+    """Read header and rows of a user's own file; lines of JSON have no header."""
+    located, header, rows = below_header(task, path)
+    lines = [Line(row.fields[located.label_column].strip(), row.text or format_row(task, row.fields)) for row in rows]
+    return format_row(task, header.fields) if header is not None and header.line else "", lines
 
 
 def _cut_test(task: Task, lines: list[Line]) -> list[Line]:
@@ -144,8 +222,7 @@ def _test_files(task: Task) -> dict[str, str]:
 
 def _read_lines(task: Task, path: Path) -> tuple[str, list[Line]]:
     """Read header and rows. A last line without its line ending is given one: it may not stay the last."""
-    rows = read_rows(task, path)
-    header = next(rows, None) if task.header else None
+    _, header, rows = below_header(task, path)
     lines = [Line(_sampling_label(task, path, row), format_row(task, row.fields)) for row in rows]
     if not lines:
         raise UsageError(f"{path} holds no examples")

@@ -4,12 +4,13 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lmntk.arguments import GENERAL_MAX_SEQ_LENGTH, GENERAL_NUM_SAMPLE, DataArguments
 from lmntk.demonstrations import DemonstrationSettings
 from lmntk.errors import UsageError
-from lmntk.prompts import Limits, choose_prompts, parse_mapping
-from lmntk.tasks import Task
+from lmntk.prompts import Limits, choose_prompts, parse_mapping, read_mapping
+from lmntk.tasks import CUSTOM, Task, custom_task, find_task
 from lmntk.templates import plain_text_template
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,41 @@ class PromptSettings:
         return len(self.templates) * (1 if split == "train" else self.draws)
 
 
+def task_of(data_args: DataArguments, few_shot_type: str) -> Task:
+    """Look up the task that the flags name, or make it of what they say of data of the user's own.
+
+    Raises:
+        UsageError: There is no such task, or flags that data of one's own need, or are for them alone, are amiss.
+    """
+    if data_args.custom_columns is None:
+        if data_args.task_name.lower() == CUSTOM:
+            raise UsageError(
+                f"--task_name {data_args.task_name} is for data of one's own: add --custom_columns, the names of the "
+                "text columns and, last, of the label's, as in --custom_columns text,label"
+            )
+        return find_task(data_args.task_name)
+    bare = custom_task(data_args.custom_columns, name=data_args.task_name)
+    # A file beats a flag; `resolve_prompts` says so when its time comes.
+    beaten = [flag for flag in ("template", "mapping") if data_args.prompt_path or getattr(data_args, f"{flag}_path")]
+    nothing: dict[str, Any] = dict.fromkeys(beaten)
+    templates, words = _chosen_prompts(bare, dataclasses.replace(data_args, **nothing))
+    if not words:
+        raise UsageError(
+            "--custom_columns needs --mapping, every label of your data and its word, in the order of the logits: "
+            "as in --mapping \"{'0': 'terrible', '1': 'great'}\""
+        )
+    labels = tuple(read_mapping(words))
+    if len(labels) < 2:
+        raise UsageError(f"--mapping {words} has one label or none, where two classes at least are to be told apart")
+    if not all(templates) and few_shot_type != "finetune":
+        sentences = "".join(f"*{'+' if i else ''}sent_{i}*" for i in range(bare.num_sentences))
+        raise UsageError(
+            f"--custom_columns needs --template, as in --template '*cls*{sentences}_It_was*mask*.*sep+*', or "
+            "--few_shot_type finetune, which does without"
+        )
+    return custom_task(bare.columns, labels, data_args.task_name)
+
+
 def resolve_prompts(
     task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str = "prompt"
 ) -> PromptSettings:
@@ -56,10 +92,23 @@ def resolve_prompts(
     if few_shot_type == "finetune":
         given = ("template", "mapping", "template_path", "mapping_path", "prompt_path", "first_sent_limit")
         idle = [f"--{flag}" for flag in (*given, "other_sent_limit") if getattr(data_args, flag) is not None]
+        if task.columns:  # whose labels it names
+            idle = [flag for flag in idle if flag not in ("--mapping", "--mapping_path", "--prompt_path")]
         if idle:
             logger.warning("--few_shot_type finetune takes the plain text: %s not used", " and ".join(idle))
         return PromptSettings((plain_text_template(task.num_sentences),), {}, limits)
-    templates, words = choose_prompts(
+    templates, words = _chosen_prompts(task, data_args)
+    settings = PromptSettings(tuple(templates), parse_mapping(words, task.labels), limits)
+    if few_shot_type == "prompt":
+        return settings
+    draws = _first_given(data_args.num_sample, task.num_sample, GENERAL_NUM_SAMPLE)
+    assert draws is not None
+    return dataclasses.replace(settings, draws=draws, demonstrations=_demonstrations(data_args))
+
+
+def _chosen_prompts(task: Task, data_args: DataArguments) -> tuple[list[str], str | Mapping[str, str]]:
+    """The templates and the mapping that flags and files give, or else the task."""
+    return choose_prompts(
         default_template=task.template,
         default_mapping=task.mapping,
         template=data_args.template,
@@ -72,12 +121,6 @@ def resolve_prompts(
         prompt_id=data_args.prompt_id,
         top_n_template=data_args.top_n_template,
     )
-    settings = PromptSettings(tuple(templates), parse_mapping(words, task.labels), limits)
-    if few_shot_type == "prompt":
-        return settings
-    draws = _first_given(data_args.num_sample, task.num_sample, GENERAL_NUM_SAMPLE)
-    assert draws is not None
-    return dataclasses.replace(settings, draws=draws, demonstrations=_demonstrations(data_args))
 
 
 def _demonstrations(data_args: DataArguments) -> DemonstrationSettings:

@@ -212,6 +212,24 @@ def parse_mapping(mapping: str | Mapping[str, str], labels: Sequence[str]) -> di
     Raises:
         UsageError: No dictionary, labels left out, twice or unknown, or a label word that is no text.
     """
+    words = read_mapping(mapping, labels)
+    if missing := [label for label in labels if label not in words]:
+        raise UsageError(f"--mapping has no word for {_quoted(missing)}: {mapping}; the labels are {', '.join(labels)}")
+    if extra := [label for label in words if label not in labels]:
+        raise UsageError(f"--mapping has {_quoted(extra)}, unknown here: {mapping}; the labels are {', '.join(labels)}")
+    return {label: words[label] for label in labels}
+
+
+def read_mapping(mapping: str | Mapping[str, str], labels: Sequence[str] = ("0", "1")) -> dict[str, str]:
+    """Read ``--mapping``, whatever its labels, in its own order.
+
+    Args:
+        mapping: As `parse_mapping` takes it.
+        labels: For the example that a sentence shows.
+
+    Raises:
+        UsageError: No dictionary, a label twice, or a label word that is no text.
+    """
     example = str({label: f"word{i}" for i, label in enumerate(labels)})
     if isinstance(mapping, str):
         try:
@@ -231,11 +249,7 @@ def parse_mapping(mapping: str | Mapping[str, str], labels: Sequence[str]) -> di
                 f"--mapping gives label '{key}' {word!r}, which is no word; write for example \"{example}\""
             )
         words[str(key)] = word
-    if missing := [label for label in labels if label not in words]:
-        raise UsageError(f"--mapping has no word for {_quoted(missing)}: {mapping}; the labels are {', '.join(labels)}")
-    if extra := [label for label in words if label not in labels]:
-        raise UsageError(f"--mapping has {_quoted(extra)}, unknown here: {mapping}; the labels are {', '.join(labels)}")
-    return {label: words[label] for label in labels}
+    return words
 
 
 def _quoted(labels: Sequence[str]) -> str:

@@ -1,11 +1,14 @@
 """The table of tasks: the one place that knows labels, prompts, columns and files of each.
 
 Labels, templates, label words and limits are those of LM-BFF (Gao et al. 2021) and of the kernels published with
-Malladi et al. 2023 (arXiv 2210.05643). Adding a task is adding a row.
+Malladi et al. 2023 (arXiv 2210.05643). Adding a task is adding a row. Data of a user's own have no row: flags say of
+them what a row says of others (`custom_task`).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lmntk.errors import UsageError, suggest
 
@@ -17,11 +20,13 @@ class Task:
     Attributes:
         name: The task's usual spelling, ``"SST-2"``.
         labels: The labels as the files hold them, in the order of the logits. For regression the two ends of the scale.
+            Empty only for data of a user's own of which nobody has said them: any label will do.
         template: The prompt.
         mapping: The label word of each label.
         text_columns: Where the sentences stand in a row, counted from 0.
         label_column: Where the label stands, counted from 0; -1 is the last column.
-        file_format: ``"tsv"`` (split on tabs alone) or ``"csv"``; also the ending of the file names.
+        file_format: ``"tsv"`` (split on tabs alone) or ``"csv"``; also the ending of the file names. Empty for data of
+            a user's own, whose files say by their endings what they are.
         header: Whether the files start with a line of column names.
         metric: The key of the task's metric in `lmntk.metrics.METRICS`.
         metric_prefix: What comes before a metric's name, ``"mnli/"``.
@@ -34,6 +39,8 @@ class Task:
         split_names: File stems of the splits that are not called train, dev or test.
         data_folder: Name of the task's folder where that is not `name`.
         second_test_set: The task whose test set, in the same folder, is predicted too.
+        columns: Of data of a user's own the names of the text columns and, last, of the label's: each file's header
+            says where they stand, not `text_columns` and `label_column`. Empty for the rows of the table.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Task:
     split_names: Mapping[str, str] = field(default_factory=dict)
     data_folder: str = ""
     second_test_set: str = ""
+    columns: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -87,11 +95,12 @@ class Task:
 
     @property
     def sampling_label_column(self) -> int:
-        """Where the published sampler looks for the label: at the end of the line unless it stands before the texts.
+        """Where the published sampler looks for the label: at the end of a TSV line unless it stands before the texts.
 
         It differs from `label_column` for rows of QQP that miss columns, which the sampler does not pass over.
         """
-        return self.label_column if 0 <= self.label_column < min(self.text_columns) else -1
+        in_front = 0 <= self.label_column < min(self.text_columns)
+        return self.label_column if in_front or self.file_format == "csv" else -1
 
     @property
     def seeds_build_on_each_other(self) -> bool:
@@ -99,8 +108,12 @@ class Task:
         return self.file_format == "tsv" and not self.header
 
     def file_name(self, split: str) -> str:
-        """Give the name of the file that holds ``train``, ``dev`` or ``test`` in a k-shot folder."""
-        return f"{self.split_names.get(split, split)}.{self.file_format}"
+        """Give the name of the file that holds ``train``, ``dev`` or ``test`` in a k-shot folder.
+
+        Without an ending where `file_format` leaves that open; `lmntk.examples.split_file` finds the file.
+        """
+        stem = self.split_names.get(split, split)
+        return f"{stem}.{self.file_format}" if self.file_format else stem
 
     def original_name(self, split: str) -> str:
         """Give the name of the original file that a k-shot folder's ``train`` or ``test`` is drawn from.
@@ -172,13 +185,72 @@ REGRESSION_RANGE = (0.0, 5.0)
 """The scores of a regression task, from its first label to its last."""
 
 
+CUSTOM = "custom"
+"""The name of data of a user's own, unless the user gives them another that no row has."""
+
+
 def find_task(name: str) -> Task:
     """Look a task up by its name in any case.
 
     Raises:
         UsageError: There is no such task; says which was probably meant, and lists them.
     """
-    by_key = {task.key: task for task in TASKS.values()}
-    if name.lower() not in by_key:
-        raise UsageError(suggest(name, TASKS, "task"))
-    return by_key[name.lower()]
+    task = _by_key().get(name.lower())
+    if task is not None:
+        return task
+    if name.lower() == CUSTOM:
+        raise UsageError(
+            f"task '{name}' is for data of one's own, whose columns are not given here: see docs/own-data.md"
+        )
+    raise UsageError(suggest(name, [*TASKS, CUSTOM], "task"))
+
+
+def custom_task(columns: str | Sequence[str], labels: Sequence[str] = (), name: str = CUSTOM) -> Task:
+    """Make the task of data of a user's own.
+
+    Args:
+        columns: The names of the text columns and, last, of the label's, as files' headers have them; or all of them
+            as ``--custom_columns`` has them, separated by commas.
+        labels: The labels in the order of the logits; none to let any label pass.
+        name: What the task is called in file names and in the log.
+
+    Returns:
+        A task without template and label words: flags must give them.
+
+    Raises:
+        UsageError: A name that a task of the table has or that no file can have, or columns too few or named twice.
+    """
+    if isinstance(columns, str):
+        columns = [column.strip() for column in columns.split(",")]
+    if name.lower() in _by_key():
+        raise UsageError(
+            f"--custom_columns is for data of one's own, but {_by_key()[name.lower()].name} is a task whose files are "
+            f"known: leave the flag out, or call the data {CUSTOM} or by another name"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UsageError(f"task '{name}': names of files are made of it: take letters, digits, '-', '_' and '.' alone")
+    if len(columns) < 2 or not all(columns):
+        raise UsageError(
+            f"--custom_columns {','.join(columns)}: name the columns of the texts and, last, that of the label, "
+            "as in --custom_columns text,label"
+        )
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise UsageError(f"--custom_columns {','.join(columns)} names '{twice}' twice: each column has one use")
+    texts = range(len(columns) - 1)
+    return Task(name, tuple(labels), "", {}, tuple(texts), len(texts), file_format="", columns=tuple(columns))
+
+
+def described_task(description: Mapping[str, Any]) -> Task:
+    """Look up the task that the description of a kernel names, data of a user's own included.
+
+    Raises:
+        UsageError: There is no such task.
+    """
+    if "custom_columns" in description:
+        return custom_task(description["custom_columns"], description["labels"], description["task"])
+    return find_task(description["task"])
+
+
+def _by_key() -> dict[str, Task]:
+    return {task.key: task for task in TASKS.values()}
