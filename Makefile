@@ -7,10 +7,12 @@ RUN := $(VENV)/bin/python
 # Each core takes a file of tests at a time.
 OMP_NUM_THREADS_FOR_TESTS ?= 1
 
-.PHONY: help demo demo-causal test lint format clean
+.PHONY: help venv demo demo-causal test lint format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
+
+venv: $(VENV)/requirements.stamp ## Make the environment
 
 demo: $(VENV)/requirements.stamp ## Predict the mood of tweets and film reviews in nine ways: a table in a few minutes
 	@$(RUN) tools/fetch_demo_assets.py

@@ -35,8 +35,7 @@ def argv_of(call: list[str], stand_in: Path) -> list[str]:
     variables = dict(word.split("=", 1) for word in call[: call.index("bash")])
     script = (ROOT / "run_fewshot.sh").read_text(encoding="utf-8")
     assert all(f"${{{name}:-" in script for name in variables), f"{variables}: run_fewshot.sh reads no such variable"
-    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    environment |= {"PYTHON": str(stand_in), "CUDA_VISIBLE_DEVICES": "", **variables}
+    environment = environment_with(stand_in) | variables
     done = subprocess.run(
         call[call.index("bash") :], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
@@ -50,3 +49,40 @@ def make_stand_in(folder: Path) -> Path:
     stand_in.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n", encoding="utf-8")
     stand_in.chmod(0o755)
     return stand_in
+
+
+def environment_with(stand_in: Path) -> dict[str, str]:
+    """The environment of a machine without a GPU where `stand_in` is Python, whatever calls it."""
+    own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    return own | {
+        "PYTHON": str(stand_in),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PATH": f"{stand_in.parent}{os.pathsep}{own['PATH']}",
+    }
+
+
+def python_calls(script: str, folder: Path) -> list[list[str]]:
+    """Run a script of bash as it stands, loops and all; return what each call of Python in it was given.
+
+    Args:
+        script: Commands that call python or run_fewshot.sh and write nothing of their own.
+        folder: An empty one, for the stand-in.
+    """
+    stand_in = make_stand_in(folder)
+    text = stand_in.read_text(encoding="utf-8")
+    stand_in.write_text(f"{text}printf '\\n\\0'\n", encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=ROOT,
+        env=environment_with(stand_in),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [call.split("\0")[:-1] for call in done.stdout.split("\n\0")[:-1]]
+
+
+def flags_of_run(call: list[str]) -> list[str]:
+    """What run.py is given by a call of Python, whoever starts it."""
+    (number,) = [number for number, word in enumerate(call) if Path(word).name == "run.py"]
+    return call[number + 1 :]

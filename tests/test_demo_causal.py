@@ -1,10 +1,9 @@
 """The demo on a causal language model, its runs and all: a tiny one in a GGUF file, in place of SmolLM2."""
 
 import csv
-import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from tiny_gguf import random_lm, write_gguf
 from tiny_tokenizers import make_gpt2_tokenizer
 
 pytestmark = pytest.mark.slow
-ZERO_SHOT, KERNEL = demo_causal.DEMO.methods
+_, KERNEL = demo_causal.DEMO.methods
 
 
 @dataclass(frozen=True)
@@ -90,28 +89,6 @@ def test_a_second_call_starts_nothing_and_prints_the_same_table(workplace: Workp
     assert out.count("(there already)") == 2
     assert {path: path.stat().st_mtime_ns for path in workplace.output.rglob("16-42/*")} == before
     assert out[out.index("Accuracies") :] == workplace.out[workplace.out.index("Accuracies") :]
-
-
-def test_another_flag_or_another_model_is_another_run(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    only_zero_shot = replace(demo_causal.DEMO, methods=(ZERO_SHOT,))
-    model = shutil.copytree(workplace.model, tmp_path / "model")
-    folders = ["--model", str(model), "--data_dir", str(workplace.data), "--output_dir", str(tmp_path / "results")]
-    monkeypatch.setattr(sys, "argv", ["demo_causal.py", *folders])
-
-    def starts(shown: demo.Demo) -> int:
-        demo.main(shown)
-        return capfd.readouterr().out.count("results are in")
-
-    assert starts(only_zero_shot) == 1
-    other_template = replace(only_zero_shot, flags=only_zero_shot.flags.replace("_It_was", "_This_is"))
-    assert starts(other_template) == 1
-    other_lm = random_lm()
-    other_lm.model.norm.weight.data.mul_(2)
-    write_gguf(model / demo_causal.GGUF_FILE, other_lm, make_gpt2_tokenizer(tmp_path / "tokenizer"), Kind.Q4_1)
-    assert starts(other_template) == 1
-    assert starts(other_template) == 0
 
 
 def test_the_file_is_the_one_that_is_fetched() -> None:

@@ -1,0 +1,114 @@
+"""docs/scaling.md, docs/performance.md: their commands run, on tiny models, and their estimates are the tool's."""
+
+import contextlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.run import parse_args as torchrun_arguments
+
+import benchmark_kernels
+import estimate_kernel_cost
+from benchmark_inputs import SHAPES
+from command_line import ROOT, Workplace, sst2_rows, write_rows
+from documented import blocks, commands, flags_of_run, python_calls
+from lmntk.arguments import parse_arguments
+from tiny_models import save_tiny_checkpoint, tiny_config
+
+SCALING, PERFORMANCE = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("scaling.md", "performance.md"))
+RUNS = "\n".join(block for block in blocks(SCALING, "bash") if "estimate_kernel_cost" not in block)
+BENCHMARKS = [words[2:] for words in commands(PERFORMANCE)]
+FEW = ["--train_examples", "2", "--x_examples", "3", "--threads", "1"]
+
+
+def test_the_table_of_costs_is_what_the_tool_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for words in commands(SCALING):
+        if words[1:2] == ["tools/estimate_kernel_cost.py"]:
+            assert estimate_kernel_cost.main(words[2:]) == 0
+            lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
+            printed += [line.strip("| ").split(" | ")[:-1] for line in lines]
+    shown = re.findall(r"^\| [^|]*\| (\d+ \| \d+ \|.*) \|$", SCALING, flags=re.MULTILINE)
+    assert len(printed) == 6
+    assert [row.split(" | ") for row in shown] == printed
+
+
+def test_runs_on_several_processes_reach_run_py_through_torchrun(tmp_path: Path) -> None:
+    calls = python_calls(RUNS, tmp_path)
+    assert len(calls) == 4
+    asked = []
+    for call in calls:
+        assert call[:2] == ["-m", "torch.distributed.run"]
+        launched = torchrun_arguments(call[2:])
+        assert Path(launched.training_script).name == "run.py"
+        assert launched.training_script_args == flags_of_run(call)
+        asked.append((launched.nnodes, launched.node_rank, launched.nproc_per_node, launched.max_restarts))
+        model, data, training = parse_arguments(flags_of_run(call))
+        assert (model.model_name_or_path, data.task_name, training.trainer) == ("roberta-large", "sst-2", "kernel")
+    assert asked == [("1:1", 0, "4", 0), ("2", 0, "8", 0), ("2", 1, "8", 0), ("1:1", 0, "4", 3)]
+    assert torchrun_arguments(calls[1][2:]).master_addr == "10.0.0.1"
+    assert flags_of_run(calls[1]) == flags_of_run(calls[2])
+
+
+def test_these_runs_predict(tmp_path: Path) -> None:
+    """In one process here; tests/test_processes.py has several."""
+    place = Workplace(tmp_path)
+    folder = tmp_path / "data" / "k-shot-1k-test" / "SST-2" / "16-42"
+    for split in ("train", "dev", "test"):
+        write_rows(folder / f"{split}.tsv", [("sentence", "label"), *sst2_rows(4, split)])
+    (tmp_path / "stand-in").mkdir()
+    for call in python_calls(RUNS, tmp_path / "stand-in")[::3]:
+        flags = [*flags_of_run(call), "--model_name_or_path", str(place.model), "--disable_tqdm", "True", "--use_cpu"]
+        outcome = place.call(flags)
+        assert (outcome.status, outcome.err) == (0, "")
+    assert (tmp_path / "result" / "kernel" / "test_results_sst-2.txt").is_file()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models and data that the commands name."""
+    folder = tmp_path_factory.mktemp("performance")
+    save_tiny_checkpoint("bert", folder / "models" / "minilm")
+    save_tiny_checkpoint("gpt2", folder / "models" / "smollm2")
+    data = folder / "data" / "k-shot-1k-test" / "SST-2" / "16-42"
+    for split in ("train", "test"):
+        write_rows(data / f"{split}.tsv", [("sentence", "label"), *sst2_rows(4, split)])
+    return folder
+
+
+@pytest.mark.parametrize("flags", BENCHMARKS, ids=" ".join)
+def test_a_benchmark_measures(
+    models: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a few examples, of tiny models, without a process for each engine."""
+
+    def here(work: Callable[..., Any], *arguments: Any) -> Any:
+        return work(*arguments)
+
+    monkeypatch.setattr(benchmark_kernels, "in_own_process", here)
+    for shape in ("quick", "bert-base"):
+        monkeypatch.setitem(SHAPES, shape, tiny_config("bert", vocab_size=30522))
+    threads = torch.get_num_threads()
+    try:
+        with contextlib.chdir(models):
+            assert benchmark_kernels.main([*flags, *FEW]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    engines = flags[flags.index("--engines") + 1 :] if "--engines" in flags else ["factored"]
+    engines = list(benchmark_kernels.ENGINES) if "--quick" in flags else engines
+    assert [line[0].strip("| ") for line in lines] == ["published", *engines]
+    assert all(float(line[8]) <= 2e-6 for line in lines), "SPEC: float32 against float64"
+    if "--json" in flags:
+        assert (models / flags[flags.index("--json") + 1]).is_file()
+
+
+def test_the_benchmarks_are_run_as_they_stand(models: Path) -> None:
+    for words in commands(PERFORMANCE):
+        assert words[:2] == ["python", "tools/benchmark_kernels.py"]
+    with contextlib.chdir(models):
+        jobs = [job for flags in BENCHMARKS for job in benchmark_kernels.parse(flags)[0]]
+    assert len(jobs) == len(BENCHMARKS) + 1

@@ -1,0 +1,75 @@
+"""All pages: whoever writes one with commands adds a test that runs them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from command_line import ROOT
+from documented import blocks, commands
+from lmntk.arguments import _flag_names
+
+TESTED_BY = {
+    "README.md": "test_readme.py",
+    "docs/own-data.md": "test_docs_own_data.py",
+    "docs/performance.md": "test_docs_cost.py",
+    "docs/published-kernels.md": "test_download_kernels.py",
+    "docs/report.md": "test_report.py",
+    "docs/scaling.md": "test_docs_cost.py",
+    "docs/solvers.md": "test_docs_solvers.py",
+    "docs/templates.md": "test_docs_templates.py",
+    "docs/training.md": "test_docs.py",
+    "docs/troubleshooting.md": "test_docs_troubleshooting.py",
+}
+"""The pages with commands, and who runs them."""
+
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+# A command that stands somewhere else than in a bash block would escape the tests.
+A_COMMAND = r"^ *(?:\$ )?(?:[A-Z_]+=\S* )*(?:bash|python3?|make|pip|torchrun|\.venv/bin/\w+) .*"
+
+
+def test_every_page_with_commands_has_a_test_that_runs_them() -> None:
+    """Whoever writes a page with commands adds its test, and a row above."""
+    assert {name for name, text in PAGES.items() if blocks(text, "bash")} <= TESTED_BY.keys()
+    for page, module in TESTED_BY.items():
+        if blocks(PAGES[page], "bash"):
+            source = (ROOT / "tests" / module).read_text(encoding="utf-8")
+            assert Path(page).name in source, f"{module} does not read {page}"
+            for words in commands(PAGES[page]):
+                for tool in (Path(word).stem for word in words if re.fullmatch(r"tools/\w+\.py", word)):
+                    assert tool in source, f"{page} calls {tool}, of which {module} knows nothing"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_stand_in_bash_blocks_only(page: str) -> None:
+    without_blocks = re.sub(r"^ *```\w*\n.*?^ *```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(A_COMMAND, without_blocks, flags=re.MULTILINE) == []
+    assert re.findall(r"^ +```(?:bash|python)", PAGES[page], flags=re.MULTILINE) == [], "blocks begin at the margin"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_within_the_repository_leads_to_a_file(page: str) -> None:
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
+    assert [link for link in links if link and not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["solvers", "scaling", "performance"])
+def test_every_flag_and_file_that_it_names_exists(name: str) -> None:
+    page = PAGES[f"docs/{name}.md"]
+    tools = "".join(
+        (ROOT / "tools" / f"{tool}.py").read_text() for tool in ("benchmark_kernels", "estimate_kernel_cost")
+    )
+    of_tools = {*re.findall(r"\"--(\w+)\"", tools), "mode", "k", "task", "standalone", "nproc_per_node", "max"}
+    assert {flag for flag in re.findall(r"--(\w+)", page) if flag not in _flag_names() | of_tools} == set()
+    for path in re.findall(r"`((?:src|tools|tests|models|kernels)/[\w/]+\.py)`", page):
+        assert (ROOT / path).is_file() or (ROOT / "src" / "lmntk" / path).is_file(), path
+
+
+def test_the_make_targets_and_the_help_agree() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.MULTILINE)
+    assert re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE) == [" ".join(targets)]
+    assert {"venv", "demo", "test"} <= set(targets)
