@@ -47,6 +47,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 # Called from the repository itself, paths stay short in the log, as they always were.
 if [[ $(pwd -P) == "$root" ]]; then base=; else base=$root/; fi
 
+while [[ $MODEL == ?*/ ]]; do MODEL=${MODEL%/}; done # a folder is the same folder with a slash behind it
 task_name=$(printf '%s' "$TASK" | tr '[:upper:]' '[:lower:]')
 data_folder=$TASK
 if [[ $task_name == mnli-mm ]]; then data_folder=MNLI; fi # one folder holds both test sets

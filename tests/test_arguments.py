@@ -1,11 +1,15 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from command_line import ROOT
 from lmntk import arguments
 from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from lmntk.errors import UsageError
@@ -91,6 +95,7 @@ TRAINING_FLAGS = {
     "kernel_engine": "auto",
     "kernel_dtype": "float32",
     "kernel_memory_gb": None,
+    "kernel_per_layer": False,
     "exclude_first_layers": 0,
     "dry_run": False,
     "overwrite_output_dir": False,
@@ -350,3 +355,12 @@ def test_a_json_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     broken.write_text('{"num_k": 16,}')
     with pytest.raises(UsageError, match="broken.json is not valid JSON: .*line 1"):
         parse_arguments([str(broken)])
+
+
+def test_the_help_does_not_wait_for_packages_that_it_does_not_need(tmp_path: Path) -> None:
+    (tmp_path / "peft.py").write_text("raise SystemExit('peft was imported')", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "run.py"), "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--kernel_formula" in done.stdout

@@ -31,7 +31,11 @@ EXACT = 1e-10
 BEGIN, ASKED, WORDS = "<|endoftext|>", " It was", ("Ġterrible", "Ġgreat")
 STEPS = ("--trainer", "standard", "--max_steps", "3", "--learning_rate", "1e-2", "--per_device_train_batch_size", "2")
 ONE_TOKEN = ("--few_shot_type", "finetune", "--from_linearhead")
-RESULTS = {"eval_results_sst-2.txt", "test_results_sst-2.txt"}
+RESULTS = {
+    "run_sst-2.json",
+    *(f"{split}_results_sst-2.txt" for split in ("eval", "test")),
+    *(f"{split}_predictions_sst-2.csv" for split in ("dev", "test")),
+}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", *TOKENIZER}
 ADAPTERS = {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", *TOKENIZER}

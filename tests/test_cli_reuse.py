@@ -144,7 +144,7 @@ def test_loaded_kernels_need_neither_model_nor_data(
         del wanted["grad_dim"]
         found = read_results(folder / name)
         assert found == pytest.approx(wanted, rel=1e-9, abs=1e-12)
-    assert {path.name for path in folder.iterdir()} == {"eval_results_sst-2.txt", "test_results_sst-2.txt"}
+    assert not [path for path in folder.iterdir() if "kernels" in path.name or "logits" in path.name]
     assert snapshot(source) == before
 
 

@@ -35,7 +35,8 @@ from tiny_models import CAUSAL, TYPICAL, save_tiny_checkpoint
 
 STEPS = ("--trainer", "standard", "--max_steps", "4", "--learning_rate", "1e-2", "--per_device_train_batch_size", "2")
 ONE_STEP = ("--max_steps", "1", "--per_device_train_batch_size", "4", "--max_grad_norm", "0", "--optimizer", "sgd")
-RESULTS = {"eval_results_sst-2.txt", "test_results_sst-2.txt"}
+OF_DEV = {"eval_results_sst-2.txt", "dev_predictions_sst-2.csv", "run_sst-2.json"}
+RESULTS = OF_DEV | {"test_results_sst-2.txt", "test_predictions_sst-2.csv"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 MODEL = {"config.json", "model.safetensors", *TOKENIZER}
 ADAPTERS = {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", *TOKENIZER}
@@ -227,7 +228,7 @@ def test_overwriting_trains_anew(place: Workplace, tuned: Path) -> None:
 
 def test_no_predict_leaves_the_test_set_out(place: Workplace) -> None:
     folder = place.run(*STEPS, "--no_predict", output="unpredicted")
-    assert files(folder) == MODEL | {"eval_results_sst-2.txt"}
+    assert files(folder) == MODEL | OF_DEV
     assert not [key for key in place.last_record() if "_test_" in key]
 
 
@@ -765,7 +766,7 @@ def test_a_missing_second_test_set_is_a_warning(place: Workplace, inference: lis
         f"there is no {tmp_path}/data/test_mismatched.tsv: the second test set, mnli-mm, is left out"
         in outcome.messages
     )
-    assert files(place.folder / "matched") == {"eval_results_mnli.txt", "test_results_mnli.txt"}
+    assert files(place.folder / "matched") == {name.replace("sst-2", "mnli") for name in RESULTS}
 
 
 def test_the_best_model_of_mnli_is_the_best_on_its_dev_set(place: Workplace, inference: list[str]) -> None:

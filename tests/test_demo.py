@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -113,7 +114,8 @@ def test_the_command_that_is_printed_finds_the_same_numbers_in_the_log(
     stale_line = json.dumps({**stale, "mr_dev_eval_acc": 0.99, "mr_test_eval_acc": 0.99})
     (workplace.output / "log").write_text(stale_line + "\n", encoding="utf-8")
     workplace.run_demo(monkeypatch)
-    python, tool, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    lines = capsys.readouterr().out.splitlines()
+    python, tool, *words = shlex.split(lines[lines.index("The same numbers from the log:") + 1])
     assert (python, tool) == (sys.executable, str(demo.GATHER_TOOL))
     gather_result.main(words)
     gathered, errors = capsys.readouterr()
@@ -266,6 +268,24 @@ def test_of_one_seed_the_table_has_no_deviation(
     assert f"\n\nAccuracies in percent, seed 42; guessing is right half of the time.\n\n{table}\n" in (
         capsys.readouterr().out
     )
+
+
+def test_it_ends_by_writing_a_report_of_some_runs_which_is_written_once(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workplace.run_demo(monkeypatch)
+    page = workplace.output / "report" / "report.html"
+    assert capsys.readouterr().out.endswith(f"Kernels to look at, of tweets and seed 42, in a browser:\n  {page}\n")
+    assert re.findall(r'<th scope="row">(.*?)</th>', page.read_text(encoding="utf-8")) == ["kernel-sgd", "tuning-adam"]
+    written = page.stat().st_mtime_ns
+    workplace.run_demo(monkeypatch)
+    assert page.stat().st_mtime_ns == written
+    append(workplace.program / "run.py")
+    workplace.run_demo(monkeypatch)
+    assert page.stat().st_mtime_ns > written
+    page.unlink()
+    workplace.run_demo(monkeypatch)
+    assert page.exists()
 
 
 def test_a_missing_folder_is_named_with_the_script_that_fetches_it(

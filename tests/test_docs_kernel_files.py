@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 @pytest.fixture(scope="module")
 def names(place: Workplace) -> dict[str, Any]:
     """What all the page's Python blocks, run one after the other, leave."""
-    names: dict[str, Any] = {}
+    script = place.folder / "kernel_files.py"
+    script.write_text("\n".join(BLOCKS), encoding="utf-8")
     with contextlib.chdir(place.folder):
-        for block in BLOCKS:
-            exec(compile(block, "kernel-files.md", "exec"), names)
-    return names
+        return runpy.run_path(str(script))
 
 
 def rows_of(page: str, heading: str) -> list[list[str]]:

@@ -75,7 +75,7 @@ class Answer:
             "give it running statistics",
         ),
         (
-            lambda: empirical_ntk(lambda p, x: (x @ p["w"]), [X], params={"w": X[0]}),
+            lambda: empirical_ntk(lambda p, x: x @ p["w"], [X], params={"w": X[0]}),
             r"the model returns a tensor \[2\], and not its outputs as a tensor \[2, C\]",
         ),
         (lambda: empirical_ntk(lambda p, x: Answer(), [X], params={"w": X}), "the model returns a Answer"),

@@ -11,11 +11,13 @@ import sys
 import pytest
 import torch
 
+import compare_kernels
 import demo
 import demo_causal
 import gather_result
 import generate_k_shot_data
 import lmntk.kernels
+import report
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from documented import argv_of, blocks, calls, commands, make_stand_in
 from lmntk.arguments import _flag_names
@@ -90,11 +92,16 @@ def test_the_table_of_all_runs_has_a_row_for_each(walked: Workplace, capsys: pyt
     assert len(rows) == len(calls(README)) == 7
 
 
-def test_every_file_in_the_table_of_files_is_written(walked: Workplace) -> None:
-    named = re.findall(r"`(\w+_sst-2\.\w+)`", README)
-    assert len(named) >= 5
-    folder = walked.folder / f"{RESULT}-kernel-kernel-prompting" / "16-42"
-    assert [name for name in named if not (folder / name).exists()] == []
+def test_the_report_and_the_comparison_are_of_runs_that_the_readme_made(
+    walked: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, tool in (("tools/report.py", report), ("tools/compare_kernels.py", compare_kernels)):
+        (words,) = [words for words in commands(README) if words[1:2] == [name]]
+        with contextlib.chdir(walked.folder):
+            tool.main(words[2:])
+    page = walked.folder / f"{RESULT}-kernel-kernel-prompting" / "16-42" / "report" / "report.html"
+    assert "<h1>" in page.read_text(encoding="utf-8")
+    assert "test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
@@ -115,7 +122,8 @@ def test_every_command_is_one_that_the_tests_know() -> None:
         if words[0] == "make":
             assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
         elif words[0] == "python":
-            assert words[1] in ("tools/generate_k_shot_data.py", "tools/gather_result.py")
+            tools = ("generate_k_shot_data", "gather_result", "report", "compare_kernels")
+            assert words[1] in [f"tools/{tool}.py" for tool in tools]
         else:
             assert words in calls(README) or words == ["bash", "data/download_dataset.sh"]
 
@@ -123,7 +131,7 @@ def test_every_command_is_one_that_the_tests_know() -> None:
 def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
     tool_flags = {"mode", "k", "task", "seed", "data_dir", "output_dir", "condition", "format"}
     assert {flag for flag in re.findall(r"--(\w+)", README) if flag not in _flag_names() | tool_flags} == set()
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert [link for link in [*links, "requirements.txt"] if not (ROOT / link).is_file()] == []
     for name in ("SST-2", "mr", "cr", "mpqa", "subj", "trec", "sst-5", "ag_news"):
         assert name in README

@@ -136,6 +136,10 @@ def test_an_absolute_model_folder_passes_and_becomes_one_folder_name(checkout: C
     assert f"result/SST-2-{str(model).replace('/', '_')}-prompt-standard-/16-13" in call.argv
 
 
+def test_a_slash_behind_a_model_folder_makes_no_other_result_folder(checkout: Checkout) -> None:
+    assert checkout.run(MODEL="models/tiny//").argv == checkout.run(MODEL="models/tiny").argv
+
+
 def test_mnli_mm_reads_the_folder_of_mnli(checkout: Checkout) -> None:
     call = checkout.run(TASK="mnli-mm")
     assert call.argv == flags(checkout, name="mnli-mm-roberta-base-prompt-standard-", task="mnli-mm", folder="MNLI")

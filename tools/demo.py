@@ -9,7 +9,7 @@ model or other methods, works the same way: `tools/demo_causal.py` has one.
 A run is not started again if its results are there and the stamp beside them fits: a hash over its command, its split,
 the model's files and the program. One that was stopped goes on from the kernels and tiles that it kept. Where the stamp
 does not fit, the run's folder is deleted first. Each run has its folder as its working directory, where it appends its
-line to a `log`; the demo's own `log` is those of all runs.
+line to a `log`; the demo's own `log` is those of all runs. In the end `tools/report.py` makes a page of some of them.
 
 Every run takes the two classes as one logit, the difference of the label words: the asymmetric kernel needs that, and
 the others do the same so that their numbers can be compared. All runs use the CPU, one core each, several at a time:
@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN_SCRIPT = ROOT / "run_fewshot.sh"
 K_SHOT_TOOL = ROOT / "tools" / "generate_k_shot_data.py"
 GATHER_TOOL = ROOT / "tools" / "gather_result.py"
+REPORT_TOOL = ROOT / "tools" / "report.py"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Demo:
         flags: Flags of run.py that all methods share.
         alone: Each run has the machine for itself, and what it says is shown meanwhile. Else several share it, a core
             each.
+        reported: The methods that the report shows, of the first task and the last seed; none: all.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Demo:
     seeds: tuple[int, ...]
     flags: str = ""
     alone: bool = False
+    reported: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list["Run"]:
@@ -112,6 +115,7 @@ DEMO = Demo(
         Method("tuning-lora", "standard", f"--optimizer adam --learning_rate 3e-3 --apply_lora {TRAINING}"),
     ),
     seeds=(13, 42),
+    reported=("kernel-sgd", "kernel-signgd", "kernel-asymmetric", "tuning-adam"),
 )
 TASK_NAME = "mr"  # whose template and label words all tasks have
 K = 16
@@ -222,6 +226,22 @@ class Workshop:
         log = self.output / LOG
         log.write_bytes(b"".join((self.folder(run) / LOG).read_bytes() for run in runs))
         return log
+
+    def write_report(self) -> Path:
+        """Write a page of pictures of some runs, unless one of the same runs is there; return where it is."""
+        task, seed = self.demo.tasks[0], self.demo.seeds[-1]
+        runs = [run for run in self.demo.runs if (run.task, run.seed) == (task, seed)]
+        shown = [run for run in runs if run.method.name in self.demo.reported] or runs
+        folder = self.output / "report"
+        what = [self.stamp(run) for run in shown] + [REPORT_TOOL.read_text(encoding="utf-8")]
+        stamp = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        page = folder / "report.html"
+        if read_stamp(folder) != stamp or not page.is_file():
+            from report import write_report  # here, since torch and matplotlib take seconds that --help need not wait
+
+            page = write_report([self.folder(run) for run in shown], folder)
+            (folder / STAMP).write_text(stamp, encoding="utf-8")
+        return page
 
     def _run(
         self, command: Sequence[str], log: Path, where: Path, environment: dict[str, str], show: bool = False
@@ -344,6 +364,8 @@ def main(demo: Demo = DEMO) -> None:
     print(f"What each run left: {workshop.output / 'TASK' / 'METHOD' / f'{K}-SEED'}")
     print("The same numbers from the log:")
     print(f"  {shlex.join(gather)} --condition \"{{'task_name': '{TASK_NAME}'}}\"")
+    print(f"Kernels to look at, of {demo.tasks[0]} and seed {demo.seeds[-1]}, in a browser:", flush=True)
+    print(f"  {workshop.write_report()}")
 
 
 def command_line(demo: Demo) -> int:

@@ -54,7 +54,7 @@ class ModelArguments:
     model_name_or_path: str = _required("A folder with a pre-trained model, or its name on the model hub.")
     config_name: str | None = _flag("Configuration, where it is not the model's own.")
     tokenizer_name: str | None = _flag("Tokenizer, where it is not the model's own.")
-    cache_dir: str | None = _flag("Where models from the hub are kept.")
+    cache_dir: str | None = _flag("Where models from the hub, and converted GGUF files, are kept.")
     few_shot_type: str = _flag(
         "finetune: classification head on the plain text; prompt: label words at the mask of a template; "
         "prompt-demo: the same with solved examples in the prompt.",

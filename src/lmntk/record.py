@@ -1,6 +1,8 @@
-"""What a run leaves when it is over: result files, logits for ensembles, and its line in the log."""
+"""What a run leaves when it is over: result files, predictions, logits for ensembles, and its line in the log."""
 
+import csv
 import dataclasses
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,6 +13,8 @@ import numpy as np
 
 from lmntk import descriptions, results
 from lmntk.build import Run
+from lmntk.solver_problem import class_ids, two_logits
+from lmntk.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,8 @@ def record_run(
     training_args, task_key = arguments[-1], run.task.key
     line = _flags(run, arguments)
     for split, values in metrics.items():
+        rows = prediction_rows(run.datasets[split].task, averaged[split], _labels(run, training_args, split))
+        _write_predictions(results.predictions_path(training_args.output_dir, split, task_key), rows)
         path = results.metrics_path(training_args.output_dir, split, task_key)
         results.write_metrics(path, values)
         logger.info("%s: %s → %s", split, ", ".join(f"{name} = {value:.6g}" for name, value in values.items()), path)
@@ -49,11 +55,47 @@ def record_run(
         "seconds": round(seconds, 1),
         "versions": descriptions.versions(),
     }
+    results.write_record(results.record_path(training_args.output_dir, task_key), line)
     results.append_log(Path("log"), line)
     logger.info(
         "results are in %s, and a line in %s; %.0f s in all",
         *(training_args.output_dir, Path("log").resolve(), seconds),
     )
+
+
+def prediction_rows(task: Task, averaged: np.ndarray, labels: Sequence[int | float]) -> list[list[str]]:
+    """Lay out the table of a split's predictions, its header first: an example a row, in the order of the file.
+
+    Args:
+        task: Whose spelling labels have.
+        averaged: Logits ``[X, C]``, or scores ``[X, 1]`` of a regression task, which have no logits beside them.
+        labels: Class ids or scores, at least X.
+    """
+    if task.regression:
+        scores = [[str(label), str(value)] for label, value in zip(labels, averaged[:, 0], strict=False)]
+        return [["index", "label", "prediction"], *([str(index), *row] for index, row in enumerate(scores))]
+    names = ["logit"] if averaged.shape[1] == 1 else [f"logit_{label}" for label in task.labels]
+    rows = [["index", "label", "prediction", *names]]
+    predicted = two_logits(averaged).argmax(axis=1)
+    for index, logits in enumerate(averaged):
+        spelled = task.labels[int(labels[index])], task.labels[predicted[index]]
+        rows.append([str(index), *spelled, *map(str, logits)])
+    return rows
+
+
+def _write_predictions(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    results.write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _labels(run: Run, training_args: Any, split: str) -> Sequence[int | float]:
+    """The labels of a split's examples; where neither model nor data were opened, those of the loaded kernel."""
+    if run.model is not None:
+        return run.datasets[split].labels
+    path = results.kernel_path(training_args.load_kernels, split, run.task.key)
+    kernel, labels = results.load_kernel(path)
+    return class_ids(labels, kernel.shape[-1]).tolist()
 
 
 def _flags(run: Run, arguments: Sequence[Any]) -> dict[str, Any]:

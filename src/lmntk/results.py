@@ -21,6 +21,9 @@ from torch import Tensor
 
 from lmntk.errors import UsageError
 
+LayerKernels = dict[str, Tensor]
+"""What each layer adds to a kernel, by its name, from the input on: of the kernel's shape, and they sum to it."""
+
 HASH_KEY = "kernel_sha256"
 # What descriptions have said since there is such a thing; null, or nothing, where it does not apply.
 OFF_BY_DEFAULT = ("from_linearhead", "random_model_init", "lora", "demonstrations")
@@ -38,6 +41,16 @@ def kernel_path(directory: str | Path, split: str, task_key: str) -> Path:
     return Path(directory) / "{}_kernels_{}.pt".format(*mode_and_task(split, task_key))
 
 
+def layer_kernels_path(directory: str | Path, split: str, task_key: str) -> Path:
+    """Where the layers' parts of that kernel lie, if they are kept."""
+    return Path(directory) / "{}_layer_kernels_{}.pt".format(*mode_and_task(split, task_key))
+
+
+def layer_results_path(directory: str | Path, task_key: str) -> Path:
+    """Where the table lies that says how each layer predicts alone."""
+    return Path(directory) / f"layer_results_{task_key}.csv"
+
+
 def description_path(directory: str | Path, split: str, task_key: str) -> Path:
     """Where that kernel's description lies."""
     return _description_of(kernel_path(directory, split, task_key))
@@ -52,6 +65,16 @@ def metrics_path(directory: str | Path, split: str, task_key: str) -> Path:
     """Where the metrics of a split lie; those of dev are called ``eval``, as in LM-BFF."""
     mode, task = mode_and_task(split, task_key)
     return Path(directory) / f"{'eval' if mode == 'dev' else mode}_results_{task}.txt"
+
+
+def predictions_path(directory: str | Path, split: str, task_key: str) -> Path:
+    """Where the predictions of a split lie, example by example."""
+    return Path(directory) / "{}_predictions_{}.csv".format(*mode_and_task(split, task_key))
+
+
+def record_path(directory: str | Path, task_key: str) -> Path:
+    """Where the arguments and metrics of the run lie, as in its line in the log."""
+    return Path(directory) / f"run_{task_key}.json"
 
 
 def tiles_path(directory: str | Path, split: str, task_key: str) -> Path:
@@ -168,7 +191,7 @@ def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
     """
     kernel, labels = _load_pair(path, "kernel")
     described = read_description(path)
-    if described is not None and described.get(HASH_KEY) != _file_hash(path):
+    if described is not None and described.get(HASH_KEY) != file_hash(path):
         raise UsageError(
             f"{path} is not the kernel that {_description_of(path).name} describes: "
             "compute it again with --overwrite_kernels, or remove the description if the kernel is right"
@@ -186,6 +209,31 @@ def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
             "compute it again with --overwrite_kernels"
         )
     return kernel.to(torch.float64), labels
+
+
+def save_layer_kernels(path: Path, layers: LayerKernels) -> None:
+    """Write the layers' parts of a kernel, in float64.
+
+    Args:
+        path: From `layer_kernels_path`.
+        layers: Of the kernel's shape each.
+    """
+    write_atomically(
+        path, lambda file: torch.save({name: part.to(torch.float64) for name, part in layers.items()}, file)
+    )
+
+
+def load_layer_kernels(path: Path) -> LayerKernels:
+    """Read what `save_layer_kernels` wrote.
+
+    Raises:
+        UsageError: The file is missing or damaged, or holds something else.
+    """
+    parts = _load(path, "the layers' parts of a kernel", "--kernel_per_layer keeps them, with --overwrite_kernels")
+    whole = isinstance(parts, dict) and parts and all(isinstance(part, Tensor) for part in parts.values())
+    if not whole or len({part.shape for part in parts.values()}) > 1:
+        raise UsageError(f"{path} does not hold kernels of one shape by the names of layers: remove it")
+    return dict(parts)
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
@@ -259,6 +307,12 @@ def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: _write_text(file, lines))
 
 
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write what `append_log` appends as a file of its own."""
+    text = json.dumps(_strict_json(record), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda file: _write_text(file, text + "\n"))
+
+
 def append_log(path: Path, record: Mapping[str, Any]) -> None:
     """Append one line of strict JSON, safely while other processes append too.
 
@@ -305,7 +359,8 @@ def _description_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -337,20 +392,23 @@ def _own_storage(tensor: Tensor) -> Tensor:
     return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
 
 
-def _load_pair(path: Path, kind: str) -> tuple[Tensor, Tensor]:
-    """Read a tuple of two tensors."""
+def _load(path: Path, kind: str, if_missing: str) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UsageError(
-            f"{path} does not exist: compute the {kind} first, or give the folder that holds it (--load_kernels)"
-        ) from error
+        raise UsageError(f"{path} does not exist: {if_missing}") from error
     # Damaged files make torch raise anything from EOFError to RuntimeError.
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) else "it is cut or damaged"
         raise UsageError(
             f"{path} cannot be read as {kind} ({reason}): compute it again with --overwrite_kernels"
         ) from error
+
+
+def _load_pair(path: Path, kind: str) -> tuple[Tensor, Tensor]:
+    """Read a tuple of two tensors."""
+    missing = f"compute the {kind} first, or give the folder that holds it (--load_kernels)"
+    content = _load(path, kind, missing)
     if not (isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(x, Tensor) for x in content)):
         raise UsageError(
             f"{path} does not hold a pair of tensors, {kind} and labels: compute it again with --overwrite_kernels"

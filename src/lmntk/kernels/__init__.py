@@ -112,13 +112,13 @@ def empirical_ntk(
 
     Returns:
         float64 ``[N, C, X, C]``, ``kernel[i, a, j, b] = Σ_θ ∂f_a(i)/∂θ · ∂f_b(j)/∂θ`` or what the formula makes of it
-        (Malladi et al. 2023, Definitions 3.1 to 3.3); ``[2, N, C, X, C]`` for an asymmetric formula, the sign standing
+        (Malladi et al. 2023, sections 3 and 4); ``[2, N, C, X, C]`` for an asymmetric formula, the sign standing
         on the train side in the first and on the other side in the second.
 
     Raises:
         ValueError: There is no such formula or engine; `params` is missing for a function, or names what a module has
-            not; there are no train examples; a side is no list of batches; a batch's tensors differ in their number of examples;
-            the outputs are no tensor ``[B, C]``; a module would draw dropout, or let examples see each other.
+            not; there are no train examples; a side is no list of batches; a batch's tensors differ in their number of
+            examples; the outputs are no tensor ``[B, C]``; a module would draw dropout, or let examples see each other.
         MemoryBudgetError: `memory_gb` is too small for the smallest tile.
 
     Example:

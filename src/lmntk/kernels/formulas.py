@@ -1,6 +1,6 @@
 """The formulas as data: which side of the inner product takes the sign, in which directions.
 
-Malladi et al., "A Kernel-Based View of Language Model Fine-Tuning" (ICML 2023), Definitions 3.1 to 3.3: with
+Malladi et al., "A Kernel-Based View of Language Model Fine-Tuning" (ICML 2023), sections 3 and 4: with
 ∂f_a(i) the gradient of logit a of example i,
 
 * sgd:               K[i, a, j, b] = Σ_θ ∂f_a(i) · ∂f_b(j)

@@ -1,0 +1,240 @@
+"""The kinds of pictures that a report has, each made for one run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmntk import analysis
+from lmntk.report import pictures
+from lmntk.report.words import cosine, escaped, metric_of, score_of, short, solver_of
+from lmntk.stored_runs import label_names
+from lmntk.study import KernelStudy, Study
+
+DIFFERENCES = "K̃<sub>ij</sub> = Σ<sub>ab</sub> P<sub>ab</sub> K[i, a, j, b], P = I − 11ᵀ/C"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a run.
+
+    Attributes:
+        png: The file's bytes.
+        alt: What it shows, for those who do not see it.
+        caption: What its numbers are.
+    """
+
+    png: bytes
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What pictures of several runs share, so that they can be compared.
+
+    Attributes:
+        lowest: Where the scale of singular values ends.
+        scores: The ends of the scale of scores, in percent.
+    """
+
+    lowest: float
+    scores: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of picture.
+
+    Attributes:
+        name: Of its files.
+        title: On the page.
+        text: What it shows; HTML.
+        draw: Draws it for a run; None where the run has nothing to show.
+    """
+
+    name: str
+    title: str
+    text: str
+    draw: Callable[[Study, Scales], Picture | None]
+
+
+def _names(study: Study) -> list[str]:
+    count = study.kernel.num_classes if study.kernel else len(study.run.task.labels) if study.run.task else 2
+    return label_names(study.run, count)
+
+
+def _other(kernel: KernelStudy) -> str | None:
+    return next((split for split in ("test", "dev") if split in kernel.others), None)
+
+
+def _train_map(study: Study, scales: Scales) -> Picture | None:
+    if (kernel := study.kernel) is None:
+        return None
+    ids = kernel.classes["train"]
+    png = pictures.as_png(pictures.heat_map(kernel.train, ids, ids, _names(study)))
+    return Picture(
+        png,
+        "Heat map of the kernel of the training examples",
+        f"alignment with the labels {cosine(kernel.alignments['train'])}",
+    )
+
+
+def _other_map(study: Study, scales: Scales) -> Picture | None:
+    if (kernel := study.kernel) is None or (split := _other(kernel)) is None:
+        return None
+    matrix, ids = kernel.others[split], kernel.classes
+    png = pictures.as_png(pictures.heat_map(matrix, ids["train"], ids[split], _names(study), ("train", split)))
+    return Picture(
+        png,
+        f"Heat map of the kernel of train and {split}",
+        f"alignment with the labels {cosine(kernel.alignments[split])}",
+    )
+
+
+def _spectrum(study: Study, scales: Scales) -> Picture | None:
+    if (kernel := study.kernel) is None or kernel.spectrum is None:
+        return None
+    found = kernel.spectrum
+    caption = (
+        f"effective rank {found.effective_rank:.1f}, rank {found.rank} of {len(found.values)}, condition number "
+        f"{short(found.condition)}"
+    )
+    return Picture(
+        pictures.as_png(pictures.spectrum_plot(found, scales.lowest)), "Singular values of the kernel", caption
+    )
+
+
+def _components(study: Study, scales: Scales) -> Picture | None:
+    if (kernel := study.kernel) is None or (split := _other(kernel)) is None:
+        return None
+    found, ids = kernel.components[split], kernel.classes
+    png = pictures.as_png(
+        pictures.components_plot(found, ids["train"], ids[split], _names(study), split), height=pictures.HEIGHT + 0.5
+    )
+    caption = f"the two axes hold {100 * found.shares.sum():.0f} % of the variance of train"
+    return Picture(png, f"Training and {split} examples on two principal axes, coloured by label", caption)
+
+
+def _confusion(study: Study, scales: Scales) -> Picture | None:
+    split = next((split for split in ("test", "dev") if split in study.splits), None)
+    if split is None:
+        return None
+    found = study.splits[split]
+    caption = escaped(score_of(study, split))
+    if study.run.task is not None and study.run.task.regression:
+        png = pictures.as_png(pictures.scores_plot(found.labels, found.predicted, split))
+        return Picture(png, f"Predicted scores of {split} against the labels", caption)
+    names = _names(study)
+    counts = analysis.confusion(found.labels, found.predicted, len(names))
+    height = pictures.HEIGHT if len(names) <= pictures.WRITTEN_OUT else pictures.HEIGHT + 0.7
+    told = "; ".join(
+        f"{names[row]} taken for {names[column]}: {count}"
+        for (row, column), count in np.ndenumerate(counts)
+        if len(names) < 4
+    )
+    alt = f"Confusion matrix of {split}{f'. {told}' if told else ''}"
+    return Picture(pictures.as_png(pictures.confusion_plot(counts, names, split), height=height), alt, caption)
+
+
+def _curve(study: Study, scales: Scales) -> Picture | None:
+    if (kernel := study.kernel) is None or (curve := kernel.curve) is None or len(curve.values) < 2:
+        return None
+    png = pictures.as_png(pictures.curve_plot(curve.values, curve.scores, curve.own, metric_of(study), scales.scores))
+    best = [
+        f"{escaped(split)} at λ = {curve.values[int(np.nanargmax(line))]:g}"
+        for split, line in curve.scores.items()
+        if np.isfinite(line).any()
+    ]
+    caption = f"{escaped(solver_of(study))}; best on {' and on '.join(best)}"
+    return Picture(png, f"{metric_of(study)} on dev and test against regularisation", caption)
+
+
+def _layers(study: Study, scales: Scales) -> Picture | None:
+    if not study.layer_shares:
+        return None
+    png = pictures.as_png(
+        pictures.layers_plot(study.layer_shares), height=pictures.layers_height(len(study.layer_shares))
+    )
+    largest = max(study.layer_shares, key=lambda name: study.layer_shares[name])
+    return Picture(png, "Share of the kernel's trace by layer", f"largest: {escaped(largest)}")
+
+
+KINDS = (
+    Kind(
+        "train-map",
+        "The kernel of the training examples",
+        f"{DIFFERENCES}: the kernel of the logits' differences, as what all logits share changes no prediction. "
+        "Examples are sorted by label; shades span the middle 98 % of the values beside the diagonal. Alignment is "
+        "that with the labels, 1 at best: ⟨HK̃H, YYᵀ⟩ over the norms, both centred (Cortes et al. 2012).",
+        _train_map,
+    ),
+    Kind(
+        "other-map",
+        "The kernel of train and test",
+        "The same for training examples, down, and test examples, across.",
+        _other_map,
+    ),
+    Kind(
+        "components",
+        "Kernel PCA",
+        "The principal axes of K̃ centred at the training examples (Schölkopf et al. 1998), and test examples put on "
+        "them.",
+        _components,
+    ),
+    Kind(
+        "spectrum",
+        "Spectrum",
+        "Singular values σ of the matrix that the solver sees, [N·C, N·C]. The effective rank is exp(−Σ p ln p), "
+        "p = σ/Σσ (Roy and Vetterli 2007); the rank counts what is above the solver's cut-off; the condition "
+        "number is the largest over the smallest.",
+        _spectrum,
+    ),
+    Kind(
+        "confusion",
+        "Confusion matrix",
+        "Labels down, predictions across; shades are shares of each label's examples.",
+        _confusion,
+    ),
+    Kind(
+        "regularisation",
+        "Scores against regularisation",
+        "K + λ‖K‖₂ I in place of the stored K, and the same solver fitted anew.",
+        _curve,
+    ),
+    Kind(
+        "layers",
+        "Layers",
+        "What each layer's parameters add to the trace of the training kernel, from the input on.",
+        _layers,
+    ),
+)
+
+
+def shared_scales(studies: Sequence[Study]) -> Scales:
+    """Find the scales that hold what all of the runs have."""
+    spectra = [study.kernel.spectrum.values for study in studies if study.kernel and study.kernel.spectrum]
+    smallest = min((values[-1] / values[0] for values in spectra if values[0]), default=1e-3)
+    curves = [study.kernel.curve.scores for study in studies if study.kernel and study.kernel.curve]
+    scores = [100 * score for curve in curves for line in curve.values() for score in line if np.isfinite(score)]
+    low, high = min(scores, default=0), max(scores, default=100)
+    margin = max(3.0, (high - low) / 10)
+    return Scales(max(10 ** np.floor(np.log10(max(smallest, 1e-17))), 1e-17), (low - margin, min(high + margin, 101)))
+
+
+def make_overview(study: Study, scales: Scales) -> bytes | None:
+    """Three pictures of a kernel in one file, to show elsewhere."""
+    kernel = study.kernel
+    if kernel is None or kernel.curve is None or len(kernel.curve.values) < 2 or (split := _other(kernel)) is None:
+        return None
+    ids, names, curve = kernel.classes, _names(study), kernel.curve
+    return pictures.as_png(
+        pictures.heat_map(kernel.train, ids["train"], ids["train"], names),
+        pictures.components_plot(kernel.components[split], ids["train"], ids[split], names, split),
+        pictures.curve_plot(curve.values, curve.scores, curve.own, metric_of(study), scales.scores),
+        titles=(
+            "kernel of the training examples",
+            f"kernel PCA: train outlined, {split} small",
+            f"{metric_of(study)} against regularisation",
+        ),
+    )

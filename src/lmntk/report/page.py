@@ -1,0 +1,296 @@
+"""The page of a report: what was found of some runs, as one HTML file that needs nothing else."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import lmntk
+from lmntk.report.kinds import KINDS, Picture, make_overview, shared_scales
+from lmntk.report.pictures import LONGEST_NAME
+from lmntk.report.words import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
+from lmntk.study import Study
+
+CSS = """
+:root { color-scheme: light }
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1.5rem; max-width: 84rem; color: #1a1a1a; background: #fff;
+       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .75rem }
+h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 2px solid #d0d0d0 }
+h3 { font-size: 1.1rem; margin: 2rem 0 .25rem }
+h4 { font-size: 1rem; margin: 1.25rem 0 .25rem }
+p, li { max-width: 60rem }
+p { margin: .35rem 0 .75rem }
+.lead { font-size: 1.1rem }
+.note { color: #444; font-size: .93rem }
+.scroll { overflow-x: auto }
+code, figcaption, blockquote, li, .texts td:last-child { overflow-wrap: anywhere }
+td, th { overflow-wrap: break-word }
+code { background: #f2f2f2; padding: .05em .3em; border-radius: 3px; font-size: .9em }
+table { border-collapse: collapse; font-size: .93rem; line-height: 1.35 }
+caption { text-align: left; color: #444; padding-bottom: .4rem }
+th, td { padding: .4rem .7rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
+thead th { border-bottom: 2px solid #888; vertical-align: bottom; overflow-wrap: normal }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.runs tbody td { white-space: nowrap }
+.grid { display: grid; gap: 1rem 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr)) }
+.alone { grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
+.two { grid-template-columns: repeat(2, minmax(0, 1fr)) }
+.three { grid-template-columns: repeat(3, minmax(0, 1fr)) }
+.alone section > h3 { margin-top: 1rem }
+figure { margin: 0 }
+figure img { display: block; width: 100%; max-width: 32rem; height: auto }
+figcaption { font-size: .93rem; line-height: 1.4 }
+blockquote { margin: .25rem 0; padding: .1rem 0 .1rem .8rem; border-left: 4px solid #0072b2 }
+article { margin: 1rem 0 0; break-inside: avoid }
+article h4 { margin-top: 0 }
+footer { margin-top: 3rem; padding-top: .75rem; border-top: 1px solid #d0d0d0 }
+@media (max-width: 900px) { .two, .three { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)) }
+  body { padding: 1rem } }
+@media print { body { max-width: none } figure, article, tr { break-inside: avoid } }
+"""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """An example to look at, and the training examples that the kernels of some runs find most alike.
+
+    Attributes:
+        index: Its place in the file, from 0.
+        texts: Its sentences; none where they cannot be shown.
+        label: Its name.
+        neighbours: By run: what was predicted, and the rows (similarity, label, index, texts).
+    """
+
+    index: int
+    texts: Sequence[str]
+    label: str
+    neighbours: Mapping[str, tuple[str, Sequence[tuple[float, str, int, Sequence[str]]]]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one task.
+
+    Attributes:
+        key: The task.
+        studies: The runs.
+        sentences: Examples to look at.
+        remarks: Why there are none, or fewer.
+    """
+
+    key: str
+    studies: Sequence[Study]
+    sentences: Sequence[Sentence]
+    remarks: Sequence[str] = ()
+
+
+def page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
+    """Make the page and its pictures.
+
+    Returns:
+        The HTML, and the bytes of each picture by the name of its file.
+    """
+    files: dict[str, bytes] = {}
+    runs = sum(len(group.studies) for group in groups)
+    tasks = ", ".join(group.key for group in groups)
+    title = f"{tasks}: {groups[0].studies[0].name}" if runs == 1 else f"{tasks}: {runs} runs"
+    body = [f"<header><h1>{escaped(title)}</h1></header>", "<main>"]
+    for group in groups:
+        heading = f"<h2>{escaped(group.key)}</h2>" if len(groups) > 1 else ""
+        body.append(f'<section id="{escaped(group.key)}">{heading}{_group(group, files)}</section>')
+    body.append("</main>")
+    body.append(f'<footer class="note"><p>Made by tools/report.py of lmntk {lmntk.__version__}.</p></footer>')
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>lmntk report: {escaped(title)}</title><style>{CSS}</style>"
+    text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+    return text, files
+
+
+def _group(group: Group, files: dict[str, bytes]) -> str:
+    studies = group.studies
+    parts = [lead(studies), _table_of_runs(studies)]
+    remarks = [
+        f"<strong>{escaped(study.name)}</strong>: {escaped(text)}" for study in studies for text in study.remarks
+    ]
+    remarks += [escaped(text) for text in group.remarks]
+    if remarks:
+        parts.append('<ul class="note">' + "".join(f"<li>{text}</li>" for text in remarks) + "</ul>")
+    parts.append(_kinds(group, files))
+    parts += [_layers_table(study, named=len(studies) > 1) for study in studies]
+    parts.append(_sentences(group))
+    return "\n".join(filter(None, parts))
+
+
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, words: Iterable[int], name: str = "", caption: str = ""
+) -> str:
+    """Lay out a table; cells are HTML, those of the first column name their rows.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        words: The columns that hold words; the others hold numbers.
+        name: Its class.
+        caption: What it is.
+    """
+    left = set(words)
+
+    def style(column: int) -> str:
+        return "" if column in left else ' class="number"'
+
+    head = "".join(f'<th scope="col"{style(i)}>{cell}</th>' for i, cell in enumerate(header))
+    body = ""
+    for first, *others in rows:
+        cells = "".join(f"<td{style(i)}>{cell}</td>" for i, cell in enumerate(others, 1))
+        body += f'<tr><th scope="row">{first}</th>{cells}</tr>'
+    told = f"<caption>{caption}</caption>" if caption else ""
+    inside = f"{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table class="{name}">{inside}</table></div>'
+
+
+def _table_of_runs(studies: Sequence[Study]) -> str:
+    others = list(dict.fromkeys(split for study in studies for split in study.scores))
+    others.sort(key=lambda split: (split != "dev", split))
+    kernels = any(study.kernel is not None for study in studies)
+    header = ["run", "method", *(["solver"] if kernels else []), *map(escaped, others)]
+    words = range(3 if kernels else 2)
+    if kernels:
+        header += ["alignment,<br>train", "alignment,<br>test", "effective<br>rank", "rank", "condition<br>number"]
+        header += ["parameters"]
+    rows = []
+    for study in studies:
+        row = [escaped(study.name), escaped(method_of(study)), *([escaped(solver_of(study))] if kernels else [])]
+        row += [percent(study.scores.get(split)) for split in others]
+        if kernels:
+            row += _kernel_cells(study)
+        rows.append([*row, _seconds(study)])
+    header.append("seconds")
+    # Old folders do not tell all of this.
+    told = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    header, rows = [header[i] for i in told], [[row[i] for i in told] for row in rows]
+    metric = ", ".join(dict.fromkeys(map(metric_of, studies)))
+    caption = f"{metric[0].upper()}{metric[1:]} in percent"
+    if kernels:
+        sources = sorted({study.kernel.solving.source for study in studies if study.kernel is not None})
+        caption += f"; kernels predict here anew, by {escaped(' or '.join(sources))}"
+    return _table(header, rows, words=words, name="runs", caption=caption + ".")
+
+
+def _kernel_cells(study: Study) -> list[str]:
+    kernel = study.kernel
+    if kernel is None:
+        return [""] * 6
+    spectrum = kernel.spectrum
+    cells = [cosine(kernel.alignments.get(split)) for split in ("train", "test")]
+    if spectrum is None:
+        cells += [""] * 3
+    else:
+        cells += [
+            f"{spectrum.effective_rank:.1f}",
+            f"{spectrum.rank} of {len(spectrum.values)}",
+            short(spectrum.condition),
+        ]
+    parameters = study.run.description.get("grad_dim")
+    return [*cells, f"{parameters:,}" if parameters else ""]
+
+
+def _seconds(study: Study) -> str:
+    seconds = study.run.record.get("seconds")
+    return "" if seconds is None else f"{seconds:,.1f}"
+
+
+def _layers_table(study: Study, named: bool) -> str:
+    rows = study.run.layer_results()
+    if not rows:
+        return ""
+    of = f" of {escaped(study.name)}" if named else ""
+    header, *body = [[escaped(cell) for cell in row] for row in rows]
+    caption = "As the run wrote it: each layer's share of the trace, and the scores of its part of the kernel alone."
+    return f"<h3>Layers{of}, each alone</h3>" + _table(header, body, words=[0], caption=caption)
+
+
+def _kinds(group: Group, files: dict[str, bytes]) -> str:
+    studies, scales = group.studies, shared_scales(group.studies)
+    named = len(studies) > 1
+    sections = []
+    for kind in KINDS:
+        drawn = [(study, kind.draw(study, scales)) for study in studies]
+        if not any(picture for _, picture in drawn):
+            continue
+        figures = []
+        for study, picture in drawn:
+            name = study.name if named else ""
+            if picture is not None:
+                files[file_name(group.key, name, kind.name)] = picture.png
+                figures.append(_figure(picture, name))
+            elif len(studies) <= 3:  # so that each run keeps its column
+                why = "nothing to show" if study.kernel else "no kernel"
+                figures.append(f'<p class="note"><strong>{escaped(name)}</strong>: {why}</p>')
+        inside = f'<p class="note">{kind.text}</p><div class="grid {_columns(len(figures))}">{"".join(figures)}</div>'
+        sections.append(f"<section><h3>{kind.title}</h3>{inside}</section>")
+    for study in studies:
+        if (overview := make_overview(study, scales)) is not None:
+            files[file_name(group.key, study.name if named else "", "overview")] = overview
+    joined = "\n".join(sections)
+    return joined if named else f'<div class="grid alone">{joined}</div>'
+
+
+def _columns(count: int) -> str:
+    return {1: "", 2: "two", 3: "three"}.get(count, "")
+
+
+def file_name(*parts: str) -> str:
+    """Name a picture's file by what it is of, in letters that any file system takes."""
+    words = [
+        "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in part) for part in parts if part
+    ]
+    return "-".join(words) + ".png"
+
+
+def _figure(picture: Picture, name: str) -> str:
+    source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+    # From the header of the PNG: with them a browser keeps the place free.
+    width, height = (int.from_bytes(picture.png[i : i + 4]) for i in (16, 20))
+    title = f"<strong>{escaped(name)}</strong>: " if name else ""
+    alt = escaped(f"{name}: {picture.alt}" if name else picture.alt)
+    image = f'<img src="{source}" alt="{alt}" width="{width}" height="{height}">'
+    return f"<figure>{image}<figcaption>{title}{picture.caption}</figcaption></figure>"
+
+
+def _sentences(group: Group) -> str:
+    if not group.sentences:
+        return ""
+    several = len(group.studies) > 1
+    parts = [
+        "<section><h3>Most similar training sentences</h3>",
+        '<p class="note">Of some test sentences: those that the kernel finds most alike, by '
+        "K̃<sub>ij</sub>/√K̃<sub>ii</sub>, which orders as the cosine does; each value is relative to the largest. "
+        "Numbers count from 0 in the files' order.</p>",
+    ]
+    shown = [_sentence(sentence, several) for sentence in group.sentences]
+    joined = "\n".join(shown)
+    return "\n".join([*parts, joined if several else f'<div class="grid alone">{joined}</div>', "</section>"])
+
+
+def _kept_together(label: str) -> str:
+    return escaped(label.replace(" ", "\u00a0") if len(label) <= LONGEST_NAME else label)
+
+
+def _sentence(sentence: Sentence, several: bool) -> str:
+    lists = []
+    for name, (predicted, rows) in sentence.neighbours.items():
+        right = "right" if predicted == sentence.label else "wrong"
+        caption = f"{f'<strong>{escaped(name)}</strong>: ' if several else ''}predicted {escaped(predicted)}, {right}"
+        cells = [
+            [f"{value:.2f}", _kept_together(label), quoted(texts) or f"sentence {index}"]
+            for value, label, index, texts in rows
+        ]
+        header = ["alike", "label", "training sentence"]
+        lists.append(_table(header, cells, words=[0, 1, 2], name="texts", caption=caption))
+    count = len(sentence.neighbours)
+    shown = f"<blockquote>{quoted(sentence.texts)}</blockquote>" if sentence.texts else ""
+    return (
+        f"<article><h4>Test sentence {sentence.index}, label {escaped(sentence.label)}</h4>{shown}"
+        f'<div class="{f"grid {_columns(count)}" if count > 1 else ""}">{"".join(lists)}</div></article>'
+    )
