@@ -57,7 +57,7 @@ def _run(argv: list[str]) -> None:
         metrics = {split: trainer.evaluate(data) for split, data in run.datasets.items() if split != "train"}
         if distributed.is_first():
             arguments = model_args, data_args, training_args
-            record_run(run, metrics, trainer.averaged, arguments, time.perf_counter() - started)
+            record_run(run, metrics, trainer.averaged, trainer.labels, arguments, time.perf_counter() - started)
         trainer.finish()
 
 

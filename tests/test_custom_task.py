@@ -5,6 +5,7 @@ import csv
 import json
 import logging
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 import ensemble
 import generate_k_shot_data
 import get_sbert_embedding
-from command_line import SIZES, Workplace, read_kernel, sst2_rows
+from command_line import SIZES, Workplace, read_kernel, sst2_rows, write_rows
 from lmntk.errors import UsageError
 from lmntk.examples import Example, read_examples, split_file
 from lmntk.rows import format_row
@@ -471,3 +472,23 @@ def test_numbers_as_keys_and_three_sentences_work(place: Workplace, write: Write
     kernel = read_kernel(place.run(*own, *prompt, output="three"), "test", "custom")
     assert kernel.shape == (4, 2, 4, 2) and kernel.isfinite().all()
     place.run(*own, *prompt, "--few_shot_type", "finetune", "--no_train", output="three-plain")
+
+
+def test_drawing_spares_files_that_it_did_not_write(tmp_path: Path) -> None:
+    folder = tmp_path / "k-shot" / "custom" / "2-1"
+    own = folder / "train.csv"
+    write_rows(own, [("text", "label"), *((f"text {n}", "ab"[n % 2]) for n in range(20))])
+    before = own.read_bytes()
+    command = ["--mode", "k-shot", "--k", "2", "--seed", "1", "--custom_columns", "text,label", "--input", str(own)]
+    with pytest.raises(UsageError, match="train.csv is there already, and not what this command would write: move"):
+        generate_k_shot_data.main([*command, "--output_dir", str(tmp_path)])
+    assert own.read_bytes() == before
+    assert [path.name for path in folder.iterdir()] == ["train.csv"]
+    source = shutil.move(own, tmp_path / "all.csv")
+    command[-1] = str(source)
+    for _ in range(2):
+        generate_k_shot_data.main([*command, "--output_dir", str(tmp_path)])
+    assert len(own.read_text(encoding="utf-8").splitlines()) == 5
+    (folder / "test.tsv").write_text("text\tlabel\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="test.tsv is there already"):
+        generate_k_shot_data.main([*command, "--output_dir", str(tmp_path)])

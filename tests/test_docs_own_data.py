@@ -59,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
         "pairs.jsonl": "".join(FILES["pairs.jsonl"].replace("?", f" {n}?") for n in range(35)),
     }
     for name in ("train", "test"):
-        texts[f"data/original/custom/{name}.csv"] = texts["reviews.csv"]
+        texts[f"data/original/reviews/{name}.csv"] = texts["reviews.csv"]
     for name, text in texts.items():
         path = place.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -337,7 +337,8 @@ def test_the_commands_of_the_page_do_what_it_says(checkout: Place, workplace: Wo
             predicted += 1
     assert predicted == 3
     assert (checkout.cache / NO_PROMPT).exists()
-    assert not (checkout.cache / SGD).exists()
+    assert (checkout.cache / SGD).exists(), "not all of it is unpacked"
+    assert not (checkout.cache / ASYMMETRIC).exists()
     tags = {path.parent.parent.name.split("-kernel-")[1] for path in checkout.result.rglob("test_results_*.txt")}
     assert tags == {"published-sgd-logistic", "published-asym", "theirs-svr"}
 
@@ -349,3 +350,13 @@ def test_the_page_is_short_and_its_flags_and_links_exist() -> None:
     assert set(re.findall(r"--(\w+)", PAGE)) <= known | of_runs
     for link in re.findall(r"\]\((?!http)([^)]+)\)", PAGE):
         assert (ROOT / "docs" / link).is_file()
+
+
+def test_a_kernel_of_ones_own_of_the_same_size_is_not_taken_for_the_published_one(place: Place) -> None:
+    place.mirror.files[SGD] = zip_of(below("16-42", SST_2))
+    place.get()
+    (path,) = place.result.glob("*/16-42/train_kernels_sst-2.pt")
+    path.write_bytes(path.read_bytes()[::-1])
+    outcome = place.call()
+    assert outcome.status == 2
+    assert f"{path} is there already and is not the published file" in outcome.err

@@ -51,6 +51,18 @@ def test_gradients_over_some_parameters_only() -> None:
         assert oracle.relative_error(empirical_ntk(model, [X], params=biases, engine=engine), truth) < 1e-12
 
 
+@pytest.mark.parametrize("engine", ["auto", "jacobian", "jvp"])
+def test_gradients_are_taken_at_the_values_that_are_given(engine: str) -> None:
+    model, other = mlp(), mlp()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.3)
+    gradients = oracle.gradients(other, list(other.parameters()), [row[None] for row in X])
+    params = {name: value.detach() for name, value in other.named_parameters()}
+    found = empirical_ntk(model, [X], params=params, engine=engine)
+    assert oracle.relative_error(found, oracle.kernel(gradients, gradients, "sgd")) < 1e-12
+
+
 class Answer:
     """What is no tensor, as the outputs of transformers' models are."""
 
@@ -67,6 +79,10 @@ class Answer:
         (lambda: empirical_ntk(lambda p, x: x, [X]), "a function needs `params`"),
         (lambda: empirical_ntk(mlp(), [X], params={"0.wait": X}), "`params` names '0.wait', which the module has not"),
         (lambda: empirical_ntk(mlp(), [X], params={}), "no parameters"),
+        (
+            lambda: empirical_ntk(mlp(), [X], params={"0.bias": X[0, :1]}),
+            r"`params` has \[1\] for '0.bias', which is \[4\]",
+        ),
         (lambda: empirical_ntk(nn.Tanh(), [X]), "no parameters"),
         (lambda: empirical_ntk(mlp(nn.Dropout(0.1)), [X]), "1, a Dropout, draws anew at every call"),
         (lambda: empirical_ntk(mlp(nn.BatchNorm1d(4)), [X]), "1, a BatchNorm1d, lets examples see each other"),

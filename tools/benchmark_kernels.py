@@ -24,7 +24,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -34,13 +34,14 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from benchmark_inputs import CPU, SHAPES, Inputs, Job, load_inputs, load_model, make_problem, true_kernel
-from lmntk.errors import UsageError, suggest
+from lmntk.errors import UsageError
 from lmntk.examples import split_file
 from lmntk.kernels import ENGINES, FORMULAS, Engine, KernelProblem, MemoryBudgetError, assemble
 from lmntk.kernels.machine import peak_bytes, product_flops, seconds_by_stage
 from lmntk.models.prompt_model import PromptModel
 from lmntk.results import write_atomically
 from lmntk.tasks import find_task
+from lmntk.tool_flags import Parser
 
 PUBLISHED = "published"
 # Other libraries that make the gradients, where they are installed.
@@ -179,13 +180,6 @@ def relative_error(job: Job, engine: str, inputs: Inputs, truth: ndarray) -> flo
     return float((found - expected).norm() / expected.norm())
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are usage errors like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
     """Read the command line: the jobs, the engines, and the JSON file to write."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -204,10 +198,7 @@ def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
     parser.add_argument("--sample_tiles", type=int, default=0, help="time so many tiles and scale up (default: all)")
     parser.add_argument("--quick", action="store_true", help="all engines, a small model, 16 × 64: under a minute")
     parser.add_argument("--json", metavar="FILE", help="write the measurements there, a list of objects")
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
+    given = parser.read(argv)
     if given.quick and given.model is None:
         given.shape = given.shape or "quick"
     given.engines = given.engines or (list(ENGINES) if given.quick else ["factored"])

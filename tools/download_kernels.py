@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import urllib.parse
+import zlib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,10 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from tqdm import tqdm
 
-from generate_k_shot_data import Parser
 from lmntk import archives, results, stopping
 from lmntk.downloads import download, partial_of, size_in_words
-from lmntk.errors import UsageError, suggest
+from lmntk.errors import UsageError
 from lmntk.examples import PUBLISHED_SEEDS
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.published import (
@@ -43,6 +43,7 @@ from lmntk.published import (
 )
 from lmntk.stopping import Stopped
 from lmntk.tasks import TASKS
+from lmntk.tool_flags import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where run_fewshot.sh looks.
@@ -105,15 +106,11 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=RESULT, help="where the folders go (%(default)s)")
     parser.add_argument("--cache_dir", type=Path, default=ROOT / ".cache/published-kernels",
                         help="where archives go until they are unpacked (%(default)s)")
-    parser.add_argument("--keep_archives", action="store_true", help="keep archives that are unpacked")
+    parser.add_argument("--keep_archives", action="store_true", help="keep archives of which all is unpacked")
     parser.add_argument("--base_url", default=BASE_URL, help="the folder of a mirror, http or https (%(default)s)")
     parser.add_argument("--list", action="store_true", help="list all archives and what of them is here; fetch nothing")
     # fmt: on
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
-    return arguments
+    return parser.read(argv)
 
 
 def choose_archives(flags: argparse.Namespace) -> list[Archive]:
@@ -160,13 +157,22 @@ def chosen_paths(contents: Contents, archive: Archive, settings: Settings) -> di
     return {settings.path(archive, file): file for file in files}
 
 
-def is_there(path: Path, size: int) -> bool:
-    """Tell whether a file is unpacked already; another one of its name is not touched."""
-    if path.exists() and (not path.is_file() or path.stat().st_size != size):
+def is_there(path: Path, file: File) -> bool:
+    """Tell whether a file is unpacked already; another one of its name, such as a kernel of ours, is not touched."""
+    if path.exists() and not (path.is_file() and path.stat().st_size == file.size and crc_of(path) == file.crc):
         raise UsageError(
             f"{path} is there already and is not the published file: move it away, or choose another --tag"
         )
     return path.exists()
+
+
+def crc_of(path: Path) -> int:
+    """Return the CRC-32 of a file's bytes."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def nearest(folder: Path) -> Path:
@@ -195,12 +201,9 @@ def check_archive_fits(archive: Archive, settings: Settings, size: int, have: in
         check_room("output_dir", output, unpacked, f"what is unpacked of {archive.name}")
 
 
-def fetch(archive: Archive, settings: Settings) -> Path:
-    """Return the archive's path, fetched if it is not there yet."""
+def fetch(archive: Archive, settings: Settings) -> None:
+    """Fetch an archive."""
     path, url = settings.fetched(archive), settings.url(archive)
-    if path.exists():
-        print(f"{path} is here already")
-        return path
 
     def announce(size: int | None, have: int) -> None:
         total = "of a size that the server does not tell" if size is None else size_in_words(size)
@@ -213,19 +216,18 @@ def fetch(archive: Archive, settings: Settings) -> Path:
         url, path, announce,
         f"--base_url names a mirror, and with the archive from elsewhere as {path} this command goes on",
     )  # fmt: skip
-    return path
 
 
 def unpack(archive: Archive, path: Path, settings: Settings) -> Contents:
     """Write the files asked for, each whole or not at all, once the archive has passed all checks."""
     with archives.opened(path) as opened:
         members = {member.filename: member for member in opened.infolist() if not member.is_dir()}
-        contents = Contents.of((name, member.file_size) for name, member in members.items())
+        contents = Contents.of((name, member.file_size, member.CRC) for name, member in members.items())
         contents.check(path)
         missing = {
             target: file
             for target, file in chosen_paths(contents, archive, settings).items()
-            if not is_there(target, file.size)
+            if not is_there(target, file)
         }
         needed = sum(file.size for file in missing.values())
         check_room("output_dir", settings.output_dir, needed, f"what is unpacked of {archive.name}")
@@ -259,14 +261,21 @@ def provide(archive: Archive, settings: Settings) -> None:
     """Fetch and unpack an archive as far as that is not done, and say how to predict from its kernels."""
     contents = Contents.read(settings.record(archive))
     if contents is not None and all(
-        is_there(path, file.size) for path, file in chosen_paths(contents, archive, settings).items()
+        is_there(path, file) for path, file in chosen_paths(contents, archive, settings).items()
     ):
         print(f"{archive.name}: what is asked for of it is unpacked already")
     else:
-        path = fetch(archive, settings)
+        path = settings.fetched(archive)
+        ours = not path.exists()
+        if ours:
+            fetch(archive, settings)
+        else:
+            print(f"{path} is here already")
         try:
             contents = unpack(archive, path, settings)
         except archives.DamagedArchiveError as error:
+            if not ours:
+                raise UsageError(f"{error}; remove it, and the same command fetches it") from error
             path.unlink()
             raise UsageError(
                 f"{error}; the archive was removed, and the same command fetches it anew: where that ends alike, "
@@ -275,8 +284,11 @@ def provide(archive: Archive, settings: Settings) -> None:
         except Stopped as stop:
             stop.kept = f"{path}, and what was unpacked of it, is kept"
             raise
-        if not settings.keep_archives:
+        whole = all(settings.path(archive, file).exists() for file in contents.files)
+        if ours and whole and not settings.keep_archives:
             path.unlink()
+        else:
+            print(f"{path} is kept; {'all' if whole else 'not all'} of it is unpacked")
     for line in how_to_predict(archive, chosen_paths(contents, archive, settings), settings):
         print(line)
 

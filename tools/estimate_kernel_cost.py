@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -26,6 +26,7 @@ from lmntk.kernels.engines.base import Engine
 from lmntk.kernels.layers import linear
 from lmntk.kernels.machine import DEFAULT_FRACTION
 from lmntk.kernels.tiling import Pace, Plan, Tile
+from lmntk.tool_flags import Parser
 
 FLOAT32, FLOAT64 = 4, 8  # bytes: gradients, kernels
 SIZES = ("layers", "hidden", "intermediate", "vocabulary")
@@ -192,13 +193,6 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are usage errors like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

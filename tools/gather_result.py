@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import numpy as np
 
-from lmntk.errors import UsageError, suggest
+from lmntk import tool_flags
+from lmntk.errors import UsageError
 from lmntk.run_log import Best, Run, Trial, best_trial, data_seed, parse_condition, read_log, select, trials_of
 
 # What separates groups where it differs among the runs, and the trainer that heeds it; None: all do.
@@ -37,7 +38,7 @@ CHOSEN = (
 )
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(tool_flags.Parser):
     """The flags of tools that read the log; it leaves the telling of errors to `main`."""
 
     def __init__(self, description: str | None) -> None:
@@ -52,18 +53,6 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--key", help="metric to choose by (the task's, on dev), such as sst-2_dev_eval_acc")
         self.add_argument("--test_key", help="metric to report (the task's, on test)")
         self.add_argument("--test_key2", help="second metric to report (the task's other one, where it has two)")
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise UsageError(f"{message}; see --help")
-
-    def read(self, argv: list[str] | None) -> argparse.Namespace:
-        """Parse the command line; an unknown flag is answered with the one that was probably meant."""
-        arguments, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
-        return arguments
 
 
 @dataclass(frozen=True)

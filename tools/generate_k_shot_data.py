@@ -12,11 +12,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk.errors import UsageError, suggest
+from lmntk.errors import UsageError
 from lmntk.examples import KSHOT_MODES, PUBLISHED_SEEDS
 from lmntk.kshot import (
     DEFAULT_TASKS,
@@ -28,14 +27,7 @@ from lmntk.kshot import (
     write_splits,
 )
 from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that leaves the telling of errors to `main`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise UsageError(f"{message}; see --help")
+from lmntk.tool_flags import Parser
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -70,10 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, nargs="+", metavar="SEED", default=list(PUBLISHED_SEEDS), help="seeds")
     parser.add_argument("--data_dir", type=Path, default=Path("data/original"), help="where the originals are")
     parser.add_argument("--output_dir", type=Path, default=Path("data"), help="where the folder of the mode is to be")
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
+    arguments = parser.read(argv)
     if "input" in arguments and "custom_columns" not in arguments:
         raise UsageError(f"--input {arguments.input} needs --custom_columns, such as text,label: which columns it has")
     if arguments.k < 1:

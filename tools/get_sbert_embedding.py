@@ -24,13 +24,13 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from generate_k_shot_data import Parser
-from lmntk.errors import UsageError, suggest
+from lmntk.errors import UsageError
 from lmntk.examples import PUBLISHED_SEEDS, read_examples, split_file
 from lmntk.kshot import DEFAULT_TASKS
 from lmntk.models.families import max_positions
 from lmntk.results import write_atomically
 from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
+from lmntk.tool_flags import Parser
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--do_test", action="store_true", help="embed the test set too, which may be large")
     parser.add_argument("--batch_size", type=int, default=32, help="texts at a time (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="compute again what is there")
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
+    arguments = parser.read(argv)
     if arguments.batch_size < 1:
         raise UsageError(f"--batch_size {arguments.batch_size}: at least one text at a time")
     if arguments.sbert_model:

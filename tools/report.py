@@ -11,14 +11,14 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import numpy as np
 
-from lmntk import analysis, results
-from lmntk.errors import UsageError, suggest
+from lmntk import analysis, results, tool_flags
+from lmntk.errors import UsageError
 from lmntk.report.page import Group, Sentence, page
 from lmntk.solvers import SOLVERS
 from lmntk.stored_runs import label_names, names_of, read_runs
@@ -28,7 +28,7 @@ SOLVER_FLAGS = ("kernel_solver", "kernel_regularization", "kernel_gamma", "kerne
 NEIGHBOURS = 3
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(tool_flags.Parser):
     """A parser that leaves the telling of errors to `main`, and knows the solver flags."""
 
     def __init__(self, description: str | None) -> None:
@@ -39,18 +39,6 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--kernel_regularization", type=float, help="and with this regularisation (0 if unknown)")
         self.add_argument("--kernel_gamma", type=float, help="gamma of the asym solver (1 if unknown)")
         self.add_argument("--kernel_lambda", type=float, help="lambda of the asym solver (0.5 if unknown)")
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise UsageError(f"{message}; see --help")
-
-    def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse the command line; an unknown flag is answered with the one that was probably meant."""
-        arguments, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
-        return arguments
 
 
 def solver_flags(arguments: argparse.Namespace) -> dict[str, Any]:

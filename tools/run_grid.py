@@ -38,10 +38,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from tqdm import tqdm
 
-from generate_k_shot_data import Parser
 from lmntk.errors import UsageError, suggest
 from lmntk.examples import write_text
 from lmntk.legacy_flags import is_flag
+from lmntk.tool_flags import Parser
 
 RUN_SCRIPT = Path(__file__).resolve().parents[1] / "run_fewshot.sh"
 LOG, STAMP = "grid-run.log", "grid-stamp"

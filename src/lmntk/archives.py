@@ -87,8 +87,13 @@ def check(archive: zipfile.ZipFile, members: Iterable[zipfile.ZipInfo], advance:
 
 def copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: BinaryIO) -> None:
     """Write the bytes of a member that `check` has passed."""
-    with archive.open(member) as source:
-        shutil.copyfileobj(source, file, CHUNK)
+    try:
+        with archive.open(member) as source:
+            shutil.copyfileobj(source, file, CHUNK)
+    except _DAMAGE as error:
+        raise DamagedArchiveError(
+            f"{archive.filename} has changed: {member.filename} cannot be read any more"
+        ) from error
 
 
 def _path(archive: zipfile.ZipFile) -> Path:
@@ -105,5 +110,10 @@ def _damage_told(path: Path, part: str) -> Iterator[None]:
         if error.errno is not None:
             raise UsageError(f"cannot read {path} ({error.strerror})") from error
         raise DamagedArchiveError(f"{path} is damaged: {part} cannot be read ({error})") from error
+    except NotImplementedError as error:
+        raise UsageError(
+            f"{path} cannot be unpacked here: {part} is packed in a way that Python does not know ({error}); unpack it "
+            "by hand, and name a folder of its kernels with --load_kernels of run.py"
+        ) from error
     except _DAMAGE as error:
         raise DamagedArchiveError(f"{path} is damaged: {part} cannot be read ({error})") from error

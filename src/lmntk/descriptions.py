@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -17,7 +16,7 @@ from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
 from lmntk.features import FeatureDataset
 from lmntk.parameters import ParameterFilter
-from lmntk.results import OFF_BY_DEFAULT, mode_and_task
+from lmntk.results import OFF_BY_DEFAULT, file_hash, mode_and_task
 
 
 def parameter_filter(model_args: ModelArguments, training_args: TrainingArguments) -> ParameterFilter:
@@ -78,7 +77,7 @@ def of_model_and_data(run: Run, weights: str, grad_dim: int, split: str) -> dict
         "config_sha256": hash_of_config(run.model.lm.config),
         "label_word_ids": run.model.label_word_ids,
         "limits": {name: value for name, value in vars(run.prompts.limits).items() if value is not None},
-        "data_sha256": {mode: hash_of_file(run.data_files[name]) for mode, name in both.items()},
+        "data_sha256": {mode: file_hash(run.data_files[name]) for mode, name in both.items()},
         "tokens_sha256": {mode: hash_of_tokens(run.datasets[name]) for mode, name in both.items()},
     }
 
@@ -132,9 +131,3 @@ def hash_of_tokens(dataset: FeatureDataset) -> str:
     for feature in dataset.features:
         digest.update(repr((feature.input_ids, feature.token_type_ids, feature.mask_position)).encode())
     return digest.hexdigest()
-
-
-def hash_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -73,6 +73,8 @@ def download(url: str, target: Path, announce: Announce, way_out: str) -> None:
     """
     partial = partial_of(target)
     with _claimed(partial) as file:
+        if target.exists():
+            return  # by another process, while this one waited for its turn
         try:
             _fetch(url, file, _note_of(partial), announce, way_out)
         except Stopped as stop:
@@ -88,8 +90,13 @@ def _claimed(partial: Path) -> Iterator[BinaryIO]:
     """Open the file to append to, for this process alone."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.ExitStack() as stack:
+            while True:
+                file = stack.enter_context(partial.open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Between opening and locking another process may have finished it, and given it its name.
+                if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                    break
             try:
                 yield file
             finally:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lmntk import results
@@ -81,7 +80,7 @@ class KernelFiles:
             return None
         overwritten = self._overwritten()
         if self.overwrite:
-            return path if split in (overwritten or ()) and self._is_sound(path, wanted) else None
+            return path if split in (overwritten or ()) and self._is_sound(path, split, wanted) else None
         if overwritten is not None and split not in overwritten:
             raise UsageError(
                 f"{path} was being replaced by a command with --overwrite_kernels that was stopped: give that command "
@@ -94,7 +93,7 @@ class KernelFiles:
         differences = results.kernel_differences(stored, wanted)
         if differences:
             raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
-        if self.per_layer and not self._has_layers(path, stored):
+        if self.per_layer and not self._has_layers(path, split, stored):
             raise UsageError(
                 f"{path} was made without --kernel_per_layer, and its layers' parts are not there: {way_out}"
             )
@@ -116,20 +115,16 @@ class KernelFiles:
     def _note(self, splits: list[str]) -> None:
         results.write_atomically(self._overwriting_file, lambda file: file.write(json.dumps(splits).encode()))
 
-    def _has_layers(self, path: Path, stored: Mapping[str, Any]) -> bool:
+    def _has_layers(self, path: Path, split: str, stored: Mapping[str, Any]) -> bool:
         """Whether the layers' parts lie beside a kernel; a file that another kernel's run left does not count."""
-        return LAYERS_KEY in stored and self._layers_beside(path).is_file()
+        return LAYERS_KEY in stored and results.layer_kernels_path(path.parent, split, self.task_key).is_file()
 
-    @staticmethod
-    def _layers_beside(path: Path) -> Path:
-        return path.with_name(path.name.replace("_kernels_", "_layer_kernels_", 1))
-
-    def _is_sound(self, path: Path, wanted: Mapping[str, Any]) -> bool:
+    def _is_sound(self, path: Path, split: str, wanted: Mapping[str, Any]) -> bool:
         try:
             results.load_kernel(path)
             stored = results.read_description(path) or {}
             return not results.kernel_differences(stored, wanted) and (
-                not self.per_layer or self._has_layers(path, stored)
+                not self.per_layer or self._has_layers(path, split, stored)
             )
         except UsageError:
             return False
@@ -178,20 +173,21 @@ class KernelFiles:
             )
         return kernel, labels
 
-    def load_layers(self, path: Path, kernel: Tensor) -> LayerKernels:
+    def load_layers(self, path: Path, split: str, kernel: Tensor) -> LayerKernels:
         """Read the layers' parts of a kernel.
 
         Args:
             path: The kernel's file.
+            split: Whose it is.
             kernel: What is in it.
 
         Raises:
             UsageError: They are missing, or are those of another kernel.
         """
-        beside = self._layers_beside(path)
+        beside = results.layer_kernels_path(path.parent, split, self.task_key)
         layers = results.load_layer_kernels(beside)
         fits = next(iter(layers.values())).shape == kernel.shape
-        if not fits or (torch.stack([*layers.values()]).sum(dim=0) - kernel).norm() > 1e-9 * kernel.norm():
+        if not fits or (sum(layers.values()) - kernel).norm() > 1e-9 * kernel.norm():
             raise UsageError(
                 f"{beside}: the layers' parts do not sum to the kernel in {path.name}: compute both again with "
                 "--overwrite_kernels"

@@ -12,7 +12,7 @@ the test set.
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -138,9 +138,23 @@ def write_splits(originals: Originals, output_dir: Path, mode: str, k: int, seed
     _warn_of_rare_labels(originals, mode, k)
     for seed in seeds:
         folder = output_dir / mode / originals.task.folder / f"{k}-{seed}"
-        for name, text in draw(originals, mode, k, seed).items():
+        files = draw(originals, mode, k, seed)
+        if originals.task.columns:
+            _spare_what_is_there(folder, files)
+        for name, text in files.items():
             write_text(folder / name, text)
         yield folder
+
+
+def _spare_what_is_there(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse to write over files of a user's own, or beside such of another ending, that this draw did not make."""
+    paths = [path for split in ("train", "dev", "test") for path in sorted(folder.glob(f"{split}.*"))]
+    for path in paths:
+        if path.read_bytes() != files.get(path.name, "").encode():
+            raise UsageError(
+                f"{path} is there already, and not what this command would write: move {folder} away, or choose "
+                "another --output_dir, or another name with --task"
+            )
 
 
 def draw(originals: Originals, mode: str, k: int, seed: int) -> dict[str, str]:

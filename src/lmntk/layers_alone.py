@@ -52,7 +52,7 @@ class LayersAlone:
     def write(self, path: Path) -> None:
         """Write the table, a row for each layer, as CSV, and log it."""
         splits = list(dict.fromkeys(split for scores in self._scores.values() for split in scores))
-        rows = [["layer", "share", *(f"{split}_{self._metric}" for split in splits)]]
+        rows = [["layer", "share", *(f"{split.rpartition(':')[2]}_{self._metric}" for split in splits)]]
         for layer, share in self._shares.items():
             scores = self._scores.get(layer, {})
             rows.append([layer, f"{share:.4f}", *(f"{scores[split]:.4f}" for split in splits)])

@@ -74,7 +74,7 @@ def select_parameters(
 def layers_of(names: Iterable[str], base_prefix: str) -> dict[str, str]:
     """Return the layer of each parameter, from the embeddings through the layers to the head; see `layer_of`."""
     layers = {name: layer_of(name, base_prefix) for name in names}
-    ends = {"embeddings": -1, "head": 2}
+    ends = {"embeddings": -2, "project_in": -1, "head": 2}
     place = {name: ends.get(layer, 0 if _LAYER.search(name) else 1) for name, layer in layers.items()}
     return dict(sorted(layers.items(), key=lambda item: place[item[0]]))
 

@@ -52,7 +52,7 @@ def task_of(data_args: DataArguments, few_shot_type: str) -> Task:
                 "text columns and, last, of the label's, as in --custom_columns text,label"
             )
         return find_task(data_args.task_name)
-    bare = custom_task(data_args.custom_columns, name=data_args.task_name)
+    bare = custom_task(data_args.custom_columns, name=data_args.task_name.lower())
     # A file beats a flag; `resolve_prompts` says so when its time comes.
     beaten = [flag for flag in ("template", "mapping") if data_args.prompt_path or getattr(data_args, f"{flag}_path")]
     nothing: dict[str, Any] = dict.fromkeys(beaten)
@@ -71,7 +71,7 @@ def task_of(data_args: DataArguments, few_shot_type: str) -> Task:
             f"--custom_columns needs --template, as in --template '*cls*{sentences}_It_was*mask*.*sep+*', or "
             "--few_shot_type finetune, which does without"
         )
-    return custom_task(bare.columns, labels, data_args.task_name)
+    return custom_task(bare.columns, labels, bare.name)
 
 
 def resolve_prompts(

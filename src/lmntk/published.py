@@ -18,13 +18,14 @@ TYPES = {"prompt": "prompt", "no_prompt": "finetune"}
 SHOTS = {"sgd": (16, 64, 512), "signgd": (16, 64), "asymmetric_signgd": (16, 64)}
 """Of which numbers of examples a label the kernels of each formula were published."""
 
-PUBLISHED_TASKS = tuple(
-    name for name, task in TASKS.items() if task.folder == name and name not in ("CoLA", "STS-B", "WNLI")
+PUBLISHED_TASKS = (
+    *("SST-2", "sst-5", "mr", "cr", "mpqa", "subj", "trec", "MRPC", "QQP", "QNLI", "RTE", "MNLI", "SNLI", "ag_news"),
 )
+"""The data sets of which kernels were published, by the names of their folders."""
 
 # The layout of the archives is nowhere described: what counts are the last folder and the file's name.
 _MEMBER = re.compile(
-    r"(?:.*/)?(?P<k>\d+)-(?P<seed>\d+)/(?P<split>train|dev|eval|test)_(?P<kind>kernels|logits|results)"
+    r"(?:.*/)?(?P<k>\d{1,9})-(?P<seed>\d{1,9})/(?P<split>train|dev|eval|test)_(?P<kind>kernels|logits|results)"
     r"_(?P<task>[\w-]+)\.(?P<ending>\w+)"
 )
 _ENDINGS = {"kernels": ("pt", "json"), "logits": ("pt",), "results": ("txt",)}
@@ -59,6 +60,7 @@ class File:
     Attributes:
         member: Its name in the archive.
         size: Its bytes.
+        crc: Their CRC-32, as the archive has it.
         task: The task in whose folder it belongs; that of mnli-mm is MNLI.
         run: The last folder, ``"16-42"``: examples a label and seed.
         split: ``"train"``, ``"dev"``, ``"eval"`` or ``"test"``.
@@ -68,6 +70,7 @@ class File:
 
     member: str
     size: int
+    crc: int
     task: str
     run: str
     split: str
@@ -97,7 +100,7 @@ def published_task(name: str) -> str:
     return task
 
 
-def recognise(member: str, size: int) -> File | None:
+def recognise(member: str, size: int, crc: int) -> File | None:
     """Tell what a member of an archive is; None where it is nothing that a kernel run leaves."""
     found = _MEMBER.fullmatch(member)
     if not found or found["ending"] not in _ENDINGS[found["kind"]]:
@@ -107,7 +110,7 @@ def recognise(member: str, size: int) -> File | None:
         return None
     name = f"{found['split']}_{found['kind']}_{task.key}.{found['ending']}"
     run = f"{int(found['k'])}-{int(found['seed'])}"
-    return File(member, size, task.folder, run, found["split"], found["kind"], name)
+    return File(member, size, crc, task.folder, run, found["split"], found["kind"], name)
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,9 @@ class Contents:
     others: tuple[str, ...]
 
     @classmethod
-    def of(cls, members: Iterable[tuple[str, int]]) -> "Contents":
-        """Sort members, given by name and size."""
-        sorted_out = [(name, recognise(name, size)) for name, size in members]
+    def of(cls, members: Iterable[tuple[str, int, int]]) -> "Contents":
+        """Sort members, given by name, size and CRC-32."""
+        sorted_out = [(name, recognise(name, size, crc)) for name, size, crc in members]
         files = tuple(file for _, file in sorted_out if file is not None)
         return cls(files, tuple(name for name, file in sorted_out if file is None))
 
@@ -131,13 +134,14 @@ class Contents:
     def read(cls, path: Path) -> "Contents | None":
         """Read what `write` wrote; None where there is nothing of that kind."""
         try:
-            return cls.of((str(name), int(size)) for name, size in json.loads(path.read_text(encoding="utf-8")))
+            members = json.loads(path.read_text(encoding="utf-8"))
+            return cls.of((str(name), int(size), int(crc)) for name, size, crc in members)
         except (OSError, ValueError, TypeError):
             return None
 
     def write(self, path: Path) -> None:
-        """Keep the names and sizes of the files that are known."""
-        write_text(path, json.dumps([[file.member, file.size] for file in self.files], indent=0))
+        """Keep names, sizes and CRCs of the files that are known."""
+        write_text(path, json.dumps([[file.member, file.size, file.crc] for file in self.files], indent=0))
 
     def check(self, path: Path) -> None:
         """Say what of an archive is left out; it must not be all.

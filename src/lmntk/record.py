@@ -13,7 +13,7 @@ import numpy as np
 
 from lmntk import descriptions, results
 from lmntk.build import Run
-from lmntk.solver_problem import class_ids, two_logits
+from lmntk.solver_problem import two_logits
 from lmntk.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ def record_run(
     run: Run,
     metrics: Mapping[str, Mapping[str, float]],
     averaged: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
     arguments: Sequence[Any],
     seconds: float,
 ) -> None:
@@ -32,13 +33,14 @@ def record_run(
         run: What was built.
         metrics: Those of each split that was predicted.
         averaged: Logits or scores of each, ``[X, C]``, a mean over each example's samples.
+        labels: Class ids or scores of each, ``[X]``.
         arguments: The three groups of flags.
         seconds: How long the run took.
     """
     training_args, task_key = arguments[-1], run.task.key
     line = _flags(run, arguments)
     for split, values in metrics.items():
-        rows = prediction_rows(run.datasets[split].task, averaged[split], _labels(run, training_args, split))
+        rows = prediction_rows(run.datasets[split].task, averaged[split], labels[split].tolist())
         _write_predictions(results.predictions_path(training_args.output_dir, split, task_key), rows)
         path = results.metrics_path(training_args.output_dir, split, task_key)
         results.write_metrics(path, values)
@@ -69,10 +71,10 @@ def prediction_rows(task: Task, averaged: np.ndarray, labels: Sequence[int | flo
     Args:
         task: Whose spelling labels have.
         averaged: Logits ``[X, C]``, or scores ``[X, 1]`` of a regression task, which have no logits beside them.
-        labels: Class ids or scores, at least X.
+        labels: Class ids or scores, ``[X]``.
     """
     if task.regression:
-        scores = [[str(label), str(value)] for label, value in zip(labels, averaged[:, 0], strict=False)]
+        scores = [[str(label), str(value)] for label, value in zip(labels, averaged[:, 0], strict=True)]
         return [["index", "label", "prediction"], *([str(index), *row] for index, row in enumerate(scores))]
     names = ["logit"] if averaged.shape[1] == 1 else [f"logit_{label}" for label in task.labels]
     rows = [["index", "label", "prediction", *names]]
@@ -87,15 +89,6 @@ def _write_predictions(path: Path, rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     results.write_atomically(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def _labels(run: Run, training_args: Any, split: str) -> Sequence[int | float]:
-    """The labels of a split's examples; where neither model nor data were opened, those of the loaded kernel."""
-    if run.model is not None:
-        return run.datasets[split].labels
-    path = results.kernel_path(training_args.load_kernels, split, run.task.key)
-    kernel, labels = results.load_kernel(path)
-    return class_ids(labels, kernel.shape[-1]).tolist()
 
 
 def _flags(run: Run, arguments: Sequence[Any]) -> dict[str, Any]:

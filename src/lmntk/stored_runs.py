@@ -125,7 +125,11 @@ class StoredRun:
         """Where the kernels are: the folder itself, or the one that the run took them from."""
         own = any(_KERNEL.fullmatch(path.name) for path in self.folder.glob(f"*_kernels_{self.key}.pt"))
         loaded = self.record.get("load_kernels")
-        return self.folder if own or not loaded else Path(str(loaded))
+        if own or not loaded:
+            return self.folder
+        # The run's working directory, if the path is relative to one: here, or somewhere above the run's folder.
+        places = (Path(), *self.folder.absolute().parents)
+        return next((place / str(loaded) for place in places if (place / str(loaded)).is_dir()), Path(str(loaded)))
 
     @functools.cached_property
     def kernel_splits(self) -> list[str]:
@@ -192,8 +196,8 @@ class StoredRun:
 
     def untrained_logits(self, split: str) -> Array:
         """Read the logits of the untrained model, [X, C]."""
-        path = results.logits_path(self.kernel_folder, split, self.key)
-        return results.load_logits(path)[0].double().numpy()
+        paths = [results.logits_path(place, split, self.key) for place in (self.folder, self.kernel_folder)]
+        return results.load_logits(next(filter(Path.is_file, paths), paths[-1]))[0].double().numpy()
 
     def layer_shares(self) -> dict[str, float]:
         """Return which part of the train kernel's trace each layer has, from the input on; empty where not kept."""

@@ -102,7 +102,7 @@ def empirical_ntk(
             other: batch normalisation in train mode is out. Dropout should be off (`model.eval()`).
         train_batches: The examples along the first axis: pytrees of tensors ``[B, ...]``.
         x_batches: The examples along the other axis; None for the kernel of the train examples with themselves.
-        params: The parameters over which gradients are taken; by default all of a module's.
+        params: The parameters over which gradients are taken, and where; by default all of a module's, as they are.
         formula: ``"sgd"``, ``"signgd"`` or ``"asymmetric_signgd"`` (see `lmntk.kernels.formulas`).
         engine: ``"auto"``, or a key of `ENGINES`.
         train_tile: How many train examples an engine takes at a time; by default what suits it.
@@ -133,13 +133,16 @@ def empirical_ntk(
         if name not in known:
             raise ValueError(f"there is no {what} {name!r}, but {', '.join(known)}")
     module = model if isinstance(model, nn.Module) else None
+    call: Callable[[Batch], Tensor] | None = None
     if module is not None:
         logits_fn, call = _as_function(module), _caller(module)
-        params = _parameters(module, params)
+        own, params = _parameters(module, params)
+        if any(not torch.equal(value, own[name]) for name, value in params.items()):
+            module = call = None  # its modules would be asked at their own parameters, not at these
     elif not params:
         raise ValueError("a function needs `params`, the point at which its gradients are taken")
     else:
-        logits_fn, call = model, None
+        logits_fn = model
     train = _examples("train_batches", train_batches)
     if not len(train):
         raise ValueError("`train_batches` holds no example")
@@ -153,21 +156,23 @@ def empirical_ntk(
     return kernel if problem.formula.two_directions else kernel[0]
 
 
-def _parameters(module: nn.Module, params: Parameters | None) -> Parameters:
-    """Return the parameters asked for, after seeing that the module's outputs are functions of one example each."""
+def _parameters(module: nn.Module, params: Parameters | None) -> tuple[Parameters, Parameters]:
+    """Return a module's parameters and those asked for, after seeing that outputs are functions of one example each."""
     for name, part in module.named_modules():
         which = f"{name or 'the model'}, a {type(part).__name__},"
         if isinstance(part, _DropoutNd) and part.training and part.p > 0:
             raise ValueError(f"{which} draws anew at every call: `model.eval()` first")
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
             raise ValueError(f"{which} lets examples see each other: give it running statistics, and `model.eval()`")
-    own = dict(module.named_parameters())
-    if params is None:
-        params = {name: value.detach() for name, value in own.items()}
+    own = {name: value.detach() for name, value in module.named_parameters()}
+    params = own if params is None else params
     unknown = [name for name in params if name not in own]
     if unknown or not params:
         raise ValueError(f"`params` names {unknown[0]!r}, which the module has not" if unknown else "no parameters")
-    return params
+    for name, value in params.items():
+        if value.shape != own[name].shape:
+            raise ValueError(f"`params` has {list(value.shape)} for {name!r}, which is {list(own[name].shape)}")
+    return own, params
 
 
 def _examples(name: str, batches: Iterable[Batch]) -> BatchedExamples:

@@ -192,12 +192,12 @@ def _kernel_cells(study: Study) -> list[str]:
             short(spectrum.condition),
         ]
     parameters = study.run.description.get("grad_dim")
-    return [*cells, f"{parameters:,}" if parameters else ""]
+    return [*cells, f"{parameters:,}" if isinstance(parameters, int) else ""]
 
 
 def _seconds(study: Study) -> str:
     seconds = study.run.record.get("seconds")
-    return "" if seconds is None else f"{seconds:,.1f}"
+    return f"{seconds:,.1f}" if isinstance(seconds, int | float) else ""
 
 
 def _layers_table(study: Study, named: bool) -> str:

@@ -35,6 +35,7 @@ class FewShotTrainer(transformers.Trainer):
 
     Attributes:
         averaged: What was predicted of each split evaluated last: logits or scores, a mean over each example's samples.
+        labels: What it was scored with: class ids or scores, ``[X]``.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class FewShotTrainer(transformers.Trainer):
         # The model has no `labels` argument from whose name the stock trainer would guess this.
         self.label_names = ["labels"]
         self.averaged: dict[str, np.ndarray] = {}
+        self.labels: dict[str, np.ndarray] = {}
         self._task = run.task
         self._l2_loss = l2_loss
 
@@ -110,7 +112,8 @@ class FewShotTrainer(transformers.Trainer):
                 "means nothing; lower --learning_rate",
                 *(broken, len(averaged), dataset.mode),
             )
-        scores = score(dataset.task, averaged, labels[: dataset.num_examples].numpy())
+        self.labels[dataset.mode] = own = labels[: dataset.num_examples].numpy()
+        scores = score(dataset.task, averaged, own)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics[f"{metric_key_prefix}_loss"] = self._loss(logits, labels).item()
         self.log(dict(metrics))

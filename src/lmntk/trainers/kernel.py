@@ -136,8 +136,9 @@ class KernelTrainer(ZeroShotTrainer):
 
         def load() -> None:
             self._kernels[split] = self._files.load(path, self._formula.two_directions, self._num_logits)
+            self._check_labels(split, path)
             if self.args.kernel_per_layer:
-                self._layers[split] = self._files.load_layers(path, self._kernels[split][0])
+                self._layers[split] = self._files.load_layers(path, split, self._kernels[split][0])
             logger.info("took the train × %s kernel from %s", split, path)
             if self.args.load_kernels is None:
                 self._files.tiles(split).drop()  # a run was killed before it did
@@ -146,12 +147,24 @@ class KernelTrainer(ZeroShotTrainer):
         if self.args.load_kernels is None:
             self.untrained_logits(split)
 
+    def _check_labels(self, split: str, path: Path) -> None:
+        """See that a kernel from elsewhere is of the examples that were read, where any were."""
+        labels, own = self._kernels[split][1], self._run.datasets[split].labels
+        if self._run.model is not None and class_ids(labels.numpy(), self._num_logits).tolist() != list(own):
+            raise UsageError(
+                f"{path} has other labels than the {split} examples of --data_dir: it is of other data, or of another "
+                "order; give the --data_dir that it was made with"
+            )
+
     def finish(self) -> None:
         """Tell how the layers predict alone, and let the next ``--overwrite_kernels`` begin anew."""
 
         def end() -> None:
+            table = results.layer_results_path(self.args.output_dir, self._run.task.key)
             if self.args.kernel_per_layer:
-                self._alone.write(results.layer_results_path(self.args.output_dir, self._run.task.key))
+                self._alone.write(table)
+            else:
+                table.unlink(missing_ok=True)  # of an earlier run, whose kernel or solver this one has replaced
             self._files.finish()
 
         distributed.first_does(end)
@@ -237,7 +250,7 @@ class KernelTrainer(ZeroShotTrainer):
         def scored(predicted: solvers.Prediction) -> dict[str, float]:
             return score(data.task, mean_over_samples(predicted.logits, len(classes)), classes)
 
-        self.averaged[split] = mean_over_samples(prediction.logits, len(classes))
+        self.averaged[split], self.labels[split] = mean_over_samples(prediction.logits, len(classes)), classes
         scores = scored(prediction)
         for layer, part in self._layers.pop(split, {}).items():
             of_layer = scored(self._alone.predict(layer, part, labels, f0, split))
@@ -338,10 +351,11 @@ class KernelTrainer(ZeroShotTrainer):
         try:
             return engine.plan(train_tile, x_tile, distributed.world_size())
         except MemoryBudgetError as error:
+            least = "" if self.args.kernel_per_layer else ", or take --kernel_engine jvp"
             raise UsageError(
                 f"--kernel_memory_gb: the tiles take {error.needed / 2**30:.2f} GB beside the model, but only "
                 f"{error.given / 2**30:.2f} GB are allowed; give at least {error.needed / 2**30 + 0.005:.2f}, smaller "
-                "--per_device_train_batch_size and --per_device_eval_batch_size, or take --kernel_engine jvp"
+                f"--per_device_train_batch_size and --per_device_eval_batch_size{least}"
             ) from error
 
     def _memory_gb(self) -> float:

@@ -1,0 +1,27 @@
+"""The command lines of the tools: mistakes are told in one sentence, like all others."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lmntk.errors import UsageError, suggest
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that leaves the telling of errors to whoever calls it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise UsageError(f"{message}; see --help")
+
+    def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse a command line; an unknown flag is answered with the one that was probably meant.
+
+        Raises:
+            UsageError: A flag does not exist, lacks its value, or has one that it cannot take.
+        """
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
+        return arguments
