@@ -164,3 +164,8 @@ def test_what_cannot_be_compared_is_told_in_a_sentence(
     with pytest.raises(UsageError) as caught:
         compare_kernels.main(words)
     assert said in str(caught.value)
+
+
+def test_one_kernel_alone_is_answered_with_a_sentence() -> None:
+    with pytest.raises(UsageError, match="the following arguments are required: B"):
+        compare_kernels.main(["somewhere"])

@@ -15,7 +15,6 @@ Kernels of one logit and of two are compared as kernels of the logits' differenc
 symmetric one as the mean of its directions.
 """
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from lmntk.errors import UsageError
 from lmntk.solver_problem import check_finite, class_ids
 from lmntk.stored_runs import StoredKernel, StoredRun, read_runs
 from lmntk.study import Study, study
+from lmntk.tool_flags import exit_status
 from report import Parser, solver_flags
 
 COLUMNS = ("split", "distance", "scaled", "CKA", "correlation", "acc A", "acc B", "agreement")
@@ -192,10 +192,11 @@ def table(rows: Sequence[Row], markdown: bool) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print how two kernels compare."""
     parser = Parser(__doc__)
-    parser.add_argument("kernels", type=Path, nargs=2, metavar=("A", "B"), help="two folders, or two kernel files")
+    parser.add_argument("first", type=Path, metavar="A", help="a folder with kernels, or a kernel file")
+    parser.add_argument("second", type=Path, metavar="B", help="another")
     parser.add_argument("--format", choices=("text", "markdown"), default="text", help="how to print (text)")
     given = parser.read(argv)
-    paths: list[Path] = given.kernels
+    paths: list[Path] = [given.first, given.second]
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} is not there: give the folder of a run, or a kernel file")
@@ -214,9 +215,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    try:
-        main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

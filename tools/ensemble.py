@@ -6,7 +6,6 @@ are percentages; the standard deviation is the population's (divided by the numb
 """
 
 import argparse
-import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from lmntk.metrics import compute_metrics
 from lmntk.prompts import read_mapping
 from lmntk.run_log import Run, Trial, best_trial, data_seed, keys_of, read_log
 from lmntk.tasks import Task, custom_task, find_task
+from lmntk.tool_flags import exit_status
 
 DEFAULT_FOLDER = "ensemble_predict_results"
 TOLERANCE = 1e-6  # of a score computed anew, in another number type
@@ -252,9 +252,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    try:
-        main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

@@ -7,7 +7,6 @@ Numbers are percentages; the standard deviation is the population's (divided by 
 import argparse
 import csv
 import io
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -272,9 +271,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    try:
-        main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(tool_flags.exit_status(main))

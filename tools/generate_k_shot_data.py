@@ -7,7 +7,6 @@ Data of one's own have columns with names, and may be one file of all examples:
 """
 
 import argparse
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from lmntk.kshot import (
     write_splits,
 )
 from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
-from lmntk.tool_flags import Parser
+from lmntk.tool_flags import Parser, exit_status
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -137,9 +136,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    try:
-        main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

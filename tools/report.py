@@ -7,7 +7,6 @@ it as PNG files too. docs/report.md says what each picture means.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from lmntk.report.page import Group, Sentence, page
 from lmntk.solvers import SOLVERS
 from lmntk.stored_runs import label_names, names_of, read_runs
 from lmntk.study import Study, study, typical_examples
+from lmntk.tool_flags import exit_status
 
 SOLVER_FLAGS = ("kernel_solver", "kernel_regularization", "kernel_gamma", "kernel_lambda")
 NEIGHBOURS = 3
@@ -147,9 +147,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    try:
-        main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

@@ -1,7 +1,9 @@
 """The command lines of the tools: mistakes are told in one sentence, like all others."""
 
 import argparse
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from lmntk.errors import UsageError, suggest
@@ -25,3 +27,14 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             raise UsageError(suggest(unknown[0].split("=")[0], flags, "flag"))
         return arguments
+
+
+def exit_status(main: Callable[[], None]) -> int:
+    """Do the work of a tool, its warnings and a `UsageError` told on stderr; return 0, or 2 after an error."""
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    try:
+        main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
