@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmntk import results
+from lmntk import files, results
 from lmntk.errors import UsageError
 
 FORK = multiprocessing.get_context("fork")
@@ -40,10 +40,10 @@ def test_file_names_are_the_published_ones() -> None:
 
 
 def test_the_output_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
-    folder = results.prepare_output_dir(tmp_path / "a" / "b")
+    folder = files.prepare_output_dir(tmp_path / "a" / "b")
     assert folder == tmp_path / "a" / "b"
     assert names(folder) == []
-    results.prepare_output_dir(str(folder))
+    files.prepare_output_dir(str(folder))
 
 
 @pytest.mark.parametrize("below", ["", "deeper/still"])
@@ -51,7 +51,7 @@ def test_a_file_in_the_way_of_the_output_folder_is_told_with_the_flag(tmp_path: 
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / below
     with pytest.raises(UsageError) as caught:
-        results.prepare_output_dir(folder)
+        files.prepare_output_dir(folder)
     reason = os.strerror(errno.ENOTDIR if below else errno.EEXIST)
     assert str(caught.value) == (
         f"--output_dir {folder} cannot be written ({reason}): choose another folder, or clear the way"
@@ -61,7 +61,7 @@ def test_a_file_in_the_way_of_the_output_folder_is_told_with_the_flag(tmp_path: 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="a folder that takes no files is known on Linux only")
 def test_an_output_folder_on_a_file_system_that_takes_no_files_is_told() -> None:
     with pytest.raises(UsageError, match="--output_dir /proc/self/task cannot be written"):
-        results.prepare_output_dir("/proc/self/task")
+        files.prepare_output_dir("/proc/self/task")
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -74,13 +74,13 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
         assert target.read_bytes() == b"old"
         file.write(b"content")
 
-    results.write_atomically(target, write)
+    files.write_atomically(target, write)
     assert target.read_bytes() == b"new content"
     assert names(tmp_path) == ["file"]
 
 
 def test_a_new_file_has_the_rights_that_other_new_files_have(tmp_path: Path) -> None:
-    results.write_atomically(tmp_path / "ours", lambda file: None)
+    files.write_atomically(tmp_path / "ours", lambda file: None)
     (tmp_path / "other").touch()
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "other").stat().st_mode
 
@@ -95,7 +95,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: 
         raise error
 
     with pytest.raises(type(error)):
-        results.write_atomically(target, write)
+        files.write_atomically(target, write)
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 
@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(UsageError) as caught:
-        results.write_atomically(tmp_path / "file", write)
+        files.write_atomically(tmp_path / "file", write)
     assert str(caught.value) == (
         f"cannot write {tmp_path / 'file'} (No space left on device): make room, or clear the way, "
         "and give the same command again; what was finished is kept"

@@ -19,9 +19,9 @@ from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_a
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
-import lmntk.results as results
+import lmntk.files as files
 ending, count = sys.argv[1], int(sys.argv[2])
-real = results.write_atomically
+real = files.write_atomically
 seen = 0
 
 def write_atomically(path, write, **more):
@@ -41,9 +41,7 @@ def write_atomically(path, write, **more):
             return real(path, half, **more)
     return real(path, write, **more)
 
-results.write_atomically = write_atomically
-import lmntk.tile_store
-lmntk.tile_store.write_atomically = write_atomically
+files.write_atomically = write_atomically  # before others take it from there
 import run
 sys.exit(run.main(sys.argv[3:]))
 """

@@ -36,10 +36,10 @@ from transformers.pytorch_utils import Conv1D
 from benchmark_inputs import CPU, SHAPES, Inputs, Job, load_inputs, load_model, make_problem, true_kernel
 from lmntk.errors import UsageError
 from lmntk.examples import split_file
+from lmntk.files import write_atomically
 from lmntk.kernels import ENGINES, FORMULAS, Engine, KernelProblem, MemoryBudgetError, assemble
 from lmntk.kernels.machine import peak_bytes, product_flops, seconds_by_stage
 from lmntk.models.prompt_model import PromptModel
-from lmntk.results import write_atomically
 from lmntk.tasks import find_task
 from lmntk.tool_flags import Parser
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from tqdm import tqdm
 
-from lmntk import archives, results, stopping
+from lmntk import archives, files, results, stopping
 from lmntk.downloads import download, partial_of, size_in_words
 from lmntk.errors import UsageError
 from lmntk.examples import PUBLISHED_SEEDS
@@ -235,8 +235,8 @@ def unpack(archive: Archive, path: Path, settings: Settings) -> Contents:
         with tqdm(total=2 * needed, unit="B", unit_scale=True, desc=archive.name, disable=None) as bar:
             archives.check(opened, [members[file.member] for file in missing.values()], bar.update)
             for target, file in missing.items():
-                results.prepare_output_dir(target.parent)
-                results.write_atomically(target, lambda out, file=file: write(opened, file, out))
+                files.prepare_output_dir(target.parent)
+                files.write_atomically(target, lambda out, file=file: write(opened, file, out))
                 bar.update(file.size)
     contents.write(settings.record(archive))
     return contents
@@ -378,7 +378,7 @@ def main(argv: list[str] | None = None) -> None:
     if flags.list:
         list_archives(settings)
         return
-    results.prepare_output_dir(settings.output_dir)
+    files.prepare_output_dir(settings.output_dir)
     for archive in chosen:
         provide(archive, settings)
 

@@ -26,9 +26,9 @@ from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
 from lmntk.examples import PUBLISHED_SEEDS, read_examples, split_file
+from lmntk.files import write_atomically
 from lmntk.kshot import DEFAULT_TASKS
 from lmntk.models.families import max_positions
-from lmntk.results import write_atomically
 from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
 from lmntk.tool_flags import Parser
 

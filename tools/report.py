@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import numpy as np
 
-from lmntk import analysis, results, tool_flags
+from lmntk import analysis, tool_flags
 from lmntk.errors import UsageError
 from lmntk.report.page import Group, Sentence, page
 from lmntk.solvers import SOLVERS
@@ -126,10 +126,10 @@ def write_report(
     """
     by_task = study_folders(folders, flags or {}, show=sys.stderr.isatty())
     text, files = page([group(key, found, sentences, data_dir) for key, found in by_task.items()])
-    output = results.prepare_output_dir(output)
+    output = files.prepare_output_dir(output)
     path = output / "report.html"
     for name, content in (files | {path.name: text.encode()}).items():
-        results.write_atomically(output / name, lambda file, content=content: file.write(content), lasting=False)
+        files.write_atomically(output / name, lambda file, content=content: file.write(content), lasting=False)
     return path
 
 

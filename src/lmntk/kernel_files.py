@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lmntk import results
+from lmntk import files, results
 from lmntk.errors import UsageError
 from lmntk.results import OFF_BY_DEFAULT, LayerKernels
 from lmntk.tile_store import TileStore
@@ -113,7 +113,7 @@ class KernelFiles:
             return []
 
     def _note(self, splits: list[str]) -> None:
-        results.write_atomically(self._overwriting_file, lambda file: file.write(json.dumps(splits).encode()))
+        files.write_atomically(self._overwriting_file, lambda file: file.write(json.dumps(splits).encode()))
 
     def _has_layers(self, path: Path, split: str, stored: Mapping[str, Any]) -> bool:
         """Whether the layers' parts lie beside a kernel; a file that another kernel's run left does not count."""

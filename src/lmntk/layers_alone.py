@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from lmntk.results import LayerKernels, write_atomically
+from lmntk.files import write_atomically
+from lmntk.results import LayerKernels
 from lmntk.solvers import Fitted, Prediction
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lmntk.errors import UsageError
-from lmntk.results import prepare_output_dir, remove_unfinished_files
+from lmntk.files import prepare_output_dir, remove_unfinished_files
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lmntk import descriptions, results
+from lmntk import descriptions, files, results
 from lmntk.build import Run
 from lmntk.solver_problem import two_logits
 from lmntk.tasks import Task
@@ -88,7 +88,7 @@ def prediction_rows(task: Task, averaged: np.ndarray, labels: Sequence[int | flo
 def _write_predictions(path: Path, rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    results.write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    files.write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def _flags(run: Run, arguments: Sequence[Any]) -> dict[str, Any]:

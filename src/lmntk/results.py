@@ -3,15 +3,12 @@
 Every file but the log appears whole or not at all: it is written under another name in its folder, then renamed.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import math
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lmntk.errors import UsageError
+from lmntk.files import prepare_output_dir, write_atomically
 
 LayerKernels = dict[str, Tensor]
 """What each layer adds to a kernel, by its name, from the input on: of the kernel's shape, and they sum to it."""
@@ -27,7 +25,6 @@ LayerKernels = dict[str, Tensor]
 HASH_KEY = "kernel_sha256"
 # What descriptions have said since there is such a thing; null, or nothing, where it does not apply.
 OFF_BY_DEFAULT = ("from_linearhead", "random_model_init", "lora", "demonstrations")
-UNFINISHED = ".tmp"
 
 
 def mode_and_task(split: str, task_key: str) -> tuple[str, str]:
@@ -85,73 +82,6 @@ def tiles_path(directory: str | Path, split: str, task_key: str) -> Path:
 def ensemble_path(directory: str | Path, split: str, task_key: str, model_id: int, array_id: int) -> Path:
     """Where ``--save_logit`` puts the logits of a test set for `tools/ensemble.py`."""
     return Path(directory) / f"{mode_and_task(split, task_key)[1]}-{model_id}-{array_id}.npy"
-
-
-def prepare_output_dir(path: str | Path, flag: str = "--output_dir") -> Path:
-    """Make a folder, and a file in it for a moment: permissions alone do not tell what a file system allows.
-
-    Args:
-        path: The folder.
-        flag: The flag that named it.
-
-    Raises:
-        UsageError: Names the flag and what is in the way.
-    """
-    directory = Path(path)
-    probe = directory / f".writable-{uuid.uuid4().hex}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"{flag} {directory} cannot be written ({error.strerror}): choose another folder, or clear the way"
-        ) from error
-    return directory
-
-
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, lasting: bool = True) -> None:
-    """Give `path` the bytes that `write` writes, all of them or, after a failure or a kill, none.
-
-    Args:
-        path: The file to make or replace.
-        write: Called once with an open file in the same folder.
-        lasting: Wait until the disk has it, so that it outlives a power cut too.
-
-    Raises:
-        UsageError: The file system refuses.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            if lasting:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if lasting:
-            _sync_directory(path.parent)
-    except (OSError, RuntimeError) as error:
-        cause = file_error_behind(error)
-        if cause is None:
-            raise
-        raise UsageError(
-            f"cannot write {path} ({cause.strerror}): make room, or clear the way, and give the same command again; "
-            "what was finished is kept"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished_files(folder: Path) -> None:
-    """Remove what was being written into a folder when a process was killed."""
-    for path in folder.glob(f".*.{'[0-9a-f]' * 32}{UNFINISHED}"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping[str, Any]) -> None:
@@ -367,23 +297,6 @@ def file_hash(path: Path) -> str:
 
 def _write_text(file: BinaryIO, text: str) -> None:
     file.write(text.encode())
-
-
-def file_error_behind(error: BaseException | None) -> OSError | None:
-    """What the file system said, where `torch.save` made another error of it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Let a rename survive a power cut, where the file system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _own_storage(tensor: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 import lmntk
 from lmntk.errors import UsageError
+from lmntk.files import remove_unfinished_files, write_atomically
 from lmntk.kernels import Plan
 from lmntk.kernels.engines.base import Block
 from lmntk.kernels.tiling import Tile
-from lmntk.results import kernel_differences, remove_unfinished_files, write_atomically
+from lmntk.results import kernel_differences
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from lmntk.build import Run
 from lmntk.descriptions import hash_of_tokens
 from lmntk.errors import UsageError
 from lmntk.features import RedrawnDataset
+from lmntk.files import file_error_behind, write_atomically
 from lmntk.metrics import compute_metrics
 from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import ADAPTERS_FILE, WEIGHTS_FILE, restore_checkpoint, save_checkpoint, save_tokenizer
 from lmntk.parameters import ParameterFilter, count_parameters, select_parameters
-from lmntk.results import file_error_behind, write_atomically
 from lmntk.stopping import Stopped
 from lmntk.tasks import Task
 from lmntk.trainers.base import FewShotTrainer
