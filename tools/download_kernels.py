@@ -153,8 +153,8 @@ def is_address(text: str) -> bool:
 
 def chosen_paths(contents: Contents, archive: Archive, settings: Settings) -> dict[Path, File]:
     """Return the files asked for by where they go."""
-    files = contents.chosen(archive.name, settings.tasks, settings.seeds)
-    return {settings.path(archive, file): file for file in files}
+    chosen = contents.chosen(archive.name, settings.tasks, settings.seeds)
+    return {settings.path(archive, file): file for file in chosen}
 
 
 def is_there(path: Path, file: File) -> bool:

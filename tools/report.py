@@ -18,6 +18,7 @@ import numpy as np
 
 from lmntk import analysis, tool_flags
 from lmntk.errors import UsageError
+from lmntk.files import prepare_output_dir, write_atomically
 from lmntk.report.page import Group, Sentence, page
 from lmntk.solvers import SOLVERS
 from lmntk.stored_runs import label_names, names_of, read_runs
@@ -126,10 +127,10 @@ def write_report(
     """
     by_task = study_folders(folders, flags or {}, show=sys.stderr.isatty())
     text, files = page([group(key, found, sentences, data_dir) for key, found in by_task.items()])
-    output = files.prepare_output_dir(output)
+    output = prepare_output_dir(output)
     path = output / "report.html"
     for name, content in (files | {path.name: text.encode()}).items():
-        files.write_atomically(output / name, lambda file, content=content: file.write(content), lasting=False)
+        write_atomically(output / name, lambda file, content=content: file.write(content), lasting=False)
     return path
 
 
