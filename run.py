@@ -101,4 +101,9 @@ if __name__ == "__main__":
     if {"-h", "--help"}.intersection(sys.argv):
         # transformers imports it wherever it is installed, which takes twice as long as all that the help needs.
         sys.modules["peft"] = None  # type: ignore[assignment]
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if not status:
+        from lmntk import distributed
+
+        distributed.leave()
+    sys.exit(status)

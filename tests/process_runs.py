@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from command_line import load_run_module
+from lmntk import distributed
 from lmntk.tile_store import TileStore
 
 
@@ -39,6 +40,7 @@ def main() -> int:
         status = run.main(entry["argv"])
         if status:
             return status
+    distributed.leave()
     return 0
 
 

@@ -57,6 +57,12 @@ def tells(error: UsageError) -> bool:
     return os.environ.get("RANK", "0") == "0" if alike else True
 
 
+def leave() -> None:
+    """Part from the other processes when all is done: torch's threads may abort a process that just ends."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def first_does(work: Callable[[], Answer]) -> Answer:
     """Do something on the first process alone: all of them get its answer, or fail with its error.
 
