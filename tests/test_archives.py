@@ -123,3 +123,12 @@ def test_a_pickle_of_something_else_is_named_and_not_run(place: Place, kind: str
     assert not trace.exists()
     assert not (place.result / SST_2_FOLDER / f"dev_{kind}_sst-2.pt").exists()
     assert not list(place.result.rglob(".*"))
+
+
+def test_half_of_an_archive_is_damaged_though_a_kernel_in_it_is_an_archive_itself(place: Place) -> None:
+    whole = zip_of(SMALL, compression=zipfile.ZIP_STORED)
+    place.mirror.files[SGD] = whole[: 2 * len(whole) // 3]
+    outcome = place.call()
+    assert outcome.status == 2
+    assert f"{place.cache / SGD} is damaged: " in outcome.err
+    assert not (place.cache / SGD).exists()

@@ -1,5 +1,6 @@
 """tools/compare_kernels.py: its numbers, and what it refuses to compare."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 import compare_kernels
 from kernel_folders import Folder
-from lmntk import analysis, solvers
+from lmntk import analysis, results, solvers, tool_flags
 from lmntk.errors import UsageError
 from lmntk.results import kernel_path
 from lmntk.solver_problem import SolverSettings
@@ -169,3 +170,24 @@ def test_what_cannot_be_compared_is_told_in_a_sentence(
 def test_one_kernel_alone_is_answered_with_a_sentence() -> None:
     with pytest.raises(UsageError, match="the following arguments are required: B"):
         compare_kernels.main(["somewhere"])
+
+
+def test_texts_of_another_split_are_refused_though_labels_agree(tmp_path: Path) -> None:
+    a, b = Folder(tmp_path / "1", "a"), Folder(tmp_path / "2", "b")
+    for folder in (a, b):
+        path = results.description_path(folder.path, "train", "sst-2")
+        told = json.loads(path.read_text(encoding="utf-8"))
+        told |= {"data_sha256": {"train": folder.path.name}, "tokens_sha256": {"train": folder.path.name}}
+        path.write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(UsageError, match="are kernels of different texts, as the descriptions beside them tell"):
+        compare_kernels.main([str(a.path), str(b.path)])
+
+
+def test_a_command_line_that_is_interrupted_ends_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert tool_flags.exit_status(interrupted) == 130
+    assert capsys.readouterr().err == "stopped: the same command begins anew\n"

@@ -80,7 +80,7 @@ def test_every_command_of_the_page_works_on_the_files_that_it_shows(
 
 
 def test_it_is_short_and_what_it_names_exists() -> None:
-    assert len(PAGE.splitlines()) <= 80
+    assert len(PAGE.splitlines()) <= 85
     of_tools = {"mode", "k", "input", "task", "condition", "format"}
     assert {flag for flag in re.findall(r"--(\w+)", PAGE) if flag not in _flag_names() | of_tools} == set()
     for link in re.findall(r"\]\(([^)]+)\)", PAGE):

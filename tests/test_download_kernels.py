@@ -132,7 +132,8 @@ def test_an_archive_of_nothing_that_is_known_is_kept_and_says_what_it_holds(plac
     place.mirror.files[SGD] = zip_of({"kernels/a.npy": b"", "kernels/b.npy": b""})
     assert place.refuse() == (
         f"{place.cache / SGD} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but 2 members, such as "
-        "kernels/a.npy: the archive is kept there; unpack it by hand, and name a folder of its kernels with "
+        "kernels/a.npy: the archive is kept there; remove it to fetch another, or unpack it by hand and name a folder "
+        "of its kernels with "
         "--load_kernels of run.py"
     )
     assert (place.cache / SGD).exists()

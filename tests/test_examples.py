@@ -286,3 +286,11 @@ def test_a_file_that_cannot_be_written_is_told_in_one_sentence(tmp_path):
     with pytest.raises(UsageError) as caught:
         write_text(tmp_path / "file" / "train.csv", "")
     assert str(caught.value).startswith(f"cannot write {tmp_path}/file/train.csv: ")
+
+
+def test_a_file_in_utf_16_is_told_from_one_in_latin_1(tmp_path):
+    for encoding, advice in (("utf-16", "iconv -f utf-16 "), ("latin1", "iconv -f latin1 ")):
+        path = tmp_path / "train.csv"
+        path.write_bytes("1,schön\n".encode(encoding))
+        with pytest.raises(UsageError, match=advice):
+            read_examples(TASKS["mr"], path)

@@ -125,12 +125,26 @@ def comparable(a: StoredKernel, b: StoredKernel) -> tuple[Array, Array, list[str
     return first, second, notes
 
 
+def _differ(a: StoredKernel, b: StoredKernel, key: str) -> bool:
+    stored = [kernel.description.get(key) for kernel in (a, b)]
+    return all(stored) and stored[0] != stored[1]
+
+
 def other_texts(a: StoredKernel, b: StoredKernel) -> list[str]:
-    """Say whether the descriptions tell of other texts or prompts, which equal labels do not show."""
+    """Say whether the descriptions tell of other prompts, which equal labels do not show.
+
+    Raises:
+        UsageError: They tell of other texts, asked in other tokens: k-shot splits of two seeds have the same labels.
+    """
     notes = []
+    if all(_differ(a, b, key) for key in ("data_sha256", "tokens_sha256")):
+        raise UsageError(
+            f"{a.path} and {b.path} are kernels of different texts, as the descriptions beside them tell: only kernels "
+            "of the same examples can be compared"
+        )
     for key, what in (("data_sha256", "data files"), ("tokens_sha256", "tokens")):
         stored = [kernel.description.get(key) for kernel in (a, b)]
-        if all(stored) and stored[0] != stored[1]:
+        if _differ(a, b, key):
             modes = [mode for mode in stored[0] if stored[0][mode] != stored[1].get(mode)]
             notes.append(f"the descriptions tell of different {what} of {' and '.join(modes)}")
             break  # of other data the tokens are others, too

@@ -38,13 +38,16 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     with contextlib.ExitStack() as stack:
         with _damage_told(path, "its table of contents"):
             archive = stack.enter_context(zipfile.ZipFile(path))
+        if all(member.header_offset for member in archive.infolist()) and archive.infolist():
+            # Of an archive that was cut, zipfile finds the contents of a tensors' file within: a zip archive itself.
+            raise DamagedArchiveError(f"{path} is damaged: its end is missing")
         seen = set()
         for member in archive.infolist():
             danger = _danger(member) or ("is there twice" if member.filename in seen else "")
             if danger:
                 raise UsageError(
                     f"{path} was not unpacked: its member {member.orig_filename!r} {danger}, which no archive of "
-                    "kernels has; look where it comes from"
+                    "kernels has; look where it comes from, and remove it to fetch another"
                 )
             seen.add(member.filename)
         yield archive

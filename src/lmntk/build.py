@@ -100,6 +100,10 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     read = [*splits] if "train" in splits or not shows_others else ["train", *splits]
     data_files = {split: _file(task, data_args.data_dir, split) for split in read}
     examples = {split: read_examples(task, path) for split, path in data_files.items()}
+    if task.columns and "train" in examples:
+        seen = {example.label for example in examples["train"]}
+        for label in (label for label in task.labels if label not in seen):
+            logger.warning("no training example has the label '%s' of --mapping: its logit counts all the same", label)
 
     source = _find_source(model_args)
     if model_args.gguf_file is not None:

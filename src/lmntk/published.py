@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmntk.errors import UsageError
+from lmntk.errors import UsageError, suggest
 from lmntk.examples import write_text
-from lmntk.tasks import TASKS, find_task
+from lmntk.tasks import TASKS
 
 BASE_URL = "https://nlp.cs.princeton.edu/projects/LM-Kernel-FT/roberta-base"
 MODEL = "roberta-base"
@@ -94,7 +94,9 @@ def published_task(name: str) -> str:
     Raises:
         UsageError: There is no such task, or none of its kernels.
     """
-    task = find_task(name).folder
+    task = next((task.folder for task in TASKS.values() if task.key == name.lower()), None)
+    if task is None:
+        raise UsageError(suggest(name, PUBLISHED_TASKS, "task"))
     if task not in PUBLISHED_TASKS:
         raise UsageError(f"--task {name}: no kernels of {task} were published; available: {', '.join(PUBLISHED_TASKS)}")
     return task
@@ -153,7 +155,8 @@ class Contents:
         if not any(file.kind == "kernels" for file in self.files):
             raise UsageError(
                 f"{path} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but {example}: the archive is "
-                "kept there; unpack it by hand, and name a folder of its kernels with --load_kernels of run.py"
+                "kept there; remove it to fetch another, or unpack it by hand and name a folder of its kernels with "
+                "--load_kernels of run.py"
             )
         if self.others:
             print(f"left out of {path.name}: {example}")

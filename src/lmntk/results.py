@@ -3,6 +3,7 @@
 Every file but the log appears whole or not at all: it is written under another name in its folder, then renamed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -312,7 +313,8 @@ def _load(path: Path, kind: str, if_missing: str) -> Any:
         raise UsageError(f"{path} does not exist: {if_missing}") from error
     # Damaged files make torch raise anything from EOFError to RuntimeError.
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is cut or damaged"
+        told = isinstance(error, OSError) and error.errno != errno.EINVAL  # torch's word for a file that was cut
+        reason = error.strerror if isinstance(error, OSError) and told else "it is cut or damaged"
         raise UsageError(
             f"{path} cannot be read as {kind} ({reason}): compute it again with --overwrite_kernels"
         ) from error

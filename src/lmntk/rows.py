@@ -4,6 +4,7 @@ A TSV line is split on tabs alone, since the quotation marks of GLUE's files bel
 quoting. A line of JSON is an object, of which the task's columns are taken. An ``NA`` in a review is a word, not a gap.
 """
 
+import codecs
 import csv
 import json
 import re
@@ -91,7 +92,11 @@ def _open(path: str | Path) -> Iterator[TextIO]:
         with Path(path).open(encoding="utf-8", newline="") as file:
             yield file
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: convert it, for instance with iconv -f latin1 -t utf-8") from error
+        with Path(path).open("rb") as file:
+            encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+        raise UsageError(
+            f"{path} is not UTF-8 text: convert it, for instance with iconv -f {encoding} -t utf-8"
+        ) from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 

@@ -228,6 +228,8 @@ class StoredRun:
             return None
         rows = _read_csv(path)
         try:
+            if rows[0][:3] != ["index", "label", "prediction"]:
+                raise ValueError("another header")
             pairs = [(row[1], row[2]) for row in rows[1:]]
             convert = float if task.regression else task.labels.index
             numbers = np.array([[convert(text) for text in pair] for pair in pairs], dtype=np.float64).reshape(-1, 2)

@@ -30,11 +30,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """Do the work of a tool, its warnings and a `UsageError` told on stderr; return 0, or 2 after an error."""
+    """Do the work of a tool, its warnings, a `UsageError` and Ctrl-C told on stderr; return the exit status."""
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     try:
         main()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command begins anew", file=sys.stderr)
+        return 130
     return 0

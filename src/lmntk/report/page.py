@@ -45,6 +45,8 @@ blockquote { margin: .25rem 0; padding: .1rem 0 .1rem .8rem; border-left: 4px so
 article { margin: 1rem 0 0; break-inside: avoid }
 article h4 { margin-top: 0 }
 footer { margin-top: 3rem; padding-top: .75rem; border-top: 1px solid #d0d0d0 }
+@media (max-width: 1150px) { .runs { font-size: .8rem } .runs th, .runs td { padding-right: .4rem }
+  .runs tbody td { white-space: normal } }
 @media (max-width: 900px) { .two, .three { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)) }
   body { padding: 1rem } }
 @media print { body { max-width: none } figure, article, tr { break-inside: avoid } }
