@@ -65,7 +65,7 @@ def as_png(*draws: Draw, titles: Sequence[str] = (), height: float = HEIGHT) -> 
         # Labels widen when they are drawn, and a square then moves: the layout settles at the third time.
         figure.draw_without_rendering()
         figure.draw_without_rendering()
-        figure.savefig(file, metadata={"Software": None})
+        figure.savefig(file, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.06)
     return file.getvalue()
 
 
