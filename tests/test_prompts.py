@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from lmntk.errors import UsageError
-from lmntk.prompts import Limits, Prompt, choose_prompts, label_word_ids, parse_mapping, render
+from lmntk.prompt_files import choose_prompts, parse_mapping
+from lmntk.prompts import Limits, Prompt, label_word_ids, render
 from lmntk.templates import Template
 from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
 
@@ -311,7 +312,7 @@ def test_files_of_mappings_and_of_prompts_give_the_line_asked_for(files: dict[st
 
 
 def test_a_file_beats_a_flag_and_says_so(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "lmntk.prompts"):
+    with caplog.at_level(logging.WARNING, "lmntk.prompt_files"):
         assert choose(template="*mask*x", template_path=files["templates"], template_id=0)[0] == ["*mask*a"]
     assert caplog.messages == [f"--template is not used: {files['templates']} takes its place"]
 

@@ -19,7 +19,7 @@ from gather_result import Parser, as_numbers, counted, find_trials, note, percen
 from lmntk.errors import UsageError
 from lmntk.examples import read_examples, split_file
 from lmntk.metrics import compute_metrics
-from lmntk.prompts import read_mapping
+from lmntk.prompt_files import read_mapping
 from lmntk.run_log import Run, Trial, best_trial, data_seed, keys_of, read_log
 from lmntk.tasks import Task, custom_task, find_task
 from lmntk.tool_flags import exit_status

@@ -9,7 +9,8 @@ from typing import Any
 from lmntk.arguments import GENERAL_MAX_SEQ_LENGTH, GENERAL_NUM_SAMPLE, DataArguments
 from lmntk.demonstrations import DemonstrationSettings
 from lmntk.errors import UsageError
-from lmntk.prompts import Limits, choose_prompts, parse_mapping, read_mapping
+from lmntk.prompt_files import choose_prompts, parse_mapping, read_mapping
+from lmntk.prompts import Limits
 from lmntk.tasks import CUSTOM, Task, custom_task, find_task
 from lmntk.templates import plain_text_template
 
