@@ -27,7 +27,7 @@ from lmntk.errors import UsageError
 from lmntk.examples import Example, read_examples, split_file
 from lmntk.features import Collator, FeatureDataset, RedrawnDataset, Renderer
 from lmntk.models.base import PositionModel
-from lmntk.models.checkpoints import HEAD_FILE, restore_extras
+from lmntk.models.checkpoints import HEAD_FILE
 from lmntk.models.families import is_causal, max_positions
 from lmntk.models.gguf import converted
 from lmntk.models.loading import (
@@ -366,8 +366,6 @@ def _load_model(
         )
     else:
         model = load_prompt_model(source.weights, config, label_words, binary_classification=binary, **options)
-    if source.adapters is not None:
-        restore_extras(model, source.adapters)
     return model
 
 

@@ -55,7 +55,7 @@ def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArgume
         **dict.fromkeys(OFF_BY_DEFAULT),
         **({"from_linearhead": True} if training_args.from_linearhead else {}),
         **({"random_model_init": True} if training_args.random_model_init else {}),
-        **({} if run.lora is None else {"lora": vars(run.lora)}),
+        **({} if run.lora is None else {"lora": run.lora.description}),
         **({} if shown is None else {"demonstrations": vars(shown) | {"draws": run.prompts.draws}}),
     }
 

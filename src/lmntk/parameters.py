@@ -8,7 +8,6 @@ from torch import nn
 
 from lmntk.errors import UsageError
 from lmntk.models.base import PositionModel
-from lmntk.models.lora import is_adapter
 
 # A layer's parameters carry its number behind the name of the list that holds it: encoder.layer.3.…, layers.3.…, h.3.…
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
@@ -25,7 +24,7 @@ class ParameterFilter:
         exclude_head: Leave out everything behind the encoder: the LM head with its transform, or the classifier.
         only_biases: Keep parameters whose name says ``bias``.
         exclude_first_layers: Leave out that many layers, counted from the input.
-        only_adapters: Keep LoRA adapters and what lies behind the encoder.
+        only_adapters: Keep what peft trains with LoRA adapters, and what lies behind the encoder.
     """
 
     exclude_embeddings: bool = False
@@ -34,15 +33,15 @@ class ParameterFilter:
     exclude_first_layers: int = 0
     only_adapters: bool = False
 
-    def keeps(self, name: str, base_prefix: str) -> bool:
-        """Whether the parameter `name` counts, where the encoder's names begin with `base_prefix`."""
-        in_base = name.startswith(base_prefix)
+    def keeps(self, name: str, model: PositionModel) -> bool:
+        """Whether the parameter `name` of a model counts."""
+        in_base = name.startswith(model.base_prefix)
         layer = _LAYER.search(name)
         return not (
             (self.exclude_embeddings and in_base and layer is None and _EMBEDDINGS.search(name))
             or (self.exclude_head and not in_base)
             or (self.only_biases and "bias" not in name)
-            or (self.only_adapters and in_base and not is_adapter(name))
+            or (self.only_adapters and in_base and name not in model.trained)
             or (layer is not None and int(layer.group(1)) < self.exclude_first_layers)
         )
 
@@ -64,7 +63,7 @@ def select_parameters(
     depth = 1 + max((int(match.group(1)) for match in map(_LAYER.search, named) if match), default=-1)
     if not 0 <= chosen.exclude_first_layers <= depth:
         raise UsageError(f"{layers_flag} {chosen.exclude_first_layers}: the model has {depth} layers")
-    selected = {name: parameter for name, parameter in named.items() if chosen.keeps(name, model.base_prefix)}
+    selected = {name: parameter for name, parameter in named.items() if chosen.keeps(name, model)}
     if not selected:
         flags = ["--apply_lora" if flag == "only_adapters" else f"--{flag}" for flag, on in vars(chosen).items() if on]
         raise UsageError(f"{' '.join(flags)} together leave no parameter of this model; drop one of them")

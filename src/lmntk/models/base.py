@@ -26,6 +26,9 @@ class PositionModel(nn.Module):
         lm: The model of transformers.
         binary_classification: Make the logits the single difference f₁ − f₀, ``[B, 1]``.
         narrows: Whether the head looks at one position only, so that its encoder need hand on no other.
+
+    Attributes:
+        trained: The names of the parameters of `lm` that training changes: all, or with LoRA those that peft trains.
     """
 
     def __init__(self, lm: PreTrainedModel, binary_classification: bool = False, narrows: bool = True) -> None:
@@ -36,6 +39,7 @@ class PositionModel(nn.Module):
             narrow_last_layer(lm, self._position)
             decoder_of(lm).register_forward_hook(self._keep_one_position)
         self.lm = lm
+        self.trained = frozenset(f"lm.{name}" for name, parameter in lm.named_parameters() if parameter.requires_grad)
         self.binary_classification = binary_classification
 
     @property

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
 from lmntk.models.base import PositionModel
+from lmntk.models.finite import check_finite
 from lmntk.models.lora import CONFIG_FILE, is_adapter, load_adapters, read_adapters, save_adapters
 from lmntk.models.lora import WEIGHTS_FILE as ADAPTERS_FILE
 
@@ -118,7 +119,8 @@ def restore_extras(model: PositionModel, folder: Path, flag: str = "--model_name
     adapted = has_adapters(model) and (folder / CONFIG_FILE).is_file()
     adapters = read_adapters(model.lm, folder, flag) if adapted else None
     path, extras = folder / HEAD_FILE, _extras(model)
-    if adapted and not path.is_file():
+    brings_head = any(f"lm.{name}" in extras for name in adapters or ())
+    if adapted and not path.is_file() and not brings_head:
         logger.warning("%s holds adapters but no %s: the head is that of the model they stand on", folder, HEAD_FILE)
     if path.is_file() and extras:
         stored = _read(path, flag)
@@ -184,6 +186,8 @@ def _read_for(lm: nn.Module, path: Path, flag: str) -> dict[str, Tensor]:
 
 def _read(path: Path, flag: str) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{flag}: {path} cannot be read as weights ({error}): name another folder") from error
+    check_finite(stored, f"{flag}: {path}")
+    return stored

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, cast
@@ -26,7 +27,8 @@ from lmntk.models.checkpoints import quiet_transformers, restore_extras
 from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
 from lmntk.models.families import AUTO_CLASSES, choose_family, family_of, is_causal
 from lmntk.models.gguf import files_in
-from lmntk.models.lora import LoraSettings, add_adapters
+from lmntk.models.finite import check_finite
+from lmntk.models.lora import CONFIG_FILE, LoraSettings, add_adapters, names_in
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
 
@@ -92,7 +94,7 @@ class LoadOptions(TypedDict, total=False):
         seed: What random weights are drawn with, 42 where none is given.
         dtype: The dtype of all weights, float32 where none is given.
         cache_dir: Where downloads are kept.
-        lora: Rank and scale of LoRA adapters to add.
+        lora: LoRA adapters to add: new ones, or those in a folder.
     """
 
     random_segment: bool
@@ -172,6 +174,8 @@ def load_classifier(
         lm, absent = auto.from_config(config, dtype=torch.float32, attn_implementation="eager"), set()
     else:
         lm, absent = _load(AutoModelForSequenceClassification, name_or_path, config, options.get("cache_dir"))
+        lora = options.get("lora")
+        absent -= set() if lora is None or lora.folder is None else names_in(lora.folder, lm)
         new = {name for name in absent if not name.startswith(_prefix(lm)) or ".pooler." in name}
         _warn_of_random_weights(name_or_path, absent - new)
         if new:
@@ -212,6 +216,8 @@ def _prepare(lm: PreTrainedModel, options: LoadOptions) -> None:
     use_plain_rms_norms(lm)
     lora = options.get("lora")
     if lora is not None:
+        if lora.folder is not None:
+            set_seed(options.get("seed", SEED))  # some initialisations are random, as they are with this seed in peft
         add_adapters(lm, lora)
     lm.eval()
 
@@ -220,6 +226,9 @@ def _finished(model: Model, name_or_path: str, options: LoadOptions) -> Model:
     """Give a model what lies beside its checkpoint's weights, the dtype asked for, and memory of its own."""
     if not options.get("random_init"):
         restore_extras(model, Path(name_or_path))
+    lora = options.get("lora")
+    if lora is not None and lora.folder is not None:
+        restore_extras(model, lora.folder)
     model.to(options.get("dtype", torch.float32))
     for parameter in model.parameters():
         # A file's weights lie in memory as they lay in the file, and small products round by where numbers lie: in
@@ -232,9 +241,13 @@ def _load(
     auto: Any, name_or_path: str, config: PretrainedConfig, cache_dir: str | None
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load weights into the model that `auto` chooses; return it and the names of those that the checkpoint lacks."""
-    with _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "weights"), quiet_transformers():
+    with (
+        _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "weights"),
+        quiet_transformers(),
+        _without_adapters(name_or_path) as place,
+    ):
         lm, report = auto.from_pretrained(
-            name_or_path,
+            place,
             config=config,
             cache_dir=cache_dir,
             dtype=torch.float32,
@@ -258,7 +271,22 @@ def _load(
         raise UsageError(
             f"'{name_or_path}' holds no weight of a {config.model_type} {family_of(config)} language model"
         )
+    check_finite(dict(lm.named_parameters()), f"--model_name_or_path: the checkpoint '{name_or_path}'")
     return lm, missing
+
+
+@contextlib.contextmanager
+def _without_adapters(name_or_path: str) -> Iterator[str]:
+    """A folder's weights without the adapters beside them, which transformers would put on the model on its own."""
+    folder = Path(name_or_path)
+    if not (folder / CONFIG_FILE).is_file():
+        yield name_or_path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        for path in folder.iterdir():
+            if path.name != CONFIG_FILE:
+                (Path(place) / path.name).symlink_to(path.resolve())
+        yield place
 
 
 def _warn_of_random_weights(name_or_path: str, absent: set[str]) -> None:
