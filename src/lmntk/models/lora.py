@@ -28,6 +28,7 @@ PICKLED_WEIGHTS_FILE = "adapter_model.bin"
 # What peft's files put before a weight's name in the model that the adapters stand on.
 NAME_PREFIX = "base_model.model."
 KIND = "LORA"
+_OF_WRAPPERS = {"modules_to_save", "original_module"}
 
 # Settings of a LoRA configuration that give a function of another kind, or other derivatives than the logits have.
 _REFUSED = {
@@ -132,9 +133,8 @@ def _new_config(lm: PreTrainedModel, settings: LoraSettings) -> Any:
 
     # GPT-2 stores its weights transposed.
     transposed = targets == ("c_attn",)
-    return LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets), fan_in_fan_out=transposed
-    )
+    alpha: Any = settings.alpha  # peft takes fractions too
+    return LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(targets), fan_in_fan_out=transposed)
 
 
 def _stored_config(folder: Path) -> Any:
@@ -203,7 +203,8 @@ def _check_layers(lm: nn.Module, last: nn.Module, settings: LoraSettings) -> Non
                 f"{settings.folder} holds adapters of {name}, the layer that gives the logits, of which single rows "
                 "are asked here: name adapters that leave it out, or that bring it whole (peft's modules_to_save)"
             )
-        for matrix in module.lora_A.values():
+        matrices: Any = module.lora_A.values()
+        for matrix in matrices:
             if matrix.weight.shape[1] != module.in_features:
                 raise UsageError(
                     f"peft cannot put the adapters in {settings.folder} on {name}, whose weight is stored transposed: "
@@ -266,7 +267,11 @@ def save_adapters(lm: PreTrainedModel, folder: Path, base_name: str) -> None:
     config: Any = lm.peft_config["default"]
     config.base_model_name_or_path = str(Path(base_name).resolve()) if Path(base_name).is_dir() else base_name
     config.save_pretrained(folder)
-    weights = {f"{NAME_PREFIX}{name}": tensor.clone() for name, tensor in _adapters_of(lm).items()}
+    weights = _adapters_of(lm)
+    for second, first in _second_names(lm).items():
+        if first in weights:
+            weights[second] = weights[first]  # a head that is written whole is looked for under all its names
+    weights = {f"{NAME_PREFIX}{name}": tensor.clone() for name, tensor in weights.items()}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
@@ -280,8 +285,7 @@ def read_adapters(lm: PreTrainedModel, folder: Path, flag: str) -> dict[str, Ten
     own = lm.state_dict()
     adapters = _adapters_of(lm)
     needed = {name for name in adapters if is_adapter(name) or not name.endswith("bias")}
-    tied = dict(getattr(lm, "_tied_weights_keys", None) or {})
-    second_names = {*tied, *tied.values()} - own.keys()
+    second_names = _second_names(lm)
     known = {**own, **adapters}
     differing = sorted(needed - stored.keys()) + sorted(
         name
@@ -336,7 +340,20 @@ def _named_as_in(lm: PreTrainedModel, stored: Mapping[str, Tensor]) -> dict[str,
     prefix = f"{lm.base_model_prefix}."
     before = prefix if lm.base_model is not lm and not _names_whole_model(lm, stored) else ""
     after = prefix if lm.base_model is lm and _names_whole_model(lm, stored) else ""
-    return {before + name.removeprefix(NAME_PREFIX).removeprefix(after): tensor for name, tensor in stored.items()}
+    return {
+        before + name.removeprefix(NAME_PREFIX).removeprefix(after): tensor
+        for name, tensor in stored.items()
+        # Asked for all biases, peft writes those of its wrappers too, and does not read them.
+        if not _OF_WRAPPERS.intersection(name.split("."))
+    }
+
+
+def _second_names(lm: nn.Module) -> dict[str, str]:
+    """The names of parameters that a model has under another one only, which is given for each."""
+    tied: dict[str, str] = getattr(lm, "_tied_weights_keys", None) or {}
+    own = lm.state_dict().keys()
+    pairs = [*tied.items(), *((source, target) for target, source in tied.items())]
+    return {second: first for second, first in pairs if second not in own and first in own}
 
 
 def _adapters_of(lm: nn.Module) -> dict[str, Tensor]:
