@@ -26,11 +26,11 @@ from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import quiet_transformers, restore_extras
 from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
 from lmntk.models.families import AUTO_CLASSES, choose_family, family_of, is_causal
-from lmntk.models.finite import check_finite
 from lmntk.models.gguf import files_in
 from lmntk.models.lora import CONFIG_FILE, LoraSettings, add_adapters, names_in
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
+from lmntk.models.sound_weights import check_finite, check_number_types
 
 Model = TypeVar("Model", bound=PositionModel)
 
@@ -255,6 +255,7 @@ def _load(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    check_number_types(name_or_path, cache_dir)
     missing = set(report["missing_keys"])
     mismatched = {str(key[0]) for key in report["mismatched_keys"]}
     if auto is AutoModelForSequenceClassification:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmntk.errors import UsageError
-from lmntk.models.finite import check_finite
+from lmntk.models.sound_weights import check_finite
 
 logger = logging.getLogger(__name__)
 

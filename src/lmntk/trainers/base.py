@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from lmntk import distributed
 from lmntk.build import Run
+from lmntk.errors import UsageError
 from lmntk.features import FeatureDataset
 from lmntk.metrics import compute_metrics
 from lmntk.solver_problem import two_logits
@@ -21,6 +22,7 @@ from lmntk.tasks import REGRESSION_RANGE, Task
 logger = logging.getLogger(__name__)
 
 LOGITS_TOGETHER = 32
+TOO_LARGE = "take --kernel_dtype float64, or another --model_name_or_path"
 
 
 class FewShotTrainer(transformers.Trainer):
@@ -105,13 +107,9 @@ class FewShotTrainer(transformers.Trainer):
         logits, labels = torch.from_numpy(np.asarray(output.predictions)), torch.tensor(dataset.labels)
         predicted = regression_loss(logits, labels)[1] if self._task.regression else logits
         self.averaged[dataset.mode] = averaged = mean_over_samples(predicted.numpy(), dataset.num_examples)
-        broken = int((~np.isfinite(averaged)).any(axis=1).sum())
-        if broken:
-            logger.warning(
-                "%d of %d examples of %s have logits that are no numbers: training has diverged, and what is scored "
-                "means nothing; lower --learning_rate",
-                *(broken, len(averaged), dataset.mode),
-            )
+        broken = np.flatnonzero(~np.isfinite(averaged).all(axis=1))
+        if broken.size:
+            self._tell_of_broken_logits(broken, len(averaged), dataset.mode)
         self.labels[dataset.mode] = own = labels[: dataset.num_examples].numpy()
         scores = score(dataset.task, averaged, own)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
@@ -119,6 +117,14 @@ class FewShotTrainer(transformers.Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _tell_of_broken_logits(self, broken: np.ndarray, examples: int, split: str) -> None:
+        """Say which examples, counted from 0, have logits that are NaN or infinite."""
+        logger.warning(
+            "%d of %d examples of %s have logits that are no numbers: training has diverged, and what is scored "
+            "means nothing; lower --learning_rate",
+            *(len(broken), examples, split),
+        )
 
     def finish(self) -> None:
         """Do what is left when all results are written: nothing, here."""
@@ -148,6 +154,19 @@ class ZeroShotTrainer(FewShotTrainer):
         # With nothing to train there is nothing to evaluate meanwhile.
         args.eval_strategy = IntervalStrategy.NO
         super().__init__(run, model, args, **kwargs)
+
+    def _tell_of_broken_logits(self, broken: np.ndarray, examples: int, split: str) -> None:
+        narrow = [flag for flag in ("fp16_full_eval", "bf16_full_eval") if getattr(self.args, flag)]
+        way_out = f"leave --{narrow[0]} out" if narrow else TOO_LARGE
+
+        def refuse() -> None:
+            raise UsageError(
+                f"{len(broken)} of {examples} examples of {split} have logits that are no numbers, first example "
+                f"{broken[0]} (counted from 0), though all weights are finite: on the way through the model numbers "
+                f"grow too large: {way_out}"
+            )
+
+        distributed.all_do(refuse)
 
 
 def class_loss(logits: Tensor, labels: Tensor, squared: bool = False, smoothing: float = 0.0) -> Tensor:

@@ -12,9 +12,10 @@ from transformers.trainer_utils import TrainOutput
 from lmntk import distributed
 from lmntk.arguments import TrainingArguments
 from lmntk.build import Run
+from lmntk.errors import UsageError
 from lmntk.logistic import cross_validated, cross_validation_folds
 from lmntk.models.base import PositionModel
-from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, log_odds
+from lmntk.trainers.base import LOGITS_TOGETHER, TOO_LARGE, ZeroShotTrainer, log_odds
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,13 @@ def _fit(run: Run, model: PositionModel, device: torch.device) -> tuple[np.ndarr
         moved = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
         found.append(model.last_layer_inputs(moved).cpu().double().numpy())
     features = np.concatenate(found)
+    broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if broken.size:
+        raise UsageError(
+            f"train example {broken[0] % data.num_examples} (counted from 0) gives the last layer inputs that are no "
+            "numbers, though all weights are finite, so that no linear head can be fitted: on the way through the "
+            f"model numbers grow too large: {TOO_LARGE}"
+        )
     has_bias = getattr(model.last_layer, "bias", None) is not None
     logger.info("fitting the last layer to %d × %d features of train", *features.shape)
     if run.task.regression:
