@@ -5,10 +5,12 @@ import json
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import oracle
+from command_line import Workplace
 from lmntk.errors import UsageError
 from lmntk.kernels import assemble, make_engine
 from lmntk.models.checkpoints import has_adapters, restore_checkpoint, save_checkpoint
@@ -369,3 +371,90 @@ def test_an_adapter_that_is_no_number_is_named(value, bases, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=f"holds (NaN|infinity) in the weight base_model.model.{name}.weight"):
         load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("command line"))
+
+
+def refused(place, *flags, output):
+    """What a command says that ends with status 2."""
+    outcome = place.call(place.argv(*flags, output=output))
+    assert outcome.status == 2 and "Traceback" not in outcome.err, outcome.err
+    return outcome.err
+
+
+ON_ROBERTA = {"r": 4, "lora_alpha": 16, "target_modules": ["query", "key"]}
+
+
+def written_beside(place, name, **settings):
+    torch.manual_seed(SEED)
+    lm = AutoModelForMaskedLM.from_pretrained(place.model, attn_implementation="eager")
+    model = peft.get_peft_model(lm, peft.LoraConfig(**ON_ROBERTA, **settings))
+    shake(model)
+    model.save_pretrained(place.folder / name)
+    return ["--model_name_or_path", str(place.folder / name), "--apply_lora"]
+
+
+def test_run_py_computes_kernels_of_them_and_takes_them_for_no_others(place):
+    flags = written_beside(place, "adapters", init_lora_weights="pissa", bias="lora_only")
+    folder = place.run(*flags, output="kernels")
+    kernel, _ = torch.load(folder / "train_kernels_sst-2.pt", weights_only=True)
+    description = json.loads((folder / "train_kernels_sst-2.json").read_text())
+    assert description["lora"] == {"rank": 4, "alpha": 16, "bias": "lora_only", "init_lora_weights": "pissa"}
+    words = load_config(str(place.model)).vocab_size
+    head = (16 + 1) * 16 + 2 * 16 + (16 + 1) * words  # its dense layer, its norm, the decoder
+    assert description["grad_dim"] == 2 * 2 * (2 * 4 * 16 + 16) + head
+    place.run(*flags, output="kernels")  # they are used again
+    assert "--lora_r is 8, but the adapters" in refused(place, *flags, "--lora_r", "8", output="kernels")
+    rewrite(place.folder / "adapters", use_rslora=True)  # not a weight differs
+    assert "lora" in refused(place, *flags, output="kernels")
+    again = place.run(*flags, "--overwrite_kernels", output="kernels")
+    other, _ = torch.load(again / "train_kernels_sst-2.pt", weights_only=True)
+    assert oracle.relative_error(other, kernel) > 0.01
+
+
+@pytest.mark.parametrize(
+    "settings", [{"init_lora_weights": "olora", "bias": "lora_only"}, {"init_lora_weights": "mica"}]
+)
+def test_run_py_trains_what_peft_trains_and_goes_on_from_there(settings, place):
+    name = settings["init_lora_weights"]
+    flags = written_beside(place, name, **settings)
+    tuned = place.run(
+        *flags, "--trainer", "standard", "--max_steps", "3", "--learning_rate", "0.1", output=f"tuned {name}"
+    )
+    before, after = load_file(place.folder / name / WEIGHTS_FILE), load_file(tuned / WEIGHTS_FILE)
+    assert before.keys() == after.keys()
+    frozen = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    # A key's bias moves all scores of a query alike. With MiCA the matrices B stay.
+    assert {part for part in frozen if not part.endswith("key.base_layer.bias")} == {
+        part for part in before if name == "mica" and "lora_B" in part
+    }
+    asked = (
+        "--apply_lora",
+        "--trainer",
+        "standard",
+        "--no_train",
+        "--num_sample",
+        "1",
+        "--model_name_or_path",
+        str(tuned),
+    )
+    again = place.run(*asked, output=f"asked {name}")
+    for results in ("eval_results_sst-2.txt", "test_results_sst-2.txt"):
+        assert (again / results).read_text() == (tuned / results).read_text()
+
+
+def test_the_linear_head_stands_on_them_too(place):
+    flags = written_beside(place, "under a head", use_dora=True)
+    place.run(*flags, "--trainer", "linearhead", output="linear head")
+    place.run(*flags, "--from_linearhead", "--few_shot_type", "finetune", output="kernel from a linear head")
+
+
+def test_what_peft_cannot_load_ends_with_status_2(place):
+    flags = written_beside(place, "of another kind")
+    rewrite(place.folder / "of another kind", init_lora_weights="corda")
+    assert "initialised by corda go with changed weights" in refused(place, *flags, output="of another kind out")
+    rewrite(place.folder / "of another kind", peft_type="LOHA")
+    assert "adapters of the kind LOHA" in refused(place, *flags, output="of another kind out")

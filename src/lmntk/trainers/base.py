@@ -22,7 +22,9 @@ from lmntk.tasks import REGRESSION_RANGE, Task
 logger = logging.getLogger(__name__)
 
 LOGITS_TOGETHER = 32
-TOO_LARGE = "take --kernel_dtype float64, or another --model_name_or_path"
+TOO_LARGE = (
+    "numbers grow too large on the way through the model; take --kernel_dtype float64, or another --model_name_or_path"
+)
 
 
 class FewShotTrainer(transformers.Trainer):
@@ -73,6 +75,8 @@ class FewShotTrainer(transformers.Trainer):
     ) -> Any:
         """Return the loss, a mean over the batch, and the logits ``[B, C]`` if wanted."""
         logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+        if model.training and self.state.global_step == 0:
+            distributed.all_do(lambda: _check_before_training(logits, self.args))
         loss = self._loss(logits, inputs["labels"], self._smoothing if model.training else 0.0)
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -156,17 +160,27 @@ class ZeroShotTrainer(FewShotTrainer):
         super().__init__(run, model, args, **kwargs)
 
     def _tell_of_broken_logits(self, broken: np.ndarray, examples: int, split: str) -> None:
-        narrow = [flag for flag in ("fp16_full_eval", "bf16_full_eval") if getattr(self.args, flag)]
-        way_out = f"leave --{narrow[0]} out" if narrow else TOO_LARGE
-
         def refuse() -> None:
             raise UsageError(
                 f"{len(broken)} of {examples} examples of {split} have logits that are no numbers, first example "
-                f"{broken[0]} (counted from 0), though all weights are finite: on the way through the model numbers "
-                f"grow too large: {way_out}"
+                f"{broken[0]} (counted from 0), though all weights are finite: {_too_large(self.args)}"
             )
 
         distributed.all_do(refuse)
+
+
+def _check_before_training(logits: Tensor, args: transformers.TrainingArguments) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise UsageError(
+            "the model's logits of train are no numbers before the first step, though all weights are finite: "
+            f"{_too_large(args)}"
+        )
+
+
+def _too_large(args: transformers.TrainingArguments) -> str:
+    """Why logits are no numbers, and the way out."""
+    narrow = [flag for flag in ("fp16", "fp16_full_eval", "bf16", "bf16_full_eval") if getattr(args, flag)]
+    return f"numbers grow too large on the way through the model; leave --{narrow[0]} out" if narrow else TOO_LARGE
 
 
 def class_loss(logits: Tensor, labels: Tensor, squared: bool = False, smoothing: float = 0.0) -> Tensor:

@@ -77,8 +77,7 @@ def _fit(run: Run, model: PositionModel, device: torch.device) -> tuple[np.ndarr
     if broken.size:
         raise UsageError(
             f"train example {broken[0] % data.num_examples} (counted from 0) gives the last layer inputs that are no "
-            "numbers, though all weights are finite, so that no linear head can be fitted: on the way through the "
-            f"model numbers grow too large: {TOO_LARGE}"
+            f"numbers, though all weights are finite, so that no linear head can be fitted: {TOO_LARGE}"
         )
     has_bias = getattr(model.last_layer, "bias", None) is not None
     logger.info("fitting the last layer to %d × %d features of train", *features.shape)
