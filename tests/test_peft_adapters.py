@@ -5,7 +5,7 @@ import json
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -284,6 +284,8 @@ def test_adapters_of_an_encoder_alone_and_of_a_model_with_a_head_go_on_either(ar
         ({"ensure_weight_tying": True}, "are tied between word embeddings and decoder"),
         ({"r": 0}, "the rank r is 0, and a whole number of 1 or more is needed"),
         ({"r": 4.5}, "the rank r is 4.5"),
+        ({"r": 10**12}, "says rank 1000000000000, and no matrix in adapter_model.safetensors beside it has that rank"),
+        ({"base_model_name_or_path": "a/b", "revision": "v2"}, "asks for revision v2 of 'a/b'"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', which is no number"),
         ({"base_model_name_or_path": ""}, "base_model_name_or_path names no model"),
         ({"init_lora_weights": "corda"}, "initialised by corda go with changed weights: write them with peft's"),
@@ -302,6 +304,35 @@ def test_what_cannot_be_read_is_called_by_its_name_in_one_sentence(changed, part
     with pytest.raises(UsageError) as caught:
         load(tmp_path)
     assert part in str(caught.value) and str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_quantised_adapters_are_refused(bases, tmp_path):
+    path = write(bases["bert"], tmp_path, "bert") / WEIGHTS_FILE
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    save_file({**weights, name: (20 * weights[name]).to(torch.int8)}, path)
+    with pytest.raises(UsageError, match=f"holds the weight {name} as int8: quantised adapters are not read here"):
+        load(tmp_path)
+
+
+def test_the_folder_above_adapters_says_where_they_are(bases, tmp_path):
+    write(bases["bert"], tmp_path / "second", "bert")
+    write(bases["bert"], tmp_path / "first", "bert")
+    with pytest.raises(UsageError, match="it holds folders of adapters, of which one can be named: first, second"):
+        load_config(str(tmp_path))
+
+
+def test_a_configuration_nested_too_deeply_is_told_in_one_sentence(bases, tmp_path):
+    path = write(bases["bert"], tmp_path, "bert") / CONFIG_FILE
+    path.write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="cannot be read as the configuration of LoRA adapters"):
+        load(tmp_path)
+
+
+def test_adapters_of_half_precision_are_those_that_peft_makes_of_them(bases, tmp_path):
+    path = write(bases["bert"], tmp_path, "bert") / WEIGHTS_FILE
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    assert_close(load(tmp_path)(**tokens()), logits_of(by_peft(bases["bert"], tmp_path), tokens()))
 
 
 def test_a_setting_that_no_one_has_set_is_no_hindrance(bases, tmp_path):

@@ -362,6 +362,8 @@ def _sentences_instead_of_tracebacks(name_or_path: str, flag: str, what: str) ->
         path = Path(name_or_path)
         if path.is_dir():
             there = f"the folder '{name_or_path}' holds no {what.removeprefix('a ')} that can be loaded ({reason})"
+            if adapters := sorted(place.parent.name for place in path.glob(f"*/{CONFIG_FILE}")):
+                there += f"; it holds folders of adapters, of which one can be named: {', '.join(adapters)}"
             if found := files_in(path):
                 there += f"; it holds GGUF files, of which --gguf_file names one: {', '.join(found)}"
         elif path.is_file():

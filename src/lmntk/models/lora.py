@@ -95,13 +95,17 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings) -> None:
     Raises:
         UsageError: The attention's projections have none of the names known here, or peft does not take the adapters.
     """
-    config = _new_config(lm, settings) if settings.folder is None else _stored_config(settings.folder)
+    target: Any = lm
+    if settings.folder is None:
+        config = _new_config(lm, settings)
+    else:
+        stored = _read(settings.folder, "--model_name_or_path")
+        target = lm if _names_whole_model(lm, stored) else lm.base_model
+        config = _stored_config(settings.folder)
+        _check_rank(config, stored, settings.folder)
+    last = _last_layer(lm)
     from peft import inject_adapter_in_model
 
-    last = _last_layer(lm)
-    target: Any = lm
-    if settings.folder is not None and not _names_whole_model(lm, _read(settings.folder, "--model_name_or_path")):
-        target = lm.base_model
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what peft advises on training
@@ -175,6 +179,16 @@ def _stored_config(folder: Path) -> Any:
     return config
 
 
+def _check_rank(config: Any, stored: Mapping[str, Tensor], folder: Path) -> None:
+    """See that matrices of the rank are there, before room is made for them, which may be more than there is."""
+    ranks = {config.r, *config.rank_pattern.values()}
+    if not ranks.intersection(size for tensor in stored.values() for size in tensor.shape):
+        raise UsageError(
+            f"{folder / CONFIG_FILE} says rank {config.r}, and no matrix in {WEIGHTS_FILE} beside it has that rank: "
+            "name another folder"
+        )
+
+
 def _way_out(initialised: object) -> str:
     """What helps where adapters were made together with a change of the weights below them."""
     if initialised in (True, False, "gaussian", "eva", "orthogonal", "mica"):
@@ -245,6 +259,11 @@ def stored_adapters(folder: Path) -> tuple[LoraSettings, str] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else _one_line(error)
         raise UsageError(f"{path} cannot be read as the configuration of LoRA adapters ({reason})") from error
+    if stored.get("revision") not in (None, "main") and not Path(base).is_dir():
+        raise UsageError(
+            f"{path} asks for revision {stored['revision']} of '{base}', and only the main one is read here: bring "
+            "that revision into a folder, and name this as base_model_name_or_path"
+        )
     for name, what in _REFUSED.items():
         if stored.get(name):
             raise UsageError(
@@ -326,6 +345,12 @@ def _read(folder: Path, flag: str) -> dict[str, Tensor]:
             stored = load_file(path)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise UsageError(f"{flag}: {path} cannot be read as LoRA adapters ({_one_line(error)})") from error
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise UsageError(
+                f"{flag}: {path} holds the weight {name} as {str(tensor.dtype).removeprefix('torch.')}: quantised "
+                "adapters are not read here; name a folder of others"
+            )
     check_finite(stored, f"{flag}: {path}")
     return stored
 
