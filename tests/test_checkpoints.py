@@ -20,7 +20,7 @@ from lmntk.models.checkpoints import (
 )
 from lmntk.models.families import AUTO_CLASSES, family_of, is_causal
 from lmntk.models.loading import load_classifier, load_config, load_prompt_model, load_tokenizer
-from lmntk.models.lora import LoraSettings
+from lmntk.models.lora_files import LoraSettings
 from tiny_models import TYPICAL, TYPICAL_CAUSAL, add_noise, save_tiny_checkpoint, tiny_config
 
 LABEL_WORDS = (20, 31)

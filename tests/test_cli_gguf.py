@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from command_line import ROOT, SIZES, Outcome, Workplace, read_kernel, read_results, read_tensors, snapshot
-from lmntk.models.lora import WEIGHTS_FILE as ADAPTERS_FILE
+from lmntk.models.lora_files import WEIGHTS_FILE as ADAPTERS_FILE
 from oracle import relative_error
 from tiny_gguf import Made, make_gguf_files
 

@@ -20,14 +20,8 @@ from lmntk.kernels import FORMULAS, assemble, make_engine
 from lmntk.models.checkpoints import HEAD_FILE, restore_checkpoint, restore_extras, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.loading import load_classifier, load_config, load_prompt_model
-from lmntk.models.lora import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    LoraSettings,
-    add_adapters,
-    is_adapter,
-    stored_adapters,
-)
+from lmntk.models.lora import add_adapters, is_adapter
+from lmntk.models.lora_files import CONFIG_FILE, WEIGHTS_FILE, LoraSettings, stored_adapters
 from lmntk.parameters import ParameterFilter, select_parameters
 from test_engines import problem_of
 from tiny_models import (

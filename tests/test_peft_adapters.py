@@ -16,7 +16,7 @@ from lmntk.kernels import assemble, make_engine
 from lmntk.models.checkpoints import has_adapters, restore_checkpoint, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.loading import load_classifier, load_config, load_prompt_model
-from lmntk.models.lora import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, stored_adapters
+from lmntk.models.lora_files import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, stored_adapters
 from lmntk.models.rms_norm import use_plain_rms_norms
 from lmntk.parameters import ParameterFilter, select_parameters
 from test_engines import problem_of

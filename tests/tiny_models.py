@@ -22,7 +22,8 @@ from transformers import (
 from lmntk.models.attention import use_plain_attention
 from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
 from lmntk.models.families import AUTO_CLASSES, family_of
-from lmntk.models.lora import LoraSettings, add_adapters
+from lmntk.models.lora import add_adapters
+from lmntk.models.lora_files import LoraSettings
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
 from tiny_tokenizers import make_bert_tokenizer, make_gpt2_tokenizer, make_roberta_tokenizer

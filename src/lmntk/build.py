@@ -38,8 +38,8 @@ from lmntk.models.loading import (
     load_prompt_model,
     load_tokenizer,
 )
-from lmntk.models.lora import CONFIG_FILE as ADAPTER_CONFIG_FILE
-from lmntk.models.lora import LoraSettings, stored_adapters
+from lmntk.models.lora_files import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from lmntk.models.lora_files import LoraSettings, stored_adapters
 from lmntk.prompt_settings import PromptSettings, resolve_prompts, task_of
 from lmntk.prompts import label_word_ids
 from lmntk.results import kernel_path, logits_path, mode_and_task

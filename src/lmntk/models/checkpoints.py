@@ -15,8 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
 from lmntk.models.base import PositionModel
-from lmntk.models.lora import CONFIG_FILE, is_adapter, load_adapters, read_adapters, save_adapters
-from lmntk.models.lora import WEIGHTS_FILE as ADAPTERS_FILE
+from lmntk.models.lora import is_adapter, load_adapters, read_adapters, save_adapters
+from lmntk.models.lora_files import CONFIG_FILE
+from lmntk.models.lora_files import WEIGHTS_FILE as ADAPTERS_FILE
 from lmntk.models.sound_weights import check_finite
 
 logger = logging.getLogger(__name__)

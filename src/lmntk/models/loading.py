@@ -27,7 +27,8 @@ from lmntk.models.checkpoints import quiet_transformers, restore_extras
 from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
 from lmntk.models.families import AUTO_CLASSES, choose_family, family_of, is_causal
 from lmntk.models.gguf import files_in
-from lmntk.models.lora import CONFIG_FILE, LoraSettings, add_adapters, names_in
+from lmntk.models.lora import add_adapters, names_in
+from lmntk.models.lora_files import CONFIG_FILE, LoraSettings
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
 from lmntk.models.sound_weights import check_finite, check_number_types

@@ -1,51 +1,28 @@
-"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685), made and read by peft."""
+"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685), made and read by peft, on a model."""
 
-import json
-import logging
-import math
-import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmntk.errors import UsageError
-from lmntk.models.sound_weights import check_finite
+from lmntk.models.lora_files import (
+    WEIGHTS_FILE,
+    LoraSettings,
+    check_rank,
+    one_line,
+    read_weights,
+    stored_config,
+    way_out,
+)
 
-logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-# What peft writes with `safe_serialization=False`.
-PICKLED_WEIGHTS_FILE = "adapter_model.bin"
 # What peft's files put before a weight's name in the model that the adapters stand on.
 NAME_PREFIX = "base_model.model."
-KIND = "LORA"
 _OF_WRAPPERS = {"modules_to_save", "original_module"}
-
-# Settings of a LoRA configuration that give a function of another kind, or other derivatives than the logits have.
-_REFUSED = {
-    "alora_invocation_tokens": "are switched on by tokens of the text (aLoRA)",
-    "arrow_config": "are chosen among by a router (Arrow)",
-    "monteclora_config": "are drawn at random at every call (MonteCLoRA)",
-    "velora_config": "have approximate gradients (VeLoRA)",
-    "target_parameters": "stand on single parameters and not on modules",
-    "trainable_token_indices": "change the embeddings of single tokens",
-    "ensure_weight_tying": "are tied between word embeddings and decoder, which are two parameters here",
-}
-# Settings that say where adapters stand, which their weights' names say too, or how they came to be.
-_SAYS_NOTHING_MORE = {
-    "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_type", "peft_version",
-    "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
-    "fan_in_fan_out", "megatron_core", "qalora_group_size",
-}  # fmt: skip
 
 # Query and value projections, as the architectures call them. ModernBERT's and GPT-2's come, with the keys', from one
 # matrix.
@@ -57,28 +34,6 @@ _PROJECTIONS = (
     ("Wqkv",),
     ("c_attn",),
 )
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """What adapters are: ``W + (alpha / rank) B A`` with A ``[rank, d_in]`` and B ``[d_out, rank]``, or a form of it.
-
-    Attributes:
-        rank: ``--lora_r``.
-        alpha: ``--lora_alpha``.
-        folder: Where peft has written them; None for new ones, whose A is random and whose B is zero.
-        others: What else their configuration says of what they compute and what of them is trained.
-    """
-
-    rank: int
-    alpha: float
-    folder: Path | None = None
-    others: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What of them defines a kernel, beside the weights."""
-        return {"rank": self.rank, "alpha": self.alpha, **self.others}
 
 
 def is_adapter(name: str) -> bool:
@@ -99,10 +54,10 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings) -> None:
     if settings.folder is None:
         config = _new_config(lm, settings)
     else:
-        stored = _read(settings.folder, "--model_name_or_path")
+        stored = read_weights(settings.folder, "--model_name_or_path")
         target = lm if _names_whole_model(lm, stored) else lm.base_model
-        config = _stored_config(settings.folder)
-        _check_rank(config, stored, settings.folder)
+        config = stored_config(settings.folder)
+        check_rank(config, stored, settings.folder)
     last = _last_layer(lm)
     from peft import inject_adapter_in_model
 
@@ -114,8 +69,8 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings) -> None:
         if settings.folder is None:
             raise
         raise UsageError(
-            f"peft cannot put the adapters in {settings.folder} on this model ({_one_line(error)})"
-            f"{_way_out(config.init_lora_weights)}"
+            f"peft cannot put the adapters in {settings.folder} on this model ({one_line(error)})"
+            f"{way_out(config.init_lora_weights)}"
         ) from error
     _check_layers(lm, last, settings)
     _take_out_of_wrappers(lm)
@@ -139,64 +94,6 @@ def _new_config(lm: PreTrainedModel, settings: LoraSettings) -> Any:
     transposed = targets == ("c_attn",)
     alpha: Any = settings.alpha  # peft takes fractions too
     return LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(targets), fan_in_fan_out=transposed)
-
-
-def _stored_config(folder: Path) -> Any:
-    """Read a configuration as peft does, for training."""
-    import peft
-
-    path = folder / CONFIG_FILE
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    unknown = [name for name, value in stored.items() if value and not hasattr(peft.LoraConfig(), name)]
-    if unknown:
-        raise UsageError(
-            f"{path}: peft {peft.__version__} does not know the setting {unknown[0]} of these adapters: install a "
-            "newer peft, or name another folder"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            config = peft.LoraConfig.from_pretrained(str(folder))
-    except Exception as error:  # whatever peft says of settings
-        raise UsageError(f"{path} cannot be read as the configuration of LoRA adapters ({_one_line(error)})") from error
-    config.inference_mode = False
-    if config.task_type == "SEQ_CLS":
-        # As peft's own model of this task has it.
-        config.modules_to_save = [*(config.modules_to_save or ()), "classifier", "score"]
-    initialised = str(config.init_lora_weights)
-    if initialised.startswith("pissa_niter"):
-        logger.warning(
-            "%s: %s changes the weights below the adapters by a random approximation, which peft draws anew whenever "
-            "it loads them: it is drawn with --seed here, and another seed gives slightly different logits",
-            *(path, initialised),
-        )
-    if initialised == "lora_ga":
-        logger.warning(
-            "%s: lora_ga changed the weights below the adapters when these were made, and peft does not repeat that "
-            "when it loads them: the logits are those that peft gives, not those of the model that was trained%s",
-            *(path, _way_out(initialised)),
-        )
-    return config
-
-
-def _check_rank(config: Any, stored: Mapping[str, Tensor], folder: Path) -> None:
-    """See that matrices of the rank are there, before room is made for them, which may be more than there is."""
-    ranks = {config.r, *config.rank_pattern.values()}
-    if not ranks.intersection(size for tensor in stored.values() for size in tensor.shape):
-        raise UsageError(
-            f"{folder / CONFIG_FILE} says rank {config.r}, and no matrix in {WEIGHTS_FILE} beside it has that rank: "
-            "name another folder"
-        )
-
-
-def _way_out(initialised: object) -> str:
-    """What helps where adapters were made together with a change of the weights below them."""
-    if initialised in (True, False, "gaussian", "eva", "orthogonal", "mica"):
-        return ""
-    return (
-        f"; adapters initialised by {initialised} go with changed weights: write them with peft's "
-        "save_pretrained(path_initial_model_for_weight_conversion=…), which makes plain LoRA of them"
-    )
 
 
 def _last_layer(lm: PreTrainedModel) -> nn.Module:
@@ -235,46 +132,6 @@ def _take_out_of_wrappers(lm: nn.Module) -> None:
         lm.set_submodule(wrapped[0], wrapper.modules_to_save[wrapper.active_adapter])
 
 
-def stored_adapters(folder: Path) -> tuple[LoraSettings, str] | None:
-    """Read which adapters a folder holds, and on which model they stand; None where it holds none.
-
-    Raises:
-        UsageError: Their configuration cannot be read, or is one of adapters that are not known here.
-    """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        return None
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        kind = stored["peft_type"]
-        if kind != KIND:
-            raise UsageError(f"{path} is of adapters of the kind {kind}: name a folder of LoRA adapters")
-        rank, alpha, base = stored["r"], stored["lora_alpha"], stored["base_model_name_or_path"]
-        if not isinstance(base, str) or not base:
-            raise ValueError("base_model_name_or_path names no model")
-        if type(rank) is not int or rank < 1:
-            raise ValueError(f"the rank r is {rank!r}, and a whole number of 1 or more is needed")
-        if type(alpha) not in (int, float) or not math.isfinite(alpha):
-            raise ValueError(f"lora_alpha is {alpha!r}, which is no number")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else _one_line(error)
-        raise UsageError(f"{path} cannot be read as the configuration of LoRA adapters ({reason})") from error
-    if stored.get("revision") not in (None, "main") and not Path(base).is_dir():
-        raise UsageError(
-            f"{path} asks for revision {stored['revision']} of '{base}', and only the main one is read here: bring "
-            "that revision into a folder, and name this as base_model_name_or_path"
-        )
-    for name, what in _REFUSED.items():
-        if stored.get(name):
-            raise UsageError(
-                f"{path}: {name} is set, so these adapters {what}; they cannot be read here: name a folder of others"
-            )
-    settled = {name: value for name, value in stored.items() if value and name not in _SAYS_NOTHING_MORE}
-    usual = {"bias": "none", "init_lora_weights": True}
-    others = {name: value for name, value in sorted(settled.items()) if value != usual.get(name)}
-    return LoraSettings(rank, alpha, folder, others), base
-
-
 def save_adapters(lm: PreTrainedModel, folder: Path, base_name: str) -> None:
     """Write a model's adapters in peft's form, for `PeftModel.from_pretrained` too.
 
@@ -300,7 +157,7 @@ def read_adapters(lm: PreTrainedModel, folder: Path, flag: str) -> dict[str, Ten
     Raises:
         UsageError: The file is missing, damaged, or of another model, or holds what is no number; `flag` is named.
     """
-    stored = _named_as_in(lm, _read(folder, flag))
+    stored = _named_as_in(lm, read_weights(folder, flag))
     own = lm.state_dict()
     adapters = _adapters_of(lm)
     needed = {name for name in adapters if is_adapter(name) or not name.endswith("bias")}
@@ -328,31 +185,7 @@ def load_adapters(lm: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def names_in(folder: Path, lm: PreTrainedModel) -> set[str]:
     """The names of the weights that adapters in a folder bring, as a model has them."""
-    return set(_named_as_in(lm, _read(folder, "--model_name_or_path")))
-
-
-def _read(folder: Path, flag: str) -> dict[str, Tensor]:
-    """The weights in a folder, under peft's names."""
-    path = folder / WEIGHTS_FILE
-    pickled = folder / PICKLED_WEIGHTS_FILE
-    try:
-        if not path.is_file() and pickled.is_file():
-            path = pickled
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(stored, dict) or not all(isinstance(tensor, Tensor) for tensor in stored.values()):
-                raise ValueError("it holds no table of weights")
-        else:
-            stored = load_file(path)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UsageError(f"{flag}: {path} cannot be read as LoRA adapters ({_one_line(error)})") from error
-    for name, tensor in stored.items():
-        if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise UsageError(
-                f"{flag}: {path} holds the weight {name} as {str(tensor.dtype).removeprefix('torch.')}: quantised "
-                "adapters are not read here; name a folder of others"
-            )
-    check_finite(stored, f"{flag}: {path}")
-    return stored
+    return set(_named_as_in(lm, read_weights(folder, "--model_name_or_path")))
 
 
 def _names_whole_model(lm: PreTrainedModel, stored: Mapping[str, Tensor]) -> bool:
@@ -393,7 +226,3 @@ def _adapters_of(lm: nn.Module) -> dict[str, Tensor]:
         if kept and name.endswith(kept) and not is_adapter(name):
             found |= {f"{name}.{own}": tensor for own, tensor in module.state_dict().items()}
     return found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or repr(error)
