@@ -12,16 +12,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+# A plain checkout need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from lmntk import stopping  # noqa: E402 (a plain checkout need not be installed)
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
+from lmntk import stopping
+
+WHEN_STOPPED = "kernels that were finished are kept; the same command goes on from there"
 
 logger = logging.getLogger("lmntk")
 
 
 def main(argv: list[str]) -> int:
     """Run one command line; return the exit status."""
-    return stopping.exit_status(lambda: _run(argv))
+    return stopping.exit_status(lambda: _run(argv), WHEN_STOPPED, prints_results=False)
 
 
 def _run(argv: list[str]) -> None:
@@ -55,9 +63,8 @@ def _run(argv: list[str]) -> None:
         if training_args.do_train:
             trainer.train()
         metrics = {split: trainer.evaluate(data) for split, data in run.datasets.items() if split != "train"}
-        if distributed.is_first():
-            arguments = model_args, data_args, training_args
-            record_run(run, metrics, trainer.averaged, trainer.labels, arguments, time.perf_counter() - started)
+        arguments, seconds = (model_args, data_args, training_args), time.perf_counter() - started
+        distributed.first_does(lambda: record_run(run, metrics, trainer.averaged, trainer.labels, arguments, seconds))
         trainer.finish()
 
 

@@ -24,6 +24,29 @@ has_gpu() {
     [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]
 }
 
+is_number() { [[ ${1:-0} =~ ^[0-9]{1,9}$ ]]; }
+
+# Run a program and wait for it. It gets each signal that this script gets, once, and ends as it sees fit.
+attended() {
+    local status
+    set -m # a process group of its own: a terminal sends Ctrl-C to this script alone, and it can be passed on
+    "$@" </dev/null &
+    child=$!
+    set +m
+    for name in HUP INT TERM; do
+        # shellcheck disable=SC2064 # the name is that of now
+        trap "stopped=$name; kill -s $name -- -\$child 2>/dev/null || true" "$name"
+    done
+    while :; do
+        status=0
+        wait "$child" || status=$?
+        kill -0 "$child" 2>/dev/null || break # a signal has ended the waiting, not the program
+    done
+    trap - HUP INT TERM
+    case ${stopped:-} in HUP) status=129 ;; INT) status=130 ;; TERM) status=143 ;; esac
+    return "$status"
+}
+
 find_python() {
     if [[ -n ${PYTHON:-} ]]; then
         printf '%s' "$PYTHON"
@@ -35,10 +58,15 @@ find_python() {
     fi
 }
 
-case $NUM_GPU in
-    *[!0-9]*) fail "NUM_GPU is '$NUM_GPU', but it must be a number: 0 for the CPU, else how many GPUs" ;;
-esac
+is_number "$NUM_GPU" || fail "NUM_GPU is '$NUM_GPU', but it must be a number: 0 for the CPU, else how many GPUs"
 NUM_GPU=$((10#$NUM_GPU))
+for name in NNODES NODE_RANK MASTER_PORT; do
+    is_number "${!name:-}" || fail "$name is '${!name}', but it must be a number"
+done
+nodes=$((10#${NNODES:-1}))
+if ((10#${NODE_RANK:-0} >= nodes)); then
+    fail "NODE_RANK is ${NODE_RANK:-0}, but it must be less than NNODES, $nodes: 0 on the first machine, then 1 …"
+fi
 if [[ ${NNODES:-1} != 1 && (-z ${MASTER_ADDR:-} || -z ${NODE_RANK:-}) ]]; then
     fail "NNODES=$NNODES needs MASTER_ADDR (the first machine, the same on all) and NODE_RANK (0 on the first, then 1 …)"
 fi
@@ -100,4 +128,17 @@ if ((processes > 1)) || [[ ${NNODES:-1} != 1 ]]; then
     fi
 fi
 
-exec "${launch[@]}" "$root/run.py" "${arguments[@]}" "$@"
+if ((${#launch[@]} == 1)); then exec "$python" "$root/run.py" "${arguments[@]}" "$@"; fi
+
+# A mistake in the flags is told here, once, and not by every process.
+attended "$python" "$root/tools/check_command.py" "${arguments[@]}" "$@" || exit
+
+# torchrun ends with 1 whatever happened, and tells of every process that ends with another status than 0 at length:
+# processes that end with one and the same mistake leave their status in a file, and end with 0.
+LMNTK_STATUS_FILE=$(mktemp)
+export LMNTK_STATUS_FILE
+trap 'rm -f "$LMNTK_STATUS_FILE"' EXIT
+status=0
+attended "${launch[@]}" "$root/run.py" "${arguments[@]}" "$@" || status=$?
+if ((status <= 1)) && [[ -s $LMNTK_STATUS_FILE ]]; then status=$(head -n 1 "$LMNTK_STATUS_FILE"); fi
+exit "$status"

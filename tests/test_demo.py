@@ -323,4 +323,4 @@ def test_a_stopped_demo_says_so_in_a_sentence(
     monkeypatch.setattr(sys, "argv", ["demo.py"])
     monkeypatch.setattr(demo, "main", stop)
     assert demo.command_line(DEMO) == 130
-    assert capsys.readouterr().err == "\nstopped: what is done is kept; the same command goes on from there\n"
+    assert capsys.readouterr().err == "stopped by SIGINT: what is done is kept; the same command goes on from there\n"

@@ -13,6 +13,8 @@ import torch
 
 import oracle
 from command_line import FORMULAS, SENTENCES, Workplace, flags_of, read_kernel, read_results, snapshot, write_rows
+from lmntk import distributed
+from lmntk.errors import LostProcessError, ToldElsewhereError, UsageError
 
 SIZES = {"train": 6, "dev": 5, "test": 277}
 """RTE's numbers of test rows, which neither two nor three divide; a train set smaller than some numbers of tiles."""
@@ -135,10 +137,39 @@ def test_a_mistake_is_told_once(place: Workplace) -> None:
     write_rows(data / "train.tsv", [("index", "sentence1", "sentence2", "label"), ("0", "a", "b", "perhaps")])
     for split in ("dev", "test"):
         (data / f"{split}.tsv").write_bytes((place.data / f"{split}.tsv").read_bytes())
-    done = launch(place, 2, [{"argv": place.argv(*flags("--data_dir", str(data)), output="wrong")}])
-    assert done.returncode != 0
-    assert done.stderr.count("error: ") == 1
-    assert "perhaps" in done.stderr
+    runs = [{"argv": place.argv(*flags("--data_dir", str(data)), output="wrong")}]
+    status = place.folder / "status"
+    with pytest.MonkeyPatch.context() as patched:  # as under run_fewshot.sh
+        patched.setitem(ENVIRONMENT, distributed.STATUS_FILE, str(status))
+        done = launch(place, 2, runs)
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("error: ") and "'perhaps'" in sentence
+    assert (done.returncode, status.read_text()) == (0, "2\n")
+    done = launch(place, 2, runs)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == sentence, "torchrun's report comes after it"
+    assert f"  traceback : {sentence}" in lines, "and names it"
+
+
+@pytest.mark.parametrize(
+    ("error", "by_all", "status", "left"),
+    [
+        (UsageError("x"), True, 0, "2\n"),
+        (UsageError("x"), False, 2, "2\n"),
+        (ToldElsewhereError("x"), True, 0, "2\n"),
+        (LostProcessError("x"), False, 2, None),
+    ],
+)
+def test_only_processes_that_all_end_alike_end_well_for_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: UsageError, by_all: bool, status: int, left: str | None
+) -> None:
+    monkeypatch.setenv(distributed.STATUS_FILE, str(tmp_path / "status"))
+    error.met_by_all = by_all
+    assert distributed.end_with(error) == status
+    assert ((tmp_path / "status").read_text() if left else None) == left
+    monkeypatch.delenv(distributed.STATUS_FILE)
+    assert distributed.end_with(error) == 2
 
 
 def test_two_machines_share_one_kernel(place: Workplace, alone: dict[str, Path]) -> None:

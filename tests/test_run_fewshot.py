@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -57,6 +58,7 @@ class Checkout:
             env={"PATH": f"{self.bin}:{os.defpath}:/usr/bin:/bin", "CALL": str(self.call), **variables},
             capture_output=True,
             text=True,
+            errors="backslashreplace",
             check=False,
         )
         call = self.call.read_text().split("\0")[:-1] if self.call.exists() else ["", "", ""]
@@ -271,3 +273,73 @@ def test_without_python_it_takes_python3_and_without_both_it_says_so(checkout: C
     call = checkout.run(PATH=path)
     assert (call.status, call.argv) == (2, [])
     assert call.stderr.endswith("error: no python found: activate an environment, or set PYTHON\n")
+
+
+# Notes what it is called for: the check ends with status CHECK, torchrun does what TORCHRUN says.
+TOGETHER = """#!/bin/bash
+case $* in
+    *check_command.py*) echo check >> "$CALL"; printf '%s' "${SAYS-}" >&2; exit "${CHECK:-0}" ;;
+    *) echo torchrun >> "$CALL"; eval "$TORCHRUN" ;;
+esac
+"""
+LEAVES_TWO = 'echo 2 > "$LMNTK_STATUS_FILE"; exit'
+
+
+@pytest.mark.parametrize(
+    ("check", "torchrun", "called", "status"),
+    [
+        ("2", "exit 0", "check", 2),
+        ("0", "exit 0", "check torchrun", 0),
+        ("0", "exit 1", "check torchrun", 1),
+        ("0", f"{LEAVES_TWO} 0", "check torchrun", 2),
+        ("0", f"{LEAVES_TWO} 1", "check torchrun", 2),
+    ],
+    ids=["a wrong flag", "well", "a failure", "a mistake of all", "a mistake of one"],
+)
+def test_several_processes_start_after_a_check_and_a_mistake_is_status_2(
+    checkout: Checkout, check: str, torchrun: str, called: str, status: int
+) -> None:
+    executable(checkout.bin / "python", TOGETHER)
+    done = together(checkout, CHECK=check, SAYS="error: a wrong flag\n" if check == "2" else "", TORCHRUN=torchrun)
+    out, err = done.communicate(timeout=30)
+    assert checkout.call.read_text().split() == called.split()
+    assert (done.returncode, out, err) == (status, "", "error: a wrong flag\n" if check == "2" else "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_processes_once_and_the_script_waits_for_their_end(
+    checkout: Checkout, number: signal.Signals
+) -> None:
+    executable(checkout.bin / "python", TOGETHER)
+    name = number.name.removeprefix("SIG")
+    waits = f'trap \'echo {name} >> "$CALL"; sleep 0.3; echo ended >> "$CALL"; exit 1\' {name}; echo ready'
+    done = together(checkout, TORCHRUN=f"{waits}; while :; do sleep 0.05; done")
+    assert done.stdout is not None and done.stdout.readline() == "ready\n"
+    done.send_signal(number)
+    assert done.wait(30) == 128 + number
+    assert checkout.call.read_text().split() == ["check", "torchrun", name, "ended"]
+
+
+def together(checkout: Checkout, **variables: str) -> subprocess.Popen[str]:
+    checkout.set_gpus(2)
+    checkout.call.unlink(missing_ok=True)
+    path = f"{checkout.bin}:{os.defpath}:/usr/bin:/bin"
+    return subprocess.Popen(
+        ["bash", str(checkout.root / "run_fewshot.sh")],
+        env={"PATH": path, "CALL": str(checkout.call), "NUM_GPU": "2", **variables},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["NNODES", "NODE_RANK", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["two", "-1", "1 2", "\udcff"])
+def test_numbers_of_machines_that_are_none_are_refused(checkout: Checkout, name: str, value: str) -> None:
+    call = checkout.run(NUM_GPU="2", **{name: value})
+    assert (call.status, call.argv) == (2, [])
+    assert call.stderr.startswith(f"error: {name} is '")
+
+
+def test_a_machine_behind_the_last_is_refused(checkout: Checkout) -> None:
+    call = checkout.run(NNODES="2", NODE_RANK="2", MASTER_ADDR="first")
+    assert (call.status, call.argv) == (2, [])
+    assert call.stderr.startswith("error: NODE_RANK is 2, but it must be less than NNODES, 2: ")

@@ -1,18 +1,22 @@
 """Runs that are killed, stopped, or find their files damaged: nothing is lost, nothing is wrong, all is said."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from command_line import ROOT, Workplace, read_kernel
 from lmntk import stopping
-from lmntk.output_folder import LOCK_NAME
+from lmntk.models import checkpoints
+from lmntk.output_folder import LOCK_NAME, claimed
 from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, undisturbed_kernels
 
 # Kills the process in the middle of the so-manieth write of a file whose name ends in that.
@@ -111,6 +115,83 @@ def test_sigterm_ends_a_run_within_a_tile_and_says_what_is_kept_and_how_to_go_on
     assert {name: (place.folder / output / name).read_bytes() for name in KERNELS} == undisturbed
     note = json.loads((place.folder / output / f"{split}_kernels_sst-2.json").read_text(encoding="utf-8"))
     assert note["tiles_of_a_stopped_run"] == kept
+
+
+def test_a_run_clears_what_was_being_saved_when_the_one_before_was_killed(place: Workplace) -> None:
+    output = place.folder / "saving"
+    ours = [output / ".saving-abcd_123", output / "checkpoint-2" / ".saving-zyxw9876"]
+    others = [output / ".saving-abcd_124", output / ".saving-more-than-eight", output / "elsewhere/.saving-abcd_123"]
+    for folder in (*ours, *others):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"half")
+    (others[0] / "notes.txt").touch()
+    (output / "checkpoint-2" / f".training_settings.json.{'0' * 32}.tmp").touch()
+    with claimed(output):
+        assert not any(folder.exists() for folder in ours)
+        assert all((folder / "model.safetensors").exists() for folder in others)
+        assert not list((output / "checkpoint-2").iterdir())
+
+
+@pytest.mark.parametrize("moved", range(6))
+def test_a_model_that_was_being_replaced_when_a_run_was_killed_is_the_old_one_none_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    folder, fresh = tmp_path / "model", tmp_path / "fresh"
+    for place, text, names in (
+        (folder, "old", ("config.json", "model.safetensors", "head.safetensors", "adapter_config.json")),
+        (fresh, "new", ("config.json", "model.safetensors", "generation_config.json")),
+    ):
+        place.mkdir()
+        for name in names:
+            (place / name).write_text(text)
+    steps = []
+
+    def killed(real: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: Any, **more: Any) -> object:
+            if len(steps) == moved:
+                raise KeyboardInterrupt
+            steps.append(1)
+            return real(*args, **more)
+
+        return step
+
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, killed(getattr(Path, name)))
+    with contextlib.suppress(KeyboardInterrupt):
+        checkpoints._put_in_place(fresh, folder, adapters=False)
+    weights = folder / "model.safetensors"
+    texts = {path.name: path.read_text() for path in folder.iterdir()}
+    assert not weights.exists() or len(set(texts.values())) == 1, texts
+
+
+def test_results_of_an_earlier_run_are_not_beside_those_of_one_that_was_killed(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = place.run(output="two runs")
+    monkeypatch.setattr("lmntk.results.write_metrics", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    assert place.call(place.argv("--kernel_solver", "svr", output="two runs")).status == 143
+    assert (folder / "dev_predictions_sst-2.csv").exists()
+    for name in ("eval_results_sst-2.txt", "test_results_sst-2.txt", "test_predictions_sst-2.csv", "run_sst-2.json"):
+        assert not (folder / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    "output", ["x" * 256, "missing/" + "é" * 128, "/".join(["y" * 250] * 16)], ids=["a name", "bytes", "a path"]
+)
+def test_an_output_folder_with_too_long_a_name_is_refused_before_anything_is_read(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.setattr("lmntk.build.build", lambda *args: pytest.fail("too late"))
+    outcome = place.call([*place.argv(), "--output_dir", output])
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"error: --output_dir {output}: with the files in it")
+    assert outcome.err.count("\n") == 1 and "255 bytes a name and 4096 in all" in outcome.err
+
+
+def test_a_folder_to_read_from_with_too_long_a_name_is_one_sentence(place: Workplace) -> None:
+    outcome = place.call(place.argv("--data_dir", "x" * 256))
+    assert outcome.status == 2
+    assert "File name too long: take a shorter name" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_ctrl_c_before_there_is_anything_says_so_too(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 import torch
 from numpy import ndarray
 from tqdm import tqdm
@@ -41,7 +46,7 @@ from lmntk.kernels import ENGINES, FORMULAS, Engine, KernelProblem, MemoryBudget
 from lmntk.kernels.machine import peak_bytes, product_flops, seconds_by_stage
 from lmntk.models.prompt_model import PromptModel
 from lmntk.tasks import find_task
-from lmntk.tool_flags import Parser
+from lmntk.tool_flags import Parser, exit_status
 
 PUBLISHED = "published"
 # Other libraries that make the gradients, where they are installed.
@@ -257,29 +262,29 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Measure, print a table, write JSON; return the exit status."""
-    try:
-        jobs, engines, json_file = parse(argv)
-        rows = []
-        with tqdm(total=len(jobs) * len(engines), unit="measurement") as bar:
-            for job in jobs:
-                measured, truth = [], None
-                for engine in engines:
-                    bar.set_description(f"{engine}, {job.formula}, N = {job.train_examples}, {job.threads} threads")
-                    row, truth = in_own_process(measure, job, engine, truth)
-                    measured.append(row)
-                    bar.update()
-                yardstick = measured[0]["seconds_per_pair"]
-                rows += [row | {"speedup_over_jvp": yardstick / row["seconds_per_pair"]} for row in measured]
-        print(table(rows))
-        if json_file:
-            text = json.dumps(rows, indent=2) + "\n"
-            write_atomically(Path(json_file), lambda file: file.write(text.encode()))
-            print(f"\nmeasurements are in {json_file}")
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Do one command line; return the exit status."""
+    return exit_status(lambda: measure_all(argv))
+
+
+def measure_all(argv: list[str]) -> None:
+    """Measure, print a table, write JSON."""
+    jobs, engines, json_file = parse(argv)
+    rows = []
+    with tqdm(total=len(jobs) * len(engines), unit="measurement") as bar:
+        for job in jobs:
+            measured, truth = [], None
+            for engine in engines:
+                bar.set_description(f"{engine}, {job.formula}, N = {job.train_examples}, {job.threads} threads")
+                row, truth = in_own_process(measure, job, engine, truth)
+                measured.append(row)
+                bar.update()
+            yardstick = measured[0]["seconds_per_pair"]
+            rows += [row | {"speedup_over_jvp": yardstick / row["seconds_per_pair"]} for row in measured]
+    print(table(rows))
+    if json_file:
+        text = json.dumps(rows, indent=2) + "\n"
+        write_atomically(Path(json_file), lambda file: file.write(text.encode()))
+        print(f"\nmeasurements are in {json_file}")
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:

@@ -22,6 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 import numpy as np
 
 from gather_result import note

@@ -16,7 +16,6 @@ the others do the same so that their numbers can be compared. All runs use the C
 for so small a model more cores would mostly wait for each other. Those of a large model go one at a time, on all cores.
 """
 
-import argparse
 import functools
 import hashlib
 import itertools
@@ -35,11 +34,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 import numpy as np
 
 from gather_result import percent
 from lmntk.errors import UsageError
 from lmntk.run_log import Trial, read_log, trials_of
+from lmntk.tool_flags import Parser, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_SCRIPT = ROOT / "run_fewshot.sh"
@@ -342,11 +347,11 @@ def explain(demo: Demo) -> str:
 
 def main(demo: Demo = DEMO) -> None:
     """Draw the splits, do what is not done yet, print the table."""
-    parser = argparse.ArgumentParser(description=demo.what)
+    parser = Parser(description=demo.what)
     parser.add_argument("--model", type=Path, default=ROOT / ".cache/demo" / demo.model, help="folder of the model")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data/demo", help="folder of the tasks")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "result" / demo.name, help="results go here")
-    given = parser.parse_args()
+    given = parser.read(None)
     workshop = Workshop(demo, given.model.resolve(), given.data_dir.resolve(), given.output_dir.resolve())
 
     for folder in (workshop.model, *(workshop.data / task for task in demo.tasks)):
@@ -370,15 +375,7 @@ def main(demo: Demo = DEMO) -> None:
 
 def command_line(demo: Demo) -> int:
     """Do a demo for the command line; return the exit status."""
-    try:
-        main(demo)
-    except (UsageError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped: what is done is kept; the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: main(demo), "what is done is kept; the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,14 @@ come 25 at a time, which bounds the kernel's memory and lets its progress show.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
 
 import demo
 

@@ -22,9 +22,14 @@ from zipfile import ZipFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 from tqdm import tqdm
 
-from lmntk import archives, files, results, stopping
+from lmntk import archives, files, results
 from lmntk.downloads import download, partial_of, size_in_words
 from lmntk.errors import UsageError
 from lmntk.examples import PUBLISHED_SEEDS
@@ -43,7 +48,7 @@ from lmntk.published import (
 )
 from lmntk.stopping import Stopped
 from lmntk.tasks import TASKS
-from lmntk.tool_flags import Parser
+from lmntk.tool_flags import Parser, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where run_fewshot.sh looks.
@@ -384,4 +389,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stopping.exit_status(main))
+    sys.exit(exit_status(main, "what was unpacked is kept; the same command goes on from there"))

@@ -19,6 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 from lmntk.errors import UsageError
 from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError
 from lmntk.kernels.engines import factored
@@ -26,7 +31,7 @@ from lmntk.kernels.engines.base import Engine
 from lmntk.kernels.layers import linear
 from lmntk.kernels.machine import DEFAULT_FRACTION
 from lmntk.kernels.tiling import Pace, Plan, Tile
-from lmntk.tool_flags import Parser
+from lmntk.tool_flags import Parser, exit_status
 
 FLOAT32, FLOAT64 = 4, 8  # bytes: gradients, kernels
 SIZES = ("layers", "hidden", "intermediate", "vocabulary")
@@ -222,14 +227,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Count, and print a table; return the exit status."""
-    try:
-        given = parse(argv)
-        alone = estimate(given, 1)
-        rows = [estimate(given, count, [getattr(given, name) for name in TILES]) for count in given.processes]
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Do one command line; return the exit status."""
+    return exit_status(lambda: count(argv))
+
+
+def count(argv: list[str]) -> None:
+    """Count, and print a table."""
+    given = parse(argv)
+    alone = estimate(given, 1)
+    rows = [estimate(given, number, [getattr(given, name) for name in TILES]) for number in given.processes]
     print(table(rows, alone["all"]))
     kernels, parameters = alone["kernels"], given.shape.parameters
     print(
@@ -238,7 +244,6 @@ def main(argv: list[str]) -> int:
         f"{sum(kernels) / 2**30:.2f}, tiles {max(kernels) / 2**30:.2f}. The first process takes up to "
         f"{2 * max(kernels) / 2**30:.2f} GB of the machine's own memory for a kernel."
     )
-    return 0
 
 
 if __name__ == "__main__":

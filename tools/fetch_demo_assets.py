@@ -15,7 +15,6 @@ so are repeated sentences. One seeded shuffle orders the rest: the first 100 of 
 guessing is right half of the time), all others are the training set, from which the k-shot tool draws.
 """
 
-import argparse
 import csv
 import hashlib
 import random
@@ -30,7 +29,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 from lmntk.errors import UsageError
+from lmntk.tool_flags import Parser, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SENTENCES_PER_LABEL = 100
@@ -210,11 +215,11 @@ def write_rows(path: Path, rows: list[tuple[int, str]]) -> None:
 
 def main() -> None:
     """Fetch, check, unpack and split; say what is where."""
-    parser = argparse.ArgumentParser(description="Fetch the model and the rated sentences of `make demo`.")
+    parser = Parser(description="Fetch the model and the rated sentences of `make demo`.")
     parser.add_argument("--causal", action="store_true", help="the model of `make demo-causal` in place of that one")
     parser.add_argument("--cache_dir", type=Path, default=ROOT / ".cache/demo", help="model and packages go here")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data/demo", help="the two tasks go here")
-    arguments = parser.parse_args()
+    arguments = parser.read(None)
 
     model = CAUSAL_MODEL if arguments.causal else MASKED_MODEL
     folder = arguments.cache_dir / model.name
@@ -230,8 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

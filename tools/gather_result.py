@@ -15,6 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 import numpy as np
 
 from lmntk import tool_flags

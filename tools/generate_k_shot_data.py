@@ -14,6 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 from lmntk.errors import UsageError
 from lmntk.examples import KSHOT_MODES, PUBLISHED_SEEDS
 from lmntk.kshot import (

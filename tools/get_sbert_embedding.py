@@ -18,6 +18,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -30,7 +35,7 @@ from lmntk.files import write_atomically
 from lmntk.kshot import DEFAULT_TASKS
 from lmntk.models.families import max_positions
 from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
-from lmntk.tool_flags import Parser
+from lmntk.tool_flags import Parser, exit_status
 
 
 @dataclass(frozen=True)
@@ -197,8 +202,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

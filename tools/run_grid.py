@@ -36,12 +36,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from lmntk import starting
+
+if __name__ == "__main__":
+    starting.begin()
+
 from tqdm import tqdm
 
 from lmntk.errors import UsageError, suggest
 from lmntk.examples import write_text
 from lmntk.legacy_flags import is_flag
-from lmntk.tool_flags import Parser
+from lmntk.tool_flags import Parser, exit_status
 
 RUN_SCRIPT = Path(__file__).resolve().parents[1] / "run_fewshot.sh"
 LOG, STAMP = "grid-run.log", "grid-stamp"
@@ -296,8 +301,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

@@ -17,6 +17,7 @@ import torch
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as TransformersTrainingArguments
 
+from lmntk.command_words import check_words
 from lmntk.distributed import meet_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
@@ -264,6 +265,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     flags = _flag_names()
     if argv and argv[0].endswith(".json"):
         argv = [*_read_config(Path(argv[0]), flags), *argv[1:]]
+    check_words(argv)
     argv = translate(argv, flags)
     values = vars(_make_parser().parse_args(argv))
     model = ModelArguments(**_values_of(ModelArguments, values))
@@ -330,7 +332,7 @@ def _read_config(path: Path, flags: Collection[str]) -> list[str]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the configuration file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise UsageError(f'{path} must hold one JSON object, {{"flag": value, …}}')

@@ -81,8 +81,16 @@ class Run:
     base_name: str = ""
 
 
-def build(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Run:
+def build(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, opens_model: bool = True
+) -> Run:
     """Read the data, then the tokenizer, then the model: what fails soonest comes first.
+
+    Args:
+        model_args: The model's flags.
+        data_args: The data's flags.
+        training_args: The flags of the run.
+        opens_model: Whether the model is loaded; without it all else is read and checked.
 
     Raises:
         UsageError: Anything a user can mend, in one sentence.
@@ -128,7 +136,7 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     redrawn = None
     if shows_others and "train" in renderers:
         redrawn = RedrawnDataset(renderers["train"], training_args.seed)
-    model = _load_model(model_args, training_args, source, config, task, words)
+    model = _load_model(model_args, training_args, source, config, task, words) if opens_model else None
     collator = Collator(_pad_token_id(tokenizer), segments=config.model_type == "bert")
     return Run(task, prompts, data_files, datasets, model, collator, tokenizer, redrawn, source.lora, source.weights)
 

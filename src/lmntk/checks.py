@@ -79,6 +79,9 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         UsageError: One sentence that names the flag and the way out.
     """
     task = task_of(data, model.few_shot_type)
+    _check_folder(Path(training.output_dir), "output_dir", task.key)
+    if training.save_logit:
+        _check_folder(Path(training.save_logit_dir or ""), "save_logit_dir", task.key)
     flags = {**vars(model), **vars(data), **vars(training)}
     _check_bounds(flags)
     _check_classes(task, training)
@@ -92,9 +95,6 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     _check_demonstrations(model, data)
     if not (training.do_train or training.do_eval or training.do_predict or training.dry_run):
         raise UsageError("nothing to do: pass --do_train, --do_eval or --do_predict")
-    _check_folder(Path(training.output_dir), "output_dir")
-    if training.save_logit:
-        _check_folder(Path(training.save_logit_dir or ""), "save_logit_dir")
     if Path("log").is_dir():
         raise UsageError("./log is a folder, but runs append a line to a file of that name; work in another directory")
 
@@ -302,11 +302,21 @@ def _check_demonstrations(model: ModelArguments, data: DataArguments) -> None:
         raise UsageError(f"{in_context[0]} takes one template: pick a line of --template_path with --template_id")
 
 
-def _check_folder(folder: Path, flag: str) -> None:
+def _check_folder(folder: Path, flag: str, task_key: str) -> None:
     """Find out now, not hours later, that results could not be written."""
     existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
+    # Path.exists raises where a name is too long.
+    while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110
         existing = existing.parent
+    random = "0" * 32
+    longest = folder.absolute() / f"train_tiles_{task_key}" / f".train_layer_kernels_{task_key}.json.{random}.tmp"
+    name_length, path_length = os.pathconf(existing, "PC_NAME_MAX"), os.pathconf(existing, "PC_PATH_MAX")
+    if len(os.fsencode(longest)) >= path_length or any(len(os.fsencode(name)) > name_length for name in longest.parts):
+        raise UsageError(
+            f"--{flag} {folder}: with the files in it, whose names have --task_name in them, this is longer than the "
+            f"file system allows, {name_length} bytes a name and {path_length} in all: choose a shorter one, or in "
+            "run_fewshot.sh a shorter TAG, GRID_TAG or MODEL"
+        )
     if not existing.is_dir():
         raise UsageError(f"--{flag} {folder}: {existing} is a file, not a folder; choose another place")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -1,15 +1,23 @@
 """What several processes share: who is first, whose answer counts, who tells of an error."""
 
+import contextlib
+import json
 import os
+import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from lmntk.errors import LostProcessError, ToldElsewhereError, UsageError
+from lmntk.errors import LostProcessError, ToldElsewhereError, UsageError, refused
 
 Answer = TypeVar("Answer")
+
+STATUS_FILE = "LMNTK_STATUS_FILE"
+"""The variable in which run_fewshot.sh names the file that it reads its exit status from."""
 
 
 def meet_after_restart(backend: str, timeout: timedelta) -> None:
@@ -57,6 +65,32 @@ def tells(error: UsageError) -> bool:
     return os.environ.get("RANK", "0") == "0" if alike else True
 
 
+def end_with(error: UsageError) -> int:
+    """Show an error on the process that is to show it; return the exit status.
+
+    torchrun reports every status but 0 at length. Under run_fewshot.sh, processes that all end with one error leave the
+    status in a file and end with 0. Elsewhere torchrun's report gets the sentence to end with.
+    """
+    path, status = os.environ.get(STATUS_FILE), 2
+    if tells(error):
+        print(f"error: {error}", file=sys.stderr)
+        _leave_for_torchrun(f"error: {error}")
+    with contextlib.suppress(OSError):
+        if path is not None and not isinstance(error, LostProcessError):
+            Path(path).write_text(f"{status}\n", encoding="utf-8")
+            return 0 if error.met_by_all else status
+    return status
+
+
+def _leave_for_torchrun(sentence: str) -> None:
+    """Write a sentence where torchrun looks for the traceback of a process."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    message = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
+    if path is not None:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
+
+
 def leave() -> None:
     """Part from the other processes when all is done: torch's threads may abort a process that just ends."""
     if dist.is_available() and dist.is_initialized():
@@ -75,8 +109,8 @@ def first_does(work: Callable[[], Answer]) -> Answer:
     if is_first():
         try:
             message[0] = work()
-        except UsageError as error:
-            message[1] = error
+        except (UsageError, OSError) as error:
+            message[1] = _shared(error)
     _meet(lambda: dist.broadcast_object_list(message))
     answer, failure = message
     if failure is not None:
@@ -91,13 +125,23 @@ def all_do(work: Callable[[], Answer]) -> Answer:
     answer, own = None, None
     try:
         answer = work()
-    except UsageError as error:
-        own = error
+    except (UsageError, OSError) as error:
+        own = _shared(error)
     errors = gather(None if own is None else str(own))
     failed = [number for number, error in enumerate(errors) if error is not None]
     if failed:
         raise own if own is not None and rank() == failed[0] else ToldElsewhereError(errors[failed[0]])
     return answer  # type: ignore[return-value]  # nothing failed, so there is one
+
+
+def _shared(error: UsageError | OSError) -> UsageError:
+    """The error that all processes end with."""
+    if isinstance(error, OSError):
+        if error.errno is None:
+            raise error
+        error = refused(error)
+    error.met_by_all = True
+    return error
 
 
 def gather(own: Answer) -> list[Answer]:

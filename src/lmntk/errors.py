@@ -1,6 +1,7 @@
-"""The one error a user can cause, and the sentence that helps to find the right name."""
+"""The one error a user can cause, and the sentences that help: the right name, and what a file system refused."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -8,15 +9,29 @@ class UsageError(Exception):
     """A mistake in flags or files, told in one sentence that names the cause and the way out.
 
     `run.py` and the tools print the sentence after ``error:`` and exit with status 2.
+
+    Attributes:
+        met_by_all: Whether all processes of a run end with it, and know that.
     """
+
+    met_by_all = False
 
 
 class ToldElsewhereError(UsageError):
     """The same on a process that is not the one to show it."""
 
+    met_by_all = True
+
 
 class LostProcessError(UsageError):
     """Another process, with which this one works together, has ended."""
+
+
+def refused(error: OSError) -> UsageError:
+    """Say what the file system refused, with which file, and what helps."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    way_out = "take a shorter name" if error.errno == errno.ENAMETOOLONG else "make room, or clear the way"
+    return UsageError(f"{what}: {way_out}, and give the same command again; what was finished is kept")
 
 
 def suggest(word: str, options: Iterable[str], kind: str) -> str:

@@ -11,6 +11,8 @@ from typing import BinaryIO
 from lmntk.errors import UsageError
 
 UNFINISHED = ".tmp"
+SAVING = ".saving-"
+"""How the name of a folder begins into which a model is being written; `tempfile.mkdtemp` adds eight characters."""
 
 
 def prepare_output_dir(path: str | Path, flag: str = "--output_dir") -> Path:
@@ -72,12 +74,21 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, l
 
 
 def remove_unfinished_files(folder: Path) -> None:
-    """Remove what was being written into a folder when a process was killed."""
-    for path in folder.glob(f".*.{'[0-9a-f]' * 32}{UNFINISHED}"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove what was being written into a folder, or into a checkpoint in it, when a process was killed.
+
+    Args:
+        folder: No living process may be writing there.
+    """
+    for place in (folder, *folder.glob("checkpoint-*")):
+        for path in place.glob(f".*.{'[0-9a-f]' * 32}{UNFINISHED}"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        for path in place.glob(f"{SAVING}{'[a-z0-9_]' * 8}"):
+            # What holds anything but a model's files has this name by chance.
+            if path.is_dir() and all(file.suffix in (".json", ".safetensors") for file in path.iterdir()):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def file_error_behind(error: BaseException | None) -> OSError | None:

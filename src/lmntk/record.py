@@ -39,6 +39,12 @@ def record_run(
     """
     training_args, task_key = arguments[-1], run.task.key
     line = _flags(run, arguments)
+    # A run that is killed here must not leave results of two runs side by side.
+    folder = training_args.output_dir
+    for path_of in (results.predictions_path, results.metrics_path):
+        for split in metrics:
+            path_of(folder, split, task_key).unlink(missing_ok=True)
+    results.record_path(folder, task_key).unlink(missing_ok=True)
     for split, values in metrics.items():
         rows = prediction_rows(run.datasets[split].task, averaged[split], labels[split].tolist())
         _write_predictions(results.predictions_path(training_args.output_dir, split, task_key), rows)

@@ -254,14 +254,14 @@ def append_log(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UsageError: The file system refuses.
     """
-    line = json.dumps(_strict_json(record), ensure_ascii=False, allow_nan=False) + "\n"
+    line = _as_bytes(json.dumps(_strict_json(record), ensure_ascii=False, allow_nan=False) + "\n")
     try:
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = file.seek(0, os.SEEK_END)
             # A process killed while it wrote must not spoil the next one's line.
             file.seek(max(0, size - 1))
-            file.write((b"\n" if file.read(1) not in (b"", b"\n") else b"") + line.encode())
+            file.write((b"\n" if file.read(1) not in (b"", b"\n") else b"") + line)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -297,7 +297,12 @@ def file_hash(path: Path) -> str:
 
 
 def _write_text(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())
+    file.write(_as_bytes(text))
+
+
+def _as_bytes(text: str) -> bytes:
+    r"""Text as UTF-8; of what is none, such as a byte of a folder's name, JSON's own escape: ``\udcff``."""
+    return text.encode(errors="backslashreplace")
 
 
 def _own_storage(tensor: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from lmntk import stopping
+from lmntk.command_words import check_words
 from lmntk.errors import UsageError, suggest
 
 
@@ -15,6 +17,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
         raise UsageError(f"{message}; see --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse what is there, after a look at its words."""
+        words = sys.argv[1:] if args is None else list(args)
+        check_words(words)
+        return super().parse_known_args(words, namespace)
 
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line; an unknown flag is answered with the one that was probably meant.
@@ -29,15 +37,15 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
-def exit_status(main: Callable[[], None]) -> int:
-    """Do the work of a tool, its warnings, a `UsageError` and Ctrl-C told on stderr; return the exit status."""
+def exit_status(main: Callable[[], int | None], when_stopped: str = stopping.ANEW) -> int:
+    """Do the work of a tool; its warnings, and why it ended early, are told on stderr.
+
+    Args:
+        main: What to do.
+        when_stopped: What to say after a signal.
+
+    Returns:
+        The exit status, as `stopping.exit_status` has it.
+    """
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    try:
-        main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: the same command begins anew", file=sys.stderr)
-        return 130
-    return 0
+    return stopping.exit_status(main, when_stopped)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
+from lmntk.files import SAVING
 from lmntk.models.base import PositionModel
 from lmntk.models.lora import is_adapter, load_adapters, read_adapters, save_adapters
 from lmntk.models.lora_files import CONFIG_FILE
@@ -47,7 +48,7 @@ def save_checkpoint(model: PositionModel, folder: Path, base_name: str) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # First beside what is there: a disk that is full leaves the old files, whole.
-    fresh = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    fresh = Path(tempfile.mkdtemp(prefix=SAVING, dir=folder))
     try:
         if has_adapters(model):
             save_adapters(model.lm, fresh, base_name)
@@ -58,18 +59,25 @@ def save_checkpoint(model: PositionModel, folder: Path, base_name: str) -> None:
         extras = _extras(model)
         if extras:
             save_file({name: tensor.contiguous() for name, tensor in extras.items()}, fresh / HEAD_FILE)
-        written = {path.name for path in fresh.iterdir()}
-        for name in written:
-            (fresh / name).replace(folder / name)
+        _put_in_place(fresh, folder, has_adapters(model))
     except (OSError, SafetensorError) as error:
         raise UsageError(f"cannot write the model into {folder} ({error}): make room there") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    if not has_adapters(model):
-        # Left by another model that was here, they would be taken for this one's. (Weights beside adapters are not, and
-        # may be what these stand on.)
-        for name in {CONFIG_FILE, ADAPTERS_FILE, HEAD_FILE} - written:
-            (folder / name).unlink(missing_ok=True)
+
+
+def _put_in_place(fresh: Path, folder: Path, adapters: bool) -> None:
+    """Move a model's files to where they belong; killed at any moment this leaves no parts of two models together.
+
+    The weights of the old model go first, and those of the new one come last: in between there is none. Weights beside
+    adapters stay, since they may be what these stand on.
+    """
+    weights = ADAPTERS_FILE if adapters else WEIGHTS_FILE
+    others = (HEAD_FILE,) if adapters else (CONFIG_FILE, ADAPTERS_FILE, HEAD_FILE)
+    for name in (weights, *others):
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == weights):
+        path.replace(folder / path.name)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
