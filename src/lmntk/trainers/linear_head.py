@@ -13,13 +13,11 @@ from lmntk import distributed
 from lmntk.arguments import TrainingArguments
 from lmntk.build import Run
 from lmntk.errors import UsageError
-from lmntk.logistic import cross_validated, cross_validation_folds
+from lmntk.logistic import cross_validation_folds, fit_rows
 from lmntk.models.base import PositionModel
 from lmntk.trainers.base import LOGITS_TOGETHER, TOO_LARGE, ZeroShotTrainer, log_odds
 
 logger = logging.getLogger(__name__)
-
-MAX_ITERATIONS = 5000
 
 
 class LinearHeadTrainer(ZeroShotTrainer):
@@ -92,9 +90,8 @@ def _fit_classes(
     classes = np.asarray(labels, dtype=np.int64)
     # Several templates show an example several times: it counts once.
     folds = cross_validation_folds(classes[:examples], num_classes, "leave the linear head out")
-    regression = cross_validated(folds, max_iter=MAX_ITERATIONS, fit_intercept=has_bias).fit(features, classes)
-    weights, biases = regression.coef_, np.broadcast_to(regression.intercept_, len(regression.coef_))
-    return _halves(weights, biases) if num_classes == 2 else (weights, biases.copy())
+    weights, biases = fit_rows(features, classes, folds, fit_intercept=has_bias)
+    return _halves(weights, biases) if num_classes == 2 else (weights, biases)
 
 
 def _fit_scores(
