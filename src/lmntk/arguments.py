@@ -92,7 +92,8 @@ class DataArguments:
     data_dir: str = _required("Folder with the task's train, dev and test files, from tools/generate_k_shot_data.py.")
     custom_columns: str | None = _flag(
         "For CSV, TSV or JSON-lines files of one's own: the names of their text columns and, last, of the label's, "
-        "e.g. text,label. Needs --mapping, whose keys are the labels, and --template."
+        "e.g. text,label; of a file without a header their places, counted from 0. Needs --mapping, whose keys are the "
+        "labels, and --template."
     )
     num_k: int = _flag("Training examples per class; for the record, the data folder decides.", 16)
     tag: str = _flag("A word to find this run by in the log.", "")

@@ -1,18 +1,18 @@
 """Examples from a task's files: where they are, how their rows become examples, what is wrong with a row."""
 
 import logging
-import math
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
 from lmntk.errors import UsageError, suggest
 from lmntk.rows import ENDINGS, Row, columns, known_endings, read_rows, shown
-from lmntk.tasks import REGRESSION_RANGE, TASKS, Task
+from lmntk.tasks import REGRESSION_RANGE, TASKS, Task, as_number, spelled_columns
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,10 @@ def read_examples(task: Task, path: str | Path) -> list[Example]:
     """
     examples: list[Example] = []
     short_lines: list[int] = []
-    task, _, rows = below_header(task, path)
+    empty_lines: list[int] = []
+    task, header, rows = below_header(task, path)
+    if task.numbered:
+        _tell_how_columns_are_found(task, header, path)
     for line, fields, _ in rows:
         if len(fields) < task.min_columns:
             if not task.skip_short_rows:
@@ -66,6 +69,8 @@ def read_examples(task: Task, path: str | Path) -> list[Example]:
         label = fields[task.label_column].strip()
         check_label(task, label, path, line)
         examples.append(Example(tuple(fields[column] for column in task.text_columns), label))
+        if not all(map(str.strip, examples[-1].texts)):
+            empty_lines.append(line)
     if short_lines:
         logger.warning(
             "%s: skipped %d of %d rows that have fewer than %d columns (the first is line %d)",
@@ -73,6 +78,13 @@ def read_examples(task: Task, path: str | Path) -> list[Example]:
         )
     if not examples:
         raise UsageError(f"{path} holds no examples")
+    if empty_lines:
+        logger.warning(
+            "%s: %d of %d examples have an empty text (the first is line %d)",
+            *(path, len(empty_lines), len(examples), empty_lines[0]),
+        )
+    if not task.header and not task.labels:
+        _require_no_header([example.label for example in examples], path)
     return examples
 
 
@@ -80,22 +92,60 @@ def below_header(task: Task, path: str | Path) -> tuple[Task, Row | None, Iterat
     """Begin to read a file.
 
     Returns:
-        The task, with the columns that have names where the file has them; its header, if there is one; its rows.
+        The task, with a user's own columns where the file has them; its header, if there is one; its rows.
 
     Raises:
-        UsageError: A column that the user named is not in the header; and, while rows are taken, see
-            `lmntk.rows.read_rows`, or a row has more or fewer columns than a header whose columns have names.
+        UsageError: A column that the user named is not in the header, or there is an example in its place; and, while
+            rows are taken, see `lmntk.rows.read_rows`, or a row of a user's own file is longer or shorter than the
+            first.
     """
     rows = read_rows(task, path)
     header = next(rows, None) if task.header else None
     if not task.columns:
+        if header is not None:
+            _require_header(task, header, path)
         return task, header, rows
     if header is None:
         raise UsageError(f"{path} holds no examples")
     names = [name.strip() for name in header.fields]
+    if task.numbered and not set(names) >= set(task.columns):
+        places = [int(column) for column in task.columns]
+        if max(places) >= len(names):
+            raise UsageError(
+                f"{path}: there is no column {max(places)}, its first line has {columns(len(names))}, counted from 0, "
+                f"and none of the name '{max(places)}': give --custom_columns places or names that are there"
+            )
+        located = replace(task, text_columns=tuple(places[:-1]), label_column=places[-1], header=False)
+        return located, None, _of_full_width(chain([header], rows), len(names), path, "first line")
     places = [_place(column, names, path) for column in task.columns]
     located = replace(task, text_columns=tuple(places[:-1]), label_column=places[-1])
     return located, header, _of_full_width(rows, len(names), path)
+
+
+def _require_header(task: Task, header: Row, path: str | Path) -> None:
+    """Make sure that the first line is none of the examples, which would be passed over."""
+    if len(header.fields) >= task.min_columns and _is_label(task, label := header.fields[task.label_column].strip()):
+        raise UsageError(
+            f"{path} line 1 is an example, of label '{label}', where a file of {task.name} has the names of its "
+            f"columns: put such a line of {columns(len(header.fields))} before it"
+        )
+
+
+def _require_no_header(labels: list[str], path: str | Path) -> None:
+    """Make sure that the first line is an example, where nothing but its label can tell."""
+    if len(labels) > 1 and labels[0] not in labels[1:]:
+        raise UsageError(
+            f"{path} line 1 has the label '{shown(labels[0])}', which no other line has: if it is the header, give "
+            "--custom_columns its names; if it is an example, put it behind another"
+        )
+
+
+def _tell_how_columns_are_found(task: Task, header: Row | None, path: str | Path) -> None:
+    if header is None:
+        taken = "counts columns from 0, and the first line is an example"
+    else:
+        taken = "names columns of the header"
+    logger.warning("%s: --custom_columns %s %s", path, spelled_columns(task.columns), taken)
 
 
 def _place(column: str, names: list[str], path: str | Path) -> int:
@@ -112,12 +162,12 @@ def _place(column: str, names: list[str], path: str | Path) -> int:
     raise UsageError(f"{path}: {told}; --custom_columns names columns of the first line, which is the header{hint}")
 
 
-def _of_full_width(rows: Iterator[Row], width: int, path: str | Path) -> Iterator[Row]:
+def _of_full_width(rows: Iterator[Row], width: int, path: str | Path, first: str = "header") -> Iterator[Row]:
     for row in rows:
         if len(row.fields) != width:
             raise UsageError(
-                f"{path} line {row.line} has {columns(len(row.fields))}, but the header has {width}: is there a tab or "
-                "a line end in a text?"
+                f"{path} line {row.line} has {columns(len(row.fields))}, but the {first} has {width}: is there a tab "
+                "or a line end in a text?"
             )
         yield row
 
@@ -128,23 +178,45 @@ def check_label(task: Task, label: str, path: str | Path, line: int) -> None:
     Raises:
         UsageError: It is not; names file, line, the label and what it may be.
     """
+    if _is_label(task, label):
+        return
     if task.regression:
         low, high = REGRESSION_RANGE
-        if not low <= _score(label) <= high:
-            raise UsageError(
-                f"{path} line {line}: '{label}' is not a score of {task.name}, a number from {low:g} to {high:g}"
-            )
-    elif task.columns and not task.labels:
-        if not label:
-            raise UsageError(f"{path} line {line} has no label: fill it in, or remove the line")
-    elif label not in task.labels:
-        hint = f" (files of {task.name} have no header line)" if line == 1 and not task.header else ""
-        if task.columns:
-            hint = ", the keys of --mapping"
         raise UsageError(
-            f"{path} line {line}: label '{shown(label)}' is not among the labels of {task.name}, "
-            f"{', '.join(task.labels)}{hint}"
+            f"{path} line {line}: '{label}' is not a score of {task.name}, a number from {low:g} to {high:g}"
         )
+    if not task.labels:
+        raise UsageError(f"{path} line {line} has no label: fill it in, or remove the line")
+    hint = ", the keys of --mapping" if task.columns else ""
+    if line == 1 and not task.header:
+        hint += (
+            "; if line 1 is the header, give --custom_columns its names"
+            if task.columns
+            else f" (files of {task.name} have no header line)"
+        )
+    raise UsageError(
+        f"{path} line {line}: label '{shown(label)}' is not among the labels of {task.name}, "
+        f"{', '.join(task.labels)}{hint}{_almost(label, task.labels)}"
+    )
+
+
+def _is_label(task: Task, label: str) -> bool:
+    if task.regression:
+        low, high = REGRESSION_RANGE
+        return (score := as_number(label)) is not None and low <= score <= high
+    return label in task.labels or bool(task.columns and not task.labels and label)
+
+
+def _almost(label: str, labels: Iterable[str]) -> str:
+    """Say how a label differs from one that would do, if it is close to one."""
+    number = as_number(label)
+    for known in labels:
+        if known.strip().casefold() == label.casefold():
+            kind = "surrounding spaces" if known.strip() == label else "case"
+            return f"; '{label}' and '{known}' differ in {kind} alone: spell them alike"
+        if number is not None and as_number(known) == number:
+            return f"; '{label}' and '{known}' are one number: spell them alike"
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -212,7 +284,7 @@ def _no_own_file(task: Task, folder: Path, split: str) -> NoReturn:
     raise UsageError(
         f"{missing}: put train, dev and test there (ending in {known_endings()}), or draw them from one file FILE with "
         f"`python tools/generate_k_shot_data.py --mode {mode} --k {k} --seed {seed} --task {name} "
-        f"--custom_columns {shlex.quote(','.join(task.columns))} --input FILE"
+        f"--custom_columns {shlex.quote(spelled_columns(task.columns))} --input FILE"
         f"{f' --output_dir {shlex.quote(str(root))}' if elsewhere else ''}`"
     )
 
@@ -242,9 +314,3 @@ def _how_to_make(task: Task, folder: Path) -> str:
         command += f" --data_dir {shlex.quote(str(root / 'original'))} --output_dir {shlex.quote(str(root))}"
     return f"make it with `{command}`" + ("" if made == folder else f" and give --data_dir {made}")
 
-
-def _score(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -4,18 +4,17 @@ A TSV line is split on tabs alone, since the quotation marks of GLUE's files bel
 quoting. A line of JSON is an object, of which the task's columns are taken. An ``NA`` in a review is a word, not a gap.
 """
 
-import codecs
 import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 from lmntk.errors import UsageError, suggest
 from lmntk.tasks import Task
+from lmntk.text_files import open_text
 
 _NEEDS_QUOTES = re.compile('[",\r\n]')
 _SHOWN = 40  # characters
@@ -42,7 +41,7 @@ def read_rows(task: Task, path: str | Path) -> Iterator[Row]:
             line.
     """
     reader = _FORMATS[format_of(task, path)].read
-    with _open(path) as file:
+    with open_text(path) as file:
         yield from reader(file, task, path)
 
 
@@ -83,22 +82,6 @@ def shown(name: str) -> str:
 def columns(count: int) -> str:
     """``1 column``, ``2 columns``."""
     return f"{count} column{'' if count == 1 else 's'}"
-
-
-@contextmanager
-def _open(path: str | Path) -> Iterator[TextIO]:
-    """Open a text file; untranslated line ends, because those within a quoted CSV field are part of it."""
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        with Path(path).open("rb") as file:
-            encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
-        raise UsageError(
-            f"{path} is not UTF-8 text: convert it, for instance with iconv -f {encoding} -t utf-8"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read_tsv(file: TextIO, task: Task, path: str | Path) -> Iterator[Row]:

@@ -163,7 +163,7 @@ class StoredRun:
         if "custom_columns" in self.description:
             return described_task(self.description)
         columns, labels = self.record.get("custom_columns"), self._labels_of_own_data()
-        return custom_task(columns.split(","), labels, self.record["task_name"]) if columns and labels else None
+        return custom_task(columns, labels, self.record["task_name"]) if columns and labels else None
 
     def _labels_of_own_data(self) -> list[str]:
         """The labels that the run tells, in the order of the logits: by its mapping, or by a column for each."""

@@ -5,8 +5,10 @@ Malladi et al. 2023 (arXiv 2210.05643). Adding a task is adding a row. Data of a
 them what a row says of others (`custom_task`).
 """
 
+import csv
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +42,8 @@ class Task:
         data_folder: Name of the task's folder where that is not `name`.
         second_test_set: The task whose test set, in the same folder, is predicted too.
         columns: Of data of a user's own the names of the text columns and, last, of the label's: each file's header
-            says where they stand, not `text_columns` and `label_column`. Empty for the rows of the table.
+            says where they stand, not `text_columns` and `label_column`. Numbers are places, counted from 0, in a file
+            without a header. Empty for the rows of the table.
     """
 
     name: str
@@ -106,6 +109,11 @@ class Task:
     def seeds_build_on_each_other(self) -> bool:
         """Whether the published sampler shuffles the lines of the seed before again (TSV without a header: CoLA)."""
         return self.file_format == "tsv" and not self.header
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the columns of a user's own data may be places, counted from 0."""
+        return bool(self.columns) and all(re.fullmatch("0|[1-9][0-9]{0,5}", column) for column in self.columns)
 
     def file_name(self, split: str) -> str:
         """Give the name of the file that holds ``train``, ``dev`` or ``test`` in a k-shot folder.
@@ -210,7 +218,7 @@ def custom_task(columns: str | Sequence[str], labels: Sequence[str] = (), name: 
 
     Args:
         columns: The names of the text columns and, last, of the label's, as files' headers have them; or all of them
-            as ``--custom_columns`` has them, separated by commas.
+            as ``--custom_columns`` has them: see `split_columns`.
         labels: The labels in the order of the logits; none to let any label pass.
         name: What the task is called in file names and in the log.
 
@@ -218,10 +226,12 @@ def custom_task(columns: str | Sequence[str], labels: Sequence[str] = (), name: 
         A task without template and label words: flags must give them.
 
     Raises:
-        UsageError: A name that a task of the table has or that no file can have, or columns too few or named twice.
+        UsageError: A name that a task of the table has or that no file can have, columns too few or named twice, or
+            labels that are one number.
     """
     if isinstance(columns, str):
-        columns = [column.strip() for column in columns.split(",")]
+        columns = split_columns(columns)
+    given = f"--custom_columns {spelled_columns(columns)}"
     if name.lower() in _by_key():
         raise UsageError(
             f"--custom_columns is for data of one's own, but {_by_key()[name.lower()].name} is a task whose files are "
@@ -231,14 +241,43 @@ def custom_task(columns: str | Sequence[str], labels: Sequence[str] = (), name: 
         raise UsageError(f"task '{name}': names of files are made of it: take letters, digits, '-', '_' and '.' alone")
     if len(columns) < 2 or not all(columns):
         raise UsageError(
-            f"--custom_columns {','.join(columns)}: name the columns of the texts and, last, that of the label, "
-            "as in --custom_columns text,label"
+            f"{given}: name the columns of the texts and, last, that of the label, as in --custom_columns text,label"
         )
     if len(set(columns)) < len(columns):
         twice = next(column for column in columns if columns.count(column) > 1)
-        raise UsageError(f"--custom_columns {','.join(columns)} names '{twice}' twice: each column has one use")
+        raise UsageError(f"{given} names '{twice}' twice: each column has one use")
+    numbers: dict[float, str] = {}
+    for label in labels:
+        if (number := as_number(label)) is not None and (other := numbers.setdefault(number, label)) != label:
+            raise UsageError(f"the labels '{other}' and '{label}' are one number: spell the label of a class in one way")
     texts = range(len(columns) - 1)
     return Task(name, tuple(labels), "", {}, tuple(texts), len(texts), file_format="", columns=tuple(columns))
+
+
+def split_columns(columns: str) -> list[str]:
+    """Take ``--custom_columns`` apart at its commas; a name with a comma is quoted, as in the header of a CSV file.
+
+    Raises:
+        UsageError: There is a line end in it.
+    """
+    try:
+        return [name.strip() for name in next(csv.reader([columns], skipinitialspace=True), [])]
+    except csv.Error as error:
+        raise UsageError(f"--custom_columns {columns!r}: {error}") from error
+
+
+def spelled_columns(columns: Iterable[str]) -> str:
+    """Write names of columns as ``--custom_columns`` has them: the inverse of `split_columns`."""
+    return ",".join('"' + name.replace('"', '""') + '"' if re.search('[",]', name) else name for name in columns)
+
+
+def as_number(text: str) -> float | None:
+    """The finite number that a text spells, if any: ``1``, ``01`` and ``1.0`` are one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in text else None
 
 
 def described_task(description: Mapping[str, Any]) -> Task:
