@@ -23,7 +23,7 @@ from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.legacy_flags import full_name, is_flag, translate
 from lmntk.solvers import SOLVERS
-from lmntk.tasks import TASKS
+from lmntk.tasks import TASKS, spelled_columns
 
 GENERAL_MAX_SEQ_LENGTH = 128
 GENERAL_NUM_SAMPLE = 16
@@ -330,7 +330,7 @@ def _values_of(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
 def _read_config(path: Path, flags: Collection[str]) -> list[str]:
     """Turn a JSON object into the command line that says the same, so that both are checked alike; null: not given."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once_each)
     except OSError as error:
         raise UsageError(f"cannot read the configuration file {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -343,8 +343,19 @@ def _read_config(path: Path, flags: Collection[str]) -> list[str]:
             flag = f"--{full_name(key, flags)}"
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
-        if isinstance(value, list):
+        if flag == "--custom_columns" and isinstance(value, list):
+            argv.append(f"{flag}={spelled_columns(map(str, value))}")
+        elif isinstance(value, list):
             argv += [flag, *map(str, value)]
         elif value is not None:
             argv.append(f"{flag}={json.dumps(value) if isinstance(value, dict) else value}")
     return argv
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dictionary of a JSON object, in which the last of two equal keys would win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' is given twice")
+    return found

@@ -41,7 +41,7 @@ from lmntk.models.loading import (
 from lmntk.models.lora_files import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from lmntk.models.lora_files import LoraSettings, stored_adapters
 from lmntk.prompt_settings import PromptSettings, resolve_prompts, task_of
-from lmntk.prompts import label_word_ids
+from lmntk.prompts import label_word_ids, warn_of_unknown_text
 from lmntk.results import kernel_path, logits_path, mode_and_task
 from lmntk.tasks import Task, find_task
 from lmntk.templates import EXAMPLE_TEMPLATE, Template
@@ -120,7 +120,7 @@ def build(
     tokenizer_name = model_args.tokenizer_name or source.tokenizer
     causal = is_causal(config)
     needs_mask = model_args.few_shot_type != "finetune" and not causal
-    tokenizer = load_tokenizer(tokenizer_name, model_args.cache_dir, needs_mask)
+    tokenizer = load_tokenizer(tokenizer_name, model_args.cache_dir, needs_mask, config.vocab_size)
     prompts = resolve_prompts(task, data_args, max_positions(config), model_args.few_shot_type)
     words = label_word_ids(prompts.mapping, task.labels, tokenizer) if prompts.mapping else []
     if causal:
@@ -128,6 +128,7 @@ def build(
     renderers = _renderers(
         task, prompts, examples, splits, data_args.data_dir, training_args.seed, tokenizer, words, causal
     )
+    warn_of_unknown_text((template for renderer in renderers.values() for template in renderer.templates), tokenizer)
     datasets = {
         split: FeatureDataset.build(renderer, 1 if split == "train" else prompts.draws)
         for split, renderer in renderers.items()

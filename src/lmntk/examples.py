@@ -55,7 +55,7 @@ def read_examples(task: Task, path: str | Path) -> list[Example]:
     short_lines: list[int] = []
     empty_lines: list[int] = []
     task, header, rows = below_header(task, path)
-    if task.numbered:
+    if task.numbered and (header is None or header.line):  # lines of JSON have names
         _tell_how_columns_are_found(task, header, path)
     for line, fields, _ in rows:
         if len(fields) < task.min_columns:
@@ -313,4 +313,3 @@ def _how_to_make(task: Task, folder: Path) -> str:
     if root.resolve() != Path("data").resolve():
         command += f" --data_dir {shlex.quote(str(root / 'original'))} --output_dir {shlex.quote(str(root))}"
     return f"make it with `{command}`" + ("" if made == folder else f" and give --data_dir {made}")
-

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 MANY_PROMPTS = 2000
 """From this number on a progress bar is worth its line: fewer are there in a second or two."""
 
+MUCH_UNKNOWN = 0.05
+"""The share of unknown tokens from which on a run tells of them."""
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -157,7 +160,9 @@ class FeatureDataset(Dataset[Feature]):
         if cut:
             limit = limits.max_seq_length
             logger.warning("%d of %d prompts of %s were cut to --max_seq_length %d tokens", cut, len(work), mode, limit)
-        return cls(mode, task, [feature for feature, _ in found], samples)
+        features = [feature for feature, _ in found]
+        _warn_of_unknown_tokens(features, renderer.tokenizer, mode)
+        return cls(mode, task, features, samples)
 
     def __len__(self) -> int:
         """Number of samples times number of examples."""
@@ -176,6 +181,20 @@ class FeatureDataset(Dataset[Feature]):
     def labels(self) -> list[int | float]:
         """One label per feature; those of the examples are the first `num_examples`."""
         return [feature.label for feature in self.features]
+
+
+def _warn_of_unknown_tokens(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, mode: str) -> None:
+    """Tell where much of the texts is unknown to the tokenizer; GPT-2's unknown token is what begins a text."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
+        return
+    total = sum(len(feature.input_ids) for feature in features)
+    count = sum(feature.input_ids.count(unknown) for feature in features)
+    if count >= MUCH_UNKNOWN * total:
+        logger.warning(
+            "%s: %d of %d tokens are %s, which stands for what the tokenizer does not know: does it fit these texts?",
+            *(mode, count, total, tokenizer.unk_token),
+        )
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,10 @@ def _own_originals(task: Task, labels: Sequence[str], train: Path, test: Path | 
     labels = list(dict.fromkeys(labels))
     if len(labels) < 2:
         raise UsageError(f"{train}: all rows have the label '{labels[0]}', where two at least are to be told apart")
+    folded: dict[str, str] = {}
+    for label in labels:
+        if (other := folded.setdefault(label.casefold(), label)) != label:
+            logger.warning("%s: labels '%s' and '%s' differ in case alone, and are two classes", train, other, label)
     known = dataclasses.replace(custom_task(task.columns, labels, task.name), file_format=format_of(task, train))
     header, lines = _own_lines(known, train)
     if 2 * len(labels) > len(lines):

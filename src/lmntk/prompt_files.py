@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import ast
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from lmntk.errors import UsageError
+from lmntk.text_files import open_text
 
 logger = logging.getLogger(__name__)
+
+_NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?|nan|inf)"
+_SCORE = re.compile(rf"{_NUMBER}(?:\t\s*|\s+(?=\{{))|[-+]?(?:[0-9]+\.[0-9]{{5}}|nan) (?=\*)", re.IGNORECASE)
+"""What LM-BFF's search writes before a template, a mapping or a prompt, as ``"%.5f %s"`` or with a tab."""
+_PERHAPS_SCORE = re.compile(rf"({_NUMBER}(?=\s+\*)|[-+]?[0-9]+\.[0-9]{{5}}(?=\s))", re.IGNORECASE)
 
 
 def parse_mapping(mapping: str | Mapping[str, str], labels: Sequence[str]) -> dict[str, str]:
@@ -47,25 +53,44 @@ def read_mapping(mapping: str | Mapping[str, str], labels: Sequence[str] = ("0",
         UsageError: No dictionary, a label twice, or a label word that is no text.
     """
     example = str({label: f"word{i}" for i, label in enumerate(labels)})
-    if isinstance(mapping, str):
-        try:
-            found = ast.literal_eval(mapping)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise UsageError(f'--mapping is no Python dictionary: {mapping}; write for example "{example}"')
-    else:
-        found = dict(mapping)
+    pairs = _pairs_of(mapping) if isinstance(mapping, str) else [(str(key), word) for key, word in mapping.items()]
+    if pairs is None:
+        raise UsageError(f'--mapping is no Python dictionary: {mapping}; write for example "{example}"')
     words: dict[str, str] = {}
-    for key, word in found.items():
-        if str(key) in words:
-            raise UsageError(f"--mapping gives label '{key}' twice: {mapping}")
+    for label, word in pairs:
+        if label in words:
+            raise UsageError(f"--mapping gives label '{label}' twice: {mapping}")
         if not isinstance(word, str) or not word.strip():
             raise UsageError(
-                f"--mapping gives label '{key}' {word!r}, which is no word; write for example \"{example}\""
+                f"--mapping gives label '{label}' {word!r}, which is no word; write for example \"{example}\""
             )
-        words[str(key)] = word
+        words[label] = word
+    _require_text("mapping", *words, *words.values())
     return words
+
+
+def _pairs_of(mapping: str) -> list[tuple[str, object]] | None:
+    """The keys and values that a dictionary display has, repeated keys included; None if it is none of labels."""
+    try:
+        display = ast.parse(mapping.strip(), mode="eval").body
+        if not isinstance(display, ast.Dict):
+            return None
+        # A ** has no key, which literal_eval refuses.
+        keys = [ast.literal_eval(key) for key in display.keys]  # type: ignore[arg-type]
+        values = [ast.literal_eval(value) for value in display.values]
+        if not all(isinstance(key, str | int | float) for key in keys):
+            return None
+        return list(zip(map(str, keys), values, strict=True))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _require_text(flag: str, *texts: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"--{flag} holds bytes that are not UTF-8: {ascii(text)}") from error
 
 
 def _quoted(labels: Sequence[str]) -> str:
@@ -120,13 +145,16 @@ def choose_prompts(
         },
         {"template": template_path, "mapping": mapping_path, "prompt": prompt_path},
     )
+    if template is not None:
+        _require_text("template", template)
+        _require_no_score(template, "--template")
     templates = [default_template if template is None else template]
     words: str | Mapping[str, str] = default_mapping if mapping is None else mapping
     if prompt_path is not None:
         if template_path is not None or mapping_path is not None:
             other = "template_path" if template_path is not None else "mapping_path"
             raise UsageError(f"--prompt_path holds templates and mappings: leave out --{other}")
-        line = _pick(_read_lines(prompt_path, "prompt_path"), prompt_id, prompt_path, "prompt")
+        line = _pick(_without_scores(prompt_path, "prompt_path"), prompt_id, prompt_path, "prompt")
         fields = line.split("\t")
         if len(fields) != 2:
             raise UsageError(
@@ -134,11 +162,11 @@ def choose_prompts(
             )
         templates, words = [fields[0]], fields[1]
     if template_path is not None:
-        templates = [line for line in _read_lines(template_path, "template_path") if line][:top_n_template]
+        templates = [line for line in _without_scores(template_path, "template_path") if line][:top_n_template]
         if template_id is not None:
             templates = [_pick(templates, template_id, template_path, "template")]
     if mapping_path is not None:
-        words = _pick(_read_lines(mapping_path, "mapping_path"), mapping_id, mapping_path, "mapping")
+        words = _pick(_without_scores(mapping_path, "mapping_path"), mapping_id, mapping_path, "mapping")
     for kind, flag, path in (
         ("template", template, template_path or prompt_path),
         ("mapping", mapping, mapping_path or prompt_path),
@@ -163,16 +191,43 @@ def _require_pairs(choices: Mapping[str, int | None], paths: Mapping[str, str | 
         raise UsageError("--top_n_template takes several templates and --template_id takes one: give one of the two")
 
 
+def _without_scores(path: str, flag: str) -> list[str]:
+    """Read lines; where each begins with a score, as LM-BFF's search writes them, it is no part of them.
+
+    Raises:
+        UsageError: Some lines begin with a score and some do not, or with what need not be one.
+    """
+    lines = _read_lines(path, flag)
+    scores = [_SCORE.match(line) for line in lines if line]
+    if not any(scores):
+        for number, line in enumerate(lines):
+            _require_no_score(line, f"--{flag} {path}: line {number} (from 0)")
+        return lines
+    if not all(scores):
+        number = next(number for number, line in enumerate(lines) if line and not _SCORE.match(line))
+        raise UsageError(
+            f"--{flag} {path}: some lines begin with a score and line {number} (from 0) does not: '{lines[number]}'; "
+            "give all lines a score and a tab, or none"
+        )
+    logger.warning("--%s %s: the number before each line is taken for its score and left out", flag, path)
+    return [_SCORE.sub("", line, count=1) for line in lines]
+
+
+def _require_no_score(line: str, where: str) -> None:
+    """Refuse a template that begins with what may be a score and may be text."""
+    if found := _PERHAPS_SCORE.match(line):
+        raise UsageError(
+            f"{where} begins with {found[1]} and a space: remove a score, or put a tab behind it in all lines of a "
+            f"file; of text, write the space as _: '{line}'"
+        )
+
+
 def _read_lines(path: str, flag: str) -> list[str]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--{flag} {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--{flag} {path} is no UTF-8 text: {error}") from error
+    with open_text(path, flag) as file:
+        text = file.read().removeprefix("\ufeff")
     if not text.strip():
         raise UsageError(f"--{flag} {path} is empty")
-    return [line.strip() for line in text.rstrip().split("\n")]
+    return [line.strip() for line in re.split("\r\n|\r|\n", text.rstrip())]
 
 
 def _pick(lines: Sequence[str], index: int | None, path: str, kind: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -136,7 +136,9 @@ def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _literal_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     # Encoding may split or prefix a lone character (sentence-piece models put a space before it), the lookup does not.
-    if len(text) == 1 and (token := _known_id(text, tokenizer)) is not None:
+    # Byte-level vocabularies spell lone bytes as letters, too: their é is the byte E9, which decodes to no character.
+    token = _known_id(text, tokenizer) if len(text) == 1 else None
+    if token is not None and (text.isascii() or "\ufffd" not in tokenizer.decode([token])):
         return [token]
     return _encode(text, tokenizer)
 
@@ -200,10 +202,14 @@ def _mask_cut_away(template: Template, texts: Sequence[str], limits: Limits, len
 def label_word_ids(mapping: Mapping[str, str], labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The one token of each class's label word.
 
+    A word is looked up with a space before it, and only if that is not one token, without; the log tells of it. The
+    mapping may say which: a word that begins with a space is looked up with it alone, one with ``-`` before it without,
+    unless the word is one token with its ``-``. What starts with one of ``< [ . ,`` is a token as it is written.
+
     Args:
         mapping: Label to label word, from `lmntk.prompt_files.parse_mapping`.
         labels: The task's labels, in logit order.
-        tokenizer: Looks words up with a space before them, except those that start with one of ``< [ . ,``.
+        tokenizer: Looks words up.
 
     Returns:
         `[C]` token ids.
@@ -212,9 +218,10 @@ def label_word_ids(mapping: Mapping[str, str], labels: Sequence[str], tokenizer:
         UsageError: A word of several pieces, an unknown one, or one token for two classes.
     """
     ids: list[int] = []
+    bare: list[str] = []
     for label in labels:
         word = mapping[label]
-        token_id = _label_word_id(word, label, tokenizer)
+        token_id, without_space = _label_word_id(word, label, tokenizer)
         if token_id in ids:
             first = labels[ids.index(token_id)]
             raise UsageError(
@@ -222,18 +229,69 @@ def label_word_ids(mapping: Mapping[str, str], labels: Sequence[str], tokenizer:
                 f"for this model: give each class a word of its own with --mapping"
             )
         ids.append(token_id)
+        bare += [word] * without_space
+    if bare:
+        mixed = "" if len(bare) == len(labels) else ", the other label words with one"
+        logger.warning(
+            "label words %s are one token for this model only without a space before them, and are looked up so%s",
+            *(_quoted(bare), mixed),
+        )
     return ids
 
 
-def _label_word_id(word: str, label: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    space = "" if _adds_space(tokenizer) else " "
-    pieces = [word] if word.startswith(("<", "[", ".", ",")) else tokenizer.tokenize(space + word)
-    if len(pieces) != 1:
-        raise UsageError(
-            f"label word '{word}' (label {label}) is {len(pieces)} pieces for this model ({' '.join(pieces)}): "
-            f"choose a word of one piece with --mapping"
-        )
-    token_id = _known_id(pieces[0], tokenizer)
-    if token_id is None:
+def _label_word_id(word: str, label: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool]:
+    """The token of a label word, and whether it was found without a space though the mapping does not say so."""
+    marked = word.startswith("-") and len(word) > 1
+    if word.startswith(("<", "[", ".", ",")):
+        forms = [[word]]
+    elif word.startswith(" "):
+        forms = [_pieces_after_space(word.lstrip(" "), tokenizer)]
+    else:
+        bare = word[1:] if marked else word
+        forms = [_pieces_after_space(word, tokenizer), _pieces_without_space(bare, tokenizer)]
+    for number, pieces in enumerate(forms):
+        if len(pieces) == 1 and (token_id := _known_id(pieces[0], tokenizer)) is not None:
+            return token_id, number == 1 and not marked
+    pieces = forms[-1 if marked else 0]
+    if len(pieces) == 1:
         raise UsageError(f"label word '{word}' (label {label}) is unknown to this model: choose another with --mapping")
-    return token_id
+    raise UsageError(
+        f"label word '{word}' (label {label}) is {len(pieces)} pieces for this model ({' '.join(pieces)}): "
+        f"choose a word of one piece with --mapping"
+    )
+
+
+def _pieces_after_space(word: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return tokenizer.tokenize(word if _adds_space(tokenizer) else " " + word)
+
+
+def _pieces_without_space(word: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    pieces = tokenizer.tokenize(word)
+    if not pieces or not pieces[0].startswith(("▁", "Ġ")):
+        return pieces
+    # The tokenizer has put a space before the word; the vocabulary may hold the word without it.
+    joined = "".join(pieces)[1:]
+    return [joined] if len(pieces) == 1 or _known_id(joined, tokenizer) is not None else pieces
+
+
+def warn_of_unknown_text(templates: Iterable[Template], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Name the text of templates that the tokenizer does not know, or of which it leaves nothing."""
+    literals = {part.text: None for template in templates for part in template.parts if isinstance(part, LiteralPart)}
+    unknown, lost = [], []
+    for text in literals:
+        ids = _literal_ids(text, tokenizer)
+        if tokenizer.unk_token_id in ids and text.strip() != tokenizer.unk_token:
+            unknown.append(text)
+        elif not ids and text.strip():
+            lost.append(text)
+    if unknown:
+        logger.warning(
+            "--template: this model's tokenizer does not know %s and gives the token %s in its place",
+            *(_quoted(unknown), tokenizer.unk_token),
+        )
+    if lost:
+        logger.warning("--template: this model's tokenizer makes no token of %s", _quoted(lost))
+
+
+def _quoted(texts: Iterable[str]) -> str:
+    return ", ".join(f"'{text}'" for text in texts)

@@ -249,7 +249,10 @@ def custom_task(columns: str | Sequence[str], labels: Sequence[str] = (), name: 
     numbers: dict[float, str] = {}
     for label in labels:
         if (number := as_number(label)) is not None and (other := numbers.setdefault(number, label)) != label:
-            raise UsageError(f"the labels '{other}' and '{label}' are one number: spell the label of a class in one way")
+            raise UsageError(
+                f"the labels '{other}' and '{label}' of column '{columns[-1]}' are one number: spell the label of a "
+                "class in one way, in the files and in --mapping"
+            )
     texts = range(len(columns) - 1)
     return Task(name, tuple(labels), "", {}, tuple(texts), len(texts), file_format="", columns=tuple(columns))
 

@@ -137,27 +137,32 @@ def _parse_part(word: str, template: str, num_sentences: int, num_labels: int, t
     if word in _SPECIAL:
         return _SPECIAL[word]
     if match := _SENTENCE.fullmatch(word):
-        space, case, minus, index = match.groups()
-        if int(index) >= num_sentences:
+        space, case, minus, digits = match.groups()
+        if (index := _index(digits)) >= num_sentences:
             raise UsageError(
                 f"--template uses {word}, but {task_name} has {_there_are(num_sentences, 'sentence', 'sent_')}; "
                 f"the template is '{template}'"
             )
-        return SentencePart(int(index), bool(space), case, bool(minus))
+        return SentencePart(index, bool(space), case, bool(minus))
     if match := _LABEL.fullmatch(word):
-        in_context, index = match.groups()
-        if not in_context and int(index) >= num_labels:
+        in_context, digits = match.groups()
+        if (index := _index(digits)) >= num_labels and not in_context:
             raise UsageError(
                 f"--template uses {word}, but {task_name} has {_there_are(num_labels, 'label', 'label_')}; "
                 f"the template is '{template}'"
             )
-        return LabelPart(int(index), bool(in_context))
+        return LabelPart(index, bool(in_context))
     if _MISSPELT.fullmatch(word):
         number = re.search("[0-9]+", word)
-        index = number.group() if number else "0"
-        names = [*_SPECIAL, *(f"{form}_{index}" for form in _FORMS)]
+        meant = _index(number.group()) if number else 0
+        names = [*_SPECIAL, *(f"{form}_{meant}" for form in _FORMS)]
         raise UsageError(f"--template: {suggest(word, names, 'variable')}; the template is '{template}'")
     return LiteralPart(word.replace("_", " "))
+
+
+def _index(digits: str) -> int:
+    """The number; of one with more than ten digits the first ten, which are more than anything there is."""
+    return int(digits.lstrip("0")[:10] or "0")
 
 
 def _there_are(count: int, noun: str, prefix: str) -> str:

@@ -43,16 +43,19 @@ SEED = 42
 NUM_SEGMENTS = 10
 
 
-def load_tokenizer(name_or_path: str, cache_dir: str | None = None, needs_mask: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_path: str, cache_dir: str | None = None, needs_mask: bool = True, model_size: int = 0
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint.
 
     Args:
         name_or_path: A name on the hub or a local folder.
         cache_dir: Where downloads are kept.
         needs_mask: Whether prompts with a mask are to be made.
+        model_size: How many tokens the model knows.
 
     Raises:
-        UsageError: There is no tokenizer there, or it has no mask token and needs one.
+        UsageError: There is no tokenizer there, it has no mask token and needs one, or two of its tokens have one id.
     """
     with _sentences_instead_of_tracebacks(name_or_path, "--tokenizer_name", "a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir)
@@ -66,7 +69,27 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None, needs_mask: 
             f"the tokenizer of '{name_or_path}' has no mask token, which the prompts of a masked language model need: "
             "name another with --tokenizer_name, or another model with --model_name_or_path"
         )
+    _require_own_ids(tokenizer, name_or_path)
+    if not tokenizer.all_special_tokens:
+        logger.warning("the tokenizer of '%s' names no special token: *cls* and *sep* are nothing", name_or_path)
+    if len(tokenizer) < 0.9 * model_size:  # models have some rows to spare, for round numbers
+        logger.warning(
+            "the tokenizer of '%s' has %d tokens, but the model knows %d: is it the model's own, and whole?",
+            *(name_or_path, len(tokenizer), model_size),
+        )
     return tokenizer
+
+
+def _require_own_ids(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Refuse a special token that was not in the vocabulary: it is given the next id, which may be another token's."""
+    vocabulary = tokenizer.get_vocab()
+    special = {vocabulary[name]: name for name in tokenizer.all_special_tokens if name in vocabulary}
+    for token, token_id in vocabulary.items():
+        if (name := special.get(token_id, token)) != token:
+            raise UsageError(
+                f"the vocabulary of the tokenizer in '{name_or_path}' lacks the special token {name}, which would be "
+                f"the same as '{token}': copy the tokenizer's files anew, or name another with --tokenizer_name"
+            )
 
 
 def load_config(name_or_path: str, cache_dir: str | None = None, family: str | None = None) -> PretrainedConfig:
