@@ -1,6 +1,7 @@
 """Small tokenizers, built from a word list: WordPiece as BERT has it, BPE as RoBERTa, GPT-2, Qwen and Llama have it."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -48,12 +49,14 @@ def make_roberta_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return _load(folder, {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False})
 
 
-def make_gpt2_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def make_gpt2_tokenizer(folder: Path, *bare: str) -> PreTrainedTokenizerBase:
     """The same as GPT-2 has it: one special token, for the beginning and the end; none for padding or a mask.
 
-    Written to `folder` so that `AutoTokenizer.from_pretrained(folder)` loads it.
+    Args:
+        folder: Written to so that `AutoTokenizer.from_pretrained(folder)` loads it.
+        *bare: Words that are one token where no space is before them.
     """
-    _write_bytes_and_merges(folder, ["<|endoftext|>"], [])
+    _write_bytes_and_merges(folder, ["<|endoftext|>"], [], bare)
     return _load(folder, {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False})
 
 
@@ -98,8 +101,12 @@ def _merges(space: str) -> dict[tuple[str, str], None]:
     return merges
 
 
-def _write_bytes_and_merges(folder: Path, first: list[str], last: list[str]) -> None:
+def _write_bytes_and_merges(folder: Path, first: list[str], last: list[str], bare: Iterable[str] = ()) -> None:
     merges = _merges("Ġ")
+    for word in bare:
+        spelled = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)[0][0]
+        for end in range(1, len(spelled)):
+            merges[spelled[:end], spelled[end]] = None
     tokens = [*first, *sorted(ByteLevel.alphabet()), *map("".join, merges), *last]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: index for index, token in enumerate(tokens)}

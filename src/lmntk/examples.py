@@ -124,7 +124,10 @@ def below_header(task: Task, path: str | Path) -> tuple[Task, Row | None, Iterat
 
 def _require_header(task: Task, header: Row, path: str | Path) -> None:
     """Make sure that the first line is none of the examples, which would be passed over."""
-    if len(header.fields) >= task.min_columns and _is_label(task, label := header.fields[task.label_column].strip()):
+    if len(header.fields) < task.min_columns:
+        return
+    label = header.fields[task.label_column].removeprefix("\ufeff").strip()
+    if _is_label(task, label):
         raise UsageError(
             f"{path} line 1 is an example, of label '{label}', where a file of {task.name} has the names of its "
             f"columns: put such a line of {columns(len(header.fields))} before it"

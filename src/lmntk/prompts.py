@@ -231,10 +231,9 @@ def label_word_ids(mapping: Mapping[str, str], labels: Sequence[str], tokenizer:
         ids.append(token_id)
         bare += [word] * without_space
     if bare:
-        mixed = "" if len(bare) == len(labels) else ", the other label words with one"
         logger.warning(
-            "label words %s are one token for this model only without a space before them, and are looked up so%s",
-            *(_quoted(bare), mixed),
+            "label words looked up without a space before them, since with one they are no token of this model: %s%s",
+            *(_quoted(bare), "" if len(bare) == len(labels) else "; the others have one"),
         )
     return ids
 
