@@ -32,6 +32,7 @@ from lmntk.models.lora_files import CONFIG_FILE, LoraSettings
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
 from lmntk.models.sound_weights import check_finite, check_number_types
+from lmntk.models.vocabulary import check_vocabulary
 
 Model = TypeVar("Model", bound=PositionModel)
 
@@ -69,27 +70,8 @@ def load_tokenizer(
             f"the tokenizer of '{name_or_path}' has no mask token, which the prompts of a masked language model need: "
             "name another with --tokenizer_name, or another model with --model_name_or_path"
         )
-    _require_own_ids(tokenizer, name_or_path)
-    if not tokenizer.all_special_tokens:
-        logger.warning("the tokenizer of '%s' names no special token: *cls* and *sep* are nothing", name_or_path)
-    if len(tokenizer) < 0.9 * model_size:  # models have some rows to spare, for round numbers
-        logger.warning(
-            "the tokenizer of '%s' has %d tokens, but the model knows %d: is it the model's own, and whole?",
-            *(name_or_path, len(tokenizer), model_size),
-        )
+    check_vocabulary(tokenizer, name_or_path, model_size)
     return tokenizer
-
-
-def _require_own_ids(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
-    """Refuse a special token that was not in the vocabulary: it is given the next id, which may be another token's."""
-    vocabulary = tokenizer.get_vocab()
-    special = {vocabulary[name]: name for name in tokenizer.all_special_tokens if name in vocabulary}
-    for token, token_id in vocabulary.items():
-        if (name := special.get(token_id, token)) != token:
-            raise UsageError(
-                f"the vocabulary of the tokenizer in '{name_or_path}' lacks the special token {name}, which would be "
-                f"the same as '{token}': copy the tokenizer's files anew, or name another with --tokenizer_name"
-            )
 
 
 def load_config(name_or_path: str, cache_dir: str | None = None, family: str | None = None) -> PretrainedConfig:
