@@ -210,6 +210,15 @@ def test_sts_b_is_sampled_below_and_above_the_middle(tmp_path):
     assert sorted(score < 2.5 for score in scores) == [False] * 5 + [True] * 5
 
 
+def test_a_score_in_the_middle_is_sampled_as_high(tmp_path):
+    """LM-BFF's generate_k_shot_data.py asks for < 2.5, its demonstrations for <= 2.5 (tests/test_demonstrations.py)."""
+    for name in ("train", "dev"):
+        lines = ["\t".join("abcdefghij"), *("\t".join([*"012345678", score]) for score in ("2.49", "2.5", "2.51"))]
+        (tmp_path / "STS-B").mkdir(exist_ok=True)
+        (tmp_path / "STS-B" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    assert [line.label for line in read_originals(TASKS["STS-B"], tmp_path).train] == ["0", "1", "1"]
+
+
 def test_a_last_line_without_a_line_end_is_given_one_before_lines_are_shuffled(tmp_path):
     for task, name in (("CoLA", "train.tsv"), ("CoLA", "dev.tsv"), ("RTE", "train.tsv"), ("mr", "train.csv")):
         data_dir = tmp_path / task / name

@@ -5,6 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.svm import SVC, SVR
 
+from lmntk import solvers
 from lmntk.errors import UsageError
 from lmntk.solver_problem import SolverSettings, class_ids, two_logits
 from lmntk.solvers import SOLVERS, fit
@@ -387,13 +388,36 @@ def test_untrained_logits_of_another_shape_are_told() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"regularization": -0.1}, "--kernel_regularization is -0.1, but must be a number of at least 0"),
-        ({"gamma": 0.0}, "--kernel_gamma is 0.0, but must be a number above 0"),
-        ({"lambda_": float("nan")}, "--kernel_lambda is nan, but must be a number"),
-        ({"f0_scaling": float("inf")}, "--f0_scaling is inf, but must be a number of at least 0 (0: no adjustment)"),
+        ({"regularization": -0.1}, "--kernel_regularization is -0.1, but it must be from 0 to 1000000000000.0"),
+        ({"regularization": 1e308}, "--kernel_regularization is 1e+308, but it must be from 0 to 1000000000000.0"),
+        ({"gamma": 0.0}, "--kernel_gamma is 0.0, but it must be from 1e-100 to 1e+100"),
+        ({"gamma": 1e-320}, "--kernel_gamma is 1e-320, but it must be from 1e-100 to 1e+100"),
+        ({"lambda_": 1.5}, "--kernel_lambda is 1.5, but it must be from 0 to 1"),
+        ({"lambda_": float("nan")}, "--kernel_lambda is nan, but it must be from 0 to 1"),
+        ({"f0_scaling": float("inf")}, "--f0_scaling is inf, but it must be 0, or from 1e-100 to 1e+100"),
+        ({"f0_scaling": 1e-320}, "--f0_scaling is 1e-320, but it must be 0, or from 1e-100 to 1e+100"),
     ],
 )
 def test_settings_without_a_meaning_name_their_flag(settings: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         SolverSettings(**settings)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("side", ["train", "X"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_untrained_logits_that_are_no_numbers_are_told_with_their_example(side: str, value: float) -> None:
+    case = Case(2)
+    (case.train_f0 if side == "train" else case.test_f0)[3, 1] = value
+    with pytest.raises(UsageError, match=f"the {side} logits of the untrained model hold NaN or inf.* at example 3 "):
+        case.predict("lstsq", f0=True)
+
+
+@pytest.mark.parametrize("solver", ["svr", "svc"])
+def test_a_support_vector_machine_that_would_not_end_stops_with_a_warning(
+    solver: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(solvers, "LIBSVM_STEPS", 5)
+    found = Case(1, 9).predict(solver)
+    assert np.isfinite(found.logits).all()
+    assert caplog.messages[0].startswith("libsvm did not converge in 5 steps, as the kernel's values are large (up to ")

@@ -1,6 +1,5 @@
 """Which flags go together: everything that can be refused before a file or a model is opened."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -8,32 +7,12 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments
+from lmntk.bounds import SOLVER_BOUNDS, Bounds
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.prompt_settings import task_of
 from lmntk.solvers import SOLVERS
 from lmntk.tasks import Task
-
-
-class Bounds(NamedTuple):
-    """The values that a number can take; None, where it is a flag's default, always passes."""
-
-    flag: str
-    least: float
-    most: float = math.inf
-    above: bool = False  # `least` itself is too little
-
-    def hold(self, value: float) -> bool:
-        """Whether a value is allowed; infinity and nan never are."""
-        enough = value > self.least if self.above else value >= self.least
-        return enough and value <= self.most and math.isfinite(value)
-
-    def __str__(self) -> str:
-        """The allowed values, for a sentence."""
-        if self.most < math.inf:
-            return f"above {self.least}, up to {self.most}" if self.above else f"from {self.least} to {self.most}"
-        return f"above {self.least}" if self.above else f"{self.least} or more"
-
 
 BOUNDS = (
     Bounds("num_k", 1),
@@ -60,10 +39,11 @@ BOUNDS = (
     Bounds("per_device_eval_batch_size", 1),
     Bounds("exclude_first_layers", 0),
     Bounds("kernel_memory_gb", 0, above=True),
-    Bounds("kernel_regularization", 0),
-    Bounds("kernel_gamma", 0, above=True),
-    Bounds("kernel_lambda", 0, 1),
-    Bounds("f0_scaling", 0),
+    *SOLVER_BOUNDS.values(),
+    Bounds("adam_beta1", 0, 1),
+    Bounds("adam_beta2", 0, 1),
+    Bounds("adam_epsilon", 0),
+    Bounds("warmup_steps", 0),
 )
 
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from lmntk.errors import UsageError
 from lmntk.examples import Example
-from lmntk.tasks import REGRESSION_RANGE, Task
+from lmntk.tasks import MIDDLE_SCORE, Task
 from lmntk.templates import MASK, LiteralPart, Part, SentencePart, SpecialPart, Template
 
-_MIDDLE_SCORE = sum(REGRESSION_RANGE) / 2
 _CLS = SpecialPart("cls")
 
 
@@ -289,5 +288,5 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _class_of(task: Task, label: str) -> int:
-    """The class id; of a score, which half of the scale it is in: the middle belongs to the low one."""
-    return int(float(label) > _MIDDLE_SCORE) if task.regression else task.labels.index(label)
+    """The class id; of a score, its half of the scale. LM-BFF counts the middle as low here (see `MIDDLE_SCORE`)."""
+    return int(float(label) > MIDDLE_SCORE) if task.regression else task.labels.index(label)

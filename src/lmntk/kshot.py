@@ -22,7 +22,7 @@ import numpy as np
 from lmntk.errors import UsageError
 from lmntk.examples import below_header, check_label, own_file, read_examples, write_text
 from lmntk.rows import Row, format_of, format_row, known_endings
-from lmntk.tasks import TASKS, Task, custom_task
+from lmntk.tasks import MIDDLE_SCORE, TASKS, Task, custom_task
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ MAX_TEST_ROWS = 1000
 """What ``k-shot-1k-test`` cuts a test set to."""
 
 _TEST_SEED = 42
-_MIDDLE_SCORE = 2.5
 
 
 class Line(NamedTuple):
@@ -257,7 +256,8 @@ def _sampling_label(task: Task, path: Path, row: Row) -> str:
     if not task.skip_short_rows:
         check_label(task, label, path, row.line)
     if task.regression:
-        return task.labels[0] if float(label) < _MIDDLE_SCORE else task.labels[1]
+        # LM-BFF's sampling counts the middle as high (see `MIDDLE_SCORE`).
+        return task.labels[0] if float(label) < MIDDLE_SCORE else task.labels[1]
     return label
 
 

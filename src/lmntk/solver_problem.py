@@ -5,12 +5,12 @@ Letters: N training examples, X examples to predict, C logits. A kernel is float
 ``--binary_classification``) has targets -1 and +1, more logits have one-hot targets.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lmntk.bounds import SOLVER_BOUNDS
 from lmntk.errors import UsageError
 
 Array = NDArray[np.float64]
@@ -38,14 +38,9 @@ class SolverSettings:
 
     def __post_init__(self) -> None:
         """Refuse what would give numbers without a meaning."""
-        for flag, value, fits, wanted in (
-            ("--kernel_regularization", self.regularization, self.regularization >= 0, "a number of at least 0"),
-            ("--kernel_gamma", self.gamma, self.gamma > 0, "a number above 0"),
-            ("--kernel_lambda", self.lambda_, True, "a number"),
-            ("--f0_scaling", self.f0_scaling, self.f0_scaling >= 0, "a number of at least 0 (0: no adjustment)"),
-        ):
-            if not (fits and math.isfinite(value)):
-                raise UsageError(f"{flag} is {value}, but must be {wanted}")
+        for name, bounds in SOLVER_BOUNDS.items():
+            if not bounds.hold(value := getattr(self, name)):
+                raise UsageError(f"--{bounds.flag} is {value}, but it must be {bounds}")
 
 
 @dataclass(frozen=True)
@@ -246,6 +241,12 @@ def _shift(f0: ArrayLike | None, shape: tuple[int, ...], scaling: float, split: 
     array = np.asarray(f0, dtype=np.float64)
     if array.shape != shape:
         raise UsageError(f"the {split} logits have shape {list(array.shape)}, but its kernel wants {list(shape)}")
+    broken = ~np.isfinite(array).all(axis=1)
+    if broken.any():
+        raise UsageError(
+            f"the {split} logits of the untrained model hold NaN or infinity, first at example {int(broken.argmax())} "
+            "(counted from 0): compute them again, or leave out --adjust_for_init"
+        )
     return array / scaling
 
 

@@ -5,8 +5,10 @@ Nothing here knows a model, a task or a file: `fit` is the one call, what it ret
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,6 +32,8 @@ from lmntk.solver_problem import (
 )
 
 logger = logging.getLogger(__name__)
+
+LIBSVM_STEPS = 1_000_000
 
 Predict = Callable[[XSide], Prediction]
 
@@ -70,7 +74,7 @@ def svr(train: TrainSide) -> Predict:
     """Support vector regression with the flattened kernel on the flattened targets."""
     from sklearn.svm import SVR  # here, as all of scikit-learn, since it takes a second that --help need not wait
 
-    model = SVR(kernel="precomputed").fit(train.flat(), train.flat_targets())
+    model = _fit_libsvm(SVR, train.flat(), train.flat_targets())
     return lambda x: x.regression(model.predict(x.flat().T), {})
 
 
@@ -93,7 +97,7 @@ def svc(train: TrainSide) -> Predict:
     kernel = np.einsum("icjc->ij", train.kernel)
     # A single logit: class 1 from class 0.
     labels = range(classes) if train.num_logits > 1 else [1]
-    models = [SVC(kernel="precomputed").fit(kernel, train.classes == label) for label in labels]
+    models = [_fit_libsvm(SVC, kernel, train.classes == label) for label in labels]
 
     def predict(x: XSide) -> Prediction:
         rows = np.einsum("icjc->ji", x.kernel[0])
@@ -243,6 +247,22 @@ def _check_requirements(solver: str, *, asymmetric: bool, num_logits: int, f0: b
     ]
     if lacking:
         raise UsageError(f"--kernel_solver {solver} needs {' and '.join(lacking)}: change that, or take another solver")
+
+
+def _fit_libsvm(machine: Any, kernel: Array, targets: Any) -> Any:
+    """Fit a support vector machine; libsvm itself would go on for hours where the kernel's values are large."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model = machine(kernel="precomputed", max_iter=LIBSVM_STEPS).fit(kernel, targets)
+    if caught:
+        logger.warning(
+            "libsvm did not converge in %d steps, as the kernel's values are large (up to %.1e): do not trust the "
+            "predictions, take --kernel_solver lstsq or logistic",
+            *(LIBSVM_STEPS, np.abs(kernel).max()),
+        )
+    return model
 
 
 def _least_squares(matrix: Array, right_side: Array) -> tuple[Array, int]:

@@ -192,6 +192,10 @@ TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
 REGRESSION_RANGE = (0.0, 5.0)
 """The scores of a regression task, from its first label to its last."""
 
+MIDDLE_SCORE = sum(REGRESSION_RANGE) / 2
+"""Where scores part into low and high. LM-BFF has two rules for the middle itself, so that published splits and prompts
+come out the same: k-shot sampling counts it as high, demonstrations as low."""
+
 
 CUSTOM = "custom"
 """The name of data of a user's own, unless the user gives them another that no row has."""

@@ -1,0 +1,38 @@
+"""The values that the numbers of flags can take."""
+
+import math
+from typing import NamedTuple
+
+
+class Bounds(NamedTuple):
+    """The values that a number can take; None, where it is a flag's default, always passes."""
+
+    flag: str
+    least: float
+    most: float = math.inf
+    above: bool = False  # `least` itself is too little
+    or_zero: bool = False  # 0 is allowed beside them
+
+    def hold(self, value: float) -> bool:
+        """Whether a value is allowed; infinity and nan never are."""
+        if self.or_zero and value == 0:
+            return True
+        enough = value > self.least if self.above else value >= self.least
+        return enough and value <= self.most and math.isfinite(value)
+
+    def __str__(self) -> str:
+        """The allowed values, for a sentence."""
+        zero = "0, or " if self.or_zero else ""
+        if self.most < math.inf:
+            return f"above {self.least}, up to {self.most}" if self.above else f"{zero}from {self.least} to {self.most}"
+        return f"above {self.least}" if self.above else f"{self.least} or more"
+
+
+SOLVER_BOUNDS = {
+    # With more, float64 has nothing left of the kernel beside its diagonal.
+    "regularization": Bounds("kernel_regularization", 0, 1e12),
+    "gamma": Bounds("kernel_gamma", 1e-100, 1e100),
+    "lambda_": Bounds("kernel_lambda", 0, 1),
+    "f0_scaling": Bounds("f0_scaling", 1e-100, 1e100, or_zero=True),
+}
+"""By the names of `lmntk.solver_problem.SolverSettings`. Beyond 1e±100 squares are infinite, or 0."""
