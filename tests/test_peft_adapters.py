@@ -346,6 +346,13 @@ def test_an_initialisation_that_peft_does_not_repeat_on_transposed_layers_is_ref
         load(tmp_path)
 
 
+def test_layers_that_a_configuration_tells_one_by_one_cannot_be_repeated(tmp_path):
+    """The forward pass of peft's own model fails there."""
+    base = save_tiny_checkpoint("qwen2", tmp_path / "base")
+    with pytest.raises(UsageError, match="repeat layers .layer_replication., which qwen2 cannot do"):
+        load(write(base, tmp_path / "adapters", "llama", **FORMS["repeated layers"]))
+
+
 @pytest.mark.parametrize(
     ("initialised", "said"), [("lora_ga", "those that peft gives, not those of the model that was trained"),
                               ("pissa_niter_2", "another seed gives slightly different logits")],

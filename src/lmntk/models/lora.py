@@ -102,10 +102,16 @@ def _last_layer(lm: PreTrainedModel) -> nn.Module:
     return decoder if decoder is not None else [module for module in lm.modules() if isinstance(module, nn.Linear)][-1]
 
 
-def _check_layers(lm: nn.Module, last: nn.Module, settings: LoraSettings) -> None:
-    """Refuse adapters on the layer that gives the logits, and such as peft makes with the wrong shapes."""
+def _check_layers(lm: PreTrainedModel, last: nn.Module, settings: LoraSettings) -> None:
+    """Refuse adapters on the layer that gives the logits, and such as fail in peft's own model too."""
     from peft.tuners.lora import LoraLayer
 
+    kinds = getattr(lm.config, "layer_types", None)
+    if kinds is not None and len(kinds) < lm.config.num_hidden_layers:
+        raise UsageError(
+            f"the adapters in {settings.folder} repeat layers (layer_replication), which {lm.config.model_type} cannot "
+            "do: its configuration tells one by one what its layers are; name other adapters"
+        )
     for name, module in lm.named_modules():
         if not isinstance(module, LoraLayer):
             continue
