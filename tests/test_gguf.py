@@ -349,6 +349,17 @@ def test_weights_of_other_shapes_than_the_header_says_are_named(made: Made, tmp_
     assert sentence.count("mlp") == 6
 
 
+def test_a_weight_that_is_no_number_is_named_and_nothing_is_kept(made: Made, tmp_path: Path) -> None:
+    lm = random_lm()
+    with torch.no_grad():
+        lm.get_submodule("model.layers.1.mlp.up_proj").weight[2, 1] = float("nan")
+    path = write_gguf(tmp_path / "broken.gguf", lm, made.tokenizer)
+    with pytest.raises(UsageError, match="holds NaN in the weight model.layers.1.mlp.up_proj.weight ") as error:
+        converted(str(tmp_path), path.name, tmp_path / "cache", None)
+    assert str(path) in str(error.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_one_part_of_several_is_refused(made: Made, tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "x-00001-of-00002.gguf", made.lm, made.tokenizer, leave_out=["model.norm.weight"],

@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 from lmntk.errors import UsageError
 from lmntk.models.checkpoints import WEIGHTS_FILE, quiet_transformers, save_tokenizer
 from lmntk.models.families import AUTO_CLASSES, CAUSAL
+from lmntk.models.sound_weights import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,9 @@ def _read(source: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict
         raise UsageError(f"--gguf_file: weights in {source} do not have the shapes that its header says: {culprits}")
     config.architectures = [type(lm).__name__]
     _keep_scaling_of_positions(config, reader, source)
-    return config, tokenizer, _weights(lm, set(report["missing_keys"]))
+    weights = _weights(lm, set(report["missing_keys"]))
+    check_finite(weights, f"--gguf_file: {source}")
+    return config, tokenizer, weights
 
 
 def _refuse_parts(reader: GGUFReader, source: Path) -> None:
