@@ -25,9 +25,12 @@ def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
         UsageError: One is not, and is named.
     """
     for name, weight in weights.items():
-        if not weight.is_floating_point() or bool(torch.isfinite(weight).all()):
+        # A sum is finite of finite numbers only, and ten times faster to find than each number's own answer.
+        if not weight.is_floating_point() or bool(torch.isfinite(weight.sum())):
             continue
         broken = int((~torch.isfinite(weight)).sum())
+        if broken == 0:
+            continue  # the sum alone was too large
         kind = "NaN" if bool(torch.isnan(weight).any()) else "infinity"
         raise UsageError(
             f"{where} holds {kind} in the weight {name} ({broken} of its {weight.numel()} numbers are not finite), "
