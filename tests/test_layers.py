@@ -16,10 +16,12 @@ from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, ass
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.discovery import find_layers
 from lmntk.kernels.engines.factored import FactoredEngine
+from lmntk.kernels.formulas import Direction, Formula
 from lmntk.kernels.layers import LAYERS, Workspace, embedding, gram, linear
 from lmntk.kernels.layers.base import stack_vectors
 from lmntk.kernels.layers.linear import LinearLayer, Member
 from lmntk.kernels.layers.outer_products import OuterProducts
+from lmntk.kernels.modules import as_function
 
 FEATURES = 5
 
@@ -349,6 +351,29 @@ def test_layers_that_are_given_the_same_have_the_sum_of_their_parts(formula, eff
     together = linear.joint_kernel(members, directions, workspace)
     apart = sum(member.layer.kernel(member.train, member.x, directions, workspace) for member in members)
     torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["linear", "embedding", "layer norm"])
+@pytest.mark.parametrize("length", [1, 4])
+@settings(max_examples=15, deadline=None)
+@given(
+    signs=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5),
+    engine=st.sampled_from(sorted(ENGINES)),
+)
+def test_directions_come_in_any_order_and_any_number(kind, length, signs, engine):
+    """Not those of today's formulas alone: the signs of one direction are not in another's way."""
+    probe = make_probe(kind, 2, False)
+    ids, own = ids_of([length] * 3, 11), list(probe.layer.parameters())
+    gradients = oracle.gradients(probe, own, ids)
+    sides = {False: gradients.double(), True: gradients.sign()}
+    truth = torch.stack([torch.einsum("iap,jbp->iajb", sides[train], sides[x]) for train, x in signs])
+    probe.requires_grad_(False)
+    formula = Formula("any", tuple(Direction(*pair) for pair in signs))
+    params = {f"layer.{name}": value.detach() for name, value in probe.layer.named_parameters()}
+    problem = KernelProblem(as_function(probe), params, BatchedExamples(ids), None, formula, 2, probe, probe)
+    chosen = ENGINES[engine](problem, 2**28)
+    plan = chosen.plan(2, 2)
+    torch.testing.assert_close(assemble(chosen.blocks(plan), plan, problem), truth, rtol=1e-11, atol=1e-11)
 
 
 class ViewsOfOneTensor(nn.Module):

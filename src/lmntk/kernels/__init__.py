@@ -9,14 +9,16 @@ The letters, everywhere in this package:
 * ``B`` examples in a batch, ``L`` tokens, ``d`` features, ``p`` numbers in a parameter
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
+from lmntk.kernels import modules
+from lmntk.kernels.batches import read_batches
 from lmntk.kernels.engines import ENGINES, Engine, KernelProblem
 from lmntk.kernels.engines.base import Block, MemoryBudgetError, Parameters
 from lmntk.kernels.examples import Batch, BatchedExamples, Examples
@@ -82,9 +84,9 @@ def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Ten
 
 
 def empirical_ntk(
-    model: nn.Module | Callable[[Parameters, Batch], Tensor],
-    train_batches: Iterable[Batch],
-    x_batches: Iterable[Batch] | None = None,
+    model: nn.Module | Callable[[Parameters, Batch], Any],
+    train_batches: Iterable[Any],
+    x_batches: Iterable[Any] | None = None,
     *,
     params: Parameters | None = None,
     formula: str = "sgd",
@@ -117,8 +119,10 @@ def empirical_ntk(
 
     Raises:
         ValueError: There is no such formula or engine; `params` is missing for a function, or names what a module has
-            not; there are no train examples; a side is no list of batches; a batch's tensors differ in their number of
-            examples; the outputs are no tensor ``[B, C]``; a module would draw dropout, or let examples see each other.
+            not; there are no train examples; a side is no list of batches; a batch is not of tensors, they differ in
+            their number of examples, or it may or may not have labels; the model cannot be called with it; the outputs
+            are no tensor ``[B, C]``; they are drawn, or let examples see each other; NaN or infinity, whose parameter
+            or example is named.
         MemoryBudgetError: `memory_gb` is too small for the smallest tile.
 
     Example:
@@ -132,82 +136,83 @@ def empirical_ntk(
     for name, known, what in ((formula, FORMULAS, "formula"), (engine, ("auto", *ENGINES), "engine")):
         if name not in known:
             raise ValueError(f"there is no {what} {name!r}, but {', '.join(known)}")
-    module = model if isinstance(model, nn.Module) else None
-    call: Callable[[Batch], Tensor] | None = None
-    if module is not None:
-        logits_fn, call = _as_function(module), _caller(module)
-        own, params = _parameters(module, params)
-        if any(not torch.equal(value, own[name]) for name, value in params.items()):
-            module = call = None  # its modules would be asked at their own parameters, not at these
-    elif not params:
-        raise ValueError("a function needs `params`, the point at which its gradients are taken")
-    else:
-        logits_fn = model
-    train = _examples("train_batches", train_batches)
-    if not len(train):
-        raise ValueError("`train_batches` holds no example")
-    x = None if x_batches is None else _examples("x_batches", x_batches)
-    num_logits = _number_of_logits(logits_fn, params, train)
-    problem = KernelProblem(logits_fn, params, train, x, FORMULAS[formula], num_logits, module, call)
-    with torch.no_grad():  # the model's other parameters, or what a function closes over, may ask for gradients
-        chosen = make_engine(problem, engine, memory_gb)
-        plan = chosen.plan(train_tile, x_tile)
-        kernel = assemble(progress(chosen.blocks(plan)), plan, problem)
+    # Other parameters of the model, or what a function closes over, may ask for gradients.
+    with torch.inference_mode(False), torch.no_grad():
+        problem = _problem(model, train_batches, x_batches, params, FORMULAS[formula])
+        values = problem.params | modules.scaled_down(problem)
+        problem = replace(problem, params={name: values[name] for name in problem.params})
+        with modules.standing_at(model, values) if isinstance(model, nn.Module) else nullcontext():
+            if not modules.stands_at(problem.module, values):
+                problem = replace(problem, module=None, call=None)  # it would be asked at its own parameters
+            problem = replace(problem, num_logits=_number_of_logits(problem))
+            chosen = make_engine(problem, engine, memory_gb)
+            plan = chosen.plan(train_tile, x_tile)
+            kernel = assemble(progress(chosen.blocks(plan)), plan, problem)
+            _check_finite(kernel, modules.named(model) | problem.params)
     return kernel if problem.formula.two_directions else kernel[0]
 
 
-def _parameters(module: nn.Module, params: Parameters | None) -> tuple[Parameters, Parameters]:
-    """Return a module's parameters and those asked for, after seeing that outputs are functions of one example each."""
-    for name, part in module.named_modules():
-        which = f"{name or 'the model'}, a {type(part).__name__},"
-        if isinstance(part, _DropoutNd) and part.training and part.p > 0:
-            raise ValueError(f"{which} draws anew at every call: `model.eval()` first")
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
-            raise ValueError(f"{which} lets examples see each other: give it running statistics, and `model.eval()`")
-    own = {name: value.detach() for name, value in module.named_parameters()}
-    params = own if params is None else params
-    unknown = [name for name in params if name not in own]
-    if unknown or not params:
-        raise ValueError(f"`params` names {unknown[0]!r}, which the module has not" if unknown else "no parameters")
-    for name, value in params.items():
-        if value.shape != own[name].shape:
-            raise ValueError(f"`params` has {list(value.shape)} for {name!r}, which is {list(own[name].shape)}")
-    return own, params
+def _problem(
+    model: nn.Module | Callable[[Parameters, Batch], Any],
+    train_batches: Iterable[Any],
+    x_batches: Iterable[Any] | None,
+    params: Parameters | None,
+    formula: Formula,
+) -> KernelProblem:
+    """Return the kernel that is asked for, its number of logits left open."""
+    module: nn.Module | None
+    if isinstance(model, nn.Module):
+        module, params = model, modules.parameters_of(model, params)
+        logits_fn, call = modules.as_function(model), modules.caller(model)
+    elif params:
+        module, call, logits_fn = None, None, modules.with_logits(model)
+    else:
+        raise ValueError("a function needs `params`, the point at which its gradients are taken")
+    device = next(iter(params.values())).device
+    train = read_batches("train_batches", train_batches, module, device)
+    if not len(train):
+        raise ValueError("`train_batches` holds no example")
+    x = None if x_batches is None else read_batches("x_batches", x_batches, module, device)
+    return KernelProblem(logits_fn, params, train, x, formula, 0, module, call)
 
 
-def _examples(name: str, batches: Iterable[Batch]) -> BatchedExamples:
-    if isinstance(batches, Tensor | Mapping):
-        raise ValueError(f"`{name}` is one batch, but a list of batches is asked for: `[batch]`")
-    return BatchedExamples(batches)
-
-
-def _number_of_logits(
-    logits_fn: Callable[[Parameters, Batch], Tensor], params: Parameters, examples: BatchedExamples
-) -> int:
-    with torch.no_grad():
-        outputs = logits_fn(params, examples.batch([0, 0]))
+def _number_of_logits(problem: KernelProblem) -> int:
+    """Return C, after seeing that an example's outputs depend on neither the call nor the rest of the batch."""
+    examples = problem.train
+    like = [index for index, shape in enumerate(examples.shapes) if shape == examples.shapes[0]]
+    try:
+        outputs = problem.logits_fn(problem.params, examples.batch([0, like[-1]]))
+        alone, *_ = [problem.logits_fn(problem.params, side.batch([0])) for side in (examples, problem.x) if side]
+    except Exception as error:  # a model raises whatever it likes at what it cannot take
+        raise ValueError(f"the model cannot be called with the examples: {type(error).__name__}: {error}") from error
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != 2:
         found = f"a tensor {list(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ValueError(
             f"of a batch of 2 examples the model returns {found}, and not its outputs as a tensor [2, C]: wrap it in a "
             "module or function that does"
         )
+    allowed = max(torch.finfo(outputs.dtype).eps ** 0.5, 1e-4) * float(outputs.nan_to_num(0, 0, 0).abs().max())
+    if not torch.allclose(outputs[:1], alone, rtol=0, atol=allowed, equal_nan=True):
+        raise ValueError(
+            "the model's outputs of an example differ from call to call, or with the other examples of its batch: "
+            "switch dropout off, and let examples not see each other"
+        )
     return outputs.shape[1]
 
 
-def _caller(module: nn.Module) -> Callable[[Batch], Tensor]:
-    def call(batch: Batch) -> Tensor:
-        if isinstance(batch, dict):
-            return module(**batch)
-        return module(*batch) if isinstance(batch, tuple) else module(batch)
-
-    return call
-
-
-def _as_function(module: nn.Module) -> Callable[[Parameters, Batch], Tensor]:
-    def logits_fn(params: Parameters, batch: Batch) -> Tensor:
-        if isinstance(batch, dict):
-            return functional_call(module, params, kwargs=batch)
-        return functional_call(module, params, batch if isinstance(batch, tuple) else (batch,))
-
-    return logits_fn
+def _check_finite(kernel: Tensor, params: Parameters) -> None:
+    """Stop at NaN or infinity in a kernel, ``[D, N, C, X, C]``, and name the parameter or the example that has it."""
+    pairs = (~kernel.isfinite()).any(dim=4).any(dim=2).any(dim=0)
+    if not pairs.any():
+        return
+    for name, value in params.items():
+        if not value.isfinite().all():
+            raise ValueError(f"the parameter {name!r} holds NaN or infinity")
+    rows, columns = pairs.all(dim=1), pairs.all(dim=0)
+    if rows.any():
+        whose = f"train example {int(rows.nonzero()[0])}"
+    elif columns.any():
+        whose = f"example {int(columns.nonzero()[0])} of `x_batches`"
+    else:
+        whose = "train example {} with example {} of the other side".format(*pairs.nonzero()[0].tolist())
+    raise ValueError(f"the kernel holds NaN or infinity, first at {whose} (counted from 0): look at that example")

@@ -28,3 +28,23 @@ def contract(train: Tensor, x: Tensor, directions: Sequence[Direction]) -> Tenso
         for left, right in zip(train.split(BLOCK, dim=1), x.split(BLOCK, dim=1), strict=True):
             out += (left.sign() if direction.sign_train else left) @ (right.sign() if direction.sign_x else right).T
     return result
+
+
+def broken_rows(gradients: Tensor) -> Tensor:
+    """Tell which rows of gradients, ``[n, p]``, hold NaN or infinity, of which a sign would be an ordinary number."""
+    # A sum is the fastest look at all numbers.
+    return ~gradients.sum(dim=1, dtype=torch.float64).isfinite()
+
+
+def hide_signs_of_broken(block: Tensor, train: Tensor | None, x: Tensor | None) -> Tensor:
+    """Make NaN of what comes of gradients that are not finite, for the products of signs to be as those of numbers.
+
+    Args:
+        block: A tile, ``[S, n, C, x, C]``.
+        train: Which of its train examples, bool ``[n]`` or ``[n, C]``; None where no signs are taken.
+        x: The same for its X examples.
+    """
+    if train is None or x is None:
+        return block
+    rows, columns = (broken if broken.dim() == 2 else broken[:, None] for broken in (train, x))
+    return block.masked_fill_(rows[:, :, None, None] | columns, torch.nan)

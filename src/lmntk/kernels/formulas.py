@@ -32,6 +32,11 @@ class Formula:
         return all(direction.sign_train == direction.sign_x for direction in self.directions)
 
     @property
+    def signed(self) -> bool:
+        """Whether signs are taken at all: they hide what is not a number."""
+        return any(direction.sign_train or direction.sign_x for direction in self.directions)
+
+    @property
     def two_directions(self) -> bool:
         """Whether the kernel carries a leading axis of directions."""
         return len(self.directions) > 1

@@ -1,15 +1,19 @@
 """One forward and C backward passes, to module outputs only: what went into each layer, and the gradients behind it."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels.examples import Batch
 from lmntk.kernels.layers.base import Layer
+from lmntk.kernels.layers.outer_products import identity
 
 
 @dataclass
@@ -19,12 +23,65 @@ class Passage:
     Attributes:
         inputs: What its layer type wants to know of what it was given.
         output: What came out, part of the graph.
-        calls: How often it was called.
+        edge: Where the gradient at that output arrives, whatever is done to the output in place later on.
+        versions: How often inputs and output had been changed in place by then.
     """
 
     inputs: Tensor
     output: Tensor
-    calls: int = 1
+    edge: GradientEdge
+    versions: tuple[int, int]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the inputs are no longer there, or the gradient at the output no longer passes by `edge`."""
+        inputs, output = _version(self.inputs), _version(self.output)
+        return inputs != self.versions[0] or (output != self.versions[1] and self.output._is_view())
+
+
+# What a model sorts, selects or drops examples with, by what is in them.
+SELECTING = {"argsort", "msort", "sort", "topk", "unique", "unique_consecutive", "searchsorted", "tolist"}
+SELECTING |= {"argwhere", "nonzero", "masked_select", "masked_scatter", "masked_scatter_"}
+
+
+class ForwardPass(TorchFunctionMode):
+    """Watches a forward pass.
+
+    Args:
+        parameters: The parameters whose uses are counted, be it their module that makes them, or anything else.
+
+    Attributes:
+        selects: Whether values decide which example, or token, goes where.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._wanted = {id(parameter) for parameter in parameters}
+        self._counts: Counter[int] = Counter()
+        self.selects = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in SELECTING or (name in ("__getitem__", "__setitem__") and _is_mask(args[1])):
+            self.selects = True
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor | tuple | list):  # not what is asked of shapes, dtypes and devices
+            for value in (*args, *(kwargs or {}).values()):
+                for one in value if isinstance(value, tuple | list) else (value,):
+                    if id(one) in self._wanted:
+                        self._counts[id(one)] += 1
+        return found
+
+    def uses(self, parameter: Tensor) -> int:
+        """Return in how many operations the parameter took part."""
+        return self._counts[id(parameter)]
+
+
+def _is_mask(index: Any) -> bool:
+    parts = index if isinstance(index, tuple | list) else (index,)
+    return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts)
 
 
 @dataclass
@@ -32,33 +89,62 @@ class Record:
     """The passages of one batch, by module name.
 
     Attributes:
+        layers: The layers whose modules are recorded, by name.
         size: B, the number of examples in the batch.
-        passages: What each module was given and gave.
         logits: What came out of the model, ``[B, C]``.
+        passages: What each module was given and gave.
+        calls: How often each was called.
+        irregular: The modules of which this batch shows that their gradients do not factor as their type has it.
     """
 
+    layers: Mapping[str, Layer]
     size: int
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     passages: dict[str, Passage] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    irregular: set[str] = field(default_factory=set)
 
-    def hook(self, name: str, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Tensor]:
+    def hook(self, name: str, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
         """Return the forward hook that records the module `name`."""
 
-        def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Tensor:
+        def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
             inputs = layer.given(arguments, keywords)
-            if not all(isinstance(value, Tensor) for value in (inputs, output)):
+            self.calls[name] += 1
+            if not all(isinstance(value, Tensor) for value in (inputs, output)) or not torch.is_grad_enabled():
                 return output
             if output.shape[0] == 1 < self.size and output.dim() > 2:
                 # An output broadcast over the batch would have its gradient summed over the examples.
                 output = output.expand(self.size, *output.shape[1:])
                 inputs = inputs.expand(self.size, *inputs.shape[1:])
             if not output.requires_grad:
-                output = output.detach().requires_grad_()
-            calls = self.passages[name].calls + 1 if name in self.passages else 1
-            self.passages[name] = Passage(inputs.detach(), output, calls)
+                # A leaf could not be changed in place, of which some models make use.
+                output = output.detach().requires_grad_().clone()
+            versions = _version(inputs), _version(output)
+            self.passages[name] = Passage(inputs.detach(), output, get_gradient_edge(output), versions)
             return output
 
         return record
+
+    def judge(self, seen: ForwardPass) -> None:
+        """Find the modules whose gradients do not factor, and let their passages go.
+
+        A module's own call must be all that its parameters do, once in the batch, of one row an example, with inputs
+        that stay what they were.
+        """
+        for name, layer in self.layers.items():
+            passage = self.passages.get(name)
+            regular = (
+                passage is not None
+                and self.calls[name] == 1
+                and passage.inputs.dim() > 0
+                and len(passage.inputs) == len(passage.output) == self.size
+                and passage.output.dim() > 1
+                and not passage.changed
+                and all(seen.uses(getattr(layer.module, local)) == 1 for local in layer.counted)
+            )
+            if not regular:
+                self.irregular.add(name)
+                self.passages.pop(name, None)
 
 
 def run(
@@ -72,37 +158,113 @@ def run(
         batch: Some examples.
 
     Returns:
-        The record, and for every recorded module the gradient of each logit at its output.
+        The record, and for every module that is regular the gradient of each logit at its output.
     """
-    record = Record(len(tree_leaves(batch)[0]))
+    record = Record(layers, len(tree_leaves(batch)[0]))
     handles = [
-        layer.module.register_forward_hook(record.hook(name, layer), with_kwargs=True) for name, layer in layers.items()
+        # Before hooks of the user's own: what these do to an output, they do to what is recorded here.
+        layer.module.register_forward_hook(record.hook(name, layer), with_kwargs=True, prepend=True)
+        for name, layer in layers.items()
     ]
+    seen = ForwardPass([getattr(layer.module, local) for layer in layers.values() for local in layer.counted])
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), seen:
             logits = record.logits = call(batch)
     finally:
         for handle in handles:
             handle.remove()
-    names = list(record.passages)
-    if not names:
-        return record, {}
-    outputs = [record.passages[name].output for name in names]
-    gradients: dict[str, list[Tensor]] = {name: [] for name in names}
+    record.judge(seen)
+    gradients: dict[str, list[Tensor]] = {name: [] for name in record.passages}
     for logit in range(logits.shape[1]):
-        last = logit == logits.shape[1] - 1
         with torch.enable_grad():
             # Examples do not see each other: the gradient of their sum is each one's own.
             total = logits[:, logit].sum()
-        found = torch.autograd.grad(total, outputs, retain_graph=not last, allow_unused=True)
-        for name, output, gradient in zip(names, outputs, found, strict=True):
-            gradients[name].append(torch.zeros_like(output) if gradient is None else gradient)
+        needed = seen.selects or logit < logits.shape[1] - 1
+        for name, gradient in _backward(total, record.passages, needed).items():
+            gradients[name].append(gradient)
+    if seen.selects and record.size > 1:
+        for name in _of_other_examples(record, gradients):
+            record.irregular.add(name)
+            del record.passages[name], gradients[name]
     return record, gradients
 
 
-def factors(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch) -> dict[str, Any]:
-    """Return the factors of a batch in every layer."""
-    if not layers:
-        return {}
+def _backward(total: Tensor, passages: Mapping[str, Passage], needed: bool) -> dict[str, Tensor]:
+    """Return the gradients at modules' outputs; the graph stays if it is `needed` again."""
+    found: Sequence[Tensor | None] = [None] * len(passages)
+    if passages and total.requires_grad:
+        edges = [passage.edge for passage in passages.values()]
+        found = torch.autograd.grad(total, edges, retain_graph=needed, allow_unused=True)
+    return {
+        name: torch.zeros_like(passage.output) if gradient is None else gradient
+        for (name, passage), gradient in zip(passages.items(), found, strict=True)
+    }
+
+
+def _of_other_examples(record: Record, gradients: Mapping[str, Sequence[Tensor]]) -> list[str]:
+    """Find the modules of which a row is not that example's whose place it has.
+
+    Each example's logits are multiplied by a number of its own, and so must be the gradient of its row.
+    """
+    scale = torch.arange(1, record.size + 1, device=record.logits.device).to(record.logits)
+    with torch.enable_grad():
+        total = (record.logits.sum(dim=1) * scale).sum()
+    wrong = []
+    for name, gradient in _backward(total, record.passages, needed=False).items():
+        expected = (torch.stack(list(gradients[name])).sum(dim=0).flatten(1)) * scale[:, None]
+        size, error = expected.abs().amax(dim=1), (gradient.flatten(1) - expected).abs().amax(dim=1)
+        rounding = torch.finfo(expected.dtype).eps ** 0.5 * size.max()
+        if (error > size / (10 * record.size) + rounding).any():
+            wrong.append(name)
+    return wrong
+
+
+@dataclass
+class Factors:
+    """The factors of a batch.
+
+    Attributes:
+        of_layer: In every layer that is regular.
+        irregular: The layers that are not.
+        broken: Which examples' gradients hold NaN or infinity, bool ``[B]``; None where nobody asked.
+    """
+
+    of_layer: dict[str, Any]
+    irregular: set[str]
+    broken: Tensor | None
+
+
+def factors(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch, signed: bool) -> Factors:
+    """Return the factors of a batch in every layer.
+
+    Args:
+        layers: The layers by module name.
+        call: Calls the model.
+        batch: Some examples.
+        signed: Whether signs are taken, which would hide NaN and infinity.
+    """
     record, gradients = run(layers, call, batch)
-    return {name: layers[name].factors(record.passages[name].inputs, gradients.pop(name)) for name in list(gradients)}
+    broken = _not_finite(record, gradients) if signed else None
+    of_layer = {
+        name: layers[name].factors(record.passages[name].inputs, gradients.pop(name)) for name in list(gradients)
+    }
+    return Factors(of_layer, record.irregular, broken)
+
+
+def _not_finite(record: Record, gradients: Mapping[str, Sequence[Tensor]]) -> Tensor:
+    """Tell which examples have NaN or infinity in what goes into a layer, or in a gradient behind one: bool ``[B]``."""
+    total = 0 * record.logits.detach().sum(dim=1, dtype=torch.float64)
+    seen: set[tuple[object, ...]] = set()
+    for name, of_logits in gradients.items():
+        inputs = record.passages[name].inputs
+        for tensor in (inputs, *of_logits) if inputs.is_floating_point() else of_logits:
+            if identity(tensor) not in seen:  # queries, keys and values are given one tensor
+                seen.add(identity(tensor))
+                # A sum is the fastest look at all numbers; one that is not finite makes it so.
+                total = total + 0 * tensor.flatten(1).sum(dim=1, dtype=torch.float64)
+    return ~total.isfinite()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; what inference mode made does not count that."""
+    return 0 if tensor.is_inference() else tensor._version

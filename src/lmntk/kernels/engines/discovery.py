@@ -1,38 +1,41 @@
-"""Which parameters of a module which layer type can take: matched by exact type, then tried on a small batch."""
+"""Which parameters of a module which layer type can take: matched by exact type, then tried on unlike examples."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lmntk.kernels import propagation
 from lmntk.kernels.engines.base import KernelProblem
-from lmntk.kernels.examples import Batch
+from lmntk.kernels.examples import Batch, Examples, equal_shape_runs
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
 
 logger = logging.getLogger(__name__)
 
-# How many sums of the logits a layer is tried on.
-CHECKS = 2
+# Examples of either side that layers are tried on, from the shortest to the longest, and how many make a batch.
+TRIED, TOGETHER = 6, 3
+# A batch of long ones has fewer.
+TRIED_TOKENS = 1024
 
 
 def find_layers(problem: KernelProblem) -> tuple[dict[str, Layer], list[str]]:
-    """Find out which parameters which layer type can take, and try it on a small batch.
+    """Find out which parameters which layer type can take, and try it on some examples.
 
-    A layer is used only if its part of the kernel of one example is what autograd says: a weight that is used
-    elsewhere too, an output that is changed in place, a norm over several axes all show there.
+    A layer is used only if its part of the kernel is what autograd says, of examples alone and of several in a batch:
+    a weight that is used elsewhere too, an output that is changed in place, a norm over several axes all show there.
+    What shows in other examples only, every batch is looked at for (`propagation.Record.judge`).
 
     Returns:
         The layers by module name, and the parameters that are left for the fallback.
     """
     layers = _candidates(problem)
     try:
-        layers = _that_see_examples(layers, problem)
-        layers = _that_agree_with_autograd(layers, problem)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        for batch in _trials(problem):
+            layers = _that_agree_with_autograd(layers, problem, batch) if layers else {}
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         logger.warning("no layer can be factored (%s): every parameter goes to the jacobian engine", error)
         layers = {}
     known = {name for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
@@ -59,53 +62,68 @@ def _candidates(problem: KernelProblem) -> dict[str, Layer]:
     return layers
 
 
-def _that_see_examples(layers: dict[str, Layer], problem: KernelProblem) -> dict[str, Layer]:
-    """Keep the modules that are called once, with one tensor whose first axis runs over the examples."""
-    assert problem.call is not None
-    kept = layers
-    for size in (1, 3):  # one of the two is not, by accident, the number of tokens
-        batch = problem.train.batch([problem.typical_example] * size)
-        record, _ = propagation.run(kept, problem.call, batch)
-        seen = {
-            name
-            for name, passage in record.passages.items()
-            if passage.calls == 1 and len(passage.inputs) == len(passage.output) == size and passage.output.dim() > 1
-        }
-        kept = {name: layer for name, layer in kept.items() if name in seen}
-        with torch.no_grad():
-            unchanged = torch.allclose(record.logits, problem.call(batch), rtol=1e-4, atol=1e-5)
-        if not unchanged:
-            return {}  # looking at the modules changes what they do
-    return kept
+def _trials(problem: KernelProblem) -> Iterator[Batch]:
+    """Yield batches of unlike examples: one alone, several at once, of the train side and of the other."""
+    alone = problem.typical_example
+    yield problem.train.batch([alone])
+    groups = [*_unlike(problem.train, TRIED)]
+    if all(len(group) < TOGETHER for group in groups):
+        groups.append([alone] * TOGETHER)  # the number of examples is not, by accident, that of tokens
+    yield from map(problem.train.batch, groups)
+    if problem.x is not None and len(problem.x):
+        yield from map(problem.x.batch, _unlike(problem.x, TOGETHER))
 
 
-def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem) -> dict[str, Layer]:
-    """Keep the layers whose part of the kernel of one example is that of its gradients.
+def _unlike(examples: Examples, count: int) -> list[list[int]]:
+    """Choose examples from the shortest to the longest, and group them to batches in which they are not in order."""
+    order = sorted(range(len(examples)), key=lambda index: examples.shapes[index])
+    spread = list(dict.fromkeys(order[round(k * (len(order) - 1) / (count - 1))] for k in range(count)))
+    mixed = [spread[k] for k in sorted(range(len(spread)), key=lambda k: 3 * k % 7)]
+    if not examples.padded:
+        return equal_shape_runs(examples, sorted(mixed, key=lambda index: examples.shapes[index]), TOGETHER)
+    size = max(1, min(TOGETHER, TRIED_TOKENS // max(examples.shapes[order[-1]], 1)))
+    return [mixed[start : start + size] for start in range(0, len(mixed), size)]
 
-    Sums of the logits with random weights are asked, wᵀK w = ‖∇ Σ w f‖²: of their gradients one parameter's at a time
-    is there, where those of all logits over all parameters could be more than memory holds.
+
+def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem, batch: Batch) -> dict[str, Layer]:
+    """Keep the layers whose part of the kernel of some examples is that of their gradients.
+
+    A sum of the logits with random weights is asked, wᵀK w = ‖∇ Σ w f‖²: of its gradients one parameter's at a time is
+    there, where those of all logits over all parameters could be more than memory holds. Weights differ between
+    examples, so that one example's gradient is not taken for another's.
     """
     assert problem.module is not None
     assert problem.call is not None
-    if not layers:
-        return {}
-    batch = problem.train.batch([problem.typical_example])
-    found = propagation.factors(layers, problem.call, batch)
+    record, gradients = propagation.run(layers, problem.call, batch)
+    layers = {name: layer for name, layer in layers.items() if name not in record.irregular}
     own = dict(problem.module.named_parameters())
     wanted = {name: own[name] for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
-    sample = next(iter(wanted.values()))
-    weights = torch.randn(CHECKS, problem.num_logits, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    truths = [_squared_gradients(own, wanted, problem, batch, row.to(sample)) for row in weights]
-    workspace = Workspace(2**22, sample.dtype, sample.device)
+    if not wanted:
+        return {}
+    weights = torch.randn(record.logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits, squares = _squared_gradients(own, wanted, problem, batch, weights.to(record.logits))
+    if not torch.allclose(record.logits.detach(), logits, rtol=1e-4, atol=1e-5, equal_nan=True):
+        return {}  # looking at the modules changes what they do
+    if not logits.isfinite().all():
+        return layers  # of such an example nothing can be learnt
+    workspace = Workspace(2**22, logits.dtype, logits.device)
     sgd = (Direction(sign_train=False, sign_x=False),)
     kept = {}
     for prefix, layer in layers.items():
-        truth = torch.tensor([sum(squares[name] for name in parameters_of(prefix, layer)) for squares in truths])
-        ours = layer.kernel([found[prefix]], [found[prefix]], sgd, workspace)[0, 0, :, 0].cpu()
-        asked = torch.einsum("ka,ab,kb->k", weights, ours, weights)
-        if torch.allclose(asked, truth.double(), rtol=0, atol=1e-3 * float(truth.abs().max())):
+        truth = sum(squares[name] for name in parameters_of(prefix, layer))
+        found = layer.factors(record.passages[prefix].inputs, gradients.pop(prefix))
+        kernel = layer.kernel([found], [found], sgd, workspace)[0].cpu()
+        asked = torch.einsum("ia,iajb,jb->iajb", weights, kernel, weights)
+        # What cancels in the sum was rounded before.
+        allowed = _tolerance(logits.dtype) * (truth + 1e-3 * float(asked.abs().sum()))
+        if abs(float(asked.sum()) - truth) <= allowed:
             kept[prefix] = layer
     return kept
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    # Some models compute a part in float32 whatever their dtype.
+    return 1e-6 if dtype == torch.float64 else 1e-3
 
 
 def _squared_gradients(
@@ -114,14 +132,14 @@ def _squared_gradients(
     problem: KernelProblem,
     batch: Batch,
     weights: Tensor,
-) -> dict[str, float]:
-    """Return the squared norm of each parameter's gradient of the logits' sum with weights ``[C]``, for one example.
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the logits, and the squared norm of each parameter's gradient of their sum with weights ``[B, C]``.
 
     Args:
         own: All parameters of the model, which come out as they were.
         wanted: Those asked about.
         problem: Calls the model.
-        batch: The example.
+        batch: Some examples.
         weights: What the logits are multiplied by.
     """
     assert problem.call is not None
@@ -143,13 +161,14 @@ def _squared_gradients(
         for name, parameter in wanted.items():
             handles.append(parameter.register_post_accumulate_grad_hook(take(name)))
         with torch.enable_grad():
-            (problem.call(batch)[0] * weights).sum().backward()
+            logits = problem.call(batch)
+            (logits * weights).sum().backward()
     finally:
         for handle in handles:
             handle.remove()
         for name, (asked, gradient) in before.items():
             own[name].requires_grad_(asked).grad = gradient
-    return squares
+    return logits.detach(), squares
 
 
 def parameters_of(prefix: str, layer: Layer) -> list[str]:

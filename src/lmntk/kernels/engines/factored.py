@@ -1,9 +1,11 @@
 """The `factored` engine: gradients stay factors, and meet layer by layer.
 
 N + X examples are propagated once, instead of N · X pairs; no gradient over all parameters is ever held. What no layer
-type knows goes to the `jacobian` engine, parameter by parameter.
+type knows goes to the `jacobian` engine, parameter by parameter; so does, tile by tile, a layer that some examples use
+in another way than the others.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -13,15 +15,18 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels import propagation
+from lmntk.kernels.contraction import hide_signs_of_broken
 from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError
 from lmntk.kernels.engines.discovery import find_layers, parameters_of
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.examples import Examples, buckets
-from lmntk.kernels.layers import Workspace
+from lmntk.kernels.layers import Layer, Workspace
 from lmntk.kernels.layers.linear import LinearLayer, Member, joint_kernel, sharing_inputs
 from lmntk.kernels.layers.outer_products import packed
 from lmntk.kernels.machine import keeping_freed_memory, product_flops, seconds_of, stage
 from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan, tiles_per_axis
+
+logger = logging.getLogger(__name__)
 
 # Large X tiles form the train side's gradients less often; beyond this that gains less than memory costs that a process
 # touches for the first time. Where next to nothing is formed, a few X examples' factors do.
@@ -65,6 +70,21 @@ class Memory:
         return int(kept + 3 * self.buffer + ACTIVATIONS * self.per_token * self.tokens)
 
 
+@dataclass(frozen=True)
+class Side:
+    """One side of a tile.
+
+    Attributes:
+        factors: Every regular layer's, batch by batch.
+        irregular: The layers that are not, in one batch at least.
+        broken: Which examples' gradients hold NaN or infinity, bool ``[n]``; None where no signs are taken.
+    """
+
+    factors: dict[str, list[Any]]
+    irregular: frozenset[str]
+    broken: Tensor | None
+
+
 class FactoredEngine(Engine):
     """Fastest, where the model's modules are known."""
 
@@ -76,11 +96,10 @@ class FactoredEngine(Engine):
             raise ValueError("the factored engine needs the module, not a function alone")
         self._call = problem.call
         self._layers, unknown = find_layers(problem)
-        self._fallback = None
-        if unknown:
-            params = {name: problem.params[name] for name in unknown}
-            share = int(memory_bytes * FALLBACK_SHARE)
-            self._fallback = JacobianEngine(replace(problem, params=params), share)
+        self._unknown = unknown
+        self._fallbacks: dict[tuple[str, ...], JacobianEngine] = {}
+        self._told: frozenset[str] = frozenset()
+        self._fallback = self._fallback_for(unknown) if unknown else None
         self._lengths = [
             tokens
             for examples in (problem.train, problem.x_examples)
@@ -144,16 +163,45 @@ class FactoredEngine(Engine):
 
     def _row(self, train: tuple[int, ...], x_tiles: tuple[tuple[int, ...], ...]) -> Iterator[Block]:
         """Compute the tiles of one train tile, whose factors are gone when the next one's are made."""
-        train_factors = packed(self._factors(self.problem.train, train))
+        side = self._side(self.problem.train, train)
+        side = replace(side, factors=packed(side.factors))
         for x in x_tiles:
-            yield Tile(train, x), self._tile(Tile(train, x), train_factors)
+            yield Tile(train, x), self._tile(Tile(train, x), side)
 
-    def _tile(self, tile: Tile, train_factors: Mapping[str, list[Any]]) -> Tensor:
+    def _tile(self, tile: Tile, train: Side) -> Tensor:
         """Compute one tile, float64 ``[S, n, C, x, C]``; the factors of its X examples are gone when it is done."""
-        x_factors = train_factors if self.problem.on_diagonal(tile) else self._factors(self.problem.x_examples, tile.x)
-        rest = [] if self._fallback is None else [self._rest(self._fallback, tile)]
-        known = [self.problem.by_layer(self._parts(train_factors, x_factors))] if self._layers else []
-        return torch.stack([*known, *rest]).sum(dim=0)
+        x = train if self.problem.on_diagonal(tile) else self._side(self.problem.x_examples, tile.x)
+        irregular = train.irregular | x.irregular
+        broken = train.broken, x.broken
+        layers = {name: layer for name, layer in self._layers.items() if name not in irregular}
+        known = [self.problem.by_layer(self._parts(layers, train.factors, x.factors))] if layers else []
+        del x  # the fallback may take its room
+        fallback = self._fallback_beside(irregular)
+        rest = [] if fallback is None else [self._rest(fallback, tile)]
+        return hide_signs_of_broken(torch.stack([*known, *rest]).sum(dim=0), *broken)
+
+    def _fallback_for(self, names: Sequence[str]) -> JacobianEngine:
+        key = tuple(names)
+        if key not in self._fallbacks:
+            params = {name: self.problem.params[name] for name in names}
+            share = int(self.memory_bytes * FALLBACK_SHARE)
+            self._fallbacks[key] = JacobianEngine(replace(self.problem, params=params), share)
+        return self._fallbacks[key]
+
+    def _fallback_beside(self, irregular: frozenset[str]) -> JacobianEngine | None:
+        """Return what takes the parameters that no layer type knows, and those of some layers more."""
+        if not irregular:
+            return self._fallback
+        if irregular - self._told:
+            self._told |= irregular
+            which = ", ".join(sorted(irregular)[:3]) + (" and others" if len(irregular) > 3 else "")
+            logger.warning(
+                "some examples use %s in another way than those that were tried: the jacobian engine takes its "
+                "parameters there",
+                which,
+            )
+        more = {name for prefix in irregular for name in parameters_of(prefix, self._layers[prefix])}
+        return self._fallback_for([name for name in self.problem.params if name in more or name in self._unknown])
 
     def expected_bytes(self, plan: Plan) -> int:
         """Return the factors of both tiles, the buffers, and the activations of a batch."""
@@ -171,7 +219,7 @@ class FactoredEngine(Engine):
         problem = self.problem
         few = [problem.typical_example] * 8
         few_tokens = sum(_tokens(problem.train, few))
-        propagation_seconds = seconds_of(lambda: self._factors(problem.train, few)) / few_tokens
+        propagation_seconds = seconds_of(lambda: self._side(problem.train, few)) / few_tokens
         rate = PRODUCT_EFFICIENCY * product_flops(self._sample.device, self._sample.dtype)
         logits, directions = problem.num_logits, len(problem.formula.directions)
         rest = self._fallback.pace(plan) if self._fallback else Pace(lambda train: 0.0, lambda tile: 0.0)
@@ -201,8 +249,8 @@ class FactoredEngine(Engine):
 
     def _divide_memory(self) -> Memory:
         one = [self.problem.typical_example]
-        kept = self._factors(self.problem.train, one) if self._layers else {}
-        signed = any(direction.sign_train or direction.sign_x for direction in self.problem.formula.directions)
+        kept = self._side(self.problem.train, one).factors if self._layers else {}
+        signed = self.problem.formula.signed
         n, m = len(self.problem.train), min(len(self.problem.x_examples), MOST_X)
         costs = [self._layers[name].cost(found[0], n, m, signed) for name, found in kept.items()]
         self._formed, self._entry = sum(cost.formed for cost in costs), sum(cost.entry for cost in costs)
@@ -250,23 +298,38 @@ class FactoredEngine(Engine):
     def _fallback_bytes(self) -> int:
         return self._fallback.memory_bytes if self._fallback else 0
 
-    def _factors(self, examples: Examples, indices: Sequence[int]) -> dict[str, list[Any]]:
+    def _side(self, examples: Examples, indices: Sequence[int]) -> Side:
         """Return every layer's factors of some examples, batch by batch."""
         collected: dict[str, list[Any]] = {name: [] for name in self._layers}
+        irregular: set[str] = set()
+        broken: list[Tensor] = []
         most_tokens = self._memory.tokens if hasattr(self, "_memory") else MOST_TOKENS
-        for bucket in buckets(examples, indices, most_tokens):
-            with stage("propagation"):
-                batch = propagation.factors(self._layers, self._call, examples.batch(bucket))
-            for name, factor in batch.items():
+        for bucket in buckets(examples, indices, most_tokens) if self._layers else []:
+            layers = {name: layer for name, layer in self._layers.items() if name not in irregular}
+            try:
+                with stage("propagation"):
+                    batch = propagation.factors(layers, self._call, examples.batch(bucket), self.problem.formula.signed)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                logger.warning("no layer can be factored in some examples (%s): the jacobian engine takes them", error)
+                return Side({}, frozenset(self._layers), None)
+            irregular |= batch.irregular
+            for name, factor in batch.of_layer.items():
                 collected[name].append(factor)
-        return collected
+            if batch.broken is not None:
+                broken.append(batch.broken)
+        regular = {name: found for name, found in collected.items() if name not in irregular}
+        return Side(regular, frozenset(irregular), torch.cat(broken) if broken else None)
 
-    def _parts(self, train: Mapping[str, list[Any]], x: Mapping[str, list[Any]]) -> Iterator[tuple[str, Tensor]]:
+    def _parts(
+        self, layers: Mapping[str, Layer], train: Mapping[str, list[Any]], x: Mapping[str, list[Any]]
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield what each module adds to a tile, float64 ``[D, n, C, x, C]``, and a parameter of it."""
         directions = self.problem.formula.directions
-        first = {name: parameters_of(name, layer)[0] for name, layer in self._layers.items()}
+        first = {name: parameters_of(name, layer)[0] for name, layer in layers.items()}
         for apart in self.problem.layers:
-            own = {name: self._layers[name] for name in first if self.problem.layer_named(first[name]) == apart}
+            own = {name: layers[name] for name in first if self.problem.layer_named(first[name]) == apart}
             for names in sharing_inputs(own, train, x):
                 if len(names) == 1:
                     part = own[names[0]].kernel(train[names[0]], x[names[0]], directions, self._workspace)

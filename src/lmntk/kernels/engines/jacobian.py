@@ -1,14 +1,15 @@
-"""The `jacobian` engine: per-example Jacobians by `vmap(jacrev)`, contracted by matrix products. Takes any model."""
+"""The `jacobian` engine: per-example Jacobians, contracted by matrix products. Takes any model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
-from torch.utils._pytree import tree_map
 
-from lmntk.kernels.contraction import contract
-from lmntk.kernels.engines.base import Block, Engine, MemoryBudgetError, Parameters
-from lmntk.kernels.examples import Batch, Examples, bytes_of, equal_shape_runs
+from lmntk.kernels.contraction import broken_rows, contract, hide_signs_of_broken
+from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError, Parameters
+from lmntk.kernels.engines.derivatives import Differentiator
+from lmntk.kernels.examples import Examples, bytes_of, equal_shape_runs
 from lmntk.kernels.machine import product_flops, seconds_of
 from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan, tiles_per_axis
 
@@ -20,31 +21,27 @@ MEAN_TOKENS = 30
 FORMED_TOGETHER = 8
 
 
-def jacobian_of(
-    logits_fn: Callable[[Parameters, Batch], Tensor], params: Parameters, batch: Batch, fixed: Parameters
-) -> Parameters:
-    """Differentiate every example's logits.
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of some examples for one group of parameters.
 
-    Args:
-        logits_fn: `f(params, batch) -> [B, C]`.
-        params: The parameters to differentiate by.
-        batch: Examples of one shape, a pytree of ``[B, ...]``.
-        fixed: The function's other parameters.
-
-    Returns:
-        For each parameter its Jacobian, ``[B, C, *shape]``.
+    Attributes:
+        of: By parameter, ``[n · C, p]``.
+        broken: Which rows hold NaN or infinity, bool ``[n, C]``; None where no signs are taken.
     """
 
-    def one_example(params: Parameters, example: Batch) -> Tensor:
-        return logits_fn({**fixed, **params}, tree_map(lambda leaf: leaf[None], example))[0]
-
-    return vmap(jacrev(one_example), in_dims=(None, 0))(params, batch)
+    of: Parameters
+    broken: Tensor | None
 
 
 class JacobianEngine(Engine):
     """Gradients of a train tile and of an X tile are formed whole, for one group of parameters at a time."""
 
     name = "jacobian"
+
+    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
+        super().__init__(problem, memory_bytes)
+        self._differentiator = Differentiator(problem.logits_fn)
 
     def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
         """Lay tiles over all train examples at once; memory decides on the groups of parameters instead."""
@@ -123,27 +120,31 @@ class JacobianEngine(Engine):
             size += added
         return groups
 
-    def _gradients(self, examples: Examples, indices: Sequence[int], group: list[str]) -> Parameters:
-        """Return the gradients of some examples for one group, by parameter: ``[n · C, p]``."""
+    def _gradients(self, examples: Examples, indices: Sequence[int], group: list[str]) -> Gradients:
+        """Return the gradients of some examples for one group."""
         params = {name: self.problem.params[name] for name in group}
         fixed = {name: tensor for name, tensor in self.problem.params.items() if name not in params}
         rows = len(indices) * self.problem.num_logits
         gradients = {name: tensor.new_empty(rows, tensor.numel()) for name, tensor in params.items()}
         start = 0
         for run in equal_shape_runs(examples, indices, limit=FORMED_TOGETHER):
-            jacobian = jacobian_of(self.problem.logits_fn, params, examples.batch(run), fixed)
+            jacobian = self._differentiator.jacobian(params, examples.batch(run), fixed)
             stop = start + len(run) * self.problem.num_logits
             for name, values in jacobian.items():
                 gradients[name][start:stop] = values.reshape(stop - start, -1)
             start = stop
-        return gradients
+        broken = None
+        if self.problem.formula.signed:
+            broken = torch.stack([broken_rows(values) for values in gradients.values()]).any(dim=0)
+            broken = broken.unflatten(0, (-1, self.problem.num_logits))
+        return Gradients(gradients, broken)
 
     def _block(
-        self, train_gradients: Parameters, train: tuple[int, ...], x: tuple[int, ...], group: list[str], same: bool
+        self, train_side: Gradients, train: tuple[int, ...], x: tuple[int, ...], group: list[str], same: bool
     ) -> Tensor:
-        x_gradients = train_gradients if same else self._gradients(self.problem.x_examples, x, group)
+        x_side = train_side if same else self._gradients(self.problem.x_examples, x, group)
         directions, c = self.problem.formula.directions, self.problem.num_logits
         total = self.problem.by_layer(
-            (name, contract(train_gradients[name], x_gradients[name], directions)) for name in group
+            (name, contract(train_side.of[name], x_side.of[name], directions)) for name in group
         )
-        return total.reshape(-1, len(train), c, len(x), c)
+        return hide_signs_of_broken(total.reshape(-1, len(train), c, len(x), c), train_side.broken, x_side.broken)

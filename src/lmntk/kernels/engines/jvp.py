@@ -10,19 +10,18 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
 
 from lmntk.kernels.contraction import contract
 from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError, Parameters
-from lmntk.kernels.engines.jacobian import jacobian_of
-from lmntk.kernels.examples import Batch, Examples, equal_shape_runs
+from lmntk.kernels.engines.derivatives import UNSIGNED, Differentiator
+from lmntk.kernels.examples import Examples, equal_shape_runs
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.machine import seconds_of
 from lmntk.kernels.tiling import Pace, Plan, Tile, make_plan
 
 
 class JvpEngine(Engine):
-    """Least memory on any model that forward-mode differentiation takes; slow."""
+    """Least memory on any model; slow."""
 
     name = "jvp"
 
@@ -32,6 +31,7 @@ class JvpEngine(Engine):
             raise ValueError(
                 "the jvp engine meets all layers at once: the factored and the jacobian engine keep them apart"
             )
+        self._differentiator = Differentiator(problem.logits_fn)
 
     def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
         """Lay tiles of one example along each axis, as published, where no sizes are given."""
@@ -81,7 +81,7 @@ class JvpEngine(Engine):
     def _gradients(self, examples: Examples, indices: Sequence[int]) -> Parameters:
         """Return the gradients of some examples, by parameter: ``[n, C, *shape]``."""
         runs = equal_shape_runs(examples, indices, limit=1)
-        parts = [jacobian_of(self.problem.logits_fn, self.problem.params, examples.batch(run), {}) for run in runs]
+        parts = [self._differentiator.jacobian(self.problem.params, examples.batch(run), {}) for run in runs]
         return {name: torch.cat([part[name] for part in parts]) for name in self.problem.params}
 
     def _direction(self, train_gradients: Parameters, tile: Tile, direction: Direction) -> Tensor:
@@ -93,9 +93,10 @@ class JvpEngine(Engine):
         x_gradients = self._gradients(problem.x_examples, tile.x)
         if not direction.sign_train:
             return self._push(_signed(x_gradients), problem.train, tile.train).permute(2, 3, 0, 1)
+        train_signs, x_signs = _signed(train_gradients), _signed(x_gradients)
         total = sum(
-            contract(train_gradients[name].flatten(0, 1).flatten(1), values.flatten(0, 1).flatten(1), [direction])
-            for name, values in x_gradients.items()
+            contract(train_signs[name].flatten(0, 1).flatten(1), signs.flatten(0, 1).flatten(1), [UNSIGNED])
+            for name, signs in x_signs.items()
         )
         assert isinstance(total, torch.Tensor)
         return total.reshape(len(tile.train), problem.num_logits, len(tile.x), problem.num_logits)
@@ -111,17 +112,14 @@ class JvpEngine(Engine):
         Returns:
             float64 ``[n, C, len(indices), C]``.
         """
-
-        def derivative(tangent: Parameters, batch: Batch) -> Tensor:
-            return jvp(lambda params: self.problem.logits_fn(params, batch), (self.problem.params,), (tangent,))[1]
-
         flat = {name: tensor.flatten(0, 1) for name, tensor in tangents.items()}
         rows = [
-            vmap(derivative, in_dims=(0, None))(flat, examples.batch(run)).to(torch.float64)
+            self._differentiator.push(self.problem.params, flat, examples.batch(run))
             for run in equal_shape_runs(examples, indices, limit=len(indices))
         ]
         return torch.cat(rows, dim=1).unflatten(0, (-1, self.problem.num_logits))
 
 
 def _signed(gradients: Parameters) -> Parameters:
-    return {name: tensor.sign() for name, tensor in gradients.items()}
+    """Take signs; NaN and infinity, which have a sign for torch, become NaN."""
+    return {name: tensor.sign().masked_fill_(~tensor.isfinite(), torch.nan) for name, tensor in gradients.items()}

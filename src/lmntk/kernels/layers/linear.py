@@ -176,23 +176,21 @@ def _dense(
         part = slice(start, min(start + rows, outer))
         with stage("forming"):
             formed_train = _form("train", train, part, workspace)
-        signed_train = None
-        if any(direction.sign_train != direction.sign_x for direction in directions):
-            signed_train = torch.sign(formed_train, out=workspace.take("signed", *formed_train.shape))
-        elif directions[0].sign_train:
+        signed_train = formed_train
+        if all(direction.sign_train for direction in directions):
             formed_train.sign_()
+        elif any(direction.sign_train for direction in directions):
+            signed_train = torch.sign(formed_train, out=workspace.take("signed", *formed_train.shape))
         first = 0
         for piece in pieces:
             with stage("forming"):
                 formed_x = _form("x", piece, part, workspace)
-            if len(directions) == 1 and directions[0].sign_x:
-                formed_x.sign_()
             size = formed_x.shape[1]
-            # Signing X in place is the last thing done with it: the direction that needs it signed comes last.
-            for out, direction in zip(result, directions, strict=True):
-                if signed_train is not None and direction.sign_x:
+            # X is signed in place: the directions that need it signed come last.
+            for out, direction in sorted(zip(result, directions, strict=True), key=lambda pair: pair[1].sign_x):
+                if direction.sign_x:
                     formed_x.sign_()
-                right = signed_train if signed_train is not None and direction.sign_train else formed_train
+                right = signed_train if direction.sign_train else formed_train
                 product = workspace.take("product", c * size, c * n)
                 flat_x, flat_right = formed_x.view(c * size, -1), right.view(c * n, -1)
                 with stage("contraction"):
