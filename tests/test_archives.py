@@ -69,6 +69,8 @@ EVIL = "train_kernels_sst-2.pt"
         (f"C:/16-42/{EVIL}", "has an absolute path"),
         (f"..\\16-42\\{EVIL}", "has a backslash or a control character in its name"),
         (f"a/16-42/{EVIL}\n", "has a backslash or a control character in its name"),
+        ("", "has no name"),
+        (f"a\x85\u202e/16-42/{EVIL}", "has a backslash or a control character in its name"),
         (symlink(f"a/16-42/{EVIL}"), "is a symbolic link"),
         (symlink("a"), "is a symbolic link"),
     ],
@@ -80,7 +82,7 @@ def test_an_archive_with_an_unsafe_member_is_refused_whole_and_kept(
     place.mirror.files[SGD] = zip_of({**SMALL, member: b"/etc"})
     sentence = place.refuse()
     name = member if isinstance(member, str) else member.filename
-    assert f"{place.cache / SGD} was not unpacked: its member {name!r} {danger}, " in sentence
+    assert f"{place.cache / SGD} was not unpacked: its member {name!a} {danger}, " in sentence
     assert place.unpacked() == {}
     assert sorted(path.name for path in place.folder.rglob("*")) == ["cache", SGD, "result"]
     assert (place.cache / SGD).exists()

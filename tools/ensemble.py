@@ -23,6 +23,7 @@ import numpy as np
 from gather_result import Parser, as_numbers, counted, find_trials, note, percent, spread
 from lmntk.errors import UsageError
 from lmntk.examples import read_examples, split_file
+from lmntk.files import read_npy
 from lmntk.metrics import compute_metrics
 from lmntk.prompt_files import read_mapping
 from lmntk.run_log import Run, Trial, best_trial, data_seed, keys_of, read_log
@@ -106,17 +107,16 @@ def load_logits(path: Path, task: Task, examples: int) -> np.ndarray:
     """
     again = "run that model again with --save_logit, or give the right --save_logit_dir"
     try:
-        logits = np.load(path)
+        logits = read_npy(path)
     except FileNotFoundError as error:
         raise UsageError(f"there are no logits {path}: {again}") from error
-    # numpy raises any of these for a file that is cut, empty, or a pickle, which it does not read.
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no file of logits: {again}") from error
     columns = {1} if task.regression else {len(task.labels), 1 if len(task.labels) == 2 else len(task.labels)}
-    shape = getattr(logits, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != examples or shape[1] not in columns:
+    shape = list(logits.shape)
+    if len(shape) != 2 or shape[0] != examples or shape[1] not in columns:
         wanted = " or ".join(str([examples, count]) for count in sorted(columns))
-        raise UsageError(f"{path} holds an array of shape {list(shape or [])}, where {wanted} is wanted: {again}")
+        raise UsageError(f"{path} holds an array of shape {shape}, where {wanted} is wanted: {again}")
     if logits.dtype.kind not in "fiu" or not np.isfinite(logits).all():
         raise UsageError(f"{path} holds what is no finite number: {again}")
     return logits.astype(np.float64)

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
 from lmntk.examples import PUBLISHED_SEEDS, read_examples, split_file
-from lmntk.files import write_atomically
+from lmntk.files import read_npy, write_atomically
 from lmntk.kshot import DEFAULT_TASKS
 from lmntk.models.families import max_positions
 from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
@@ -122,8 +122,8 @@ def check_kept(path: Path, examples: int) -> None:
         UsageError: They are not, or the file is damaged.
     """
     try:
-        shape = np.load(path, mmap_mode="r").shape
-    except (OSError, ValueError, EOFError) as error:
+        shape = read_npy(path).shape
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no array that can be read ({error}): compute it again with --overwrite") from error
     if len(shape) != 2 or shape[0] != examples:
         raise UsageError(f"{path} has the shape {list(shape)}, for {examples} examples: compute it with --overwrite")

@@ -46,7 +46,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             danger = _danger(member) or ("is there twice" if member.filename in seen else "")
             if danger:
                 raise UsageError(
-                    f"{path} was not unpacked: its member {member.orig_filename!r} {danger}, which no archive of "
+                    f"{path} was not unpacked: its member {member.orig_filename!a} {danger}, which no archive of "
                     "kernels has; look where it comes from, and remove it to fetch another"
                 )
             seen.add(member.filename)
@@ -57,11 +57,13 @@ def _danger(member: zipfile.ZipInfo) -> str:
     """What speaks against writing a member, as a predicate; nothing where all is well."""
     # zipfile cuts names at a zero byte: what counts is the name as the archive has it.
     name = member.orig_filename
+    if not name:
+        return "has no name"
     if name.startswith("/") or re.match("[A-Za-z]:", name):
         return "has an absolute path"
     if ".." in name.split("/"):
         return "climbs out of its folder"
-    if "\\" in name or any(ord(letter) < 32 for letter in name):
+    if "\\" in name or not name.isprintable():
         return "has a backslash or a control character in its name"
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind == stat.S_IFLNK:

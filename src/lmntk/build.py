@@ -24,7 +24,7 @@ from lmntk.demonstrations import (
 )
 from lmntk.distributed import first_does
 from lmntk.errors import UsageError
-from lmntk.examples import Example, read_examples, split_file
+from lmntk.examples import Example, read_examples
 from lmntk.features import Collator, FeatureDataset, RedrawnDataset, Renderer
 from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import HEAD_FILE
@@ -42,8 +42,8 @@ from lmntk.models.lora_files import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from lmntk.models.lora_files import LoraSettings, stored_adapters
 from lmntk.prompt_settings import PromptSettings, resolve_prompts, task_of
 from lmntk.prompts import label_word_ids, warn_of_unknown_text
-from lmntk.results import kernel_path, logits_path, mode_and_task
-from lmntk.tasks import Task, find_task
+from lmntk.run_splits import are_described, file_of, mode_and_task_of, needs_model, place_of, splits_of, stored_splits
+from lmntk.tasks import Task
 from lmntk.templates import EXAMPLE_TEMPLATE, Template
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,9 @@ class Run:
         redrawn: The train split with demonstrations drawn at every visit; None where there are none.
         lora: The adapters on the model; None where there are none.
         base_name: The checkpoint that the model, adapters aside, was loaded from.
+        label_words: The tokens of the label words, in the order of the logits; none without words or tokenizer.
+        missing: What loaded kernels cannot be compared with, a clause each.
+        data_dir: ``--data_dir``.
     """
 
     task: Task
@@ -79,6 +82,9 @@ class Run:
     redrawn: RedrawnDataset | None = None
     lora: LoraSettings | None = None
     base_name: str = ""
+    label_words: Sequence[int] = ()
+    missing: Sequence[str] = ()
+    data_dir: str = ""
 
 
 def build(
@@ -96,17 +102,12 @@ def build(
         UsageError: Anything a user can mend, in one sentence.
     """
     task = task_of(data_args, model_args.few_shot_type)
-    splits = _splits(task, training_args, data_args.data_dir)
-    if not _needs_model(training_args, task, splits):
-        prompts = resolve_prompts(task, data_args, None, model_args.few_shot_type)
-        placeholders = {
-            split: FeatureDataset(split, _mode_and_task(split, task)[1], [], prompts.samples(split)) for split in splits
-        }
-        nothing = Collator(0, segments=False)
-        return Run(task, prompts, {}, placeholders, None, nothing, lora=_find_source(model_args).lora)
+    splits = splits_of(task, training_args, data_args.data_dir)
+    if not needs_model(training_args, task, splits):
+        return _without_model(model_args, data_args, training_args, task, splits)
     shows_others = model_args.few_shot_type == "prompt-demo"
     read = [*splits] if "train" in splits or not shows_others else ["train", *splits]
-    data_files = {split: _file(task, data_args.data_dir, split) for split in read}
+    data_files = {split: file_of(task, data_args.data_dir, split) for split in read}
     examples = {split: read_examples(task, path) for split, path in data_files.items()}
     if task.columns and "train" in examples:
         seen = {example.label for example in examples["train"]}
@@ -116,11 +117,63 @@ def build(
     source = _find_source(model_args)
     if model_args.gguf_file is not None:
         source = _from_gguf(source, model_args.gguf_file, data_args.data_dir, model_args.cache_dir)
-    config = load_config(model_args.config_name or source.weights, model_args.cache_dir, model_args.model_family)
-    tokenizer_name = model_args.tokenizer_name or source.tokenizer
+    config, tokenizer = _config_and_tokenizer(model_args, source)
+    asked = _ask(model_args, data_args, training_args, task, splits, examples, config, tokenizer)
+    redrawn = None
+    if shows_others and "train" in asked.renderers:
+        redrawn = RedrawnDataset(asked.renderers["train"], training_args.seed)
+    words = asked.label_words
+    model = _load_model(model_args, training_args, source, config, task, words) if opens_model else None
+    collator = Collator(_pad_token_id(tokenizer), segments=config.model_type == "bert")
+    return Run(
+        task, asked.prompts, data_files, asked.datasets, model, collator, tokenizer, redrawn, source.lora,
+        source.weights, asked.label_words, data_dir=data_args.data_dir,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model comes from: a checkpoint, and perhaps adapters on it."""
+
+    weights: str
+    tokenizer: str
+    adapters: Path | None
+    lora: LoraSettings | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a tokenizer makes of the examples."""
+
+    prompts: PromptSettings
+    label_words: Sequence[int]
+    renderers: Mapping[str, Renderer]
+    datasets: Mapping[str, FeatureDataset]
+
+
+def _config_and_tokenizer(
+    model_args: ModelArguments, source: _Source, *, local_only: bool = False
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Load what prompts are made with; `local_only` fetches nothing."""
+    name, cache = model_args.config_name or source.weights, model_args.cache_dir
+    config = load_config(name, cache, model_args.model_family, local_only=local_only)
+    needs_mask = model_args.few_shot_type != "finetune" and not is_causal(config)
+    name = model_args.tokenizer_name or source.tokenizer
+    return config, load_tokenizer(name, cache, needs_mask, config.vocab_size, local_only=local_only)
+
+
+def _ask(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    task: Task,
+    splits: Iterable[str],
+    examples: Mapping[str, Sequence[Example]],
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> _Asked:
+    """Render the examples of some splits as the model is asked about them."""
     causal = is_causal(config)
-    needs_mask = model_args.few_shot_type != "finetune" and not causal
-    tokenizer = load_tokenizer(tokenizer_name, model_args.cache_dir, needs_mask, config.vocab_size)
     prompts = resolve_prompts(task, data_args, max_positions(config), model_args.few_shot_type)
     words = label_word_ids(prompts.mapping, task.labels, tokenizer) if prompts.mapping else []
     if causal:
@@ -133,52 +186,48 @@ def build(
         split: FeatureDataset.build(renderer, 1 if split == "train" else prompts.draws)
         for split, renderer in renderers.items()
     }
-    _check_tokens(datasets, words, config, tokenizer_name)
-    redrawn = None
-    if shows_others and "train" in renderers:
-        redrawn = RedrawnDataset(renderers["train"], training_args.seed)
-    model = _load_model(model_args, training_args, source, config, task, words) if opens_model else None
-    collator = Collator(_pad_token_id(tokenizer), segments=config.model_type == "bert")
-    return Run(task, prompts, data_files, datasets, model, collator, tokenizer, redrawn, source.lora, source.weights)
+    _check_tokens(datasets, words, config, tokenizer.name_or_path)
+    return _Asked(prompts, words, renderers, datasets)
 
 
-def _splits(task: Task, training_args: TrainingArguments, data_dir: str) -> list[str]:
-    """The splits that a run predicts or learns from; a kernel always has the train examples along its first axis."""
-    wanted = {
-        "train": training_args.what_it_does != "zero-shot",
-        "dev": training_args.do_eval,
-        "test": training_args.do_predict,
-    }
-    splits = [split for split, needed in wanted.items() if needed]
-    if training_args.do_predict and task.second_test_set:
-        second = find_task(task.second_test_set)
-        split = f"test:{second.key}"
-        loaded = training_args.load_kernels  # published kernels are of the first test set alone
-        needed = Path(data_dir) / second.file_name("test") if loaded is None else kernel_path(loaded, split, task.key)
-        if needed.is_file():
-            splits.append(split)
-        else:
-            logger.warning("there is no %s: the second test set, %s, is left out", needed, second.name)
-    return splits
-
-
-def _file(task: Task, data_dir: str, split: str) -> Path:
-    mode, own = _mode_and_task(split, task)
-    return split_file(own, data_dir, mode)
-
-
-def _mode_and_task(split: str, task: Task) -> tuple[str, Task]:
-    """Tell which split of which task a data set of a run is: those of a second test set are another task's."""
-    mode, key = mode_and_task(split, task.key)
-    return mode, task if key == task.key else find_task(key)
-
-
-def _needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[str]) -> bool:
-    """Loaded kernels need neither model nor data, unless f₀ is asked for and lies not beside them."""
-    folder = training_args.load_kernels
-    if folder is None:
-        return True
-    return training_args.adjust_for_init and not all(logits_path(folder, s, task.key).exists() for s in splits)
+def _without_model(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    task: Task,
+    splits: Sequence[str],
+) -> Run:
+    """Build what loaded kernels are compared with: the examples and their tokens, as far as they are at hand."""
+    prompts = resolve_prompts(task, data_args, None, model_args.few_shot_type)
+    folder, source = str(training_args.load_kernels), _find_source(model_args)
+    # Demonstrations of all splits are drawn by one generator, one split after the other.
+    drawn = splits if prompts.demonstrations is None else stored_splits(folder, task, splits)
+    places = {split: place_of(task, data_args.data_dir, split) for split in drawn}
+    files = {split: path for split, path in places.items() if path.is_file()}
+    missing = [f"{path} is not there" for split, path in places.items() if split not in files]
+    examples = {split: read_examples(task, path) for split, path in files.items()}
+    datasets = {
+        split: FeatureDataset.labelled(split, mode_and_task_of(split, task)[1], examples.get(split, ()),
+                                       prompts.samples(split))
+        for split in splits
+    }  # fmt: skip
+    nothing = Collator(0, segments=False)
+    run = Run(task, prompts, files, datasets, None, nothing, lora=source.lora, data_dir=data_args.data_dir)
+    if not files or not are_described(folder, task, splits) or (prompts.demonstrations is not None and missing):
+        return replace(run, missing=missing)
+    if model_args.gguf_file is not None:
+        return replace(run, missing=[*missing, f"{model_args.gguf_file} is not opened"])
+    try:
+        config, tokenizer = _config_and_tokenizer(model_args, source, local_only=True)
+    except UsageError:
+        name = model_args.tokenizer_name or source.tokenizer
+        return replace(run, missing=[*missing, f"no tokenizer of '{name}' is at hand"])
+    asked = _ask(model_args, data_args, training_args, task, files, examples, config, tokenizer)
+    rendered = {split: asked.datasets[split] for split in splits if split in files}
+    return replace(
+        run, prompts=asked.prompts, datasets=datasets | rendered, tokenizer=tokenizer, label_words=asked.label_words,
+        missing=missing,
+    )  # fmt: skip
 
 
 def _renderers(
@@ -200,7 +249,7 @@ def _renderers(
     shared = np.random.RandomState(seed)
     renderers = {}
     for split in splits:
-        mode, own = _mode_and_task(split, task)
+        mode, own = mode_and_task_of(split, task)
         demonstrator = None
         texts = prompts.templates
         num_sentences = task.num_sentences
@@ -284,16 +333,6 @@ def _parse(text: str, task: Task, num_sentences: int, needs_mask: bool, causal: 
     if not template.has_sentence:
         raise UsageError(f"--template has no sentence, such as *sent_0*: all prompts would be alike; it is '{text}'")
     return template
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a model comes from: a checkpoint, and perhaps adapters on it."""
-
-    weights: str
-    tokenizer: str
-    adapters: Path | None
-    lora: LoraSettings | None
 
 
 def _from_gguf(source: _Source, gguf_file: str, data_dir: str, cache_dir: str | None) -> _Source:

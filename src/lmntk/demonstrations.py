@@ -13,6 +13,7 @@ import numpy as np
 
 from lmntk.errors import UsageError
 from lmntk.examples import Example
+from lmntk.files import read_npy
 from lmntk.tasks import MIDDLE_SCORE, Task
 from lmntk.templates import MASK, LiteralPart, Part, SentencePart, SpecialPart, Template
 
@@ -262,13 +263,12 @@ def read_embeddings(task: Task, data_dir: str | Path, split: str, model: str, nu
         return UsageError(f"{path}, which --demo_filter needs, {what}: {_how_to_embed(model)} makes it")
 
     try:
-        with path.open("rb") as file:
-            embeddings = np.lib.format.read_array(file, allow_pickle=False)
+        embeddings = read_npy(path)
     except FileNotFoundError as error:
         raise unfit("is missing") from error
     except OSError as error:
         raise unfit(f"cannot be read ({error.strerror})") from error
-    except (ValueError, MemoryError) as error:
+    except ValueError as error:
         raise unfit("is damaged, or no plain numpy array") from error
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or not np.isfinite(embeddings).all():
         raise unfit("is no array of finite floats [examples, dimensions]")

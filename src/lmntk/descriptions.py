@@ -60,26 +60,35 @@ def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArgume
     }
 
 
-def of_model_and_data(run: Run, weights: str, grad_dim: int, split: str) -> dict[str, Any]:
-    """Return what of a kernel's definition the model and the examples say.
+def of_model(run: Run, weights: str, grad_dim: int) -> dict[str, Any]:
+    """Return what of a kernel's definition the model says.
 
     Args:
         run: What was built.
         weights: `hash_of_weights` of the model.
         grad_dim: The number of parameters that count.
-        split: A key of the run's data sets.
     """
     assert run.model is not None
-    both = _train_and(run, split)
-    return {
-        "grad_dim": grad_dim,
-        "weights_sha256": weights,
-        "config_sha256": hash_of_config(run.model.lm.config),
-        "label_word_ids": run.model.label_word_ids,
-        "limits": {name: value for name, value in vars(run.prompts.limits).items() if value is not None},
-        "data_sha256": {mode: file_hash(run.data_files[name]) for mode, name in both.items()},
-        "tokens_sha256": {mode: hash_of_tokens(run.datasets[name]) for mode, name in both.items()},
-    }
+    config = hash_of_config(run.model.lm.config)
+    return {"grad_dim": grad_dim, "weights_sha256": weights, "config_sha256": config}
+
+
+def of_data(run: Run, split: str) -> dict[str, Any]:
+    """Return what of a kernel's definition the examples say, as far as they and a tokenizer are there.
+
+    Args:
+        run: What was built.
+        split: A key of the run's data sets.
+    """
+    there = {mode: name for mode, name in _train_and(run, split).items() if name in run.data_files}
+    said: dict[str, Any] = {"data_sha256": {mode: file_hash(run.data_files[name]) for mode, name in there.items()}}
+    # In-context examples may fill what the model reads, which its configuration tells.
+    if run.tokenizer is not None or run.prompts.demonstrations is None:
+        said["limits"] = {name: value for name, value in vars(run.prompts.limits).items() if value is not None}
+    if run.tokenizer is not None:
+        said["label_word_ids"] = list(run.label_words)
+        said["tokens_sha256"] = {mode: hash_of_tokens(run.datasets[name]) for mode, name in there.items()}
+    return said
 
 
 def circumstances(run: Run, model_args: ModelArguments, split: str) -> dict[str, Any]:

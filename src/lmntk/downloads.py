@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lmntk.errors import UsageError
 from lmntk.examples import write_text
+from lmntk.files import read_json
 from lmntk.stopping import Stopped
 
 PARTIAL = ".partial"
@@ -248,7 +249,7 @@ def _note_of(partial: Path) -> Path:
 
 def _read_note(note: Path) -> Version | None:
     try:
-        return Version(**json.loads(note.read_text(encoding="utf-8")))
+        return Version(**read_json(note))
     except (OSError, ValueError, TypeError):
         return None
 

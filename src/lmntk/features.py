@@ -164,6 +164,19 @@ class FeatureDataset(Dataset[Feature]):
         _warn_of_unknown_tokens(features, renderer.tokenizer, mode)
         return cls(mode, task, features, samples)
 
+    @classmethod
+    def labelled(cls, mode: str, task: Task, examples: Sequence[Example], samples: int) -> FeatureDataset:
+        """Make features of which only the labels are known: no tokenizer is asked; none where there are no examples.
+
+        Args:
+            mode: The split, see `Renderer`.
+            task: What the labels mean.
+            examples: In file order.
+            samples: How often each example is there.
+        """
+        labels = [task.labels.index(example.label) for example in examples]
+        return cls(mode, task, [Feature([], [], 0, label) for label in labels] * samples, samples)
+
     def __len__(self) -> int:
         """Number of samples times number of examples."""
         return len(self.features)

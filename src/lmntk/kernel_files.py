@@ -6,7 +6,8 @@ is how wrong numbers come about.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class KernelFiles:
         task_key: The task in file names.
         overwrite: ``--overwrite_kernels``.
         model: ``--model_name_or_path``.
+        data_dir: ``--data_dir``.
+        missing: What of it, and of the tokenizer, is not there to be compared with, a clause each.
         per_layer: ``--kernel_per_layer``: the layers' parts are wanted with each kernel.
     """
 
@@ -44,6 +47,8 @@ class KernelFiles:
     task_key: str
     overwrite: bool
     model: str = ""
+    data_dir: str = ""
+    missing: Sequence[str] = ()
     per_layer: bool = False
 
     def start_overwriting(self, splits: Iterable[str]) -> None:
@@ -131,16 +136,36 @@ class KernelFiles:
 
     def _to_load(self, folder: Path, split: str, wanted: Mapping[str, Any]) -> Path:
         path = results.kernel_path(folder, split, self.task_key)
-        stored = results.read_description(path) or {}
-        # A description without one of these is of a time, or a run, that knew nothing of it; a file without any
-        # description is taken at its name.
-        told = {*stored, *(OFF_BY_DEFAULT if stored else ())}
+        results.check_one_run(results.kernel_path(folder, "train", self.task_key), path)
+        stored = results.read_description(path)
+        if stored is None:
+            self._check_folder_names(path, folder.name, "its folder is called")
+            logger.warning(
+                "%s has no description: of which model, texts and template it is cannot be checked%s",
+                path,
+                f", nor its labels ({'; '.join(self.missing)})" if self.missing else "; its labels are compared",
+            )
+            return path
+        # A description without one of these is of a time, or a run, that knew nothing of it.
+        told = {*stored, *OFF_BY_DEFAULT}
         known = {name: value for name, value in wanted.items() if name in told}
+        unchecked = [name for name in stored if name in ("limits", "label_word_ids") and name not in wanted]
+        for name in results.OF_EACH_FILE:
+            own, now = stored.get(name) or {}, wanted.get(name, {})
+            unchecked += [f"{name}.{mode}" for mode in own if mode not in now]
+            known |= {name: {**{mode: own[mode] for mode in own if mode not in now}, **now}} if own else {}
         differences = results.kernel_differences(stored, known)
         if differences:
             raise UsageError(
                 f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags it was made "
                 "with, or another folder"
+            )
+        if unchecked:
+            made_of = (stored.get("data_files") or {}).get("train", "")
+            self._check_folder_names(path, Path(made_of).parent.name, "it was made of data in")
+            logger.warning(
+                "%s: %s could not be compared with --data_dir (%s)",
+                *(path, ", ".join(unchecked), "; ".join(self.missing) or "the examples are not there"),
             )
         made_with = stored.get("model", self.model)
         if made_with != self.model and Path(made_with).resolve() != Path(self.model).resolve():
@@ -150,6 +175,15 @@ class KernelFiles:
                 *(path, made_with, self.model),
             )
         return path
+
+    def _check_folder_names(self, path: Path, name: str, told: str) -> None:
+        """Refuse a k-shot split of another number or seed, as far as only the names of folders tell."""
+        own = Path(self.data_dir).name
+        if name != own and all(re.fullmatch(r"[0-9]+-[0-9]+", one) for one in (name, own)):
+            raise UsageError(
+                f"--load_kernels: {path} is of another k-shot split than --data_dir {self.data_dir}: {told} {name}; "
+                "give the --data_dir that goes with it, or another folder of kernels"
+            )
 
     def load(self, path: Path, asymmetric: bool, num_logits: int) -> Kernel:
         """Read a kernel, and see that it is of the kind asked for: files from elsewhere have no description.
@@ -194,9 +228,23 @@ class KernelFiles:
             )
         return layers
 
-    def load_logits(self, split: str) -> tuple[Tensor, Tensor]:
-        """Read the logits of the untrained model that lie beside loaded kernels, and their targets."""
-        return results.load_logits(results.logits_path(self.load_dir or self.output_dir, split, self.task_key))
+    def load_logits(self, split: str, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Read the logits of the untrained model that lie beside loaded kernels, and their targets.
+
+        Args:
+            split: Whose they are.
+            labels: Those of the kernel, ``[X]``.
+
+        Raises:
+            UsageError: They cannot be read, or are not of the kernel's examples and run.
+        """
+        folder = self.load_dir or self.output_dir
+        path = results.logits_path(folder, split, self.task_key)
+        kernel = results.kernel_path(folder, split, self.task_key)
+        logits, targets = results.load_logits(path)
+        if not results.check_logits(path, targets, kernel, labels):
+            logger.warning("%s: nothing tells whether it is of the model and texts of %s", path, kernel.name)
+        return logits, targets
 
     def save(self, split: str, kernel: Kernel, layers: LayerKernels, description: Mapping[str, Any]) -> Path:
         """Write a kernel, the layers' parts of it where there are any, and its description; return where."""
@@ -205,6 +253,9 @@ class KernelFiles:
         if layers:
             results.save_layer_kernels(beside, layers)
             description = {**description, LAYERS_KEY: list(layers)}
+        logits = results.logits_path(self.output_dir, split, self.task_key)
+        if logits.is_file():
+            description = {**description, results.LOGITS_HASH_KEY: results.file_hash(logits)}
         results.save_kernel(path, *kernel, description)
         if not layers:
             beside.unlink(missing_ok=True)
@@ -214,8 +265,11 @@ class KernelFiles:
         return path
 
     def save_logits(self, split: str, logits: Tensor, targets: Tensor) -> None:
-        """Write the logits of the untrained model."""
-        results.save_logits(results.logits_path(self.output_dir, split, self.task_key), logits, targets)
+        """Write the logits of the untrained model, and note them with the kernel that is there."""
+        path = results.logits_path(self.output_dir, split, self.task_key)
+        results.save_logits(path, logits, targets)
+        if self.load_dir is None:
+            results.note_logits(results.kernel_path(self.output_dir, split, self.task_key), path)
 
 
 def samples_of(labels: Tensor, samples: int, path_or_flag: str) -> int:

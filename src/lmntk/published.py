@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lmntk.errors import UsageError, suggest
 from lmntk.examples import write_text
+from lmntk.files import read_json
 from lmntk.tasks import TASKS
 
 BASE_URL = "https://nlp.cs.princeton.edu/projects/LM-Kernel-FT/roberta-base"
@@ -136,7 +137,7 @@ class Contents:
     def read(cls, path: Path) -> "Contents | None":
         """Read what `write` wrote; None where there is nothing of that kind."""
         try:
-            members = json.loads(path.read_text(encoding="utf-8"))
+            members = read_json(path)
             return cls.of((str(name), int(size), int(crc)) for name, size, crc in members)
         except (OSError, ValueError, TypeError):
             return None
@@ -151,7 +152,7 @@ class Contents:
         Raises:
             UsageError: Nothing in it is a kernel of a task.
         """
-        example = f"{_members(len(self.others))}, such as {self.others[0]}" if self.others else "no other member"
+        example = f"{_members(len(self.others))}, such as {self.others[0]!a}" if self.others else "no other member"
         if not any(file.kind == "kernels" for file in self.files):
             raise UsageError(
                 f"{path} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but {example}: the archive is "

@@ -3,13 +3,12 @@
 Every file but the log appears whole or not at all: it is written under another name in its folder, then renamed.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,13 +17,23 @@ import torch
 from torch import Tensor
 
 from lmntk.errors import UsageError
-from lmntk.files import prepare_output_dir, write_atomically
+from lmntk.files import prepare_output_dir, read_json, write_atomically
+from lmntk.tensor_files import plain, read_pair, read_tensor_file
 
 LayerKernels = dict[str, Tensor]
 """What each layer adds to a kernel, by its name, from the input on: of the kernel's shape, and they sum to it."""
 
 HASH_KEY = "kernel_sha256"
 # What descriptions have said since there is such a thing; null, or nothing, where it does not apply.
+LOGITS_HASH_KEY = "logits_sha256"
+# What of a description is the same for all splits of a run; `task` is another for a second test set.
+OF_ALL_SPLITS = (
+    *("formula", "binary_classification", "parameters", "few_shot_type", "template", "mapping", "dtype"),
+    *("from_linearhead", "random_model_init", "lora", "demonstrations", "grad_dim", "weights_sha256", "config_sha256"),
+    *("label_word_ids", "limits"),
+)
+OF_EACH_FILE = ("data_sha256", "tokens_sha256")
+"""Hashes of a description by split."""
 OFF_BY_DEFAULT = ("from_linearhead", "random_model_init", "lora", "demonstrations")
 
 
@@ -102,8 +111,7 @@ def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping
         hashing = _HashingWriter(file)
         torch.save((_own_storage(kernel.to(torch.float64)), _own_storage(labels)), cast(BinaryIO, hashing))
         path.unlink(missing_ok=True)
-        text = json.dumps({**description, HASH_KEY: hashing.hexdigest()}, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(_description_of(path), lambda beside: _write_text(beside, text + "\n"))
+        _write_description(path, {**description, HASH_KEY: hashing.hexdigest()})
 
     write_atomically(path, write)
 
@@ -120,7 +128,7 @@ def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
     Raises:
         UsageError: The file is missing, damaged or of another shape, or the description beside it belongs to another.
     """
-    kernel, labels = _load_pair(path, "kernel")
+    kernel, labels = read_pair(path, "kernel", "labels", torch.float64)
     described = read_description(path)
     if described is not None and described.get(HASH_KEY) != file_hash(path):
         raise UsageError(
@@ -139,7 +147,7 @@ def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
             f"{path} holds labels of shape {list(labels.shape)} for {rest[2]} examples: "
             "compute it again with --overwrite_kernels"
         )
-    return kernel.to(torch.float64), labels
+    return kernel, labels
 
 
 def save_layer_kernels(path: Path, layers: LayerKernels) -> None:
@@ -160,22 +168,27 @@ def load_layer_kernels(path: Path) -> LayerKernels:
     Raises:
         UsageError: The file is missing or damaged, or holds something else.
     """
-    parts = _load(path, "the layers' parts of a kernel", "--kernel_per_layer keeps them, with --overwrite_kernels")
-    whole = isinstance(parts, dict) and parts and all(isinstance(part, Tensor) for part in parts.values())
-    if not whole or len({part.shape for part in parts.values()}) > 1:
+    parts = read_tensor_file(
+        path, "the layers' parts of a kernel", "--kernel_per_layer keeps them, with --overwrite_kernels"
+    )
+    whole = type(parts) is dict and parts and all(type(name) is str for name in parts)
+    if not whole or not all(isinstance(part, Tensor) for part in parts.values()):
+        raise UsageError(f"{path} does not hold kernels by the names of layers: remove it")
+    plain = {name: plain(part, path, f"the part of {name}", torch.float64) for name, part in parts.items()}
+    if len({part.shape for part in plain.values()}) > 1:
         raise UsageError(f"{path} does not hold kernels of one shape by the names of layers: remove it")
-    return dict(parts)
+    return plain
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
     """Read the description beside the kernel file `path`; None where there is none.
 
     Raises:
-        UsageError: It is there, but no JSON object.
+        UsageError: It is there, but no JSON object, or says something in a form that no description has.
     """
     description = _description_of(path)
     try:
-        content = json.loads(description.read_text(encoding="utf-8"))
+        content = read_json(description)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -184,7 +197,41 @@ def read_description(path: Path) -> dict[str, Any] | None:
         ) from error
     if not isinstance(content, dict):
         raise UsageError(f"{description} is no JSON object: compute the kernel again with --overwrite_kernels")
+    for key, fits in _FORMS.items():
+        if content.get(key) is not None and not fits(content[key]):
+            raise UsageError(
+                f"{description} says of {key} what no description does: compute the kernel again with "
+                "--overwrite_kernels"
+            )
     return content
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _texts_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and _texts(list(value.values()))
+
+
+# The form of what is worked with, and not only compared.
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "formula": lambda value: isinstance(value, str),
+    "task": lambda value: isinstance(value, str),
+    "model": lambda value: isinstance(value, str),
+    "template": lambda value: isinstance(value, str) or _texts(value) and len(value) > 0,
+    "custom_columns": _texts,
+    "labels": _texts,
+    "mapping": _texts_by_name,
+    "data_files": _texts_by_name,
+    "data_sha256": _texts_by_name,
+    "tokens_sha256": _texts_by_name,
+    "demonstrations": lambda value: isinstance(value, dict) and _is_count(value.get("draws", 1)),
+}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def kernel_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -202,6 +249,41 @@ def kernel_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     return [line for key in now for line in _differences(key, stored.get(key), now[key])]
 
 
+def check_one_run(train: Path, other: Path) -> None:
+    """See that two kernels of a folder are of one run, as far as the descriptions beside them tell.
+
+    Args:
+        train: The kernel file of train.
+        other: That of another split.
+
+    Raises:
+        UsageError: They are of different models, formulas or data; names in what they differ.
+    """
+    described = [read_description(path) for path in (train, other)]
+    if None in described:
+        return
+    of_train, of_other = (
+        {key: said[key] for key in OF_ALL_SPLITS if key in said}
+        | {f"{key} of train": said[key]["train"] for key in OF_EACH_FILE if "train" in said.get(key, ())}
+        for said in described
+        if said is not None
+    )
+    differing = [key for key in of_train if key in of_other and of_train[key] != of_other[key]]
+    if differing:
+        raise UsageError(
+            f"{other} and {train.name} beside it are not of one run: their descriptions differ in "
+            f"{', '.join(differing)}; compute both by one command, with --overwrite_kernels"
+        )
+
+
+def note_logits(kernel: Path, logits: Path) -> None:
+    """Note in the description of a kernel which logits of the untrained model lie beside it."""
+    said = read_description(kernel)
+    digest = file_hash(logits)
+    if said is not None and said.get(LOGITS_HASH_KEY) != digest:
+        _write_description(kernel, {**said, LOGITS_HASH_KEY: digest})
+
+
 def save_logits(path: Path, logits: Tensor, targets: Tensor) -> None:
     """Write logits [X, C] of the untrained model and the targets [X]."""
     write_atomically(path, lambda file: torch.save((_own_storage(logits), _own_storage(targets)), file))
@@ -211,15 +293,50 @@ def load_logits(path: Path) -> tuple[Tensor, Tensor]:
     """Read what `save_logits` wrote: logits [X, C] and targets [X].
 
     Raises:
-        UsageError: The file is missing, damaged or of another shape.
+        UsageError: The file is missing, damaged or of another shape, or holds NaN or infinity.
     """
-    logits, targets = _load_pair(path, "logits")
+    logits, targets = read_pair(path, "logits", "targets")
     if logits.ndim != 2 or list(targets.shape) != [len(logits)]:
         raise UsageError(
             f"{path} holds arrays of shape {list(logits.shape)} and {list(targets.shape)}, not logits [examples, "
             "logits] and targets [examples]: compute it again with --overwrite_kernels"
         )
+    broken = ~torch.isfinite(logits).all(dim=1)
+    if broken.any():
+        raise UsageError(
+            f"{path} holds NaN or infinity, first for example {int(broken.int().argmax())} (counted from 0): compute "
+            "it again with --overwrite_kernels"
+        )
     return logits, targets
+
+
+def check_logits(path: Path, targets: Tensor, kernel: Path, labels: Tensor) -> bool:
+    """See that logits of the untrained model are of the examples of a kernel beside them.
+
+    Args:
+        path: Where the logits are.
+        targets: Their targets, [X].
+        kernel: The kernel's file.
+        labels: The kernel's labels, [X].
+
+    Returns:
+        Whether the kernel's description tells that they are of its run.
+
+    Raises:
+        UsageError: They are of other examples, or another run's.
+    """
+    if targets.tolist() != labels.tolist():
+        raise UsageError(
+            f"{path} has other targets than the labels of {kernel}: they are of other examples; compute both by one "
+            "command, with --overwrite_kernels"
+        )
+    noted = (read_description(kernel) or {}).get(LOGITS_HASH_KEY)
+    if noted is not None and noted != file_hash(path):
+        raise UsageError(
+            f"{path} is not what lay beside {kernel.name} when that was made, as its description tells: compute both "
+            "by one command, with --overwrite_kernels"
+        )
+    return noted is not None
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -286,6 +403,11 @@ class _HashingWriter:
         return self._hash.hexdigest()
 
 
+def _write_description(path: Path, description: Mapping[str, Any]) -> None:
+    text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(_description_of(path), lambda file: _write_text(file, text + "\n"))
+
+
 def _description_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
@@ -309,31 +431,6 @@ def _own_storage(tensor: Tensor) -> Tensor:
     """The tensor on the CPU, alone in its memory: torch.save would write all of what a slice is a slice of."""
     own = tensor.detach().cpu().contiguous()
     return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
-
-
-def _load(path: Path, kind: str, if_missing: str) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist: {if_missing}") from error
-    # Damaged files make torch raise anything from EOFError to RuntimeError.
-    except Exception as error:
-        told = isinstance(error, OSError) and error.errno != errno.EINVAL  # torch's word for a file that was cut
-        reason = error.strerror if isinstance(error, OSError) and told else "it is cut or damaged"
-        raise UsageError(
-            f"{path} cannot be read as {kind} ({reason}): compute it again with --overwrite_kernels"
-        ) from error
-
-
-def _load_pair(path: Path, kind: str) -> tuple[Tensor, Tensor]:
-    """Read a tuple of two tensors."""
-    missing = f"compute the {kind} first, or give the folder that holds it (--load_kernels)"
-    content = _load(path, kind, missing)
-    if not (isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(x, Tensor) for x in content)):
-        raise UsageError(
-            f"{path} does not hold a pair of tensors, {kind} and labels: compute it again with --overwrite_kernels"
-        )
-    return content[0], content[1]
 
 
 def _differences(name: str, stored: Any, now: Any) -> Iterator[str]:

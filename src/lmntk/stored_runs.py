@@ -3,7 +3,6 @@
 import ast
 import csv
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 from lmntk import results
 from lmntk.errors import UsageError
 from lmntk.examples import read_examples
+from lmntk.files import read_json
 from lmntk.solver_problem import Array, ClassIds, SolverSettings, class_ids
 from lmntk.tasks import TASKS, Task, custom_task, described_task, find_task
 
@@ -50,7 +50,8 @@ class StoredKernel:
     @property
     def samples(self) -> tuple[int, int]:
         """How often each example of train, and of the other split, is there: with every template and draw."""
-        templates = len(self.description.get("template") or [""])
+        asked = self.description.get("template")
+        templates = len(asked) if isinstance(asked, list) else 1
         draws = (self.description.get("demonstrations") or {}).get("draws", 1)
         both = templates, templates if self.path.name.startswith("train_") else templates * draws
         sizes = self.values.shape[-4], self.values.shape[-2]
@@ -188,16 +189,23 @@ class StoredRun:
         """Read a kernel.
 
         Raises:
-            UsageError: It is missing, damaged, or does not go with its description.
+            UsageError: It is missing, damaged, or does not go with its description, or with the kernel of train.
         """
         path = results.kernel_path(self.kernel_folder, split, self.key)
+        results.check_one_run(results.kernel_path(self.kernel_folder, "train", self.key), path)
         values, labels = results.load_kernel(path)
         return StoredKernel(path, values.numpy(), labels.numpy(), results.read_description(path) or {})
 
     def untrained_logits(self, split: str) -> Array:
         """Read the logits of the untrained model, [X, C]."""
         paths = [results.logits_path(place, split, self.key) for place in (self.folder, self.kernel_folder)]
-        return results.load_logits(next(filter(Path.is_file, paths), paths[-1]))[0].double().numpy()
+        path = next(filter(Path.is_file, paths), paths[-1])
+        logits, targets = results.load_logits(path)
+        kernel = results.kernel_path(self.kernel_folder, split, self.key)
+        # Logits in the folder of a run that loaded its kernels are that run's own.
+        beside = kernel if path.parent == kernel.parent else path.with_name(kernel.name)
+        results.check_logits(path, targets, beside, results.load_kernel(kernel)[1])
+        return logits.double().numpy()
 
     def layer_shares(self) -> dict[str, float]:
         """Return which part of the train kernel's trace each layer has, from the input on; empty where not kept."""
@@ -325,7 +333,7 @@ def _read_run(folder: Path, key: str) -> StoredRun:
     record: Any = {}
     if path.is_file():
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
         except (OSError, ValueError):
             record = None
         if not isinstance(record, dict):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import lmntk
 from lmntk.errors import UsageError
-from lmntk.files import remove_unfinished_files, write_atomically
+from lmntk.files import read_json, remove_unfinished_files, write_atomically
 from lmntk.kernels import Plan
 from lmntk.kernels.engines.base import Block
 from lmntk.kernels.tiling import Tile
@@ -57,7 +57,7 @@ class TileStore:
             UsageError: The tiles here are another kernel's, or of another plan.
         """
         try:
-            stored = json.loads(self._plan_file.read_text(encoding="utf-8"))
+            stored = read_json(self._plan_file)
             if not isinstance(stored, dict):
                 raise ValueError("it is no JSON object")
         except FileNotFoundError:

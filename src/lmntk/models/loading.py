@@ -45,7 +45,12 @@ NUM_SEGMENTS = 10
 
 
 def load_tokenizer(
-    name_or_path: str, cache_dir: str | None = None, needs_mask: bool = True, model_size: int = 0
+    name_or_path: str,
+    cache_dir: str | None = None,
+    needs_mask: bool = True,
+    model_size: int = 0,
+    *,
+    local_only: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint.
 
@@ -54,12 +59,13 @@ def load_tokenizer(
         cache_dir: Where downloads are kept.
         needs_mask: Whether prompts with a mask are to be made.
         model_size: How many tokens the model knows.
+        local_only: Fetch nothing.
 
     Raises:
         UsageError: There is no tokenizer there, it has no mask token and needs one, or two of its tokens have one id.
     """
     with _sentences_instead_of_tracebacks(name_or_path, "--tokenizer_name", "a tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, local_files_only=local_only)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UsageError(
             f"'{name_or_path}' holds no vocabulary of a tokenizer; copy the tokenizer's files there, or name another "
@@ -74,19 +80,22 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_config(name_or_path: str, cache_dir: str | None = None, family: str | None = None) -> PretrainedConfig:
+def load_config(
+    name_or_path: str, cache_dir: str | None = None, family: str | None = None, *, local_only: bool = False
+) -> PretrainedConfig:
     """Load the configuration of a checkpoint, which says from then on of which family the model is.
 
     Args:
         name_or_path: A name on the hub or a local folder.
         cache_dir: Where downloads are kept.
         family: ``"masked"`` or ``"causal"``; None leaves the choice to the configuration.
+        local_only: Fetch nothing.
 
     Raises:
         UsageError: There is no configuration there, or transformers has no such language model of its architecture.
     """
     with _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "a model"):
-        config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir)
+        config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, local_files_only=local_only)
     choose_family(config, family)
     return config
 

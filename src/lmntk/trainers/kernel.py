@@ -77,6 +77,8 @@ class KernelTrainer(ZeroShotTrainer):
             task_key=run.task.key,
             overwrite=args.overwrite_kernels and args.load_kernels is None,
             model=model_args.model_name_or_path,
+            data_dir=run.data_dir,
+            missing=run.missing,
             per_layer=args.kernel_per_layer,
         )
         self._formula = FORMULAS[args.kernel_formula]
@@ -150,7 +152,12 @@ class KernelTrainer(ZeroShotTrainer):
     def _check_labels(self, split: str, path: Path) -> None:
         """See that a kernel from elsewhere is of the examples that were read, where any were."""
         labels, own = self._kernels[split][1], self._run.datasets[split].labels
-        if self._run.model is not None and class_ids(labels.numpy(), self._num_logits).tolist() != list(own):
+        if split in self._run.data_files and len(labels) != len(own):
+            raise UsageError(
+                f"{path} is of {len(labels)} {split} examples, but --data_dir has {len(own)}, counted with every "
+                "template and draw: give the --data_dir and --num_sample that it was made with"
+            )
+        if split in self._run.data_files and class_ids(labels.numpy(), self._num_logits).tolist() != list(own):
             raise UsageError(
                 f"{path} has other labels than the {split} examples of --data_dir: it is of other data, or of another "
                 "order; give the --data_dir that it was made with"
@@ -175,7 +182,7 @@ class KernelTrainer(ZeroShotTrainer):
         The model is asked, and the file written, once; without a model they come from ``--load_kernels``.
         """
         if self._run.model is None:
-            return self._files.load_logits(split)
+            return self._files.load_logits(split, self._kernels[split][1])
         if split not in self._logits:
             labels = torch.tensor(self._run.datasets[split].labels)
             labels = (labels * 2 - 1).float() if self._num_logits == 1 else labels
@@ -380,8 +387,8 @@ class KernelTrainer(ZeroShotTrainer):
     def _definition(self, split: str) -> dict[str, Any]:
         definition = descriptions.of_flags(self._run, self._model_args, self.args, split)
         if self._run.model is not None:
-            definition |= descriptions.of_model_and_data(self._run, self._weights, self._grad_dim or 0, split)
-        return definition
+            definition |= descriptions.of_model(self._run, self._weights, self._grad_dim or 0)
+        return definition | descriptions.of_data(self._run, split)
 
     @functools.cached_property
     def _weights(self) -> str:

@@ -1,0 +1,80 @@
+"""Which splits a run is about, where their examples are, and whether a model is asked about them."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from lmntk.arguments import TrainingArguments
+from lmntk.examples import own_file, split_file
+from lmntk.results import kernel_path, logits_path, mode_and_task, read_description
+from lmntk.tasks import Task, find_task
+
+logger = logging.getLogger(__name__)
+
+
+def splits_of(task: Task, training_args: TrainingArguments, data_dir: str) -> list[str]:
+    """List the splits that a run reads; a kernel always has the train examples along its first axis."""
+    wanted = {
+        "train": training_args.what_it_does != "zero-shot",
+        "dev": training_args.do_eval,
+        "test": training_args.do_predict,
+    }
+    splits = [split for split, needed in wanted.items() if needed]
+    if training_args.do_predict and task.second_test_set:
+        second = find_task(task.second_test_set)
+        split = f"test:{second.key}"
+        loaded = training_args.load_kernels  # published kernels are of the first test set alone
+        needed = Path(data_dir) / second.file_name("test") if loaded is None else kernel_path(loaded, split, task.key)
+        if needed.is_file():
+            splits.append(split)
+        else:
+            logger.warning("there is no %s: the second test set, %s, is left out", needed, second.name)
+    return splits
+
+
+def file_of(task: Task, data_dir: str, split: str) -> Path:
+    """Return where the examples of a split are.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    mode, own = mode_and_task_of(split, task)
+    return split_file(own, data_dir, mode)
+
+
+def place_of(task: Task, data_dir: str, split: str) -> Path:
+    """Return where the examples of a split would be."""
+    mode, own = mode_and_task_of(split, task)
+    if own.columns:
+        return own_file(Path(data_dir), mode) or Path(data_dir) / f"{mode}.*"
+    return Path(data_dir) / own.file_name(mode)
+
+
+def mode_and_task_of(split: str, task: Task) -> tuple[str, Task]:
+    """Tell which split of which task a data set of a run is: those of a second test set are another task's."""
+    mode, key = mode_and_task(split, task.key)
+    return mode, task if key == task.key else find_task(key)
+
+
+def needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[str]) -> bool:
+    """Tell whether a model is asked: loaded kernels need none, unless f₀ is asked for and lies not beside them."""
+    folder = training_args.load_kernels
+    if folder is None:
+        return True
+    return training_args.adjust_for_init and not all(logits_path(folder, s, task.key).exists() for s in splits)
+
+
+def are_described(folder: str | Path, task: Task, splits: Iterable[str]) -> bool:
+    """Tell whether any of the kernels to load says what it is of."""
+    return any(read_description(kernel_path(folder, split, task.key)) is not None for split in splits)
+
+
+def stored_splits(folder: str | Path, task: Task, splits: Iterable[str]) -> list[str]:
+    """List some splits, and the others whose kernels are in a folder, in the order in which runs go through them."""
+    second = [f"test:{find_task(task.second_test_set).key}"] if task.second_test_set else []
+    wanted = set(splits)
+    return [
+        split
+        for split in ("train", "dev", "test", *second)
+        if split in wanted or kernel_path(folder, split, task.key).is_file()
+    ]
