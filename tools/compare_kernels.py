@@ -180,6 +180,7 @@ def compare_folders(folders: Sequence[Path], flags: Mapping[str, Any]) -> tuple[
     runs = find_runs(folders)
     solver = {"kernel_solver": "lstsq", "kernel_regularization": 0.0}
     given = solver | {name: value for name, value in flags.items() if value is not None}
+    other_texts(*(run.kernel("train") for run in runs))  # before anything is predicted
     studies = [study(run, str(run.folder), given, curve=False) for run in runs]
     rows, notes = [], []
     for split in runs[0].kernel_splits:

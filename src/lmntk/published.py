@@ -152,7 +152,7 @@ class Contents:
         Raises:
             UsageError: Nothing in it is a kernel of a task.
         """
-        example = f"{_members(len(self.others))}, such as {self.others[0]!a}" if self.others else "no other member"
+        example = f"{_members(len(self.others))}, such as {self.others[0]}" if self.others else "no other member"
         if not any(file.kind == "kernels" for file in self.files):
             raise UsageError(
                 f"{path} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but {example}: the archive is "

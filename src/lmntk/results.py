@@ -174,10 +174,10 @@ def load_layer_kernels(path: Path) -> LayerKernels:
     whole = type(parts) is dict and parts and all(type(name) is str for name in parts)
     if not whole or not all(isinstance(part, Tensor) for part in parts.values()):
         raise UsageError(f"{path} does not hold kernels by the names of layers: remove it")
-    plain = {name: plain(part, path, f"the part of {name}", torch.float64) for name, part in parts.items()}
-    if len({part.shape for part in plain.values()}) > 1:
+    numbers = {name: plain(part, path, f"the part of {name}", torch.float64) for name, part in parts.items()}
+    if len({part.shape for part in numbers.values()}) > 1:
         raise UsageError(f"{path} does not hold kernels of one shape by the names of layers: remove it")
-    return plain
+    return numbers
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
