@@ -6,13 +6,12 @@ import torch
 import oracle
 from command_line import ROOT
 from lmntk.examples import Example, read_examples
-from lmntk.features import Collator, FeatureDataset, Renderer
+from lmntk.features import Collator, FeatureDataset, FeatureExamples, Renderer
 from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, assemble, make_engine
 from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
 from lmntk.prompts import Limits, label_word_ids
 from lmntk.tasks import find_task
 from lmntk.templates import Template
-from lmntk.trainers.kernel import FeatureExamples
 
 MODEL = ROOT / ".cache" / "demo" / "bert-tiny"
 SENTENCES = ROOT / "data" / "demo" / "tweets" / "original" / "mr" / "train.csv"

@@ -143,6 +143,7 @@ class PaddedPrompts:
     """The prompts of `tiny_prompts` as engines take them: batches of mixed lengths are padded, mostly on the right."""
 
     padded = True
+    equal_lengths = False
     PADDING = 0
 
     def __init__(self, prompts: Sequence[dict[str, torch.Tensor]], side: str = "right") -> None:

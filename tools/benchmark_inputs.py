@@ -10,7 +10,7 @@ from transformers import BertConfig, LlamaConfig, PretrainedConfig
 
 from lmntk.arguments import DataArguments
 from lmntk.examples import read_examples, split_file
-from lmntk.features import Collator, Feature, FeatureDataset, Renderer
+from lmntk.features import Collator, Feature, FeatureDataset, FeatureExamples, Renderer
 from lmntk.kernels import FORMULAS, KernelProblem
 from lmntk.kernels.formulas import Direction
 from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes
@@ -21,7 +21,6 @@ from lmntk.prompt_settings import resolve_prompts
 from lmntk.prompts import label_word_ids
 from lmntk.tasks import find_task
 from lmntk.templates import Template
-from lmntk.trainers.kernel import FeatureExamples
 
 
 def _bert(layers: int, width: int, heads: int, between: int) -> BertConfig:

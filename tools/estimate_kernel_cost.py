@@ -98,6 +98,7 @@ class Lengths(list[int]):
     """Examples of which nothing is known but their numbers of tokens."""
 
     padded = True
+    equal_lengths = False
     shapes = property(lambda self: self)
 
 

@@ -28,7 +28,7 @@ from lmntk.examples import Example, read_examples
 from lmntk.features import Collator, FeatureDataset, RedrawnDataset, Renderer
 from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import HEAD_FILE
-from lmntk.models.families import is_causal, max_positions
+from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.gguf import converted
 from lmntk.models.loading import (
     NUM_SEGMENTS,
@@ -123,7 +123,10 @@ def build(
     if shows_others and "train" in asked.renderers:
         redrawn = RedrawnDataset(asked.renderers["train"], training_args.seed)
     words = asked.label_words
-    model = _load_model(model_args, training_args, source, config, task, words) if opens_model else None
+    model = None
+    if opens_model:
+        longest = max(data.longest for data in asked.datasets.values())
+        model = _load_model(model_args, training_args, source, config, task, words, longest)
     collator = Collator(_pad_token_id(tokenizer), segments=config.model_type == "bert")
     return Run(
         task, asked.prompts, data_files, asked.datasets, model, collator, tokenizer, redrawn, source.lora,
@@ -159,7 +162,7 @@ def _config_and_tokenizer(
     config = load_config(name, cache, model_args.model_family, local_only=local_only)
     needs_mask = model_args.few_shot_type != "finetune" and not is_causal(config)
     name = model_args.tokenizer_name or source.tokenizer
-    return config, load_tokenizer(name, cache, needs_mask, config.vocab_size, local_only=local_only)
+    return config, load_tokenizer(name, cache, needs_mask, vocabulary_size(config), local_only=local_only)
 
 
 def _ask(
@@ -380,6 +383,7 @@ def _load_model(
     config: PretrainedConfig,
     task: Task,
     label_words: Sequence[int],
+    longest: int,
 ) -> PositionModel:
     options: LoadOptions = {
         "random_segment": model_args.random_segment,
@@ -388,6 +392,7 @@ def _load_model(
         "dtype": getattr(torch, training_args.kernel_dtype),
         "cache_dir": model_args.cache_dir,
         "lora": source.lora,
+        "longest": longest,
     }
     binary = training_args.binary_classification
     model: PositionModel
@@ -422,9 +427,9 @@ def _check_tokens(
 ) -> None:
     features = [feature for data in datasets.values() for feature in data.features]
     largest = max([*label_words, *(max(feature.input_ids) for feature in features)])
-    if largest >= config.vocab_size:
+    if largest >= (known := vocabulary_size(config)):
         raise UsageError(
-            f"the tokenizer of '{tokenizer_name}' gives token {largest}, but the model knows {config.vocab_size}; "
+            f"the tokenizer of '{tokenizer_name}' gives token {largest}, but the model knows {known}; "
             "--tokenizer_name must name the model's own tokenizer"
         )
     segments = 1 + max((max(feature.token_type_ids) for feature in features), default=0)

@@ -191,6 +191,11 @@ class FeatureDataset(Dataset[Feature]):
         return len(self.features) // self.num_sample
 
     @property
+    def longest(self) -> int:
+        """Number of tokens of the longest prompt."""
+        return max((len(feature.input_ids) for feature in self.features), default=0)
+
+    @property
     def labels(self) -> list[int | float]:
         """One label per feature; those of the examples are the first `num_examples`."""
         return [feature.label for feature in self.features]
@@ -240,6 +245,35 @@ class Collator:
         batch["mask_pos"] = torch.tensor([feature.mask_position for feature in features])
         batch["labels"] = torch.tensor([feature.label for feature in features])
         return batch
+
+
+class FeatureExamples:
+    """The prompts of a split as the kernel engines take them, padded where lengths differ.
+
+    Args:
+        dataset: The prompts.
+        collator: Makes batches of them.
+        device: Where the model computes.
+        equal_lengths: Whether the model sees its padding, so that prompts of one length only may share a batch.
+    """
+
+    def __init__(
+        self, dataset: FeatureDataset, collator: Collator, device: torch.device, equal_lengths: bool = False
+    ) -> None:
+        self.padded = True
+        self.equal_lengths = equal_lengths
+        self.shapes = [len(feature.input_ids) for feature in dataset.features]
+        self._features = dataset.features
+        self._collator = collator
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return the prompts at `indices` as the model takes them, without their labels."""
+        batch = self._collator([self._features[index] for index in indices])
+        return {name: tensor.to(self._device) for name, tensor in batch.items() if name != "labels"}
 
 
 def _pad(rows: Sequence[list[int]], length: int, value: int) -> torch.Tensor:

@@ -33,6 +33,11 @@ class Examples(Protocol):
         """Whether shapes are numbers of tokens, and `batch` pads examples of different ones to the longest."""
         ...
 
+    @property
+    def equal_lengths(self) -> bool:
+        """Whether only examples of one shape may share a batch, because the model would see the padding."""
+        ...
+
     def __len__(self) -> int:
         """The number of examples."""
         ...
@@ -54,6 +59,7 @@ class BatchedExamples:
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.padded = False
+        self.equal_lengths = True
         self.shapes: list[tuple[tuple[int, ...], ...]] = []
         self._rows: list[tuple[Batch, int]] = []
         for batch in batches:
@@ -85,7 +91,7 @@ def equal_shape_runs(examples: Examples, indices: Sequence[int], limit: int) -> 
 
 
 def buckets(examples: Examples, indices: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """Cut `indices` into batches of nearly equal length: padding is work.
+    """Cut `indices` into batches of nearly equal length: padding is work, and some models see it.
 
     Args:
         examples: The examples.
@@ -100,7 +106,7 @@ def buckets(examples: Examples, indices: Sequence[int], most_tokens: int) -> lis
         length = examples.shapes[index]
         longest = max(longest, length)
         padded = longest * (len(found[-1]) + 1) if found else 0
-        allowed = max(MOST_PADDING * padded, LITTLE_PADDING)
+        allowed = 0.0 if examples.equal_lengths else max(MOST_PADDING * padded, LITTLE_PADDING)
         if found and padded <= most_tokens and padded - (tokens + length) <= allowed:
             found[-1].append(index)
             tokens += length

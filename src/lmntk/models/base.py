@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lmntk.models import layer_types  # noqa: F401  (teaches the factored engine)
 from lmntk.models.families import decoder_of, is_causal, reading_from_left
 from lmntk.models.last_layer import Position, narrow_last_layer
+from lmntk.models.padding import in_equal_lengths, without_padding_warnings
 
 LogitsFunction = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
 
@@ -29,6 +30,8 @@ class PositionModel(nn.Module):
 
     Attributes:
         trained: The names of the parameters of `lm` that training changes: all, or with LoRA those that peft trains.
+        equal_lengths: Whether the model sees its padding, so that prompts of one length only may share a batch.
+        makes_masks: Whether a causal model is given masks ready to be added to its scores, and positions.
     """
 
     def __init__(self, lm: PreTrainedModel, binary_classification: bool = False, narrows: bool = True) -> None:
@@ -41,6 +44,8 @@ class PositionModel(nn.Module):
         self.lm = lm
         self.trained = frozenset(f"lm.{name}" for name, parameter in lm.named_parameters() if parameter.requires_grad)
         self.binary_classification = binary_classification
+        self.equal_lengths = False
+        self.makes_masks = True
 
     @property
     def last_layer(self) -> nn.Module:
@@ -94,17 +99,30 @@ class PositionModel(nn.Module):
         Returns:
             Logits ``[B, C]``, or ``[B, 1]`` under `binary_classification`.
         """
+        if self.equal_lengths and attention_mask is not None:
+            return in_equal_lengths(self, input_ids, mask_pos, attention_mask, token_type_ids)
+        logits = self.all_logits(input_ids, mask_pos, attention_mask, token_type_ids)
+        return logits[:, 1:] - logits[:, :1] if self.binary_classification else logits
+
+    def all_logits(
+        self,
+        input_ids: Tensor,
+        mask_pos: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return all classes' logits, ``[B, C]``, of what `forward` takes, padded or not."""
         inputs: dict[str, Any] = {"attention_mask": attention_mask}
         if is_causal(self.lm.config):
-            inputs = reading_from_left(self.lm, input_ids, attention_mask)
+            inputs = reading_from_left(self.lm, input_ids, attention_mask, self.makes_masks)
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         self._position.indices = mask_pos if self._narrows else None
         try:
-            logits = self.head_logits(input_ids=input_ids, **inputs)
+            with without_padding_warnings():
+                return self.head_logits(input_ids=input_ids, **inputs)
         finally:
             self._position.indices = None
-        return logits[:, 1:] - logits[:, :1] if self.binary_classification else logits
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Compute activations anew on the way back, to save memory, as the stock trainer asks a model to."""
@@ -116,6 +134,8 @@ class PositionModel(nn.Module):
 
     def last_layer_inputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Return what goes into the last layer, ``[B, d]``: the features that a linear head is fitted to."""
+        if self.equal_lengths and "attention_mask" in batch:
+            return in_equal_lengths(lambda **part: self.last_layer_inputs(part), **batch)
         found: list[Tensor] = []
         handle = self.last_layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].detach()))
         try:

@@ -13,7 +13,7 @@ MASKED, CAUSAL = "masked", "causal"
 AUTO_CLASSES: dict[str, Any] = {MASKED: AutoModelForMaskedLM, CAUSAL: AutoModelForCausalLM}
 # Positions are numbered from padding_idx + 1 on.
 _COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"}
-_COUNT_FROM_PADDING |= {"data2vec-text", "xlm-roberta-xl", "xmod"}
+_COUNT_FROM_PADDING |= {"data2vec-text", "xlm-roberta-xl", "xmod", "ibert", "longformer", "luke", "mpnet", "esm"}
 
 
 def family_of(config: PretrainedConfig) -> str:
@@ -73,13 +73,20 @@ def max_positions(config: PretrainedConfig) -> int | None:
 
     A causal model whose layers look back so many tokens only is asked within that window, where it sees everything.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
     # Then so many rows are never a position.
-    positions = positions and positions - _first_position(config)
-    window = getattr(config, "sliding_window", None)
-    if not window or not getattr(config, "use_sliding_window", True) or not is_causal(config):
-        window = None
+    positions = positions and positions - _first_position(text)
+    window = None
+    # Not all have one window for all layers, and say so by an error; an encoder of sentences need be no language model.
+    if type(config) in AutoModelForCausalLM._model_mapping and is_causal(config):
+        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     return min(filter(None, (positions, window)), default=None)
+
+
+def vocabulary_size(config: PretrainedConfig) -> int:
+    """Return how many tokens the model knows; the configuration of one that sees pictures too has it further down."""
+    return config.get_text_config().vocab_size
 
 
 def _first_position(config: PretrainedConfig) -> int:
@@ -91,7 +98,9 @@ def decoder_of(lm: PreTrainedModel) -> PreTrainedModel:
     return lm.get_decoder() if is_causal(lm.config) else lm.base_model  # type: ignore[return-value]
 
 
-def reading_from_left(lm: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+def reading_from_left(
+    lm: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, makes_masks: bool = True
+) -> dict[str, Any]:
     """Return the inputs that tell a causal model what each token sees, and where it stands.
 
     The mask is ready to be added to scores, since transformers decides by the data which one to make, of which
@@ -101,12 +110,13 @@ def reading_from_left(lm: PreTrainedModel, input_ids: Tensor, attention_mask: Te
         lm: The model.
         input_ids: ``[B, L]``.
         attention_mask: 1 for tokens, 0 for padding, ``[B, L]``; None where nothing is padded.
+        makes_masks: Whether the model takes such a mask; Bloom and others derive more than a mask from the other one.
 
     Returns:
         ``attention_mask`` ``[B or 1, 1, L, L]`` in the model's dtype, ``position_ids`` ``[B or 1, L]``, and the wish
         not to keep keys and values. A model that takes no positions gets the mask as it is.
     """
-    if "position_ids" not in inspect.signature(lm.forward).parameters:
+    if not makes_masks or "position_ids" not in inspect.signature(lm.forward).parameters:
         return {"attention_mask": attention_mask, "use_cache": False}
     weight = lm.get_input_embeddings().weight
     assert isinstance(weight, Tensor)

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 
@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BigBirdModel,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,7 +32,9 @@ from lmntk.models.lora import add_adapters, names_in
 from lmntk.models.lora_files import CONFIG_FILE, LoraSettings
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
+from lmntk.models.self_check import choose_how_to_ask, find_out_about_padding, own_answer, refusals
 from lmntk.models.sound_weights import check_finite, check_number_types
+from lmntk.models.untying import untie
 from lmntk.models.vocabulary import check_vocabulary
 
 Model = TypeVar("Model", bound=PositionModel)
@@ -110,6 +113,7 @@ class LoadOptions(TypedDict, total=False):
         dtype: The dtype of all weights, float32 where none is given.
         cache_dir: Where downloads are kept.
         lora: LoRA adapters to add: new ones, or those in a folder.
+        longest: The number of tokens of the longest prompt that will be asked, up to which padding is tried.
     """
 
     random_segment: bool
@@ -118,6 +122,7 @@ class LoadOptions(TypedDict, total=False):
     dtype: torch.dtype
     cache_dir: str | None
     lora: LoraSettings | None
+    longest: int | None
 
 
 def load_prompt_model(
@@ -138,11 +143,19 @@ def load_prompt_model(
         **options: See `LoadOptions`.
 
     Raises:
-        UsageError: The checkpoint cannot be read.
+        UsageError: The checkpoint cannot be read, or its model is none that can be asked for some tokens' logits at one
+            position.
     """
     lm, absent = _language_model(name_or_path, config, options)
     _warn_of_random_weights(name_or_path, absent)
-    return _finished(PromptModel(lm, label_word_ids, binary_classification), name_or_path, options)
+    with refusals(name_or_path, config):
+        every = own_answer(
+            lambda prompt: lm(input_ids=prompt["input_ids"]).logits[0, prompt["mask_pos"][0]], config, name_or_path
+        )
+        model = PromptModel(lm, label_word_ids, binary_classification)
+        wanted, scale = every[list(label_word_ids)], float(every.max() - every.min())
+        choose_how_to_ask(model, lambda prompt: model.all_logits(**prompt)[0], wanted, scale, name_or_path)
+        return _finished(model, name_or_path, options)
 
 
 def load_classifier(
@@ -172,8 +185,11 @@ def load_classifier(
     if first_token:
         lm, absent = _language_model(name_or_path, config, options)
         _warn_of_random_weights(name_or_path, {name for name in absent if name.startswith(_prefix(lm))})
-        classifier = OneTokenClassifier(cast(PreTrainedModel, lm.base_model), num_classes, binary_classification)
-        return _finished(classifier, name_or_path, options)
+        with refusals(name_or_path, config):
+            encoder = cast(PreTrainedModel, lm.base_model)
+            return _finished_classifier(
+                lambda: OneTokenClassifier(encoder, num_classes, binary_classification), encoder, name_or_path, options
+            )
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise UsageError(
             f"--few_shot_type finetune: transformers has no classification head for {config.model_type}; add "
@@ -197,8 +213,11 @@ def load_classifier(
             logger.warning(
                 "the classification head is new, drawn at random with --seed %d: %s", seed, ", ".join(sorted(new))
             )
-    _prepare(lm, options)
-    return _finished(SequenceClassifier(lm, binary_classification), name_or_path, options)
+    with refusals(name_or_path, config):
+        _prepare(lm, options)
+        return _finished_classifier(
+            lambda: SequenceClassifier(lm, binary_classification), lm.base_model, name_or_path, options
+        )
 
 
 def _language_model(
@@ -212,14 +231,15 @@ def _language_model(
     if options.get("random_init"):
         config.tie_word_embeddings = True
         lm = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
-        _untie(lm, stored_names=set())
+        untie(lm, stored_names=set())
     else:
         # Tied, transformers would overwrite a decoder that the checkpoint stores with the word embeddings.
         config.tie_word_embeddings = False
         lm, missing = _load(auto, name_or_path, config, options.get("cache_dir"))
         stored = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - missing
-        absent = missing - _untie(lm, stored)
-    _prepare(lm, options)
+        absent = missing - untie(lm, stored)
+    with refusals(name_or_path, config):
+        _prepare(lm, options)
     return lm, absent
 
 
@@ -229,6 +249,11 @@ def _prepare(lm: PreTrainedModel, options: LoadOptions) -> None:
         _grow_segments(lm, options.get("random_segment", False))
     use_plain_attention(lm)
     use_plain_rms_norms(lm)
+    # Products of all experts in one take no float64.
+    lm.set_experts_implementation("eager")
+    if lm.config.model_type == "big_bird":
+        # It would choose by the length of the first prompts it meets, and stay with that.
+        cast(BigBirdModel, lm.base_model).set_attention_type("original_full")
     lora = options.get("lora")
     if lora is not None:
         if lora.folder is not None:
@@ -237,8 +262,23 @@ def _prepare(lm: PreTrainedModel, options: LoadOptions) -> None:
     lm.eval()
 
 
+def _finished_classifier(make: Callable[[], Model], encoder: Any, name_or_path: str, options: LoadOptions) -> Model:
+    """Make a classifier, and see that what its head is given is what its encoder says."""
+    if not is_causal(encoder.config):
+        return _finished(make(), name_or_path, options)
+    wanted = own_answer(
+        lambda prompt: encoder(input_ids=prompt["input_ids"]).last_hidden_state[0, prompt["mask_pos"][0]],
+        encoder.config,
+        name_or_path,
+    )
+    model = make()
+    scale = float(wanted.max() - wanted.min())
+    choose_how_to_ask(model, lambda prompt: model.last_layer_inputs(prompt)[0], wanted, scale, name_or_path)
+    return _finished(model, name_or_path, options)
+
+
 def _finished(model: Model, name_or_path: str, options: LoadOptions) -> Model:
-    """Give a model what lies beside its checkpoint's weights, the dtype asked for, and memory of its own."""
+    """Give a model what lies beside its checkpoint's weights, the dtype asked for, and memory of its own; try it."""
     if not options.get("random_init"):
         restore_extras(model, Path(name_or_path))
     lora = options.get("lora")
@@ -249,7 +289,8 @@ def _finished(model: Model, name_or_path: str, options: LoadOptions) -> Model:
         # A file's weights lie in memory as they lay in the file, and small products round by where numbers lie: in
         # memory of torch's own the same run gives the same bits, started alone or by torchrun.
         parameter.data = parameter.data.clone()
-    return model.eval()
+    find_out_about_padding(model.eval(), name_or_path, options.get("longest"))
+    return model
 
 
 def _load(
@@ -318,36 +359,6 @@ def _warn_of_random_weights(name_or_path: str, absent: set[str]) -> None:
 def _prefix(lm: PreTrainedModel) -> str:
     """What the names of the encoder's parameters begin with."""
     return f"{lm.base_model_prefix}."
-
-
-def _untie(lm: PreTrainedModel, stored_names: set[str]) -> set[str]:
-    """Give the decoder weights of its own, and its bias one identity under all its names.
-
-    Args:
-        lm: A model loaded with its tying switched off, or freshly initialised.
-        stored_names: The parameters that the checkpoint holds.
-
-    Returns:
-        The names of the parameters that found their values elsewhere in the checkpoint.
-    """
-    found: set[str] = set()
-    for target, source in (getattr(lm, "_tied_weights_keys", None) or {}).items():
-        if target in stored_names and source in stored_names and not target.endswith("bias"):
-            continue
-        have, lack = (target, source) if target in stored_names and source not in stored_names else (source, target)
-        if target.endswith("bias"):
-            # One bias under two names is one parameter, and must be counted as one.
-            _assign(lm, lack, lm.get_parameter(have))
-        else:
-            _assign(lm, lack, nn.Parameter(lm.get_parameter(have).detach().clone()))
-        if have in stored_names:
-            found.add(lack)
-    return found
-
-
-def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    owner, _, attribute = name.rpartition(".")
-    setattr(module.get_submodule(owner), attribute, parameter)
 
 
 def _grow_segments(lm: PreTrainedModel, random_segment: bool) -> None:

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from lmntk import descriptions, distributed, results, solvers
 from lmntk.arguments import ModelArguments, TrainingArguments
 from lmntk.build import Run
 from lmntk.errors import UsageError
-from lmntk.features import Collator, FeatureDataset
+from lmntk.features import FeatureDataset, FeatureExamples
 from lmntk.kernel_files import Kernel, KernelFiles, samples_of
 from lmntk.kernel_work import KernelWork
 from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, make_engine
@@ -31,25 +30,6 @@ from lmntk.solver_problem import SolverSettings, class_ids
 from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, mean_over_samples, score
 
 logger = logging.getLogger(__name__)
-
-
-class FeatureExamples:
-    """The prompts of a split as the kernel engines take them: batches of prompts of one length."""
-
-    def __init__(self, dataset: FeatureDataset, collator: Collator, device: torch.device) -> None:
-        self.padded = True
-        self.shapes = [len(feature.input_ids) for feature in dataset.features]
-        self._features = dataset.features
-        self._collator = collator
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._features)
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return the prompts at `indices` as the model takes them, without their labels."""
-        batch = self._collator([self._features[index] for index in indices])
-        return {name: tensor.to(self._device) for name, tensor in batch.items() if name != "labels"}
 
 
 class KernelTrainer(ZeroShotTrainer):
@@ -340,7 +320,7 @@ class KernelTrainer(ZeroShotTrainer):
         assert model is not None
 
         def examples(name: str) -> FeatureExamples:
-            return FeatureExamples(self._run.datasets[name], self._run.collator, self.args.device)
+            return FeatureExamples(self._run.datasets[name], self._run.collator, self.args.device, model.equal_lengths)
 
         return KernelProblem(
             logits_fn=self._logits_fn,

@@ -79,7 +79,7 @@ def _unlike(examples: Examples, count: int) -> list[list[int]]:
     order = sorted(range(len(examples)), key=lambda index: examples.shapes[index])
     spread = list(dict.fromkeys(order[round(k * (len(order) - 1) / (count - 1))] for k in range(count)))
     mixed = [spread[k] for k in sorted(range(len(spread)), key=lambda k: 3 * k % 7)]
-    if not examples.padded:
+    if examples.equal_lengths:
         return equal_shape_runs(examples, sorted(mixed, key=lambda index: examples.shapes[index]), TOGETHER)
     size = max(1, min(TOGETHER, TRIED_TOKENS // max(examples.shapes[order[-1]], 1)))
     return [mixed[start : start + size] for start in range(0, len(mixed), size)]
