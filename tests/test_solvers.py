@@ -5,7 +5,6 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.svm import SVC, SVR
 
-from lmntk import solvers
 from lmntk.errors import UsageError
 from lmntk.solver_problem import SolverSettings, class_ids, two_logits
 from lmntk.solvers import SOLVERS, fit
@@ -411,13 +410,3 @@ def test_untrained_logits_that_are_no_numbers_are_told_with_their_example(side: 
     (case.train_f0 if side == "train" else case.test_f0)[3, 1] = value
     with pytest.raises(UsageError, match=f"the {side} logits of the untrained model hold NaN or inf.* at example 3 "):
         case.predict("lstsq", f0=True)
-
-
-@pytest.mark.parametrize("solver", ["svr", "svc"])
-def test_a_support_vector_machine_that_would_not_end_stops_with_a_warning(
-    solver: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(solvers, "LIBSVM_STEPS", 5)
-    found = Case(1, 9).predict(solver)
-    assert np.isfinite(found.logits).all()
-    assert caplog.messages[0].startswith("libsvm did not converge in 5 steps, as the kernel's values are large (up to ")

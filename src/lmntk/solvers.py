@@ -5,10 +5,8 @@ Nothing here knows a model, a task or a file: `fit` is the one call, what it ret
 """
 
 import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,10 +28,9 @@ from lmntk.solver_problem import (
     targets,
     train_directions,
 )
+from lmntk.support_vectors import classification, regression
 
 logger = logging.getLogger(__name__)
-
-LIBSVM_STEPS = 1_000_000
 
 Predict = Callable[[XSide], Prediction]
 
@@ -72,10 +69,8 @@ def logistic(train: TrainSide) -> Predict:
 
 def svr(train: TrainSide) -> Predict:
     """Support vector regression with the flattened kernel on the flattened targets."""
-    from sklearn.svm import SVR  # here, as all of scikit-learn, since it takes a second that --help need not wait
-
-    model = _fit_libsvm(SVR, train.flat(), train.flat_targets())
-    return lambda x: x.regression(model.predict(x.flat().T), {})
+    values = regression(train.flat(), train.flat_targets())
+    return lambda x: x.regression(values(x.flat().T), {})
 
 
 def svc(train: TrainSide) -> Predict:
@@ -85,8 +80,6 @@ def svc(train: TrainSide) -> Predict:
     summed over equal logits, Σ_c K[i, c, j, c]; the logits are the decision values, and the loss, a mean over examples
     and classes, takes each classifier's decision.
     """
-    from sklearn.svm import SVC
-
     classes = max(2, train.num_logits)
     counts = np.bincount(train.classes, minlength=classes)
     if not counts.all():
@@ -97,14 +90,15 @@ def svc(train: TrainSide) -> Predict:
     kernel = np.einsum("icjc->ij", train.kernel)
     # A single logit: class 1 from class 0.
     labels = range(classes) if train.num_logits > 1 else [1]
-    models = [_fit_libsvm(SVC, kernel, train.classes == label) for label in labels]
+    machines = [classification(kernel, train.classes == label) for label in labels]
 
     def predict(x: XSide) -> Prediction:
         rows = np.einsum("icjc->ji", x.kernel[0])
         if train.num_logits == 1:
-            decisions = np.where(models[0].predict(rows), 1.0, -1.0)[:, None]
+            # libsvm decides for class 1 at 0.
+            decisions = np.where(machines[0](rows) >= 0, 1.0, -1.0)[:, None]
             return Prediction(decisions, squared_error(decisions, targets(x.classes, 1)), {})
-        values = np.stack([model.decision_function(rows) for model in models], axis=1)
+        values = np.stack([values(rows) for values in machines], axis=1)
         loss = squared_error(np.where(values > 0, 1.0, -1.0), 2 * targets(x.classes, classes) - 1)
         return Prediction(values, loss, {})
 
@@ -247,22 +241,6 @@ def _check_requirements(solver: str, *, asymmetric: bool, num_logits: int, f0: b
     ]
     if lacking:
         raise UsageError(f"--kernel_solver {solver} needs {' and '.join(lacking)}: change that, or take another solver")
-
-
-def _fit_libsvm(machine: Any, kernel: Array, targets: Any) -> Any:
-    """Fit a support vector machine; libsvm itself would go on for hours where the kernel's values are large."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model = machine(kernel="precomputed", max_iter=LIBSVM_STEPS).fit(kernel, targets)
-    if caught:
-        logger.warning(
-            "libsvm did not converge in %d steps, as the kernel's values are large (up to %.1e): do not trust the "
-            "predictions, take --kernel_solver lstsq or logistic",
-            *(LIBSVM_STEPS, np.abs(kernel).max()),
-        )
-    return model
 
 
 def _least_squares(matrix: Array, right_side: Array) -> tuple[Array, int]:
