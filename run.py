@@ -36,7 +36,7 @@ def _run(argv: list[str]) -> None:
     started = time.perf_counter()
     from lmntk import distributed
     from lmntk.arguments import parse_arguments
-    from lmntk.checks import check_arguments, idle_flags
+    from lmntk.checks import check_arguments, idle_flags, published_changes
 
     model_args, data_args, training_args = parse_arguments(argv)
     distributed.all_do(lambda: check_arguments(model_args, data_args, training_args))
@@ -44,6 +44,8 @@ def _run(argv: list[str]) -> None:
     if distributed.is_first():
         for sentence in idle_flags(model_args, data_args, training_args):
             logger.warning(sentence)
+        for sentence in published_changes(model_args, data_args, training_args):
+            logger.info(sentence)
 
     from lmntk.build import build
     from lmntk.output_folder import claimed, left_alone, new_folder
@@ -73,11 +75,11 @@ def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
     from lmntk.trainers.base import ZeroShotTrainer
     from lmntk.trainers.finetune import FineTuneTrainer
     from lmntk.trainers.kernel import KernelTrainer
-    from lmntk.trainers.linear_head import LinearHeadTrainer, fit_linear_head
+    from lmntk.trainers.linear_head import HeadSettings, LinearHeadTrainer, fit_linear_head
 
     kind = training_args.what_it_does
     if kind in ("kernel", "standard") and training_args.from_linearhead and run.model is not None:
-        fit_linear_head(run, training_args.device)
+        fit_linear_head(run, training_args.device, HeadSettings.of(training_args))
     try:
         if kind == "kernel":
             return KernelTrainer(run, model_args, training_args)

@@ -14,6 +14,7 @@ TRAINER=${TRAINER:-standard}           # standard, kernel or linearhead
 TAG=${TAG:-}                           # a word to find the run by
 GRID_TAG=${GRID_TAG:-}                 # more of the output folder's name, for grids of settings under one tag
 LOAD_KERNELS_TAG=${LOAD_KERNELS_TAG:-} # take the kernels of the run with that tag
+AS_PUBLISHED=${AS_PUBLISHED:-0}        # 1: the settings of the published program, see docs/as-published.md
 NUM_GPU=${NUM_GPU:-1}                  # processes, one a GPU; 0: CPU only
 
 say() { printf 'run_fewshot.sh: %s\n' "$*" >&2; }
@@ -96,6 +97,18 @@ arguments=(
     --seed "$SEED"
     --trainer "$TRAINER"
 )
+case $AS_PUBLISHED in
+    0) ;;
+    1)
+        # The published script, too, names the lengths of the task's row; they are not the general ones of its run.py.
+        arguments+=(--as_published --task_defaults True)
+        # Batches of one text. A kernel's tiles stay the engine's choice: they change no number.
+        if [[ $TRAINER != kernel ]]; then
+            arguments+=(--per_device_train_batch_size 1 --per_device_eval_batch_size 1)
+        fi
+        ;;
+    *) fail "AS_PUBLISHED is '$AS_PUBLISHED', but it must be 1, for the settings of the published program, or 0" ;;
+esac
 if [[ -n $LOAD_KERNELS_TAG ]]; then
     arguments+=(--load_kernels "$result-$LOAD_KERNELS_TAG/$K-$SEED")
 fi

@@ -11,6 +11,7 @@ from lmntk.arguments import _flag_names
 
 TESTED_BY = {
     "README.md": "test_readme.py",
+    "docs/as-published.md": "test_as_published.py",
     "docs/own-data.md": "test_docs_own_data.py",
     "docs/performance.md": "test_docs_cost.py",
     "docs/published-kernels.md": "test_download_kernels.py",
@@ -56,7 +57,7 @@ def test_every_link_within_the_repository_leads_to_a_file(page: str) -> None:
     assert [link for link in links if link and not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["solvers", "scaling", "performance"])
+@pytest.mark.parametrize("name", ["as-published", "solvers", "scaling", "performance"])
 def test_every_flag_and_file_that_it_names_exists(name: str) -> None:
     page = PAGES[f"docs/{name}.md"]
     tools = "".join(

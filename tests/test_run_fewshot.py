@@ -343,3 +343,28 @@ def test_a_machine_behind_the_last_is_refused(checkout: Checkout) -> None:
     call = checkout.run(NNODES="2", NODE_RANK="2", MASTER_ADDR="first")
     assert (call.status, call.argv) == (2, [])
     assert call.stderr.startswith("error: NODE_RANK is 2, but it must be less than NNODES, 2: ")
+
+
+def test_as_published_takes_the_published_settings_and_batches_of_one(checkout: Checkout) -> None:
+    call = checkout.run("--as_published", "False", AS_PUBLISHED="1", TASK="RTE")
+    batches = ["--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "1"]
+    added = ["--as_published", "--task_defaults", "True", *batches, "--as_published", "False"]
+    expected = flags(checkout, name="RTE-roberta-base-prompt-standard-", task="rte", folder="RTE")
+    assert call.argv == [*expected, *added]
+    assert checkout.run(AS_PUBLISHED="0").argv == flags(checkout)
+
+
+def test_as_published_leaves_a_kernels_tiles_to_the_engine(checkout: Checkout) -> None:
+    call = checkout.run(AS_PUBLISHED="1", TRAINER="kernel")
+    assert call.argv[-3:] == ["--as_published", "--task_defaults", "True"]
+
+
+def test_as_published_is_0_or_1(checkout: Checkout) -> None:
+    call = checkout.run(AS_PUBLISHED="yes")
+    assert call.status == 2 and call.stderr.startswith("error: AS_PUBLISHED is 'yes', but it must be 1")
+
+
+def test_as_published_keeps_the_tasks_own_lengths_and_draws(checkout: Checkout) -> None:
+    argv = checkout.run(AS_PUBLISHED="1", TASK="SNLI").argv[1:]
+    _, data, training = parse_arguments([*argv, "--use_cpu"])
+    assert data.task_defaults and training.kernel_solver == "logistic" and training.train_tile == 1

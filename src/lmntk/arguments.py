@@ -7,7 +7,7 @@ completed from the task's row in tasks.py, or else from the general defaults bel
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +17,14 @@ import torch
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as TransformersTrainingArguments
 
+from lmntk import as_published
 from lmntk.command_words import check_words
 from lmntk.distributed import meet_after_restart
 from lmntk.errors import UsageError
+from lmntk.flag_fields import flag, required
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.legacy_flags import full_name, is_flag, translate
+from lmntk.old_arguments import OldArguments, translate_old_flags
 from lmntk.solvers import SOLVERS
 from lmntk.tasks import TASKS, spelled_columns
 
@@ -33,51 +36,41 @@ GENERAL_LORA_ALPHA = 16
 _FROM_TASK = "not given: the task's own"
 
 
-def _flag(help: str, default: Any = None, choices: Iterable[str] | None = None) -> Any:
-    """A dataclass field that HfArgumentParser turns into an optional flag."""
-    metadata: dict[str, Any] = {"help": help}
-    if choices is not None:
-        metadata["choices"] = tuple(choices)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def _required(help: str) -> Any:
-    """A dataclass field that HfArgumentParser turns into a flag that must be given."""
-    return dataclasses.field(metadata={"help": help})
-
-
 @dataclass
 class ModelArguments:
     """Which model, and how it is asked."""
 
     _argument_group_name = "Model"
 
-    model_name_or_path: str = _required("A folder with a pre-trained model, or its name on the model hub.")
-    config_name: str | None = _flag("Configuration, where it is not the model's own.")
-    tokenizer_name: str | None = _flag("Tokenizer, where it is not the model's own.")
-    cache_dir: str | None = _flag("Where models from the hub, and converted GGUF files, are kept.")
-    few_shot_type: str = _flag(
+    model_name_or_path: str = required("A folder with a pre-trained model, or its name on the model hub.")
+    config_name: str | None = flag("Configuration, where it is not the model's own.")
+    tokenizer_name: str | None = flag("Tokenizer, where it is not the model's own.")
+    cache_dir: str | None = flag("Where models from the hub, and converted GGUF files, are kept.")
+    few_shot_type: str = flag(
         "finetune: classification head on the plain text; prompt: label words at the mask of a template; "
         "prompt-demo: the same with solved examples in the prompt.",
         "prompt-demo",
         ("finetune", "prompt", "prompt-demo"),
     )
-    model_family: str | None = _flag(
+    model_family: str | None = flag(
         "Masked or causal language model; not given: what the checkpoint's config says.",
         choices=("masked", "causal"),
     )
-    gguf_file: str | None = _flag(
+    gguf_file: str | None = flag(
         "Name of a GGUF file in the model's folder to read the weights from; converted once, into --cache_dir, or else "
         "converted-models beside the folder of k-shot splits."
     )
-    random_segment: bool = _flag("Start all segment (token type) embeddings at random; BERT only.", False)
-    l2_loss: bool = _flag("Squared error in place of cross entropy as the training loss.", False)
-    use_task_word: bool = _flag("Logits are those of the label words; always so here, accepted for old scripts.", False)
-    apply_lora: bool = _flag("Adapt the attention's query and value projections with LoRA.", False)
-    lora_r: int | None = _flag(
+    segments: bool = flag(
+        "Tell BERT which sentence each token belongs to; --no_segments: all belong to the first.", True
+    )
+    random_segment: bool = flag("Start all segment (token type) embeddings at random; BERT only.", False)
+    l2_loss: bool = flag("Squared error in place of cross entropy as the training loss.", False)
+    use_task_word: bool = flag("Logits are those of the label words; always so here, accepted for old scripts.", False)
+    apply_lora: bool = flag("Adapt the attention's query and value projections with LoRA.", False)
+    lora_r: int | None = flag(
         f"Rank of the LoRA matrices; not given: that of loaded adapters, else {GENERAL_LORA_RANK}."
     )
-    lora_alpha: int | None = _flag(f"Scale of LoRA, over its rank; not given: likewise, else {GENERAL_LORA_ALPHA}.")
+    lora_alpha: int | None = flag(f"Scale of LoRA, over its rank; not given: likewise, else {GENERAL_LORA_ALPHA}.")
 
 
 @dataclass
@@ -86,50 +79,56 @@ class DataArguments:
 
     _argument_group_name = "Data and prompts"
 
-    task_name: str = _required(
+    task_name: str = required(
         f"The task, in lower or upper case: {', '.join(TASKS)}; or custom, or any other name, with --custom_columns."
     )
-    data_dir: str = _required("Folder with the task's train, dev and test files, from tools/generate_k_shot_data.py.")
-    custom_columns: str | None = _flag(
+    data_dir: str = required("Folder with the task's train, dev and test files, from tools/generate_k_shot_data.py.")
+    custom_columns: str | None = flag(
         "For CSV, TSV or JSON-lines files of one's own: the names of their text columns and, last, of the label's, "
         "e.g. text,label; of a file without a header their places, counted from 0. Needs --mapping, whose keys are the "
         "labels, and --template."
     )
-    num_k: int = _flag("Training examples per class; for the record, the data folder decides.", 16)
-    tag: str = _flag("A word to find this run by in the log.", "")
-    max_seq_length: int | None = _flag(
+    num_k: int = flag("Training examples per class; for the record, the data folder decides.", 16)
+    tag: str = flag("A word to find this run by in the log.", "")
+    max_seq_length: int | None = flag(
         f"Longest sequence, in tokens; {_FROM_TASK}, else {GENERAL_MAX_SEQ_LENGTH}. What is longer is cut."
     )
-    first_sent_limit: int | None = _flag(f"Longest first sentence, in tokens; {_FROM_TASK}, else no limit.")
-    other_sent_limit: int | None = _flag(f"Longest other sentence, in tokens; {_FROM_TASK}, else no limit.")
-    use_full_length: bool = _flag("Let sequences be as long as the model can read.", False)
-    truncate_head: bool = _flag("Cut what is too long at its beginning, not its end.", False)
-    template: str | None = _flag(f"Prompt template, e.g. '*cls**sent_0*_It_was*mask*.*sep+*'; {_FROM_TASK}.")
-    mapping: str | None = _flag(
+    first_sent_limit: int | None = flag(f"Longest first sentence, in tokens; {_FROM_TASK}, else no limit.")
+    other_sent_limit: int | None = flag(f"Longest other sentence, in tokens; {_FROM_TASK}, else no limit.")
+    task_defaults: bool = flag(
+        "Take lengths and --num_sample that are not given from the task's row; --no_task_defaults: from the general "
+        "defaults.",
+        True,
+    )
+    use_full_length: bool = flag("Let sequences be as long as the model can read.", False)
+    truncate_head: bool = flag("Cut what is too long at its beginning, not its end.", False)
+    truncate_demonstrations_only: bool = flag("Heed --truncate_head in prompts with demonstrations only.", False)
+    template: str | None = flag(f"Prompt template, e.g. '*cls**sent_0*_It_was*mask*.*sep+*'; {_FROM_TASK}.")
+    mapping: str | None = flag(
         f"Label words as a Python dictionary, e.g. \"{{'0':'terrible','1':'great'}}\"; {_FROM_TASK}."
     )
-    template_path: str | None = _flag("File with a template a line.")
-    template_id: int | None = _flag("Line of --template_path to use, from 0; not given: all of them.")
-    top_n_template: int | None = _flag("Use the first n lines of --template_path together.")
-    mapping_path: str | None = _flag("File with a mapping a line.")
-    mapping_id: int | None = _flag("Line of --mapping_path to use, from 0.")
-    prompt_path: str | None = _flag("File with a template, a tab and a mapping a line.")
-    prompt_id: int | None = _flag("Line of --prompt_path to use, from 0.")
-    num_sample: int | None = _flag(
+    template_path: str | None = flag("File with a template a line.")
+    template_id: int | None = flag("Line of --template_path to use, from 0; not given: all of them.")
+    top_n_template: int | None = flag("Use the first n lines of --template_path together.")
+    mapping_path: str | None = flag("File with a mapping a line.")
+    mapping_id: int | None = flag("Line of --mapping_path to use, from 0.")
+    prompt_path: str | None = flag("File with a template, a tab and a mapping a line.")
+    prompt_id: int | None = flag("Line of --prompt_path to use, from 0.")
+    num_sample: int | None = flag(
         "Draws of demonstrations per dev and test example, whose logits are averaged; "
         f"{_FROM_TASK}, else {GENERAL_NUM_SAMPLE}."
     )
-    num_demo: int = _flag("Demonstrations per class.", 1)
-    auto_demo: bool = _flag("Make the template for demonstrations from the plain template.", True)
-    double_demo: bool = _flag("Double --max_seq_length to make room for demonstrations.", False)
-    demo_filter: bool = _flag("Draw demonstrations among the most similar examples only.", False)
-    demo_filter_rate: float = _flag("Share of each class that counts as most similar.", 0.5)
-    demo_filter_model: str | None = _flag("Name of the sentence embeddings in the data folder that decide.")
-    gpt3_in_context_head: bool = _flag("In-context learning: random examples before the query.", False)
-    gpt3_in_context_tail: bool = _flag("In-context learning: random examples after the query.", False)
-    gpt3_in_context_num: int = _flag("Number of in-context examples.", 32)
-    overwrite_cache: bool = _flag("Read the data files anew; always so here, accepted for old scripts.", False)
-    debug_mode: bool = _flag("Log more of what happens.", False)
+    num_demo: int = flag("Demonstrations per class.", 1)
+    auto_demo: bool = flag("Make the template for demonstrations from the plain template.", True)
+    double_demo: bool = flag("Double --max_seq_length to make room for demonstrations.", False)
+    demo_filter: bool = flag("Draw demonstrations among the most similar examples only.", False)
+    demo_filter_rate: float = flag("Share of each class that counts as most similar.", 0.5)
+    demo_filter_model: str | None = flag("Name of the sentence embeddings in the data folder that decide.")
+    gpt3_in_context_head: bool = flag("In-context learning: random examples before the query.", False)
+    gpt3_in_context_tail: bool = flag("In-context learning: random examples after the query.", False)
+    gpt3_in_context_num: int = flag("Number of in-context examples.", 32)
+    overwrite_cache: bool = flag("Read the data files anew; always so here, accepted for old scripts.", False)
+    debug_mode: bool = flag("Log more of what happens.", False)
 
 
 @dataclass
@@ -138,40 +137,44 @@ class KernelArguments:
 
     _argument_group_name = "Kernels"
 
-    kernel_formula: str = _flag(
+    kernel_formula: str = flag(
         "Inner product of the gradients (sgd), of their signs (signgd), of signs with gradients (asymmetric_signgd).",
         "sgd",
         FORMULAS,
     )
-    kernel_solver: str = _flag(
+    kernel_solver: str = flag(
         "How to predict from the kernel: " + "; ".join(f"{name}: {row.summary}" for name, row in SOLVERS.items()) + ".",
         "lstsq",
         SOLVERS,
     )
-    binary_classification: bool = _flag("One logit, the second label word's less the first's; two classes only.", False)
-    kernel_regularization: float = _flag("Added to the kernel's diagonal, in units of its largest singular value.", 0.0)
-    kernel_gamma: float = _flag("Weight of the errors in the asym solver.", 1.0)
-    kernel_lambda: float = _flag("Weight of the first direction in the asym solver's predictions, 0 to 1.", 0.5)
-    adjust_for_init: bool = _flag("Fit what the untrained model's logits leave over, and add them back.", False)
-    f0_scaling: float = _flag("Divide the untrained logits by this for --adjust_for_init; 0: no adjustment.", 1.0)
-    kernel_per_layer: bool = _flag(
+    flattened_targets: bool = flag(
+        "logistic and svc with several logits: one model of two classes on the flattened kernel, targets one-hot.",
+        False,
+    )
+    binary_classification: bool = flag("One logit, the second label word's less the first's; two classes only.", False)
+    kernel_regularization: float = flag("Added to the kernel's diagonal, in units of its largest singular value.", 0.0)
+    kernel_gamma: float = flag("Weight of the errors in the asym solver.", 1.0)
+    kernel_lambda: float = flag("Weight of the first direction in the asym solver's predictions, 0 to 1.", 0.5)
+    adjust_for_init: bool = flag("Fit what the untrained model's logits leave over, and add them back.", False)
+    f0_scaling: float = flag("Divide the untrained logits by this for --adjust_for_init; 0: no adjustment.", 1.0)
+    kernel_per_layer: bool = flag(
         "Keep what each layer adds to the kernel, beside it, and say how well each predicts alone.", False
     )
-    load_kernels: str | None = _flag("Take the kernels from this folder of an earlier run.")
-    overwrite_kernels: bool = _flag("Compute anew the kernels that the output folder holds.", False)
-    exclude_embeddings: bool = _flag("Leave out the gradients of the embeddings and their LayerNorm.", False)
-    exclude_head: bool = _flag("Leave out the gradients of the language-model or classification head.", False)
-    only_biases: bool = _flag("Use the gradients of biases alone.", False)
-    exclude_first_layers: int = _flag("Leave out the gradients of the first n layers.", 0)
-    kernel_engine: str = _flag(
+    load_kernels: str | None = flag("Take the kernels from this folder of an earlier run.")
+    overwrite_kernels: bool = flag("Compute anew the kernels that the output folder holds.", False)
+    exclude_embeddings: bool = flag("Leave out the gradients of the embeddings and their LayerNorm.", False)
+    exclude_head: bool = flag("Leave out the gradients of the language-model or classification head.", False)
+    only_biases: bool = flag("Use the gradients of biases alone.", False)
+    exclude_first_layers: int = flag("Leave out the gradients of the first n layers.", 0)
+    kernel_engine: str = flag(
         "factored: layer by layer, fastest; jacobian: gradients formed whole; jvp: the published method, least "
         "memory; auto: factored. All take any model and agree.",
         "auto",
         ("auto", "factored", "jacobian", "jvp"),
     )
-    kernel_dtype: str = _flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
-    kernel_memory_gb: float | None = _flag("Memory that kernels may take, in GB; not given: 60%% of what is free.")
-    dry_run: bool = _flag("Say what would be computed, how long it takes and how large it gets, and exit.", False)
+    kernel_dtype: str = flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
+    kernel_memory_gb: float | None = flag("Memory that kernels may take, in GB; not given: 60%% of what is free.")
+    dry_run: bool = flag("Say what would be computed, how long it takes and how large it gets, and exit.", False)
 
 
 @dataclass
@@ -180,28 +183,47 @@ class RunArguments:
 
     _argument_group_name = "Training and evaluation"
 
-    trainer: str = _flag(
+    as_published: bool = flag(
+        "Take the published program's value of every setting in docs/as-published.md that is not given.", False
+    )
+    trainer: str = flag(
         "standard: fine-tune; kernel: predict with the kernel instead; linearhead: fit the last layer alone.",
         "standard",
         ("standard", "kernel", "linearhead"),
     )
-    no_train: bool = _flag("Evaluate the model as it is (zero-shot), whatever the trainer.", False)
-    no_predict: bool = _flag("Leave out the test set, also where --do_predict is given.", False)
-    overwrite_output_dir: bool = _flag(
+    no_train: bool = flag("Evaluate the model as it is (zero-shot), whatever the trainer.", False)
+    no_predict: bool = flag("Leave out the test set, also where --do_predict is given.", False)
+    overwrite_output_dir: bool = flag(
         "Fine-tune into an output folder that is not empty; kernels may always go on in theirs.", False
     )
-    random_model_init: bool = _flag("Draw all weights at random, with --seed, in place of the checkpoint's.", False)
-    from_linearhead: bool = _flag("Fit the last layer first, then train or compute the kernel from there.", False)
-    optimizer: str = _flag("AdamW or plain SGD.", "adam", ("adam", "sgd"))
-    optimizer_variant: str = _flag("signgd: step by the gradient's sign; needs --optimizer sgd.", "", ("", "signgd"))
-    fix_layers: int = _flag("Freeze the embeddings and the first n layers.", 0)
-    evaluate_during_training: bool = _flag("Evaluate on dev while training and keep the best model.", False)
-    save_at_last: bool = _flag("Keep the last model, not the best on dev.", False)
-    save_logit: bool = _flag("Write the test logits to <task>-<model_id>-<array_id>.npy for an ensemble.", False)
-    save_logit_dir: str | None = _flag("Folder for --save_logit.")
-    model_id: int = _flag("Number of the prompt in an ensemble.", -1)
-    array_id: int = _flag("Number of the run in an ensemble.", -1)
-    sweep: bool = _flag("Put each run into a folder of its own under the output folder.", False)
+    random_model_init: bool = flag("Draw all weights at random, with --seed, in place of the checkpoint's.", False)
+    from_linearhead: bool = flag("Fit the last layer first, then train or compute the kernel from there.", False)
+    linear_head_halved: bool = flag(
+        "Linear head of two classes: a softmax fit of both rows, of whose log-odds the head gets half.", False
+    )
+    plain_lbfgs: bool = flag(
+        "logistic and linear heads: take the weights at which L-BFGS ends, also where it stops short of the minimum.",
+        False,
+    )
+    linear_head_order: str = flag(
+        "Order of the train examples for the linear head's cross-validation: that of the file, or the sampler's.",
+        "file",
+        ("file", "sampler"),
+    )
+    optimizer: str = flag("AdamW or plain SGD.", "adam", ("adam", "sgd"))
+    optimizer_variant: str = flag("signgd: step by the gradient's sign; needs --optimizer sgd.", "", ("", "signgd"))
+    fix_layers: int = flag("Freeze the embeddings and the first n layers.", 0)
+    clip_frozen: bool = flag("Count the gradients of frozen layers in the norm that --max_grad_norm clips.", False)
+    decay_head_norm: bool = flag(
+        "Decay all weights but those named bias or LayerNorm.weight: RoBERTa's lm_head.layer_norm.weight too.", False
+    )
+    evaluate_during_training: bool = flag("Evaluate on dev while training and keep the best model.", False)
+    save_at_last: bool = flag("Keep the last model, not the best on dev.", False)
+    save_logit: bool = flag("Write the test logits to <task>-<model_id>-<array_id>.npy for an ensemble.", False)
+    save_logit_dir: str | None = flag("Folder for --save_logit.")
+    model_id: int = flag("Number of the prompt in an ensemble.", -1)
+    array_id: int = flag("Number of the run in an ensemble.", -1)
+    sweep: bool = flag("Put each run into a folder of its own under the output folder.", False)
 
 
 @dataclass
@@ -210,29 +232,32 @@ class TransformersArguments(TransformersTrainingArguments):
 
     _argument_group_name = "The flags of transformers' Trainer"
 
-    output_dir: str = _required("Folder for results, kernels and models.")
-    ddp_timeout: int = _flag("Seconds that processes wait for one another: a day.", 24 * 3600)
+    output_dir: str = required("Folder for results, kernels and models.")
+    ddp_timeout: int = flag("Seconds that processes wait for one another: a day.", 24 * 3600)
 
 
 @dataclass
-class TrainingArguments(KernelArguments, RunArguments, TransformersArguments):
+class TrainingArguments(KernelArguments, RunArguments, OldArguments, TransformersArguments):
     """Everything about the run itself: kernels, training, and the flags of transformers' Trainer.
 
     Attributes:
         train_tile: Train examples per kernel tile: --per_device_train_batch_size where the user gave it, else None
             (the engine picks).
         x_tile: The same for --per_device_eval_batch_size and the other axis.
+        published_settings: The flags whose value --as_published has changed.
         keeps_checkpoints: Whether the user said when checkpoints are saved, and so wants them after training too.
     """
 
     train_tile: int | None = dataclasses.field(default=None, init=False)
     x_tile: int | None = dataclasses.field(default=None, init=False)
+    published_settings: tuple[str, ...] = dataclasses.field(default=(), init=False)
     keeps_checkpoints: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Let --no_train and --no_predict win over the --do_… flags that run_fewshot.sh always passes."""
         on_cpu = self.use_cpu or not torch.cuda.is_available()
         meet_after_restart(self.ddp_backend or ("gloo" if on_cpu else "nccl"), timedelta(seconds=self.ddp_timeout))
+        translate_old_flags(self)
         super().__post_init__()
         self.do_train = self.do_train and not self.no_train
         self.do_predict = self.do_predict and not self.no_predict
@@ -243,9 +268,14 @@ class TrainingArguments(KernelArguments, RunArguments, TransformersArguments):
         computes_kernel = self.trainer == "kernel" and not self.no_train
         return self.trainer if self.do_train or computes_kernel else "zero-shot"
 
+    @property
+    def fits_linear_head(self) -> bool:
+        """Whether the last layer is fitted, by itself or before anything else."""
+        return self.what_it_does == "linearhead" or (self.from_linearhead and self.what_it_does != "zero-shot")
+
 
 # TrainingArguments goes to the parser in its parts, so that --help shows the flags grouped by purpose.
-_GROUPS = (ModelArguments, DataArguments, KernelArguments, RunArguments, TransformersArguments)
+_GROUPS = (ModelArguments, DataArguments, KernelArguments, RunArguments, OldArguments, TransformersArguments)
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
@@ -268,14 +298,16 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         argv = [*_read_config(Path(argv[0]), flags), *argv[1:]]
     check_words(argv)
     argv = translate(argv, flags)
-    values = vars(_make_parser().parse_args(argv))
+    given = {token[2:].partition("=")[0] for token in argv if is_flag(token)}
+    own = vars(_make_parser().parse_args(argv))
+    values = as_published.applied(own, given)
     model = ModelArguments(**_values_of(ModelArguments, values))
     data = DataArguments(**_values_of(DataArguments, values))
     try:
         training = TrainingArguments(**_values_of(TrainingArguments, values))
     except (ValueError, ImportError, OSError) as error:  # transformers' own objections
         raise UsageError(" ".join(str(error).split())) from error
-    given = {token[2:].partition("=")[0] for token in argv if is_flag(token)}
+    training.published_settings = tuple(name for name in own if values[name] != own[name])
     if "per_device_train_batch_size" in given:
         training.train_tile = training.per_device_train_batch_size
     if "per_device_eval_batch_size" in given:

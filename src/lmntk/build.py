@@ -31,7 +31,6 @@ from lmntk.models.checkpoints import HEAD_FILE
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.gguf import converted
 from lmntk.models.loading import (
-    NUM_SEGMENTS,
     LoadOptions,
     load_classifier,
     load_config,
@@ -45,6 +44,7 @@ from lmntk.prompts import label_word_ids, warn_of_unknown_text
 from lmntk.run_splits import are_described, file_of, mode_and_task_of, needs_model, place_of, splits_of, stored_splits
 from lmntk.tasks import Task
 from lmntk.templates import EXAMPLE_TEMPLATE, Template
+from lmntk.token_checks import check_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class Run:
         tokenizer: The model's.
         redrawn: The train split with demonstrations drawn at every visit; None where there are none.
         lora: The adapters on the model; None where there are none.
+        segments: Whether a BERT is told which sentence a token belongs to; True for all other models, None where
+            --no_segments meets loaded kernels of a model that is not there to look at.
         base_name: The checkpoint that the model, adapters aside, was loaded from.
         label_words: The tokens of the label words, in the order of the logits; none without words or tokenizer.
         missing: What loaded kernels cannot be compared with, a clause each.
@@ -85,6 +87,7 @@ class Run:
     label_words: Sequence[int] = ()
     missing: Sequence[str] = ()
     data_dir: str = ""
+    segments: bool | None = True
 
 
 def build(
@@ -123,15 +126,27 @@ def build(
     if shows_others and "train" in asked.renderers:
         redrawn = RedrawnDataset(asked.renderers["train"], training_args.seed)
     words = asked.label_words
+<<<<<<< HEAD
     model = None
     if opens_model:
         longest = max(data.longest for data in asked.datasets.values())
         model = _load_model(model_args, training_args, source, config, task, words, longest)
     collator = Collator(_pad_token_id(tokenizer), segments=config.model_type == "bert")
+=======
+    model = _load_model(model_args, training_args, source, config, task, words) if opens_model else None
+    if config.model_type == "bert" and "segments" in training_args.published_settings:
+        logger.info("--as_published: BERT is not told which sentence a token belongs to (--no_segments)")
+    collator = Collator(tokenizer.pad_token_id or 0, segments=config.model_type == "bert" and model_args.segments)
+>>>>>>> 754d6f9 (As published: every setting where the published program differs, flags of transformers 4.4)
     return Run(
         task, asked.prompts, data_files, asked.datasets, model, collator, tokenizer, redrawn, source.lora,
-        source.weights, asked.label_words, data_dir=data_args.data_dir,
+        source.weights, asked.label_words, data_dir=data_args.data_dir, segments=_segments(model_args, config),
     )  # fmt: skip
+
+
+def _segments(model_args: ModelArguments, config: PretrainedConfig) -> bool:
+    """Whether the model is told segments, if it is a BERT: `Run.segments`."""
+    return model_args.segments or config.model_type != "bert"
 
 
 @dataclass(frozen=True)
@@ -185,11 +200,14 @@ def _ask(
         task, prompts, examples, splits, data_args.data_dir, training_args.seed, tokenizer, words, causal
     )
     warn_of_unknown_text((template for renderer in renderers.values() for template in renderer.templates), tokenizer)
+    sampled = training_args.fits_linear_head and training_args.linear_head_order == "sampler"
     datasets = {
-        split: FeatureDataset.build(renderer, 1 if split == "train" else prompts.draws)
+        split: FeatureDataset.build(renderer, prompts.draws)
+        if split != "train"
+        else FeatureDataset.build(renderer, sampler_seed=training_args.seed if sampled else None)
         for split, renderer in renderers.items()
     }
-    _check_tokens(datasets, words, config, tokenizer.name_or_path)
+    check_tokens(datasets, words, config, tokenizer.name_or_path)
     return _Asked(prompts, words, renderers, datasets)
 
 
@@ -215,7 +233,10 @@ def _without_model(
         for split in splits
     }  # fmt: skip
     nothing = Collator(0, segments=False)
-    run = Run(task, prompts, files, datasets, None, nothing, lora=source.lora, data_dir=data_args.data_dir)
+    run = Run(
+        task, prompts, files, datasets, None, nothing, lora=source.lora, data_dir=data_args.data_dir,
+        segments=model_args.segments or None,
+    )  # fmt: skip
     if not files or not are_described(folder, task, splits) or (prompts.demonstrations is not None and missing):
         return replace(run, missing=missing)
     if model_args.gguf_file is not None:
@@ -229,7 +250,7 @@ def _without_model(
     rendered = {split: asked.datasets[split] for split in splits if split in files}
     return replace(
         run, prompts=asked.prompts, datasets=datasets | rendered, tokenizer=tokenizer, label_words=asked.label_words,
-        missing=missing,
+        missing=missing, segments=_segments(model_args, config),
     )  # fmt: skip
 
 
@@ -420,6 +441,7 @@ def _load_model(
     else:
         model = load_prompt_model(source.weights, config, label_words, binary_classification=binary, **options)
     return model
+<<<<<<< HEAD
 
 
 def _check_tokens(
@@ -443,3 +465,5 @@ def _check_tokens(
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     # Padding is masked, so that any token would do.
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+=======
+>>>>>>> 754d6f9 (As published: every setting where the published program differs, flags of transformers 4.4)

@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from lmntk import as_published
 from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments
 from lmntk.bounds import SOLVER_BOUNDS, Bounds
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
-from lmntk.prompt_settings import task_of
+from lmntk.old_arguments import IGNORED
+from lmntk.prompt_settings import TASK_DEFAULTS, task_of
 from lmntk.solvers import SOLVERS
 from lmntk.tasks import Task
 
@@ -134,6 +136,28 @@ IDLE = (
         lambda given: given.evaluate_during_training or given.eval_strategy == "steps",
     ),
     Idle(("label_smoothing_factor",), "cross entropy, in whose place is --l2_loss", lambda given: not given.l2_loss),
+    Idle(
+        ("linear_head_halved", "linear_head_order"),
+        "--trainer linearhead or --from_linearhead",
+        lambda given: given.what_it_does == "linearhead" or given.from_linearhead,
+    ),
+    Idle(
+        ("flattened_targets",),
+        "--trainer kernel --kernel_solver logistic or svc",
+        lambda given: given.what_it_does == "kernel" and given.kernel_solver in ("logistic", "svc"),
+    ),
+    Idle(
+        ("plain_lbfgs",),
+        "--kernel_solver logistic or a linear head",
+        lambda given: (
+            given.what_it_does == "linearhead"
+            or given.from_linearhead
+            or (given.what_it_does == "kernel" and given.kernel_solver == "logistic")
+        ),
+    ),
+    Idle(("clip_frozen",), "--trainer standard --fix_layers", lambda given: given.fix_layers > 0),
+    Idle(("decay_head_norm",), "--trainer standard --weight_decay", lambda given: given.weight_decay > 0),
+    Idle(("truncate_demonstrations_only",), "--truncate_head", lambda given: given.truncate_head),
     Idle(("save_logit",), "--do_predict", lambda given: given.do_predict),
     Idle(("demo_filter_model", "demo_filter_rate"), "--demo_filter", lambda given: given.demo_filter),
     Idle(("num_demo",), "--few_shot_type prompt-demo", lambda given: given.few_shot_type == "prompt-demo"),
@@ -158,8 +182,22 @@ def idle_flags(model: ModelArguments, data: DataArguments, training: TrainingArg
         for row in IDLE
         if not row.read(given)
         for flag in row.flags
-        if getattr(given, flag) != defaults[flag]
-    ]
+        if getattr(given, flag) != defaults[flag] and flag not in training.published_settings
+    ] + [f"--{flag} is ignored: {why}" for flag, why in IGNORED.items() if getattr(given, flag) is not None]
+
+
+def published_changes(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> list[str]:
+    """Return a sentence for every setting that ``--as_published`` changes for this command."""
+    task = task_of(data, model.few_shot_type)
+    given = SimpleNamespace(**vars(model), **vars(data), **vars(training))
+    given.what_it_does = training.what_it_does
+    given.regression, given.two_classes = task.regression, len(task.labels) == 2 and not task.regression
+    given.row_fills = any(
+        getattr(task, name) is not None and getattr(data, name) is None
+        for name in TASK_DEFAULTS
+        if name != "num_sample" or model.few_shot_type == "prompt-demo"
+    )
+    return as_published.changes(given)
 
 
 def _check_bounds(flags: Mapping[str, Any]) -> None:
@@ -220,6 +258,8 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
 def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
     if training.optimizer_variant and training.optimizer != "sgd":
         raise UsageError(f"--optimizer_variant {training.optimizer_variant} needs plain SGD: add --optimizer sgd")
+    if training.adafactor and training.optimizer == "sgd":
+        raise UsageError("--adafactor and --optimizer sgd exclude each other: leave one of them out")
     if training.save_logit and training.save_logit_dir is None:
         raise UsageError("--save_logit needs --save_logit_dir, the folder to write the logits to")
     for flag in ("lora_r", "lora_alpha"):
@@ -229,10 +269,7 @@ def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
         return
     if training.max_steps != -1 and training.max_steps < 1:
         raise UsageError(f"--max_steps is {training.max_steps}, but it must be 1 or more; -1 leaves it to the epochs")
-    for flag, asked in (
-        ("neftune_noise_alpha", training.neftune_noise_alpha is not None),
-        ("train_sampling_strategy group_by_length", training.train_sampling_strategy == "group_by_length"),
-    ):
+    for flag, asked in (("neftune_noise_alpha", training.neftune_noise_alpha is not None),):
         if asked:
             raise UsageError(f"--{flag} does not work with the prompts of this program: leave the flag out")
     if training.sweep and (training.resume_from_checkpoint or "").lower() == "true":

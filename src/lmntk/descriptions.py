@@ -17,6 +17,7 @@ from lmntk.build import Run
 from lmntk.features import FeatureDataset
 from lmntk.parameters import ParameterFilter
 from lmntk.results import OFF_BY_DEFAULT, file_hash, mode_and_task
+from lmntk.tasks import Task
 
 
 def parameter_filter(model_args: ModelArguments, training_args: TrainingArguments) -> ParameterFilter:
@@ -52,11 +53,23 @@ def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArgume
         "mapping": dict(run.prompts.mapping),
         "dtype": training_args.kernel_dtype,
         **engine,
-        **dict.fromkeys(OFF_BY_DEFAULT),
-        **({"from_linearhead": True} if training_args.from_linearhead else {}),
+        **{name: None for name in OFF_BY_DEFAULT if name != "segments" or run.segments is not None},
+        **({"from_linearhead": True, **_linear_head(task, training_args)} if training_args.from_linearhead else {}),
+        **({} if run.segments is not False else {"segments": "left out"}),
         **({"random_model_init": True} if training_args.random_model_init else {}),
         **({} if run.lora is None else {"lora": run.lora.description}),
         **({} if shown is None else {"demonstrations": vars(shown) | {"draws": run.prompts.draws}}),
+    }
+
+
+def _linear_head(task: Task, training_args: TrainingArguments) -> dict[str, Any]:
+    """How the linear head is fitted, where that is not as usual."""
+    halved = training_args.linear_head_halved and len(task.labels) == 2
+    sampled = training_args.linear_head_order == "sampler"
+    return {
+        **({"linear_head_halved": True} if halved else {}),
+        **({"linear_head_order": f"sampler, seed {training_args.seed}"} if sampled else {}),
+        **({"plain_lbfgs": True} if training_args.plain_lbfgs and not halved else {}),
     }
 
 

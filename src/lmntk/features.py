@@ -141,21 +141,27 @@ class FeatureDataset(Dataset[Feature]):
     num_sample: int = 1
 
     @classmethod
-    def build(cls, renderer: Renderer, draws: int = 1) -> FeatureDataset:
+    def build(cls, renderer: Renderer, draws: int = 1, sampler_seed: int | None = None) -> FeatureDataset:
         """Render every example with every template.
 
         Args:
             renderer: Makes the prompts. Those cut at `max_seq_length` are counted in one warning.
             draws: How many draws of demonstrations an example gets with each template.
+            sampler_seed: Prompts draw their demonstrations in the order of the training sampler with this seed; None:
+                in that of the file.
 
         Raises:
             UsageError: See `Renderer.feature`.
         """
         mode, task, limits = renderer.mode, renderer.task, renderer.limits
         samples = draws * len(renderer.templates)
-        work = [(sample, index) for sample in range(samples) for index in range(len(renderer.examples))]
+        places = [(sample, index) for sample in range(samples) for index in range(len(renderer.examples))]
+        work = places
+        if sampler_seed is not None:
+            work = [places[number] for number in sampled_order(len(places), sampler_seed)]
         bar = tqdm(work, desc=f"{task.name} {mode}", unit="prompt", disable=len(work) < MANY_PROMPTS)
-        found = [renderer.feature(index, sample) for sample, index in bar]
+        rendered = {(sample, index): renderer.feature(index, sample) for sample, index in bar}
+        found = [rendered[place] for place in places]
         cut = sum(was_cut for _, was_cut in found)
         if cut:
             limit = limits.max_seq_length
@@ -213,6 +219,12 @@ def _warn_of_unknown_tokens(features: Sequence[Feature], tokenizer: PreTrainedTo
             "%s: %d of %d tokens are %s, which stands for what the tokenizer does not know: does it fit these texts?",
             *(mode, count, total, tokenizer.unk_token),
         )
+
+
+def sampled_order(number: int, seed: int) -> list[int]:
+    """Return the order in which the stock trainer's sampler hands out so many prompts in its first epoch."""
+    order: list[int] = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
 
 
 @dataclass(frozen=True)

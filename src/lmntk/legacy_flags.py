@@ -1,6 +1,7 @@
 """Old spellings and abbreviations of flags → today's full names."""
 
 import difflib
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 
 from lmntk.errors import UsageError
@@ -13,6 +14,9 @@ OLD_SPELLINGS: Mapping[str, str] = {
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
+
+
+_BOOLEANS = {"true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"}  # what HfArgumentParser takes for one
 
 
 def translate(argv: Sequence[str], flags: Collection[str]) -> list[str]:
@@ -28,7 +32,8 @@ def translate(argv: Sequence[str], flags: Collection[str]) -> list[str]:
     Raises:
         UsageError: A flag that does not exist, or an abbreviation of several flags.
     """
-    return [_translate_token(token, flags) for token in argv]
+    translated = [_translate_token(token, flags) for token in argv]
+    return [_debug_of_4_4(token, following) for token, following in itertools.pairwise([*translated, "--"])]
 
 
 def full_name(name: str, flags: Collection[str]) -> str:
@@ -70,6 +75,15 @@ def _translate_token(token: str, flags: Collection[str]) -> str:
         return token
     name, equals, value = token[2:].partition("=")
     return f"--{full_name(name, flags)}{equals}{value}"
+
+
+def _debug_of_4_4(token: str, following: str) -> str:
+    """Rename ``--debug`` where it is transformers 4.4's switch for metrics of TPUs: today's takes names of options."""
+    name, equals, value = token.partition("=")
+    if name != "--debug":
+        return token
+    is_switch = value.lower() in _BOOLEANS if equals else is_flag(following) or following.lower() in {"--", *_BOOLEANS}
+    return f"--tpu_metrics_debug{equals}{value}" if is_switch else token
 
 
 def _one_of(names: Sequence[str]) -> str:

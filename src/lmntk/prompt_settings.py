@@ -16,6 +16,9 @@ from lmntk.templates import plain_text_template
 
 logger = logging.getLogger(__name__)
 
+TASK_DEFAULTS = ("max_seq_length", "first_sent_limit", "other_sent_limit", "num_sample")
+"""The flags that a task's row completes beside its template and label words."""
+
 
 @dataclass(frozen=True)
 class PromptSettings:
@@ -102,7 +105,7 @@ def resolve_prompts(
     settings = PromptSettings(tuple(templates), parse_mapping(words, task.labels), limits)
     if few_shot_type == "prompt":
         return settings
-    draws = _first_given(data_args.num_sample, task.num_sample, GENERAL_NUM_SAMPLE)
+    draws = _first_given(data_args.num_sample, _row(task, data_args).num_sample, GENERAL_NUM_SAMPLE)
     assert draws is not None
     return dataclasses.replace(settings, draws=draws, demonstrations=_demonstrations(data_args))
 
@@ -137,6 +140,7 @@ def _demonstrations(data_args: DataArguments) -> DemonstrationSettings:
 
 
 def _resolve_limits(task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str) -> Limits:
+    task = _row(task, data_args)
     usual = _first_given(task.max_seq_length, GENERAL_MAX_SEQ_LENGTH)
     assert usual is not None
     asked = data_args.max_seq_length
@@ -154,8 +158,16 @@ def _resolve_limits(task: Task, data_args: DataArguments, model_limit: int | Non
         max_seq_length=longest,
         first_sent_limit=None if plain else _first_given(data_args.first_sent_limit, task.first_sent_limit),
         other_sent_limit=None if plain else _first_given(data_args.other_sent_limit, task.other_sent_limit),
-        truncate_head=data_args.truncate_head,
+        truncate_head=data_args.truncate_head and (demonstrations or not data_args.truncate_demonstrations_only),
     )
+
+
+def _row(task: Task, data_args: DataArguments) -> Task:
+    """The task as far as its row completes the flags: without lengths and draws under ``--no_task_defaults``."""
+    if data_args.task_defaults:
+        return task
+    nothing: dict[str, Any] = dict.fromkeys(TASK_DEFAULTS)
+    return dataclasses.replace(task, **nothing)
 
 
 def _first_given(*values: int | None) -> int | None:

@@ -26,15 +26,16 @@ LayerKernels = dict[str, Tensor]
 HASH_KEY = "kernel_sha256"
 # What descriptions have said since there is such a thing; null, or nothing, where it does not apply.
 LOGITS_HASH_KEY = "logits_sha256"
+OF_THE_HEAD = ("from_linearhead", "linear_head_halved", "linear_head_order", "plain_lbfgs")
 # What of a description is the same for all splits of a run; `task` is another for a second test set.
 OF_ALL_SPLITS = (
     *("formula", "binary_classification", "parameters", "few_shot_type", "template", "mapping", "dtype"),
-    *("from_linearhead", "random_model_init", "lora", "demonstrations", "grad_dim", "weights_sha256", "config_sha256"),
-    *("label_word_ids", "limits"),
+    *(*OF_THE_HEAD, "segments", "random_model_init", "lora", "demonstrations", "grad_dim", "weights_sha256"),
+    *("config_sha256", "label_word_ids", "limits"),
 )
 OF_EACH_FILE = ("data_sha256", "tokens_sha256")
 """Hashes of a description by split."""
-OFF_BY_DEFAULT = ("from_linearhead", "random_model_init", "lora", "demonstrations")
+OFF_BY_DEFAULT = (*OF_THE_HEAD, "segments", "random_model_init", "lora", "demonstrations")
 
 
 def mode_and_task(split: str, task_key: str) -> tuple[str, str]:

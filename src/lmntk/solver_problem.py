@@ -5,6 +5,7 @@ Letters: N training examples, X examples to predict, C logits. A kernel is float
 ``--binary_classification``) has targets -1 and +1, more logits have one-hot targets.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,9 @@ class SolverSettings:
         gamma: ``--kernel_gamma``, the weight of the errors in `asym`.
         lambda_: ``--kernel_lambda``, the weight of direction [0] in the predictions of `asym`.
         f0_scaling: ``--f0_scaling``: f0 is divided by it, 0 means no adjustment.
+        flattened_targets: ``--flattened_targets``: `logistic` and `svc` fit one model of two classes to the flattened
+            kernel.
+        plain_lbfgs: ``--plain_lbfgs``: `logistic` takes the weights at which L-BFGS ends.
 
     Raises:
         UsageError: A value that gives no meaningful number.
@@ -35,6 +39,8 @@ class SolverSettings:
     gamma: float = 1.0
     lambda_: float = 0.5
     f0_scaling: float = 1.0
+    flattened_targets: bool = False
+    plain_lbfgs: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would give numbers without a meaning."""
@@ -81,6 +87,11 @@ class TrainSide:
         """C."""
         return self.kernel.shape[1]
 
+    @property
+    def is_flattened(self) -> bool:
+        """Whether ``--flattened_targets`` makes a difference: there are several logits."""
+        return self.settings.flattened_targets and self.num_logits > 1
+
     def flat(self) -> Array:
         """The kernel as [N·C, N·C]."""
         return _flat(self.kernel)
@@ -112,6 +123,10 @@ class XSide:
         """Finish the prediction of a solver that fits targets: [X·C] → logits, squared error."""
         logits = flat_predictions.reshape(self.shift.shape) + self.shift
         return Prediction(logits, squared_error(logits, targets(self.classes, logits.shape[1])), metrics)
+
+
+Predict = Callable[[XSide], Prediction]
+"""What a solver returns: from one split to its predictions."""
 
 
 def train_directions(kernel: ArrayLike) -> Array:

@@ -14,10 +14,12 @@ from scipy.linalg import lstsq as lstsq_of_scipy
 from scipy.special import log_expit, log_softmax
 from threadpoolctl import threadpool_limits
 
+from lmntk import flattened, lbfgs
 from lmntk.errors import UsageError, suggest
 from lmntk.logistic import cross_validation_folds, fit_rows
 from lmntk.solver_problem import (
     Array,
+    Predict,
     Prediction,
     SolverSettings,
     TrainSide,
@@ -31,8 +33,6 @@ from lmntk.solver_problem import (
 from lmntk.support_vectors import classification, regression
 
 logger = logging.getLogger(__name__)
-
-Predict = Callable[[XSide], Prediction]
 
 
 def lstsq(train: TrainSide) -> Predict:
@@ -49,10 +49,13 @@ def logistic(train: TrainSide) -> Predict:
 
     The logit of a single-logit kernel is log p(1) - log p(0); more logits are log-probabilities.
     """
+    if train.is_flattened:
+        return flattened.logistic(train)
     folds = cross_validation_folds(train.classes, max(2, train.num_logits))
     # Row i of a symmetric kernel, [C_i, N, C_n], and column j of the other, [N, C_n, C_j], in one order: n, C_n, own C.
     features = train.kernel.transpose(0, 2, 3, 1).reshape(len(train.kernel), -1)
-    weights, intercepts = fit_rows(features, train.classes, folds)
+    fit = lbfgs.fit_rows if train.settings.plain_lbfgs else fit_rows
+    weights, intercepts = fit(features, train.classes, folds)
 
     def predict(x: XSide) -> Prediction:
         scores = x.kernel[0].transpose(2, 0, 1, 3).reshape(len(x.classes), -1) @ weights.T + intercepts
@@ -80,6 +83,8 @@ def svc(train: TrainSide) -> Predict:
     summed over equal logits, Σ_c K[i, c, j, c]; the logits are the decision values, and the loss, a mean over examples
     and classes, takes each classifier's decision.
     """
+    if train.is_flattened:
+        return flattened.svc(train)
     classes = max(2, train.num_logits)
     counts = np.bincount(train.classes, minlength=classes)
     if not counts.all():

@@ -279,7 +279,9 @@ class StoredRun:
         of_run = self.record if self.record.get("trainer") == "kernel" else {}
         settings = {**{name: of_run[name] for name in _SETTINGS if name in of_run}, **flags}
         try:
-            numbers = {_SETTINGS[name]: float(value) for name, value in settings.items() if _SETTINGS[name]}
+            numbers: dict[str, Any] = {
+                _SETTINGS[name]: float(value) for name, value in settings.items() if _SETTINGS[name]
+            }
         except (TypeError, ValueError) as error:
             path = results.record_path(self.folder, self.key)
             raise UsageError(
@@ -299,6 +301,8 @@ _SETTINGS = {
     "kernel_gamma": "gamma",
     "kernel_lambda": "lambda_",
     "f0_scaling": "f0_scaling",
+    "flattened_targets": "flattened_targets",
+    "plain_lbfgs": "plain_lbfgs",
 }
 
 

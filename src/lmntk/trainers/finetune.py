@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
 from transformers.training_args import OptimizerNames
 
@@ -39,8 +40,9 @@ SCHEDULER_FILE = "scheduler.pt"
 SETTINGS_FILE = "training_settings.json"
 SAME_WHEN_RESUMED = (
     "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "optimizer_variant", "fix_layers",
+    "gradient_accumulation_steps", "optimizer_variant", "fix_layers", "clip_frozen", "decay_head_norm",
 )  # fmt: skip
+SPARED_BY_NAME = ("bias", "LayerNorm.weight")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -68,8 +70,11 @@ class FineTuneTrainer(FewShotTrainer):
             ),
             "--fix_layers",
         )
+        self._run = run
+        self._trained_names = frozenset(trained)
         for name, parameter in run.model.named_parameters():
-            parameter.requires_grad_(name in trained)
+            # Where frozen layers count in the clipped norm they have gradients, but the optimizer leaves them alone.
+            parameter.requires_grad_(name in trained or (args.clip_frozen and not model_args.apply_lora))
         if args.optimizer == "sgd":
             args.optim = OptimizerNames.SGD
         self._keeps_model = args.save_strategy != SaveStrategy.NO
@@ -85,7 +90,6 @@ class FineTuneTrainer(FewShotTrainer):
             eval_dataset=run.datasets.get("dev"),
             callbacks=[_CountEpochs(run.redrawn)],
         )
-        self._run = run
         # What the model was made of: not to be removed while making room for its checkpoints.
         self._sources = [Path(name) for name in (model_args.model_name_or_path, run.base_name)]
         self._trained = count_parameters(trained)
@@ -122,10 +126,39 @@ class FineTuneTrainer(FewShotTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer; before its step SignGD takes the sign of the gradient, which has been clipped by then."""
         had_one = self.optimizer is not None
-        optimizer = super().create_optimizer(model)
+        with self._others_frozen():
+            optimizer = super().create_optimizer(model)
         if self.args.optimizer_variant == "signgd" and not had_one:
             optimizer.register_step_pre_hook(_take_signs)
         return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        # The stock trainer looks for lengths in data sets of dictionaries. Redrawn prompts are about as long.
+        lengths = [len(feature.input_ids) for feature in self._run.datasets["train"].features]
+        return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return which parameters weight decay is for: no bias and no norm, or by their names as LM-BFF chose them."""
+        if not self.args.decay_head_norm:
+            return super().get_decay_parameter_names(model)
+        return [name for name, _ in model.named_parameters() if not any(word in name for word in SPARED_BY_NAME)]
+
+    @contextlib.contextmanager
+    def _others_frozen(self) -> Iterator[None]:
+        """Show the stock trainer, while this holds, no gradient of what is not trained."""
+        counted = [(name, parameter) for name, parameter in self._position_model().named_parameters()]
+        extra = [
+            parameter for name, parameter in counted if parameter.requires_grad and name not in self._trained_names
+        ]
+        for parameter in extra:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in extra:
+                parameter.requires_grad_(True)
 
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint to go on from; those of an earlier training that is overwritten are removed."""
@@ -220,7 +253,7 @@ class FineTuneTrainer(FewShotTrainer):
             stored = json.loads((checkpoint / SETTINGS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return
-        differing = [name for name, value in self._settings().items() if stored.get(name) != value]
+        differing = [name for name, value in self._settings().items() if stored.get(name, value) != value]
         if "train_prompts" in differing:
             raise UsageError(
                 f"--resume_from_checkpoint: {checkpoint} was trained on other prompts: give its task, data, template "

@@ -217,6 +217,8 @@ class KernelTrainer(ZeroShotTrainer):
             gamma=self.args.kernel_gamma,
             lambda_=self.args.kernel_lambda,
             f0_scaling=self.args.f0_scaling,
+            flattened_targets=self.args.flattened_targets,
+            plain_lbfgs=self.args.plain_lbfgs,
         )
         values, labels = (tensor.numpy() for tensor in self._kernels.pop("train"))
 

@@ -1,7 +1,7 @@
 """The linear head: the last layer alone, fitted to what goes into it; all else stays as it was pre-trained."""
 
 import logging
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,15 +9,38 @@ import torch
 from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput
 
-from lmntk import distributed
+from lmntk import distributed, lbfgs
 from lmntk.arguments import TrainingArguments
 from lmntk.build import Run
 from lmntk.errors import UsageError
+from lmntk.features import sampled_order
 from lmntk.logistic import cross_validation_folds, fit_rows
 from lmntk.models.base import PositionModel
 from lmntk.trainers.base import LOGITS_TOGETHER, TOO_LARGE, ZeroShotTrainer, log_odds
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How a linear head of classes is fitted; each name is also the flag that sets it.
+
+    Attributes:
+        linear_head_halved: Of two classes take half the log-odds of a fit with twice the C.
+        linear_head_order: ``"file"``, or ``"sampler"`` for the order in which the training sampler hands examples out.
+        plain_lbfgs: Take the weights at which L-BFGS ends.
+        seed: The sampler's.
+    """
+
+    linear_head_halved: bool = False
+    linear_head_order: str = "file"
+    plain_lbfgs: bool = False
+    seed: int = 42
+
+    @classmethod
+    def of(cls, args: TrainingArguments) -> "HeadSettings":
+        """Take them from a command's flags."""
+        return cls(args.linear_head_halved, args.linear_head_order, args.plain_lbfgs, args.seed)
 
 
 class LinearHeadTrainer(ZeroShotTrainer):
@@ -33,14 +56,15 @@ class LinearHeadTrainer(ZeroShotTrainer):
         assert run.model is not None
         super().__init__(run, run.model, args, **kwargs)
         self._run = run
+        self._settings = HeadSettings.of(args)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Fit the last layer."""
-        fit_linear_head(self._run, self.args.device)
+        fit_linear_head(self._run, self.args.device, self._settings)
         return TrainOutput(0, 0.0, {})
 
 
-def fit_linear_head(run: Run, device: torch.device) -> None:
+def fit_linear_head(run: Run, device: torch.device, settings: HeadSettings = HeadSettings()) -> None:
     """Replace the rows of the classes in the model's last layer by those of a regression on the train split.
 
     Classes: cross-validated logistic regression, multinomial; of two classes each takes one half of the weights, with
@@ -49,6 +73,7 @@ def fit_linear_head(run: Run, device: torch.device) -> None:
     Args:
         run: Its model is changed, on every process alike.
         device: Where the model computes.
+        settings: How it is fitted.
 
     Raises:
         UsageError: A class with fewer than two training examples.
@@ -57,11 +82,11 @@ def fit_linear_head(run: Run, device: torch.device) -> None:
     assert isinstance(model, PositionModel)
     model.to(device)
     model.eval()
-    weights, biases = distributed.first_does(lambda: _fit(run, model, device))
+    weights, biases = distributed.first_does(lambda: _fit(run, model, device, settings))
     model.set_last_layer(torch.from_numpy(weights), torch.from_numpy(biases))
 
 
-def _fit(run: Run, model: PositionModel, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+def _fit(run: Run, model: PositionModel, device: torch.device, settings: HeadSettings) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``[classes, d]`` and biases ``[classes]``."""
     data = run.datasets["train"]
     starts = range(0, len(data), LOGITS_TOGETHER)
@@ -81,17 +106,17 @@ def _fit(run: Run, model: PositionModel, device: torch.device) -> tuple[np.ndarr
     logger.info("fitting the last layer to %d × %d features of train", *features.shape)
     if run.task.regression:
         return _fit_scores(features, np.asarray(data.labels), model.num_classes, has_bias)
-    return _fit_classes(features, data.labels, data.num_examples, model.num_classes, has_bias)
-
-
-def _fit_classes(
-    features: np.ndarray, labels: Sequence[int | float], examples: int, num_classes: int, has_bias: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    classes = np.asarray(labels, dtype=np.int64)
+    classes = np.asarray(data.labels, dtype=np.int64)
     # Several templates show an example several times: it counts once.
-    folds = cross_validation_folds(classes[:examples], num_classes, "leave the linear head out")
-    weights, biases = fit_rows(features, classes, folds, fit_intercept=has_bias)
-    return _halves(weights, biases) if num_classes == 2 else (weights, biases)
+    folds = cross_validation_folds(classes[: data.num_examples], model.num_classes, "leave the linear head out")
+    if settings.linear_head_order == "sampler":
+        order = sampled_order(len(classes), settings.seed)
+        features, classes = features[order], classes[order]
+    if settings.linear_head_halved and model.num_classes == 2:
+        return _halves(*lbfgs.fit_two_rows(features, classes, folds, has_bias))
+    fit = lbfgs.fit_rows if settings.plain_lbfgs else fit_rows
+    weights, biases = fit(features, classes, folds, fit_intercept=has_bias)
+    return _halves(weights, biases) if model.num_classes == 2 else (weights, biases)
 
 
 def _fit_scores(

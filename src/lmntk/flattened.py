@@ -1,0 +1,50 @@
+"""Classifiers of several logits as the published program has them: one model of two classes on the flattened kernel.
+
+Every logit of an example is a row of its own, ``[N·C]`` in all, of class 1 where it is the logit of the example's class
+and of class 0 elsewhere. What the model says of the C rows of an example are its logits. All rows of the model are
+treated alike: nothing tells it that just one of an example's logits is of class 1.
+"""
+
+import numpy as np
+from scipy.special import log_expit
+
+from lmntk import lbfgs
+from lmntk.logistic import cross_validation_folds, fit_rows
+from lmntk.solver_problem import ClassIds, Predict, Prediction, TrainSide, XSide, squared_error, targets
+
+
+def logistic(train: TrainSide) -> Predict:
+    """Logistic regression on the rows of the flattened kernel; logits: log-odds; loss: a mean over all rows."""
+    rows = _one_hot(train.classes, train.num_logits)
+    fit = lbfgs.fit_rows if train.settings.plain_lbfgs else fit_rows
+    weights, intercepts = fit(train.flat(), rows, cross_validation_folds(rows, 2))
+
+    def predict(x: XSide) -> Prediction:
+        log_odds = x.flat().T @ weights[0] + intercepts[0]
+        wanted = _one_hot(x.classes, train.num_logits)
+        loss = -float(np.mean(log_expit(np.where(wanted, log_odds, -log_odds))))
+        return Prediction(log_odds.reshape(-1, train.num_logits), loss, {})
+
+    return predict
+
+
+def svc(train: TrainSide) -> Predict:
+    """Support vector classification of the rows; logits: decisions, -1 or +1, of which the first largest predicts.
+
+    The loss is the published one too: the mean squared difference between the decisions and the targets 0 and 1.
+    """
+    from sklearn.svm import SVC  # here, as all of scikit-learn, since it takes a second that --help need not wait
+
+    model = SVC(kernel="precomputed").fit(train.flat(), _one_hot(train.classes, train.num_logits))
+
+    def predict(x: XSide) -> Prediction:
+        decisions = 2.0 * model.predict(x.flat().T) - 1.0
+        loss = squared_error(decisions, targets(x.classes, train.num_logits).reshape(-1))
+        return Prediction(decisions.reshape(-1, train.num_logits), loss, {})
+
+    return predict
+
+
+def _one_hot(classes: ClassIds, num_logits: int) -> ClassIds:
+    """Class ids ``[N]`` as the classes of the rows, ``[N·C]``."""
+    return np.eye(num_logits, dtype=np.int64)[classes].reshape(-1)
