@@ -265,11 +265,13 @@ class KernelFiles:
         return path
 
     def save_logits(self, split: str, logits: Tensor, targets: Tensor) -> None:
-        """Write the logits of the untrained model, and note them with the kernel that is there."""
-        path = results.logits_path(self.output_dir, split, self.task_key)
-        results.save_logits(path, logits, targets)
-        if self.load_dir is None:
-            results.note_logits(results.kernel_path(self.output_dir, split, self.task_key), path)
+        """Write the logits of the untrained model."""
+        results.save_logits(results.logits_path(self.output_dir, split, self.task_key), logits, targets)
+
+    def note_logits(self, split: str) -> None:
+        """Note the logits that were just written with the kernel that is used again: it is of the same model."""
+        kernel = results.kernel_path(self.output_dir, split, self.task_key)
+        results.note_logits(kernel, results.logits_path(self.output_dir, split, self.task_key))
 
 
 def samples_of(labels: Tensor, samples: int, path_or_flag: str) -> int:

@@ -128,6 +128,7 @@ class KernelTrainer(ZeroShotTrainer):
         distributed.first_does(load)
         if self.args.load_kernels is None:
             self.untrained_logits(split)
+            distributed.first_does(lambda: self._files.note_logits(split))
 
     def _check_labels(self, split: str, path: Path) -> None:
         """See that a kernel from elsewhere is of the examples that were read, where any were."""
