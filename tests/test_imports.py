@@ -32,18 +32,14 @@ MAY_IMPORT = {
     "solver_problem": {"errors", "bounds"},
     "penalised_loss": {"solver_problem"},
     "logistic": {"errors", "solver_problem", "penalised_loss"},
-<<<<<<< HEAD
     "interior_point": {"solver_problem"},
     "support_vectors": {"solver_problem", "interior_point"},
-    "solvers": {"errors", "solver_problem", "logistic", "support_vectors"},
-=======
     "lbfgs": {"logistic", "solver_problem"},
-    "flattened": {"lbfgs", "logistic", "solver_problem"},
-    "solvers": {"errors", "solver_problem", "logistic", "lbfgs", "flattened"},
+    "flattened": {"lbfgs", "logistic", "solver_problem", "support_vectors"},
+    "solvers": {"errors", "solver_problem", "logistic", "lbfgs", "flattened", "support_vectors"},
     "as_published": set(),
     "flag_fields": set(),
     "old_arguments": {"errors", "flag_fields"},
->>>>>>> 754d6f9 (As published: every setting where the published program differs, flags of transformers 4.4)
     "legacy_flags": {"errors"},
     "command_words": {"errors", "legacy_flags"},
     "rows": {"errors", "tasks", "text_files"},

@@ -126,18 +126,13 @@ def build(
     if shows_others and "train" in asked.renderers:
         redrawn = RedrawnDataset(asked.renderers["train"], training_args.seed)
     words = asked.label_words
-<<<<<<< HEAD
     model = None
     if opens_model:
         longest = max(data.longest for data in asked.datasets.values())
         model = _load_model(model_args, training_args, source, config, task, words, longest)
-    collator = Collator(_pad_token_id(tokenizer), segments=config.model_type == "bert")
-=======
-    model = _load_model(model_args, training_args, source, config, task, words) if opens_model else None
     if config.model_type == "bert" and "segments" in training_args.published_settings:
         logger.info("--as_published: BERT is not told which sentence a token belongs to (--no_segments)")
     collator = Collator(tokenizer.pad_token_id or 0, segments=config.model_type == "bert" and model_args.segments)
->>>>>>> 754d6f9 (As published: every setting where the published program differs, flags of transformers 4.4)
     return Run(
         task, asked.prompts, data_files, asked.datasets, model, collator, tokenizer, redrawn, source.lora,
         source.weights, asked.label_words, data_dir=data_args.data_dir, segments=_segments(model_args, config),
@@ -441,29 +436,3 @@ def _load_model(
     else:
         model = load_prompt_model(source.weights, config, label_words, binary_classification=binary, **options)
     return model
-<<<<<<< HEAD
-
-
-def _check_tokens(
-    datasets: Mapping[str, FeatureDataset], label_words: Sequence[int], config: PretrainedConfig, tokenizer_name: str
-) -> None:
-    features = [feature for data in datasets.values() for feature in data.features]
-    largest = max([*label_words, *(max(feature.input_ids) for feature in features)])
-    if largest >= (known := vocabulary_size(config)):
-        raise UsageError(
-            f"the tokenizer of '{tokenizer_name}' gives token {largest}, but the model knows {known}; "
-            "--tokenizer_name must name the model's own tokenizer"
-        )
-    segments = 1 + max((max(feature.token_type_ids) for feature in features), default=0)
-    if config.model_type == "bert" and segments > NUM_SEGMENTS:
-        raise UsageError(
-            f"the prompts have {segments} segments, but BERT has {NUM_SEGMENTS}: use *sep* for some *sep+* in "
-            "--template, or show fewer examples (--gpt3_in_context_num, --num_demo)"
-        )
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    # Padding is masked, so that any token would do.
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-=======
->>>>>>> 754d6f9 (As published: every setting where the published program differs, flags of transformers 4.4)

@@ -11,6 +11,7 @@ from scipy.special import log_expit
 from lmntk import lbfgs
 from lmntk.logistic import cross_validation_folds, fit_rows
 from lmntk.solver_problem import ClassIds, Predict, Prediction, TrainSide, XSide, squared_error, targets
+from lmntk.support_vectors import classification
 
 
 def logistic(train: TrainSide) -> Predict:
@@ -33,12 +34,11 @@ def svc(train: TrainSide) -> Predict:
 
     The loss is the published one too: the mean squared difference between the decisions and the targets 0 and 1.
     """
-    from sklearn.svm import SVC  # here, as all of scikit-learn, since it takes a second that --help need not wait
-
-    model = SVC(kernel="precomputed").fit(train.flat(), _one_hot(train.classes, train.num_logits))
+    values = classification(train.flat(), _one_hot(train.classes, train.num_logits) == 1)
 
     def predict(x: XSide) -> Prediction:
-        decisions = 2.0 * model.predict(x.flat().T) - 1.0
+        # libsvm decides for class 1 at 0.
+        decisions = np.where(values(x.flat().T) >= 0, 1.0, -1.0)
         loss = squared_error(decisions, targets(x.classes, train.num_logits).reshape(-1))
         return Prediction(decisions.reshape(-1, train.num_logits), loss, {})
 

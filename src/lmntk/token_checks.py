@@ -6,6 +6,7 @@ from transformers import PretrainedConfig
 
 from lmntk.errors import UsageError
 from lmntk.features import FeatureDataset
+from lmntk.models.families import vocabulary_size
 from lmntk.models.loading import NUM_SEGMENTS
 
 
@@ -25,9 +26,9 @@ def check_tokens(
     """
     features = [feature for data in datasets.values() for feature in data.features]
     largest = max([*label_words, *(max(feature.input_ids) for feature in features)])
-    if largest >= config.vocab_size:
+    if largest >= (known := vocabulary_size(config)):
         raise UsageError(
-            f"the tokenizer of '{tokenizer_name}' gives token {largest}, but the model knows {config.vocab_size}; "
+            f"the tokenizer of '{tokenizer_name}' gives token {largest}, but the model knows {known}; "
             "--tokenizer_name must name the model's own tokenizer"
         )
     segments = 1 + max((max(feature.token_type_ids) for feature in features), default=0)
