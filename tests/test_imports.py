@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "penalised_loss": {"solver_problem"},
     "logistic": {"errors", "solver_problem", "penalised_loss"},
     "interior_point": {"solver_problem"},
-    "support_vectors": {"solver_problem", "interior_point"},
+    "support_vectors": {"errors", "solver_problem", "interior_point"},
     "lbfgs": {"logistic", "solver_problem"},
     "flattened": {"lbfgs", "logistic", "solver_problem", "support_vectors"},
     "solvers": {"errors", "solver_problem", "logistic", "lbfgs", "flattened", "support_vectors"},

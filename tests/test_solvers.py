@@ -410,3 +410,50 @@ def test_untrained_logits_that_are_no_numbers_are_told_with_their_example(side: 
     (case.train_f0 if side == "train" else case.test_f0)[3, 1] = value
     with pytest.raises(UsageError, match=f"the {side} logits of the untrained model hold NaN or inf.* at example 3 "):
         case.predict("lstsq", f0=True)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("side", ["train", "X"])
+@pytest.mark.parametrize("value", [1e200, 1e-300])
+def test_a_kernel_whose_squares_float64_does_not_hold_is_told(solver: str, side: str, value: float) -> None:
+    case = Case(1, asymmetric=solver == "asym")
+    kernel = case.train if side == "train" else case.test
+    kernel *= value
+    told = (
+        rf"the largest value of the kernel of train and {side} is \d\.\de[+-]\d+, but it must be 0, or from 1e-100 to "
+    )
+    with pytest.raises(UsageError, match=told):
+        case.predict(solver)
+
+
+# With 1e-99 all but lstsq, which has no scale, are right to learn next to nothing.
+@pytest.mark.parametrize("solver", ["lstsq", "svc", "asym", "svr"])
+def test_kernels_of_extreme_size_are_solved_or_told(solver: str) -> None:
+    for scale in (1e-99, 1e99):
+        case = Case(1, 9, asymmetric=solver == "asym")
+        plain = case.predict(solver)
+        case.train, case.test = case.train * scale, case.test * scale
+        if solver.startswith("sv") and scale > 1:
+            with pytest.raises(
+                UsageError, match=r"libsvm finds no numbers for a kernel with values up to .*e\+99: take "
+            ):
+                case.predict(solver)
+            continue
+        found = case.predict(solver)
+        assert np.isfinite(found.logits).all()
+        if solver == "lstsq":
+            np.testing.assert_allclose(found.logits, plain.logits, rtol=1e-6, atol=CLOSE)
+
+
+def test_predictions_that_float64_does_not_hold_are_told() -> None:
+    case = Case(1)
+    case.train, case.test = case.train * 1e-90, case.test * 1e90
+    with pytest.raises(UsageError, match="the predictions for X are too large for float64: the values of its kernel"):
+        case.predict("lstsq")
+
+
+@pytest.mark.parametrize("solver", ["lstsq", "svr", "asym"])
+def test_untrained_logits_that_targets_vanish_beside_are_told(solver: str) -> None:
+    case = Case(1, asymmetric=solver == "asym")
+    with pytest.raises(UsageError, match=r"more than 1e\+50 times --f0_scaling, which is 1e-60: raise that, or leave"):
+        case.predict(solver, SolverSettings(f0_scaling=1e-60), f0=True)

@@ -36,3 +36,9 @@ SOLVER_BOUNDS = {
     "f0_scaling": Bounds("f0_scaling", 1e-100, 1e100, or_zero=True),
 }
 """By the names of `lmntk.solver_problem.SolverSettings`. Beyond 1e±100 squares are infinite, or 0."""
+
+LARGEST_IN_KERNEL = Bounds("", 1e-100, 1e100, or_zero=True)
+"""Of no flag: what the largest value of a kernel can be, its sign left out, for the same reason."""
+
+MOST_OF_F0 = 1e50
+"""What the untrained model's logits over --f0_scaling can be: `asym` multiplies two of them and a kernel's value."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmntk.bounds import SOLVER_BOUNDS
+from lmntk.bounds import LARGEST_IN_KERNEL, MOST_OF_F0, SOLVER_BOUNDS
 from lmntk.errors import UsageError
 
 Array = NDArray[np.float64]
@@ -155,9 +155,9 @@ def checked_train(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settin
         settings: Regularisation and the like.
 
     Raises:
-        UsageError: Arrays that do not fit each other, NaN or infinity in the kernel.
+        UsageError: Arrays that do not fit each other, NaN, infinity or too large values in the kernel.
     """
-    check_finite(kernel, "train")
+    _check_values(kernel, "train")
     shape = kernel.shape[3:]
     return TrainSide(
         kernel=_regularised(kernel[0], settings.regularization),
@@ -179,7 +179,7 @@ def checked_x(train: TrainSide, kernel: ArrayLike, labels: ArrayLike, f0: ArrayL
         split: What error messages call the X examples.
 
     Raises:
-        UsageError: Arrays that do not fit each other, NaN or infinity in the kernel.
+        UsageError: Arrays that do not fit each other, NaN, infinity or too large values in the kernel.
     """
     given = np.asarray(kernel, dtype=np.float64)
     x = given[None] if given.ndim == 4 else given
@@ -190,7 +190,7 @@ def checked_x(train: TrainSide, kernel: ArrayLike, labels: ArrayLike, f0: ArrayL
             f"the train kernel {train_shape} and the {split} kernel {list(given.shape)} do not go "
             "together: they must be [N, C, N, C] and [N, C, X, C], or both with a leading 2; are they from one run?"
         )
-    check_finite(x, split)
+    _check_values(x, split)
     shape = x.shape[3:]
     return XSide(
         kernel=x,
@@ -210,16 +210,19 @@ def class_ids(labels: ArrayLike, num_logits: int) -> ClassIds:
     return (values > 0 if num_logits == 1 else values).astype(np.int64)
 
 
-def check_finite(kernel: Array, x_split: str) -> None:
-    """Stop at NaN or infinity in the kernel between the training examples and `x_split`.
-
-    The kernel is [N, C, X, C] or [2, N, C, X, C].
+def _check_values(kernel: Array, x_split: str) -> None:
+    """Stop at NaN, infinity, and no values but too large or small ones in the kernel, [D, N, C, X, C], with `x_split`.
 
     Raises:
-        UsageError: Names the first X example with nothing but such values, else the first pair with any.
+        UsageError: Names the first X example with nothing but NaN or infinity, else the first pair with any.
     """
     finite = np.isfinite(kernel)
     if finite.all():
+        if not LARGEST_IN_KERNEL.hold(largest := float(np.abs(kernel).max())):
+            raise UsageError(
+                f"the largest value of the kernel of train and {x_split} is {largest:.1e}, but it must be "
+                f"{LARGEST_IN_KERNEL}: scale the kernel, or look at the model's weights"
+            )
         return
     pairs = ~finite.reshape(-1, *kernel.shape[-4:]).all(axis=(0, 2, 4))
     columns = pairs.all(axis=0)
@@ -261,6 +264,11 @@ def _shift(f0: ArrayLike | None, shape: tuple[int, ...], scaling: float, split: 
         raise UsageError(
             f"the {split} logits of the untrained model hold NaN or infinity, first at example {int(broken.argmax())} "
             "(counted from 0): compute them again, or leave out --adjust_for_init"
+        )
+    if np.abs(array).max() > MOST_OF_F0 * scaling:
+        raise UsageError(
+            f"the {split} logits of the untrained model, up to {np.abs(array).max():.1e}, are more than {MOST_OF_F0:g} "
+            f"times --f0_scaling, which is {scaling:g}: raise that, or leave out --adjust_for_init"
         )
     return array / scaling
 

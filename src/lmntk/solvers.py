@@ -186,12 +186,18 @@ class Fitted:
             Logits [X, C] in float64, the loss and further metrics.
 
         Raises:
-            UsageError: Arrays that do not fit each other, NaN or infinity in the kernel.
+            UsageError: Arrays that do not fit each other, NaN or infinity in the kernel or in what comes out.
         """
         if (x_f0 is not None) != self.adjusted:
             raise ValueError("train_f0 and x_f0 go together")
-        with threadpool_limits(limits=1):
-            return self.solve(checked_x(self.train, x_kernel, x_labels, x_f0, x_split))
+        with threadpool_limits(limits=1), np.errstate(over="ignore", invalid="ignore"):
+            found = self.solve(checked_x(self.train, x_kernel, x_labels, x_f0, x_split))
+        if not (np.isfinite(found.logits).all() and np.isfinite(found.loss)):
+            raise UsageError(
+                f"the predictions for {x_split} are too large for float64: the values of its kernel and of the train "
+                "kernel, or --kernel_regularization, --kernel_gamma and --f0_scaling, are too far apart"
+            )
+        return found
 
 
 def fit(

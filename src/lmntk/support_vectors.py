@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmntk.errors import UsageError
 from lmntk.interior_point import BoxProgram
 from lmntk.solver_problem import Array
 
@@ -32,7 +33,7 @@ def regression(kernel: Array, targets: Array) -> Values:
     model = _fit_libsvm(SVR, kernel, targets)
     # Smola & Schölkopf 2004, eq. 10.
     signs = np.outer([1.0, -1.0], np.ones(len(targets)))
-    return _exact(kernel, signs, 0.1 - signs * targets, model) or model.predict
+    return _exact(model, kernel, signs, 0.1 - signs * targets) or model.predict
 
 
 def classification(kernel: Array, positive: NDArray[np.bool_]) -> Values:
@@ -41,22 +42,30 @@ def classification(kernel: Array, positive: NDArray[np.bool_]) -> Values:
 
     model = _fit_libsvm(SVC, kernel, positive)
     signs = np.where(positive, 1.0, -1.0)[None]
-    return _exact(kernel, signs, -np.ones_like(signs), model) or model.decision_function
+    return _exact(model, kernel, signs, -np.ones_like(signs)) or model.decision_function
 
 
 def _fit_libsvm(machine: Any, kernel: Array, targets: Any) -> Any:
+    """What libsvm finds in a bounded number of steps; its `fit_status_` tells whether that is the solution."""
     from sklearn.exceptions import ConvergenceWarning
 
     steps = max(LIBSVM_STEPS, LIBSVM_STEPS_A_SAMPLE * len(kernel))
     if len(kernel) > MOST_SAMPLES:
         steps = LIBSVM_STEPS_OF_MORE_SAMPLES
+    model = machine(kernel="precomputed", max_iter=steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return machine(kernel="precomputed", max_iter=steps).fit(kernel, targets)
+        try:
+            return model.fit(kernel, targets)
+        except ValueError as error:  # coefficients that are no numbers
+            raise UsageError(
+                f"libsvm finds no numbers for a kernel with values up to {np.abs(kernel).max():.1e}: take "
+                "--kernel_solver lstsq, or scale the kernel"
+            ) from error
 
 
-def _exact(kernel: Array, signs: Array, linear: Array, model: Any) -> Values | None:
-    """The interior-point method's machine, if libsvm has not converged."""
+def _exact(model: Any, kernel: Array, signs: Array, linear: Array) -> Values | None:
+    """The interior-point method's machine, if libsvm has not converged and it has."""
     if not model.fit_status_:
         return None
     if len(kernel) <= MOST_SAMPLES:
