@@ -33,7 +33,7 @@ from gather_result import note
 from lmntk import analysis, results
 from lmntk.analysis import Array
 from lmntk.errors import UsageError
-from lmntk.solver_problem import check_finite, class_ids
+from lmntk.solver_problem import check_values, class_ids
 from lmntk.stored_runs import StoredKernel, StoredRun, read_runs
 from lmntk.study import Study, study
 from lmntk.tool_flags import exit_status
@@ -60,7 +60,7 @@ def read_file(path: Path) -> StoredKernel:
 def checked(kernel: StoredKernel) -> StoredKernel:
     """Return a kernel after a look at its numbers."""
     try:
-        check_finite(kernel.values, kernel.path.name.partition("_")[0])
+        check_values(kernel.values, kernel.path.name.partition("_")[0])
     except UsageError as error:
         raise UsageError(f"{kernel.path}: {error}") from error
     return kernel

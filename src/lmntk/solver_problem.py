@@ -157,7 +157,7 @@ def checked_train(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settin
     Raises:
         UsageError: Arrays that do not fit each other, NaN, infinity or too large values in the kernel.
     """
-    _check_values(kernel, "train")
+    check_values(kernel, "train")
     shape = kernel.shape[3:]
     return TrainSide(
         kernel=_regularised(kernel[0], settings.regularization),
@@ -190,7 +190,7 @@ def checked_x(train: TrainSide, kernel: ArrayLike, labels: ArrayLike, f0: ArrayL
             f"the train kernel {train_shape} and the {split} kernel {list(given.shape)} do not go "
             "together: they must be [N, C, N, C] and [N, C, X, C], or both with a leading 2; are they from one run?"
         )
-    _check_values(x, split)
+    check_values(x, split)
     shape = x.shape[3:]
     return XSide(
         kernel=x,
@@ -210,8 +210,10 @@ def class_ids(labels: ArrayLike, num_logits: int) -> ClassIds:
     return (values > 0 if num_logits == 1 else values).astype(np.int64)
 
 
-def _check_values(kernel: Array, x_split: str) -> None:
-    """Stop at NaN, infinity, and no values but too large or small ones in the kernel, [D, N, C, X, C], with `x_split`.
+def check_values(kernel: Array, x_split: str) -> None:
+    """Stop at NaN, infinity and values of a size beyond float64's squares in the kernel of train and `x_split`.
+
+    The kernel is [N, C, X, C] or [D, N, C, X, C].
 
     Raises:
         UsageError: Names the first X example with nothing but NaN or infinity, else the first pair with any.
