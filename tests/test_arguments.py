@@ -73,6 +73,7 @@ TRAINING_FLAGS = {
     "model_id": -1,
     "save_logit": False,
     "save_logit_dir": None,
+    "save_logit_pairs": False,
     "fix_layers": 0,
     "save_at_last": False,
     "no_train": False,

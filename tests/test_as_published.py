@@ -77,6 +77,7 @@ def test_one_flag_takes_every_published_value(place: Workplace) -> None:
         "kernel_solver": "logistic",
         "flattened_targets": True,
         "plain_lbfgs": True,
+        "save_logit_pairs": True,
         "segments": False,
         "clip_frozen": True,
         "decay_head_norm": True,
@@ -315,6 +316,18 @@ def test_loaded_kernels_give_the_published_programs_result_files(tmp_path: Path)
     results = read_results(out / "eval_results_sst-2.txt")
     loss = np.mean((predicted - np.eye(2)[folder.classes["dev"]]) ** 2)
     assert results["eval_loss"] == pytest.approx(loss) and results["rank0"] == 16
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_single_logit_is_saved_as_the_published_pair(tmp_path: Path, published: bool) -> None:
+    place, folder = Workplace(tmp_path / "place"), Folder(tmp_path, logits=1)
+    flags = "--load_kernels", str(folder.path), "--data_dir", str(folder.data), "--binary_classification"
+    saving = "--save_logit", "--save_logit_dir", str(tmp_path / "logits"), "--kernel_solver", "lstsq"
+    place.run(*flags, *saving, *["--as_published"] * published)
+    saved = np.load(next((tmp_path / "logits").iterdir()))
+    f = saved[:, -1:]
+    assert saved.shape == (10, 1 + published) and np.abs(f).max() > 0
+    np.testing.assert_array_equal(saved, np.concatenate([-f, f], axis=1) if published else f)
 
 
 # What changes a kernel.

@@ -221,6 +221,7 @@ class RunArguments:
     save_at_last: bool = flag("Keep the last model, not the best on dev.", False)
     save_logit: bool = flag("Write the test logits to <task>-<model_id>-<array_id>.npy for an ensemble.", False)
     save_logit_dir: str | None = flag("Folder for --save_logit.")
+    save_logit_pairs: bool = flag("Let --save_logit write a single logit f as the two logits -f and f.", False)
     model_id: int = flag("Number of the prompt in an ensemble.", -1)
     array_id: int = flag("Number of the run in an ensemble.", -1)
     sweep: bool = flag("Put each run into a folder of its own under the output folder.", False)

@@ -76,6 +76,12 @@ ROWS = (
         "logistic regression takes the weights at which L-BFGS ends, also short of the minimum",
         lambda given: _fits_head(given) or (given.what_it_does == "kernel" and given.kernel_solver == "logistic"),
     ),
+    Row(
+        "save_logit_pairs",
+        True,
+        "a single logit f is saved as the two logits -f and f",
+        lambda given: given.save_logit and given.binary_classification,
+    ),
     # Told when the model is opened, which shows whether it is a BERT.
     Row("segments", False, "BERT is not told which sentence a token belongs to", lambda given: False),
     Row(

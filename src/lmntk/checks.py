@@ -159,6 +159,11 @@ IDLE = (
     Idle(("decay_head_norm",), "--trainer standard --weight_decay", lambda given: given.weight_decay > 0),
     Idle(("truncate_demonstrations_only",), "--truncate_head", lambda given: given.truncate_head),
     Idle(("save_logit",), "--do_predict", lambda given: given.do_predict),
+    Idle(
+        ("save_logit_pairs",),
+        "--save_logit and --binary_classification",
+        lambda given: given.save_logit and given.binary_classification,
+    ),
     Idle(("demo_filter_model", "demo_filter_rate"), "--demo_filter", lambda given: given.demo_filter),
     Idle(("num_demo",), "--few_shot_type prompt-demo", lambda given: given.few_shot_type == "prompt-demo"),
     Idle(

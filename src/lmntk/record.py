@@ -55,9 +55,9 @@ def record_run(
         line |= {f"{task}_{mode}_{name}": value for name, value in values.items()}
         if training_args.save_logit and mode == "test":
             numbers = training_args.model_id, training_args.array_id
-            results.save_array(
-                results.ensemble_path(training_args.save_logit_dir, split, task_key, *numbers), averaged[split]
-            )
+            path = results.ensemble_path(training_args.save_logit_dir, split, task_key, *numbers)
+            pairs = training_args.save_logit_pairs and not run.task.regression
+            results.save_array(path, two_logits(averaged[split]) if pairs else averaged[split])
     line |= {
         "time": datetime.now().isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
