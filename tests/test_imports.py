@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "text_files": {"errors"},
     "starting": set(),
     "tool_flags": {"errors", "stopping", "command_words"},
-    "bounds": set(),
+    "bounds": {"errors"},
     "solver_problem": {"errors", "bounds"},
     "penalised_loss": {"solver_problem"},
     "logistic": {"errors", "solver_problem", "penalised_loss"},

@@ -39,6 +39,7 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from benchmark_inputs import CPU, SHAPES, Inputs, Job, load_inputs, load_model, make_problem, true_kernel
+from lmntk.bounds import Bounds, check_numbers
 from lmntk.errors import UsageError
 from lmntk.examples import split_file
 from lmntk.files import write_atomically
@@ -52,6 +53,10 @@ PUBLISHED = "published"
 # Other libraries that make the gradients, where they are installed.
 PEERS = ["opacus"] if find_spec("opacus") else []
 SAMPLED_PAIRS = 8
+BOUNDS = (
+    *(Bounds(name, 1) for name in ("train_examples", "x_examples", "threads")),
+    Bounds("memory_gb", 0, above=True),
+)
 ERROR_EXAMPLES = {PUBLISHED: 2, "jvp": 2}  # on either side, by engine: these two take a second a pair
 MOST_ERROR_EXAMPLES = 8
 
@@ -245,12 +250,7 @@ def _check(given: argparse.Namespace) -> None:
             split_file(task, given.data_dir, split)
     if given.template is not None and given.model is None:
         raise UsageError("--template needs --model: a --shape has no tokenizer to read it with")
-    for flag in ("train_examples", "threads", "x_examples"):
-        value = getattr(given, flag)
-        if min(value if isinstance(value, list) else [value]) < 1:
-            raise UsageError(f"--{flag} must be at least 1")
-    if given.memory_gb is not None and given.memory_gb <= 0:
-        raise UsageError("--memory_gb must be more than 0")
+    check_numbers(BOUNDS, vars(given))
     if given.sample_tiles == 1 or given.sample_tiles < 0:
         raise UsageError("--sample_tiles takes 0 for all tiles, or 2 and more: the first tile is not like the others")
     one_logit = [formula for formula in given.formula if FORMULAS[formula].two_directions]

@@ -24,6 +24,7 @@ from lmntk import starting
 if __name__ == "__main__":
     starting.begin()
 
+from lmntk.bounds import Bounds, check_numbers
 from lmntk.errors import UsageError
 from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError
 from lmntk.kernels.engines import factored
@@ -36,6 +37,12 @@ from lmntk.tool_flags import Parser, exit_status
 FLOAT32, FLOAT64 = 4, 8  # bytes: gradients, kernels
 SIZES = ("layers", "hidden", "intermediate", "vocabulary")
 TILES = ("per_device_train_batch_size", "per_device_eval_batch_size")
+COUNTS = (*SIZES, *TILES, "k", "classes", "logits", "x_examples", "tokens", "processes")
+BOUNDS = (
+    *(Bounds(name, 1, 10**6) for name in COUNTS),
+    Bounds("rate", 1e-6, 1e9),
+    Bounds("memory_gb", 0, 1e9, above=True),
+)
 
 
 @dataclass(frozen=True)
@@ -217,9 +224,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--memory_gb", type=float, default=80, help="memory of a device, in 2**30 bytes (default 80)")
     parser.add_argument("--formula", choices=FORMULAS, default="sgd", help="the kernel (default sgd)")
     given = parser.parse_args(argv)
-    for name, value in vars(given).items():
-        if any(not isinstance(one, str | None) and one <= 0 for one in (value if name == "processes" else [value])):
-            raise UsageError(f"--{name} must be more than 0")
+    check_numbers(BOUNDS, vars(given))
     given.logits = given.logits or (1 if FORMULAS[given.formula].two_directions else given.classes)
     if FORMULAS[given.formula].two_directions and given.logits != 1:
         raise UsageError(f"--formula {given.formula} takes --logits 1")

@@ -27,6 +27,7 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
+from lmntk.bounds import Bounds, check_numbers
 from lmntk.errors import UsageError
 from lmntk.features import Collator, Feature, FeatureDataset, FeatureExamples
 from lmntk.files import write_atomically
@@ -298,6 +299,7 @@ def try_all(argv: Sequence[str] | None) -> None:
     parser.add_argument("--output", type=Path, default=PAGE, help="the page (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="how many at a time (default: %(default)s)")
     args = parser.read(argv)
+    check_numbers([Bounds("processes", 1)], vars(args))
     cases = [(name, family, {}) for name, family in architectures()] + VARIANTS
     cases = [case for case in cases if not args.only or case[0] in args.only]
     with ProcessPoolExecutor(args.processes) as pool:

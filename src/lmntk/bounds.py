@@ -1,7 +1,10 @@
 """The values that the numbers of flags can take."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lmntk.errors import UsageError
 
 
 class Bounds(NamedTuple):
@@ -26,6 +29,19 @@ class Bounds(NamedTuple):
         if self.most < math.inf:
             return f"above {self.least}, up to {self.most}" if self.above else f"{zero}from {self.least} to {self.most}"
         return f"above {self.least}" if self.above else f"{self.least} or more"
+
+
+def check_numbers(table: Iterable[Bounds], values: Mapping[str, Any]) -> None:
+    """Hold the values of flags, numbers or lists of them, to their bounds.
+
+    Raises:
+        UsageError: Names the first flag with a number out of bounds.
+    """
+    for bounds in table:
+        given = values[bounds.flag]
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not bounds.hold(value):
+                raise UsageError(f"--{bounds.flag} is {value}, but it must be {bounds}")
 
 
 SOLVER_BOUNDS = {

@@ -1,14 +1,14 @@
 """Which flags go together: everything that can be refused before a file or a model is opened."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from lmntk import as_published
 from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments
-from lmntk.bounds import SOLVER_BOUNDS, Bounds
+from lmntk.bounds import SOLVER_BOUNDS, Bounds, check_numbers
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.old_arguments import IGNORED
@@ -37,8 +37,8 @@ BOUNDS = (
     Bounds("max_seq_length", 1),
     Bounds("first_sent_limit", 1),
     Bounds("other_sent_limit", 1),
-    Bounds("per_device_train_batch_size", 1),
-    Bounds("per_device_eval_batch_size", 1),
+    Bounds("per_device_train_batch_size", 1, 10**9),
+    Bounds("per_device_eval_batch_size", 1, 10**9),
     Bounds("exclude_first_layers", 0),
     Bounds("kernel_memory_gb", 0, above=True),
     *SOLVER_BOUNDS.values(),
@@ -46,6 +46,13 @@ BOUNDS = (
     Bounds("adam_beta2", 0, 1),
     Bounds("adam_epsilon", 0),
     Bounds("warmup_steps", 0),
+    Bounds("logging_steps", 0, above=True),
+    Bounds("save_steps", 0, above=True),
+    Bounds("eval_delay", 0),
+    Bounds("eval_accumulation_steps", 1),
+    Bounds("dataloader_num_workers", 0),
+    Bounds("dataloader_prefetch_factor", 1),
+    Bounds("data_seed", 0, 2**32 - 1),
 )
 
 
@@ -65,7 +72,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     if training.save_logit:
         _check_folder(Path(training.save_logit_dir or ""), "save_logit_dir", task.key)
     flags = {**vars(model), **vars(data), **vars(training)}
-    _check_bounds(flags)
+    check_numbers(BOUNDS, flags)
     _check_classes(task, training)
     if training.what_it_does == "kernel":
         _check_kernel(task, training)
@@ -203,13 +210,6 @@ def published_changes(model: ModelArguments, data: DataArguments, training: Trai
         if name != "num_sample" or model.few_shot_type == "prompt-demo"
     )
     return as_published.changes(given)
-
-
-def _check_bounds(flags: Mapping[str, Any]) -> None:
-    for bounds in BOUNDS:
-        value = flags[bounds.flag]
-        if value is not None and not bounds.hold(value):
-            raise UsageError(f"--{bounds.flag} is {value}, but it must be {bounds}")
 
 
 def _check_classes(task: Task, training: TrainingArguments) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmntk.bounds import LARGEST_IN_KERNEL, MOST_OF_F0, SOLVER_BOUNDS
+from lmntk.bounds import LARGEST_IN_KERNEL, MOST_OF_F0, SOLVER_BOUNDS, check_numbers
 from lmntk.errors import UsageError
 
 Array = NDArray[np.float64]
@@ -44,9 +44,7 @@ class SolverSettings:
 
     def __post_init__(self) -> None:
         """Refuse what would give numbers without a meaning."""
-        for name, bounds in SOLVER_BOUNDS.items():
-            if not bounds.hold(value := getattr(self, name)):
-                raise UsageError(f"--{bounds.flag} is {value}, but it must be {bounds}")
+        check_numbers(SOLVER_BOUNDS.values(), {row.flag: getattr(self, name) for name, row in SOLVER_BOUNDS.items()})
 
 
 @dataclass(frozen=True)
