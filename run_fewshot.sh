@@ -144,6 +144,7 @@ fi
 if ((${#launch[@]} == 1)); then exec "$python" "$root/run.py" "${arguments[@]}" "$@"; fi
 
 # A mistake in the flags is told here, once, and not by every process.
+case " $* " in *' --help '* | *' -h '*) exec "$python" "$root/run.py" --help ;; esac
 attended "$python" "$root/tools/check_command.py" "${arguments[@]}" "$@" || exit
 
 # torchrun ends with 1 whatever happened, and tells of every process that ends with another status than 0 at length:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "errors": set(),
     "kernels": set(),
     "distributed": {"errors"},
-    "stopping": {"errors", "distributed"},
+    "stopping": {"errors", "distributed", "starting"},
     "files": {"errors"},
     "tensor_files": {"errors"},
     "results": {"errors", "files", "tensor_files"},

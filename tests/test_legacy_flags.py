@@ -1,5 +1,6 @@
 import pytest
 
+from lmntk.arguments import _flag_names
 from lmntk.errors import UsageError
 from lmntk.legacy_flags import OLD_SPELLINGS, full_name, translate
 
@@ -40,6 +41,23 @@ def test_an_old_spelling_becomes_todays_name_with_its_value(old: list[str], toda
 )
 def test_an_unambiguous_beginning_is_written_out(short: list[str], today: list[str]) -> None:
     assert translate(short, FLAGS) == today
+
+
+@pytest.mark.parametrize(
+    ("beginning", "flag"),
+    [
+        ("task", "task_name"),
+        ("trunc", "truncate_head"),
+        ("se", "seed"),
+        ("warmup", "warmup_steps"),
+        ("fp16_", "fp16_full_eval"),
+        ("save_logit_", "save_logit_dir"),
+        ("no_t", "no_train"),
+        ("group", "group_by_length"),
+    ],
+)
+def test_flags_that_were_added_later_take_no_beginning_from_another(beginning: str, flag: str) -> None:
+    assert full_name(beginning, _flag_names()) == flag
 
 
 def test_old_and_todays_spelling_of_one_flag_do_not_make_a_beginning_ambiguous() -> None:

@@ -84,6 +84,15 @@ def test_ctrl_c_while_a_program_loads_is_one_sentence() -> None:
     assert process.returncode == 130
 
 
+def test_ctrl_c_behind_the_work_does_not_say_that_nothing_was_begun() -> None:
+    code = (
+        f"import os, signal, sys; sys.path.insert(0, {str(SRC)!r}); from lmntk import starting, stopping; "
+        "starting.begin(); stopping.exit_status(lambda: None); os.kill(os.getpid(), signal.SIGINT)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def with_bars(end: BaseException | signal.Signals) -> None:
     """Leave two bars behind, one below the other, and end."""
     outer = tqdm(total=3, desc="outer")

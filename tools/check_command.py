@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Say whether run.py takes a command line, without starting it: its flags, data and prompts; no model is opened.
+"""Say whether run.py takes a command line, without starting it: its flags, data and prompts.
+
+No model is opened; a GGUF file is converted, as the run itself would do first.
 
     python tools/check_command.py --model_name_or_path roberta-base --task_name SST-2 --data_dir … --output_dir … …
 

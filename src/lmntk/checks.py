@@ -274,9 +274,8 @@ def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
         return
     if training.max_steps != -1 and training.max_steps < 1:
         raise UsageError(f"--max_steps is {training.max_steps}, but it must be 1 or more; -1 leaves it to the epochs")
-    for flag, asked in (("neftune_noise_alpha", training.neftune_noise_alpha is not None),):
-        if asked:
-            raise UsageError(f"--{flag} does not work with the prompts of this program: leave the flag out")
+    if training.neftune_noise_alpha is not None:
+        raise UsageError("--neftune_noise_alpha does not work with the prompts of this program: leave the flag out")
     if training.sweep and (training.resume_from_checkpoint or "").lower() == "true":
         raise UsageError(
             "--resume_from_checkpoint true looks into the output folder, which --sweep makes anew: name the checkpoint"

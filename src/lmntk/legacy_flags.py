@@ -14,7 +14,13 @@ OLD_SPELLINGS: Mapping[str, str] = {
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
-
+# Beginnings that meant one flag before these were added still mean it.
+YOUNGER = frozenset({
+    "adafactor", "as_published", "clip_frozen", "decay_head_norm", "flattened_targets", "fp16_backend",
+    "fp16_opt_level", "group_by_length", "linear_head_halved", "linear_head_order", "logging_dir", "no_segments",
+    "no_task_defaults", "past_index", "plain_lbfgs", "save_logit_pairs", "segments", "sharded_ddp", "task_defaults",
+    "tpu_metrics_debug", "tpu_num_cores", "truncate_demonstrations_only", "warmup_ratio",
+})  # fmt: skip
 
 _BOOLEANS = {"true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"}  # what HfArgumentParser takes for one
 
@@ -56,6 +62,7 @@ def full_name(name: str, flags: Collection[str]) -> str:
         return name
     spellings = sorted({*flags, *OLD_SPELLINGS})
     matches = sorted({OLD_SPELLINGS.get(spelling, spelling) for spelling in spellings if spelling.startswith(name)})
+    matches = [flag for flag in matches if flag not in YOUNGER] or matches
     if len(matches) == 1:
         return matches[0]
     if matches:

@@ -20,10 +20,10 @@ def begin() -> None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, leave)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def leave(number: int, frame: FrameType | None) -> None:
     """End at once: there is nothing yet to put in order, and an import that is cut short may raise anything."""
     if os.environ.get("RANK", "0") == "0":
         os.write(2, b"stopped by SIGINT: nothing was begun yet\n")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TextIO, cast
 
+from lmntk import starting
 from lmntk.errors import UsageError, refused
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,8 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             if handler is not None:
-                signal.signal(number, handler)
+                # Behind the work there is something that was begun.
+                signal.signal(number, signal.SIG_DFL if handler is starting.leave else handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

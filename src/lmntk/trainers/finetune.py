@@ -148,10 +148,8 @@ class FineTuneTrainer(FewShotTrainer):
     @contextlib.contextmanager
     def _others_frozen(self) -> Iterator[None]:
         """Show the stock trainer, while this holds, no gradient of what is not trained."""
-        counted = [(name, parameter) for name, parameter in self._position_model().named_parameters()]
-        extra = [
-            parameter for name, parameter in counted if parameter.requires_grad and name not in self._trained_names
-        ]
+        named = self._position_model().named_parameters()
+        extra = [parameter for name, parameter in named if parameter.requires_grad and name not in self._trained_names]
         for parameter in extra:
             parameter.requires_grad_(False)
         try:
