@@ -10,7 +10,9 @@ import torch
 
 from command_line import SIZES, Workplace, read_tensors, sst2_rows, write_rows
 from kernel_folders import Folder
+from lmntk import results
 from lmntk.errors import UsageError
+from lmntk.results import check_one_run
 from lmntk.stored_runs import read_runs
 
 NOWHERE = ["--model_name_or_path", "no/model", "--data_dir", "no/data"]
@@ -177,3 +179,76 @@ def test_logits_are_those_of_the_kernel_also_when_a_run_is_given_again(place: Wo
 def test_a_report_takes_a_whole_folder(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     assert read_runs(folder.path)[0].kernel("test").values.shape == (8, 2, 10, 2)
+
+
+@pytest.mark.parametrize("flags", [["--use_full_length", "True"], ["--max_seq_length", "40"], ["--model_reads", "100"]])
+def test_a_length_that_depends_on_a_model_that_is_not_there_is_named_not_compared(
+    place: Workplace, copy: Path, flags: list[str]
+) -> None:
+    length = {"--use_full_length": 512, "--max_seq_length": 40, "--model_reads": 100}[flags[0]]
+    for path in copy.glob("*_kernels_*.json"):
+        limits = json.loads(path.read_text(encoding="utf-8"))["limits"]
+        edit(path, limits={**limits, "max_seq_length": length})
+    given = [] if flags[0] == "--model_reads" else flags
+    outcome = load(place, copy, "--data_dir", "data/16-42", "--model_name_or_path", "no/model", *given)
+    assert outcome.status == 0, outcome.err
+    named = "limits.max_seq_length, tokens_sha256.train" in outcome.messages
+    assert named == (flags[0] != "--max_seq_length")
+    assert "no tokenizer of 'no/model' is at hand" in outcome.messages
+    other = load(place, copy, *NOWHERE, *given, "--first_sent_limit", "3")
+    assert (other.status, "limits.first_sent_limit: stored nothing, now 3" in other.err) == (2, True)
+
+
+@pytest.mark.parametrize("key", ["data_sha256", "tokens_sha256", "limits"])
+def test_what_a_description_says_nothing_of_is_not_compared_between_kernels_of_a_folder(copy: Path, key: str) -> None:
+    for split in ("train", "test"):
+        edit(copy / f"{split}_kernels_sst-2.json", **{key: None})
+    check_one_run(*(copy / f"{split}_kernels_sst-2.pt" for split in ("train", "test")))
+
+
+def change_logits(folder: Path, by: float) -> bytes:
+    """Let the logits of train differ from what is noted of them."""
+    path = folder / "train_logits_sst-2.pt"
+    logits, labels = read_tensors(path)
+    torch.save((logits * (1 + by), labels), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("by", [1e-6, 0.1], ids=["rounding", "damage"])
+def test_the_command_of_the_kernels_again_renews_the_logits_or_notes_those_that_differ_by_rounding(
+    place: Workplace, by: float
+) -> None:
+    folder = place.run(output=f"renewed {by}")
+    wanted = (folder / "train_logits_sst-2.pt").read_bytes()
+    changed = change_logits(folder, by)
+    refused = load(place, folder, *NOWHERE, "--adjust_for_init")
+    assert refused.status == 2
+    assert "give the command that made the kernel again, without --load_kernels, which renews the logits" in refused.err
+    place.run(output=f"renewed {by}")
+    assert (folder / "train_logits_sst-2.pt").read_bytes() == (changed if by < 1e-3 else wanted)
+    outcome = load(place, folder, *NOWHERE, "--adjust_for_init")
+    assert (outcome.status, "nothing tells whether" in outcome.messages) == (0, False)
+
+
+@pytest.mark.parametrize("write", ["save_logits", "_write_description"])
+def test_a_run_that_is_killed_while_it_renews_logits_leaves_a_folder_of_use(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    name = f"killed at {write}"
+    folder = place.run(output=name)
+    change_logits(folder, 0.1)
+    real, calls = getattr(results, write), []
+
+    def killed(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == (1 if write == "save_logits" else 2):
+            raise KeyboardInterrupt
+        real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results, write, killed)
+        assert place.call(place.argv(output=name)).status == 130
+    there = (folder / "train_logits_sst-2.pt").exists()
+    assert there == (write == "_write_description")
+    outcome = load(place, folder, *(NOWHERE if there else []), "--adjust_for_init")
+    assert (outcome.status, "nothing tells whether" in outcome.messages) == (0, there)

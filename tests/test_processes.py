@@ -67,6 +67,11 @@ def launch(place: Workplace, processes: int, runs: list[dict], *launcher: str) -
     )
 
 
+def adjusted_by(folder: str) -> list[str]:
+    """Solve with the kernels and untrained logits of a folder; the model is not at hand."""
+    return ["--adjust_for_init", "--load_kernels", folder, "--model_name_or_path", "no/model"]
+
+
 @pytest.fixture(scope="module")
 def alone(place: Workplace) -> dict[str, Path]:
     """The output folders of one process: of each formula in tiles, and of one in the tiles that it chose itself."""
@@ -80,9 +85,11 @@ def together(request: pytest.FixtureRequest, place: Workplace) -> dict[str, Path
     names = {formula: f"{request.param} {formula}" for formula in [*FORMULAS, "chosen"]}
     runs = [{"argv": place.argv(*flags(*flags_of(f), *TILED), output=names[f])} for f in FORMULAS]
     runs.append({"argv": place.argv(*flags(*NOT_TILED), output=names["chosen"])})
+    names["adjusted"] = f"{request.param} adjusted"
+    runs.append({"argv": place.argv(*flags(*adjusted_by(names["sgd"])), output=names["adjusted"])})
     done = launch(place, request.param, runs)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("results are in ") == 4
+    assert done.stderr.count("results are in ") == 5
     return {formula: place.folder / name for formula, name in names.items()}
 
 
@@ -110,6 +117,14 @@ def test_in_tiles_of_its_own_choice_the_kernel_differs_by_rounding(
         found, wanted = (read_kernel(folders["chosen"], split, "rte") for folders in (together, alone))
         # Rounding of float64: the order of sums, and padding, are all that differs.
         assert oracle.relative_error(found, wanted) <= 1e-12
+
+
+def test_loaded_kernels_and_their_untrained_logits_give_several_processes_the_results_of_one(
+    place: Workplace, alone: dict[str, Path], together: dict[str, Path]
+) -> None:
+    wanted = place.run(*flags(*adjusted_by(str(alone["sgd"]))), output="1 adjusted")
+    for name in ("eval_results_rte.txt", "test_results_rte.txt"):
+        assert read_results(together["adjusted"] / name) == pytest.approx(read_results(wanted / name))
 
 
 def test_a_process_that_is_killed_is_started_again_and_what_was_finished_is_used(

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from command_line import ROOT, Workplace, read_kernel
-from lmntk import stopping
+from lmntk import descriptions, stopping
 from lmntk.models import checkpoints
 from lmntk.output_folder import LOCK_NAME, claimed
+from lmntk.tile_store import TileStore
 from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, undisturbed_kernels
 
 # Kills the process in the middle of the so-manieth write of a file whose name ends in that.
@@ -234,6 +235,34 @@ def test_a_run_goes_on_with_the_tiles_of_its_first_plan_though_memory_has_change
     folder = place.run(output="memory")
     note = json.loads((folder / "train_kernels_sst-2.json").read_text(encoding="utf-8"))
     assert note["memory_gb"] == plan["memory_gb"] != 0.6
+
+
+def test_tiles_of_a_version_that_left_out_what_is_null_are_used(
+    place: Workplace, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(descriptions, "OFF_BY_DEFAULT", ("from_linearhead", "random_model_init", "lora"))
+        store = interrupted(place, "older")
+    assert "segments" not in json.loads((store / "plan.json").read_text(encoding="utf-8"))
+    for _ in range(2):  # the plan stays as it is, so that a second stop loses nothing either
+        with pytest.MonkeyPatch.context() as patched:
+            stop_after(patched, 1)
+            outcome = place.call(place.argv(*TILED, output="older"))
+        assert (outcome.status, "tiles of a run that was stopped are used" in outcome.messages) == (143, True)
+    assert len(list(store.glob("*.tile"))) == 5
+    computed = count_tiles(monkeypatch)
+    place.run(*TILED, output="older")
+    assert len(computed) == 1
+    assert {name: (store.parent / name).read_bytes() for name in KERNELS} == undisturbed
+
+
+def test_tiles_that_are_dropped_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "0123456789ab-000000-0.tile").write_bytes(b"")
+    store = TileStore(tmp_path)
+    store.use(store.key({}))
+    store.begin({})
+    assert caplog.messages == [f"dropping 1 tiles of another plan in {tmp_path}"]
+    assert not list(tmp_path.glob("*.tile"))
 
 
 @pytest.mark.parametrize("flags", [[], ["--per_device_eval_batch_size", "4"]], ids=["as before", "other tiles"])

@@ -72,6 +72,7 @@ class Run:
         label_words: The tokens of the label words, in the order of the logits; none without words or tokenizer.
         missing: What loaded kernels cannot be compared with, a clause each.
         data_dir: ``--data_dir``.
+        length_is_known: Whether ``prompts.limits.max_seq_length`` is final: most flags leave it to the model.
     """
 
     task: Task
@@ -88,6 +89,7 @@ class Run:
     missing: Sequence[str] = ()
     data_dir: str = ""
     segments: bool | None = True
+    length_is_known: bool = True
 
 
 def build(
@@ -231,6 +233,11 @@ def _without_model(
     run = Run(
         task, prompts, files, datasets, None, nothing, lora=source.lora, data_dir=data_args.data_dir,
         segments=model_args.segments or None,
+        length_is_known=(
+            data_args.max_seq_length is not None
+            and not data_args.use_full_length
+            and prompts.demonstrations is None
+        ),
     )  # fmt: skip
     if not files or not are_described(folder, task, splits) or (prompts.demonstrations is not None and missing):
         return replace(run, missing=missing)
@@ -245,7 +252,7 @@ def _without_model(
     rendered = {split: asked.datasets[split] for split in splits if split in files}
     return replace(
         run, prompts=asked.prompts, datasets=datasets | rendered, tokenizer=tokenizer, label_words=asked.label_words,
-        missing=missing, segments=_segments(model_args, config),
+        missing=missing, segments=_segments(model_args, config), length_is_known=True,
     )  # fmt: skip
 
 

@@ -34,8 +34,8 @@ def parameter_filter(model_args: ModelArguments, training_args: TrainingArgument
 def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArguments, split: str) -> dict[str, Any]:
     """Return what of a kernel's definition the command says, without model or data.
 
-    Two runs that agree in all of this and in `of_model_and_data` get the same kernel, up to rounding; one that differs
-    anywhere may not use the other's file. The engine counts only where the user asked for one.
+    Two runs that agree in all of this, in `of_model` and in `of_data` get the same kernel, up to rounding; one that
+    differs anywhere may not use the other's file. The engine counts only where the user asked for one.
     """
     left_out = parameter_filter(model_args, training_args)
     engine = {} if training_args.kernel_engine == "auto" else {"engine": training_args.kernel_engine}
@@ -95,9 +95,9 @@ def of_data(run: Run, split: str) -> dict[str, Any]:
     """
     there = {mode: name for mode, name in _train_and(run, split).items() if name in run.data_files}
     said: dict[str, Any] = {"data_sha256": {mode: file_hash(run.data_files[name]) for mode, name in there.items()}}
-    # In-context examples may fill what the model reads, which its configuration tells.
-    if run.tokenizer is not None or run.prompts.demonstrations is None:
-        said["limits"] = {name: value for name, value in vars(run.prompts.limits).items() if value is not None}
+    said["limits"] = {name: value for name, value in vars(run.prompts.limits).items() if value is not None}
+    if not run.length_is_known:
+        del said["limits"]["max_seq_length"]
     if run.tokenizer is not None:
         said["label_word_ids"] = list(run.label_words)
         said["tokens_sha256"] = {mode: hash_of_tokens(run.datasets[name]) for mode, name in there.items()}

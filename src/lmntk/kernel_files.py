@@ -149,7 +149,11 @@ class KernelFiles:
         # A description without one of these is of a time, or a run, that knew nothing of it.
         told = {*stored, *OFF_BY_DEFAULT}
         known = {name: value for name, value in wanted.items() if name in told}
-        unchecked = [name for name in stored if name in ("limits", "label_word_ids") and name not in wanted]
+        unchecked = [name for name in stored if name == "label_word_ids" and name not in wanted]
+        limits = stored.get("limits") or {}
+        if "max_seq_length" in limits and "max_seq_length" not in wanted["limits"]:
+            unchecked.append("limits.max_seq_length")
+            known["limits"] = {**wanted["limits"], "max_seq_length": limits["max_seq_length"]}
         for name in results.OF_EACH_FILE:
             own, now = stored.get(name) or {}, wanted.get(name, {})
             unchecked += [f"{name}.{mode}" for mode in own if mode not in now]
@@ -164,7 +168,7 @@ class KernelFiles:
             made_of = (stored.get("data_files") or {}).get("train", "")
             self._check_folder_names(path, Path(made_of).parent.name, "it was made of data in")
             logger.warning(
-                "%s: %s could not be compared with --data_dir (%s)",
+                "%s: %s could not be compared with the command (%s)",
                 *(path, ", ".join(unchecked), "; ".join(self.missing) or "the examples are not there"),
             )
         made_with = stored.get("model", self.model)
@@ -264,14 +268,27 @@ class KernelFiles:
             self._note([*overwritten, split])
         return path
 
-    def save_logits(self, split: str, logits: Tensor, targets: Tensor) -> None:
-        """Write the logits of the untrained model."""
-        results.save_logits(results.logits_path(self.output_dir, split, self.task_key), logits, targets)
+    def save_logits(self, split: str, logits: Tensor, targets: Tensor, renews: bool = False) -> None:
+        """Write the logits of the untrained model.
 
-    def note_logits(self, split: str) -> None:
-        """Note the logits that were just written with the kernel that is used again: it is of the same model."""
+        Args:
+            split: Whose they are.
+            logits: ``[X, C]``.
+            targets: ``[X]``.
+            renews: The kernel in the output folder is of the same model: its description notes them, and a file that
+                differs from them by rounding stays.
+        """
+        path = results.logits_path(self.output_dir, split, self.task_key)
+        if not renews:
+            results.save_logits(path, logits, targets)
+            return
         kernel = results.kernel_path(self.output_dir, split, self.task_key)
-        results.note_logits(kernel, results.logits_path(self.output_dir, split, self.task_key))
+        if not results.has_logits(path, logits, targets):
+            # A kill between two of these leaves no logits, or new ones of which nothing is noted: both can be used.
+            path.unlink(missing_ok=True)
+            results.note_logits(kernel, None)
+            results.save_logits(path, logits, targets)
+        results.note_logits(kernel, path)
 
 
 def samples_of(labels: Tensor, samples: int, path_or_flag: str) -> int:

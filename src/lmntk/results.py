@@ -24,7 +24,7 @@ LayerKernels = dict[str, Tensor]
 """What each layer adds to a kernel, by its name, from the input on: of the kernel's shape, and they sum to it."""
 
 HASH_KEY = "kernel_sha256"
-# What descriptions have said since there is such a thing; null, or nothing, where it does not apply.
+ROUNDING = 1e3  # so many units in the last place can the logits of another machine be off
 LOGITS_HASH_KEY = "logits_sha256"
 OF_THE_HEAD = ("from_linearhead", "linear_head_halved", "linear_head_order", "plain_lbfgs")
 # What of a description is the same for all splits of a run; `task` is another for a second test set.
@@ -35,6 +35,7 @@ OF_ALL_SPLITS = (
 )
 OF_EACH_FILE = ("data_sha256", "tokens_sha256")
 """Hashes of a description by split."""
+# Null, or left out, where it does not apply: descriptions of earlier versions do not have all of it.
 OFF_BY_DEFAULT = (*OF_THE_HEAD, "segments", "random_model_init", "lora", "demonstrations")
 
 
@@ -227,6 +228,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     "data_files": _texts_by_name,
     "data_sha256": _texts_by_name,
     "tokens_sha256": _texts_by_name,
+    "limits": lambda value: isinstance(value, dict),
     "demonstrations": lambda value: isinstance(value, dict) and _is_count(value.get("draws", 1)),
 }
 
@@ -265,7 +267,7 @@ def check_one_run(train: Path, other: Path) -> None:
         return
     of_train, of_other = (
         {key: said[key] for key in OF_ALL_SPLITS if key in said}
-        | {f"{key} of train": said[key]["train"] for key in OF_EACH_FILE if "train" in said.get(key, ())}
+        | {f"{key} of train": said[key]["train"] for key in OF_EACH_FILE if "train" in (said.get(key) or {})}
         for said in described
         if said is not None
     )
@@ -277,10 +279,10 @@ def check_one_run(train: Path, other: Path) -> None:
         )
 
 
-def note_logits(kernel: Path, logits: Path) -> None:
-    """Note in the description of a kernel which logits of the untrained model lie beside it."""
+def note_logits(kernel: Path, logits: Path | None) -> None:
+    """Note in the description of a kernel which logits of the untrained model lie beside it; None: not known."""
     said = read_description(kernel)
-    digest = file_hash(logits)
+    digest = None if logits is None else file_hash(logits)
     if said is not None and said.get(LOGITS_HASH_KEY) != digest:
         _write_description(kernel, {**said, LOGITS_HASH_KEY: digest})
 
@@ -311,6 +313,17 @@ def load_logits(path: Path) -> tuple[Tensor, Tensor]:
     return logits, targets
 
 
+def has_logits(path: Path, logits: Tensor, targets: Tensor) -> bool:
+    """Whether a file holds these logits [X, C], up to rounding, and these targets [X]."""
+    try:
+        stored, labels = load_logits(path)
+    except UsageError:
+        return False
+    if stored.shape != logits.shape or stored.dtype != logits.dtype or labels.tolist() != targets.tolist():
+        return False
+    return bool((stored - logits).norm() <= ROUNDING * torch.finfo(logits.dtype).eps * logits.norm())
+
+
 def check_logits(path: Path, targets: Tensor, kernel: Path, labels: Tensor) -> bool:
     """See that logits of the untrained model are of the examples of a kernel beside them.
 
@@ -334,8 +347,8 @@ def check_logits(path: Path, targets: Tensor, kernel: Path, labels: Tensor) -> b
     noted = (read_description(kernel) or {}).get(LOGITS_HASH_KEY)
     if noted is not None and noted != file_hash(path):
         raise UsageError(
-            f"{path} is not what lay beside {kernel.name} when that was made, as its description tells: compute both "
-            "by one command, with --overwrite_kernels"
+            f"{path} is not what lay beside {kernel.name} when that was made, as its description tells: give the "
+            "command that made the kernel again, without --load_kernels, which renews the logits"
         )
     return noted is not None
 

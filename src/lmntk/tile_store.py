@@ -76,10 +76,22 @@ class TileStore:
             "them, or another TAG or --output_dir to keep both"
         )
 
-    @staticmethod
-    def key(plan: Mapping[str, Any]) -> str:
+    def key(self, plan: Mapping[str, Any]) -> str:
         """Return what `use` wants to know of a plan; see `begin`."""
-        return hashlib.sha256(_as_text(plan)).hexdigest()
+        return hashlib.sha256(self._text_of(plan)).hexdigest()
+
+    def _text_of(self, plan: Mapping[str, Any]) -> bytes:
+        """The text of a plan, or of the one written down here, if both mean the same.
+
+        An earlier version of the program leaves out what is null, and its tiles are named after the text.
+        """
+        now = _with_version(plan)
+        try:
+            stored = read_json(self._plan_file)
+        except (OSError, ValueError):
+            return _as_text(now)
+        same = isinstance(stored, dict) and not kernel_differences(stored, now) and not kernel_differences(now, stored)
+        return _as_text(stored if same else now)
 
     def use(self, key: str) -> None:
         """Read and write tiles of the plan with this key, on all processes."""
@@ -99,10 +111,13 @@ class TileStore:
         except OSError as error:
             raise UsageError(f"{self.folder} cannot be made ({error.strerror}): clear the way") from error
         remove_unfinished_files(self.folder)
-        for path in set(self.folder.glob("*.tile")) - set(self._files()):
+        others = set(self.folder.glob("*.tile")) - set(self._files())
+        if others:
+            logger.warning("dropping %d tiles of another plan in %s", len(others), self.folder)
+        for path in others:
             with contextlib.suppress(OSError):
                 path.unlink()
-        text = _as_text(plan)
+        text = self._text_of(plan)
         if not self._plan_file.exists() or self._plan_file.read_bytes() != text:
             write_atomically(self._plan_file, lambda file: file.write(text))
 
@@ -227,7 +242,7 @@ class TileStore:
 
 
 def _as_text(plan: Mapping[str, Any]) -> bytes:
-    return (json.dumps(_with_version(plan), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(plan, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _with_version(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class KernelTrainer(ZeroShotTrainer):
         """Compute, or find, the kernel of the train examples with themselves, and fit the solver to it."""
         distributed.first_does(lambda: self._files.start_overwriting(self._run.datasets))
         self.prepare("train")
-        f0 = self.untrained_logits("train")[0].numpy() if self.args.adjust_for_init else None
+        f0 = self._f0("train")
         distributed.first_does(lambda: self._fit(f0))
         self._trained = True
         return TrainOutput(0, 0.0, {})
@@ -98,7 +98,7 @@ class KernelTrainer(ZeroShotTrainer):
             self.train()
         split = eval_dataset.mode
         self.prepare(split)
-        f0 = self.untrained_logits(split)[0].numpy() if self.args.adjust_for_init else None
+        f0 = self._f0(split)
         metrics = distributed.first_does(lambda: self._predict(split, f0, f"{metric_key_prefix}_"))
         if self._grad_dim is not None:
             metrics["grad_dim"] = self._grad_dim
@@ -127,8 +127,7 @@ class KernelTrainer(ZeroShotTrainer):
 
         distributed.first_does(load)
         if self.args.load_kernels is None:
-            self.untrained_logits(split)
-            distributed.first_does(lambda: self._files.note_logits(split))
+            self.untrained_logits(split, renews=True)
 
     def _check_labels(self, split: str, path: Path) -> None:
         """See that a kernel from elsewhere is of the examples that were read, where any were."""
@@ -157,18 +156,29 @@ class KernelTrainer(ZeroShotTrainer):
 
         distributed.first_does(end)
 
-    def untrained_logits(self, split: str) -> tuple[Tensor, Tensor]:
+    def _f0(self, split: str) -> np.ndarray | None:
+        """What ``--adjust_for_init`` needs of a split, ``[X, C]``; without a model it comes from ``--load_kernels``."""
+        if not self.args.adjust_for_init:
+            return None
+        if self._run.model is not None:
+            return self.untrained_logits(split)[0].numpy()
+        # Only the first process holds the kernels.
+        return distributed.first_does(lambda: self._files.load_logits(split, self._kernels[split][1])[0].numpy())
+
+    def untrained_logits(self, split: str, renews: bool = False) -> tuple[Tensor, Tensor]:
         """Return the logits of the untrained model on a split, ``[X, C]``, and the split's labels.
 
-        The model is asked, and the file written, once; without a model they come from ``--load_kernels``.
+        The model is asked, and the file written, once.
+
+        Args:
+            split: A key of the run's data sets.
+            renews: The kernel in the output folder is used again, and the logits beside it are those of its model.
         """
-        if self._run.model is None:
-            return self._files.load_logits(split, self._kernels[split][1])
         if split not in self._logits:
             labels = torch.tensor(self._run.datasets[split].labels)
             labels = (labels * 2 - 1).float() if self._num_logits == 1 else labels
             self._logits[split] = found = self.logits(self._run.datasets[split]), labels
-            distributed.first_does(lambda: self._files.save_logits(split, *found))
+            distributed.first_does(lambda: self._files.save_logits(split, *found, renews=renews))
         return self._logits[split]
 
     def dry_run(self, started: float) -> None:
