@@ -261,7 +261,7 @@ def test_tiles_that_are_dropped_are_told(tmp_path: Path, caplog: pytest.LogCaptu
     store = TileStore(tmp_path)
     store.use(store.key({}))
     store.begin({})
-    assert caplog.messages == [f"dropping 1 tiles of another plan in {tmp_path}"]
+    assert caplog.messages == [f"tiles of another plan in {tmp_path} are dropped: 1"]
     assert not list(tmp_path.glob("*.tile"))
 
 

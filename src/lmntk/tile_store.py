@@ -113,7 +113,7 @@ class TileStore:
         remove_unfinished_files(self.folder)
         others = set(self.folder.glob("*.tile")) - set(self._files())
         if others:
-            logger.warning("dropping %d tiles of another plan in %s", len(others), self.folder)
+            logger.warning("tiles of another plan in %s are dropped: %d", self.folder, len(others))
         for path in others:
             with contextlib.suppress(OSError):
                 path.unlink()
