@@ -233,6 +233,8 @@ class FineTuneTrainer(FewShotTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write a checkpoint of the model and its tokenizer; no pickled arguments, as the stock trainer has them."""
+        if not self.args.should_save:  # the stock trainer asks every process
+            return
         folder = Path(output_dir or self.args.output_dir)
         save_checkpoint(self._position_model(), folder, self._run.base_name)
         if self._run.tokenizer is not None:
