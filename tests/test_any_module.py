@@ -210,3 +210,16 @@ def test_a_gradient_scaled_by_frequency_is_no_derivative_and_finite_differences_
         rows.append((ends[0] - ends[1]).detach() / 2e-6)
     differences = torch.stack(rows, dim=-1)
     assert oracle.relative_error(found, oracle.kernel(differences, differences, "sgd")) < 1e-8
+
+
+@pytest.mark.parametrize("engine", ["jacobian", "jvp"])
+def test_dropout_that_hides_in_a_function_is_refused_and_not_averaged_over(engine: str) -> None:
+    class Drops(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(super().forward(x), 1e-9, self.training)
+
+    torch.manual_seed(0)
+    model, x = Drops(4, 2), torch.randn(5, 4)
+    with pytest.raises(ValueError, match=r"draws random numbers as it computes: call its eval\(\) first"):
+        empirical_ntk(model, [x], [x], engine=engine)
+    assert empirical_ntk(model.eval(), [x], [x], engine=engine).shape == (5, 2, 5, 2)

@@ -155,7 +155,7 @@ def test_a_loaded_kernel_of_another_formula_is_refused(place: Workplace, made: d
     assert (outcome.status, outcome.err) == (
         2,
         f"error: --load_kernels: {path} is another kernel (formula: stored sgd, now signgd); "
-        "give the flags it was made with, or another folder\n",
+        "give the flags and data that it was made with, or another folder\n",
     )
 
 

@@ -45,7 +45,10 @@ def test_folders_are_compared_split_by_split_and_by_what_one_solver_predicts(
     assert [found["test"]["acc A"], found["test"]["acc B"]] == rights
     assert found["test"]["agreement"] == f"{100 * np.mean(predicted[0] == predicted[1]):.1f}"
     assert "agreement" not in found["train"]
-    assert notes == "note: predictions by lstsq, regularisation 0, from both\n"
+    assert notes == (
+        "note: acc and agreement: predictions by lstsq, regularisation 0, from both kernels, whatever solver the runs "
+        "had\n"
+    )
 
 
 def test_the_solver_of_the_flags_predicts_from_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,3 +189,41 @@ def test_a_layer_that_was_trusted_and_is_used_in_another_way_later_is_named(capl
     assert [message for message in caplog.messages if "fc" in message] == [
         "some examples use fc in another way than those that were tried: the jacobian engine takes its parameters there"
     ]
+
+
+class Permuting(nn.Module):
+    """Puts the examples of a batch of more than three into another order, and its outputs back into theirs."""
+
+    def __init__(self, how: str, out: str) -> None:
+        super().__init__()
+        self.first, self.last, self.how, self.out = nn.Linear(5, 6), nn.Linear(6, 2), how, out
+
+    def order(self, x: Tensor) -> Tensor:
+        size = len(x)
+        if size <= 3:
+            return torch.arange(size)
+        if self.how == "argsort":
+            return x[:, 0].argsort()
+        if self.how == "where":
+            return torch.cat([torch.where(x[:, 0] > 0)[0], torch.where(~(x[:, 0] > 0))[0]])
+        if self.how == "item":
+            return (torch.arange(size) + 1 + int(x[:, 0].abs().sum().item())) % size
+        return (torch.arange(size) + x[:, 0].argmax()) % size
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = self.order(x)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(x)))
+        y = self.last(self.first(x[order]).tanh())[back]
+        if self.out == "opposite":
+            return torch.cat([y[:, :1], -y[:, :1]], dim=1)
+        return y.softmax(dim=1) if self.out == "softmax" else y - y.mean(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("out", ["opposite", "softmax", "centred"])
+@pytest.mark.parametrize("how", ["argsort", "where", "item", "argmax"])
+def test_examples_that_change_places_are_noticed_where_the_logits_sum_to_a_constant(how: str, out: str) -> None:
+    torch.manual_seed(0)
+    model, x = Permuting(how, out).double(), torch.randn(12, 5, dtype=torch.float64)
+    kernel = empirical_ntk(model, [x], [x[:7]])
+    truth = truth_of(model, [(row[None],) for row in x])
+    assert float((kernel - truth[:, :, :7]).norm() / truth.norm()) <= 1e-12

@@ -252,3 +252,13 @@ def test_a_run_that_is_killed_while_it_renews_logits_leaves_a_folder_of_use(
     assert there == (write == "_write_description")
     outcome = load(place, folder, *(NOWHERE if there else []), "--adjust_for_init")
     assert (outcome.status, "nothing tells whether" in outcome.messages) == (0, there)
+
+
+def test_counts_of_signs_among_other_kernels_are_refused_without_any_description(tmp_path: Path) -> None:
+    place, folder = Workplace(tmp_path / "place"), Folder(tmp_path)
+    folder.write("test", folder.kernel("test").round())
+    for description in folder.path.glob("*.json"):
+        description.unlink()
+    outcome = place.call(place.argv("--load_kernels", str(folder.path), "--data_dir", str(folder.data)))
+    assert outcome.status == 2
+    assert "not of one formula: the values of test alone are whole numbers" in outcome.err

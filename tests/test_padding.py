@@ -210,3 +210,15 @@ def test_prompts_for_trying_hold_no_special_token() -> None:
         prompts[0]["input_ids"][0].tolist()
     )
     assert torch.equal(prompts[0]["input_ids"], probes(config, [50], causal=False)[0]["input_ids"])
+
+
+def test_users_of_the_silence_may_end_in_any_order() -> None:
+    name = "warn_if_padding_and_no_attention_mask"
+    kept = getattr(PreTrainedModel, name)
+    first, second = without_padding_warnings(), without_padding_warnings()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert getattr(PreTrainedModel, name) is not kept
+    second.__exit__(None, None, None)
+    assert getattr(PreTrainedModel, name) is kept

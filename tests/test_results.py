@@ -239,8 +239,8 @@ def test_a_kernel_beside_the_description_of_another_is_told(path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         results.load_kernel(path)
     assert str(caught.value) == (
-        f"{path} is not the kernel that dev_kernels_sst-2.json describes: compute it again with --overwrite_kernels, "
-        "or remove the description if the kernel is right"
+        f"{path} is not the kernel that dev_kernels_sst-2.json describes: give the command that made it again, with "
+        "--overwrite_kernels, or remove the description if the kernel is right"
     )
 
 

@@ -189,8 +189,11 @@ def compare_folders(folders: Sequence[Path], flags: Mapping[str, Any]) -> tuple[
             rows.append(row)
             notes += told
     notes.append(
-        f"predictions by {given['kernel_solver']}, regularisation {given['kernel_regularization']:g}, from both"
+        f"acc and agreement: predictions by {given['kernel_solver']}, regularisation "
+        f"{given['kernel_regularization']:g}, from both kernels, whatever solver the runs had"
     )
+    if given["kernel_solver"] != "asym" and any(run.kernel("train").values.ndim == 5 for run in runs):
+        notes.append("acc and agreement: of an asymmetric kernel the first direction predicts, as in a run")
     return rows, list(dict.fromkeys(notes))
 
 

@@ -172,6 +172,13 @@ def make_groups(found: dict[str, list[Trial]], seeds: list[int] | None) -> list[
         seeds: The data seeds that every group should have; None: those that another of the same task and K has.
     """
     runs = [trial.run for trials in found.values() for trial in trials]
+    models = sorted({str(run["model_name_or_path"]) for run in runs if run.get("model_name_or_path")})
+    if len(models) > 1:
+        print(
+            f"note: the runs are of {len(models)} models ({', '.join(models)}), and the best on dev of each group is "
+            "taken; choose one with 'model_name_or_path' in --condition",
+            file=sys.stderr,
+        )
     told = [name for name in SETTINGS if len({str(setting(run, name)) for run in runs} - {""}) > 1]
     trials_by_group: dict[tuple[str, ...], dict[str, list[Trial]]] = {}
     for task, trials in found.items():

@@ -165,6 +165,7 @@ IDLE = (
     Idle(("clip_frozen",), "--trainer standard --fix_layers", lambda given: given.fix_layers > 0),
     Idle(("decay_head_norm",), "--trainer standard --weight_decay", lambda given: given.weight_decay > 0),
     Idle(("truncate_demonstrations_only",), "--truncate_head", lambda given: given.truncate_head),
+    Idle(("overwrite_kernels",), "a command that has no --load_kernels", lambda given: given.load_kernels is None),
     Idle(("save_logit",), "--do_predict", lambda given: given.do_predict),
     Idle(
         ("save_logit_pairs",),

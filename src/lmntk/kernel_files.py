@@ -161,8 +161,8 @@ class KernelFiles:
         differences = results.kernel_differences(stored, known)
         if differences:
             raise UsageError(
-                f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags it was made "
-                "with, or another folder"
+                f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags and "
+                "data that it was made with, or another folder"
             )
         if unchecked:
             made_of = (stored.get("data_files") or {}).get("train", "")

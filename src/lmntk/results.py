@@ -135,19 +135,20 @@ def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
     if described is not None and described.get(HASH_KEY) != file_hash(path):
         raise UsageError(
             f"{path} is not the kernel that {_description_of(path).name} describes: "
-            "compute it again with --overwrite_kernels, or remove the description if the kernel is right"
+            "give the command that made it again, with --overwrite_kernels, or remove the description if the kernel is "
+            "right"
         )
     shape = list(kernel.shape)
     directions, rest = (shape[:1], shape[1:]) if kernel.ndim == 5 else ([], shape)
     if directions not in ([], [2]) or len(rest) != 4 or rest[1] != rest[3] or not kernel.numel():
         raise UsageError(
             f"{path} holds an array of shape {shape}, not a kernel [train examples, logits, examples, logits] "
-            "with or without a leading 2: compute it again with --overwrite_kernels"
+            "with or without a leading 2: give the command that made it again, with --overwrite_kernels"
         )
     if list(labels.shape) != [rest[2]]:
         raise UsageError(
             f"{path} holds labels of shape {list(labels.shape)} for {rest[2]} examples: "
-            "compute it again with --overwrite_kernels"
+            "give the command that made it again, with --overwrite_kernels"
         )
     return kernel, labels
 
@@ -195,10 +196,13 @@ def read_description(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{description} cannot be read ({error}): compute the kernel again with --overwrite_kernels"
+            f"{description} cannot be read ({error}): give the command that made the kernel again, with "
+            "--overwrite_kernels"
         ) from error
     if not isinstance(content, dict):
-        raise UsageError(f"{description} is no JSON object: compute the kernel again with --overwrite_kernels")
+        raise UsageError(
+            f"{description} is no JSON object: give the command that made the kernel again, with --overwrite_kernels"
+        )
     for key, fits in _FORMS.items():
         if content.get(key) is not None and not fits(content[key]):
             raise UsageError(
@@ -302,7 +306,7 @@ def load_logits(path: Path) -> tuple[Tensor, Tensor]:
     if logits.ndim != 2 or list(targets.shape) != [len(logits)]:
         raise UsageError(
             f"{path} holds arrays of shape {list(logits.shape)} and {list(targets.shape)}, not logits [examples, "
-            "logits] and targets [examples]: compute it again with --overwrite_kernels"
+            "logits] and targets [examples]: give the command that made it again, with --overwrite_kernels"
         )
     broken = ~torch.isfinite(logits).all(dim=1)
     if broken.any():
@@ -453,7 +457,8 @@ def _differences(name: str, stored: Any, now: Any) -> Iterator[str]:
         for key in [*now, *(key for key in stored if key not in now)]:
             yield from _differences(f"{name}.{key}", stored.get(key), now.get(key))
     elif stored != now:
-        yield f"{name}: stored {_shown(stored)}, now {_shown(now)}"
+        shown = (_shown(value)[:8] if "sha256" in name else _shown(value) for value in (stored, now))
+        yield "{}: stored {}, now {}".format(name, *shown)
 
 
 def _shown(value: Any) -> str:

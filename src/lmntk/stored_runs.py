@@ -58,7 +58,7 @@ class StoredKernel:
         if any(size % samples for size, samples in zip(sizes, both, strict=True)):
             raise UsageError(
                 f"{self.path} has {sizes[0]} × {sizes[1]} examples, which are not {both[0]} and {both[1]} samples of "
-                "each, as its description says: compute it again with --overwrite_kernels"
+                "each, as its description says: give the command that made it again, with --overwrite_kernels"
             )
         return both
 

@@ -30,7 +30,7 @@ def read_tensor_file(path: Path, kind: str, if_missing: str) -> Any:
         told = isinstance(error, OSError) and error.errno != errno.EINVAL  # torch's word for a file that was cut
         reason = error.strerror if isinstance(error, OSError) and told else "it is cut or damaged"
         raise UsageError(
-            f"{path} cannot be read as {kind} ({reason}): compute it again with --overwrite_kernels"
+            f"{path} cannot be read as {kind} ({reason}): give the command that made it again, with --overwrite_kernels"
         ) from error
 
 
@@ -50,7 +50,8 @@ def read_pair(path: Path, kind: str, beside: str, dtype: torch.dtype | None = No
     content = read_tensor_file(path, kind, missing)
     if not (type(content) in (tuple, list) and len(content) == 2 and all(isinstance(x, Tensor) for x in content)):
         raise UsageError(
-            f"{path} does not hold a pair of tensors, {kind} and labels: compute it again with --overwrite_kernels"
+            f"{path} does not hold a pair of tensors, {kind} and labels: give the command that made it again, with "
+            "--overwrite_kernels"
         )
     return plain(content[0], path, kind, dtype), plain(content[1], path, beside)
 

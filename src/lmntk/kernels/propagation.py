@@ -41,7 +41,10 @@ class Passage:
 
 # What a model sorts, selects or drops examples with, by what is in them.
 SELECTING = {"argsort", "msort", "sort", "topk", "unique", "unique_consecutive", "searchsorted", "tolist"}
-SELECTING |= {"argwhere", "nonzero", "masked_select", "masked_scatter", "masked_scatter_"}
+SELECTING |= {"argwhere", "nonzero", "masked_select", "masked_scatter", "masked_scatter_", "argmax", "argmin"}
+SELECTING |= {"kthvalue", "median", "mode", "bincount", "item", "numpy", "__index__", "__int__", "__float__"}
+
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are all different
 
 
 class ForwardPass(TorchFunctionMode):
@@ -65,6 +68,8 @@ class ForwardPass(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name in SELECTING or (name in ("__getitem__", "__setitem__") and _is_mask(args[1])):
+            self.selects = True
+        if name == "where" and len(args) + len(kwargs or {}) == 1:
             self.selects = True
         found = func(*args, **(kwargs or {}))
         if isinstance(found, Tensor | tuple | list):  # not what is asked of shapes, dtypes and devices
@@ -204,16 +209,19 @@ def _backward(total: Tensor, passages: Mapping[str, Passage], needed: bool) -> d
 def _of_other_examples(record: Record, gradients: Mapping[str, Sequence[Tensor]]) -> list[str]:
     """Find the modules of which a row is not that example's whose place it has.
 
-    Each example's logits are multiplied by a number of its own, and so must be the gradient of its row.
+    Each example's logits are multiplied by a number of its own, and so must be the gradient of its row. The weights of
+    an example's logits differ from each other, since their plain sum may be constant (that of a softmax is 1).
     """
     scale = torch.arange(1, record.size + 1, device=record.logits.device).to(record.logits)
+    weights = 1 + torch.arange(record.logits.shape[1], device=scale.device).to(scale) * GOLDEN % 1
     with torch.enable_grad():
-        total = (record.logits.sum(dim=1) * scale).sum()
+        total = (record.logits @ weights * scale).sum()
     wrong = []
     for name, gradient in _backward(total, record.passages, needed=False).items():
-        expected = (torch.stack(list(gradients[name])).sum(dim=0).flatten(1)) * scale[:, None]
+        parts = torch.stack([part.flatten(1) * weight for part, weight in zip(gradients[name], weights, strict=True)])
+        expected = parts.sum(dim=0) * scale[:, None]
         size, error = expected.abs().amax(dim=1), (gradient.flatten(1) - expected).abs().amax(dim=1)
-        rounding = torch.finfo(expected.dtype).eps ** 0.5 * size.max()
+        rounding = torch.finfo(expected.dtype).eps ** 0.5 * parts.abs().amax(dim=(0, 2)) * scale
         if (error > size / (10 * record.size) + rounding).any():
             wrong.append(name)
     return wrong

@@ -1,12 +1,22 @@
 """What padding does to a model, and how one that sees its padding is asked all the same."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+
+class _QUIET:
+    """The method of transformers that is out of use while anybody, in any thread, asks for that."""
+
+    name = "warn_if_padding_and_no_attention_mask"
+    lock = threading.Lock()
+    users = 0
+    kept: Any = None
 
 
 @contextlib.contextmanager
@@ -16,13 +26,18 @@ def without_padding_warnings() -> Iterator[None]:
     Here a batch without a mask has no padding, whatever its tokens. The look depends on the data, of which `torch.vmap`
     knows nothing: DeBERTa, SqueezeBERT, RoFormer and their like could not be differentiated.
     """
-    name = "warn_if_padding_and_no_attention_mask"
-    kept = getattr(PreTrainedModel, name)
-    setattr(PreTrainedModel, name, lambda self, input_ids, attention_mask: None)
+    with _QUIET.lock:
+        if not _QUIET.users:
+            _QUIET.kept = getattr(PreTrainedModel, _QUIET.name)
+            setattr(PreTrainedModel, _QUIET.name, lambda self, input_ids, attention_mask: None)
+        _QUIET.users += 1
     try:
         yield
     finally:
-        setattr(PreTrainedModel, name, kept)
+        with _QUIET.lock:
+            _QUIET.users -= 1
+            if not _QUIET.users:
+                setattr(PreTrainedModel, _QUIET.name, _QUIET.kept)
 
 
 def in_equal_lengths(

@@ -119,6 +119,7 @@ class KernelTrainer(ZeroShotTrainer):
         def load() -> None:
             self._kernels[split] = self._files.load(path, self._formula.two_directions, self._num_logits)
             self._check_labels(split, path)
+            self._check_signs(split, path)
             if self.args.kernel_per_layer:
                 self._layers[split] = self._files.load_layers(path, split, self._kernels[split][0])
             logger.info("took the train × %s kernel from %s", split, path)
@@ -141,6 +142,18 @@ class KernelTrainer(ZeroShotTrainer):
             raise UsageError(
                 f"{path} has other labels than the {split} examples of --data_dir: it is of other data, or of another "
                 "order; give the --data_dir that it was made with"
+            )
+
+    def _check_signs(self, split: str, path: Path) -> None:
+        """See that a kernel is whole numbers, as counts of equal signs are, only if that of train is."""
+        if "train" not in self._kernels:
+            return
+        counts = [bool((self._kernels[name][0] % 1 == 0).all()) for name in ("train", split)]
+        if counts[0] != counts[1] and self._kernels[split][0].any():
+            of_signs = "train" if counts[0] else split
+            raise UsageError(
+                f"{path} and the train kernel beside it are not of one formula: the values of {of_signs} alone are "
+                "whole numbers, as those of signgd are; put kernels of one command into the folder"
             )
 
     def finish(self) -> None:

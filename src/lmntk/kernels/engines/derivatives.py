@@ -88,9 +88,13 @@ class Differentiator:
             return sure()
         try:
             return fast()
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # torch raises whatever the operation runs into that it cannot transform
+            if "can't allocate memory" in str(error):
+                raise
+            if "random operation" in str(error):
+                raise ValueError("the model draws random numbers as it computes: call its eval() first") from error
             found = sure()  # raises what is wrong with the model, where that is it
             if not refused:
                 logger.warning(warning, (str(error) or type(error).__name__).partition("\n")[0])
