@@ -30,6 +30,13 @@ ROUNDING_POWER = 0.6
 # How far an answer may be from the model's own: another order of operations stays far below, another answer far above.
 MOST_WRONG = 1e-3
 
+# What no question about logits shows, found by tools/try_architectures.py with transformers 5.23.0.
+WRONG_GRADIENTS = {
+    "cpmant": "torch.vmap gives other gradients of it",
+    "rwkv": "it changes in place what its gradient needs",
+}
+WRONG_WITH_ALIBI = {"falcon": "with alibi its gradients are not those of transformers' own model"}
+
 Prompt = dict[str, Tensor]
 
 
@@ -38,8 +45,11 @@ def refusals(name_or_path: str, config: PretrainedConfig) -> Iterator[None]:
     """Turn whatever a model raises that cannot be asked here into one sentence that names its architecture.
 
     Raises:
-        UsageError: The model raises.
+        UsageError: The model raises, or its gradients are known to be wrong.
     """
+    known = WRONG_GRADIENTS | (WRONG_WITH_ALIBI if getattr(config, "alibi", False) else {})
+    if config.model_type in known:
+        raise _refusal(name_or_path, config, known[config.model_type])
     try:
         yield
     except UsageError:

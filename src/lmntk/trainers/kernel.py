@@ -65,6 +65,7 @@ class KernelTrainer(ZeroShotTrainer):
         self._num_logits = 1 if args.binary_classification else len(run.task.labels)
         self._grad_dim: int | None = None
         self._kernels: dict[str, Kernel] = {}
+        self._counts: dict[str, bool] = {}
         self._layers: dict[str, LayerKernels] = {}
         self._fitted: solvers.Fitted | None = None
         self._alone = LayersAlone(run.task.main_metrics[0])
@@ -146,11 +147,10 @@ class KernelTrainer(ZeroShotTrainer):
 
     def _check_signs(self, split: str, path: Path) -> None:
         """See that a kernel is whole numbers, as counts of equal signs are, only if that of train is."""
-        if "train" not in self._kernels:
-            return
-        counts = [bool((self._kernels[name][0] % 1 == 0).all()) for name in ("train", split)]
-        if counts[0] != counts[1] and self._kernels[split][0].any():
-            of_signs = "train" if counts[0] else split
+        values = self._kernels[split][0]
+        self._counts[split] = bool((values % 1 == 0).all())
+        if self._counts[split] != self._counts.get("train", self._counts[split]) and values.any():
+            of_signs = "train" if self._counts["train"] else split
             raise UsageError(
                 f"{path} and the train kernel beside it are not of one formula: the values of {of_signs} alone are "
                 "whole numbers, as those of signgd are; put kernels of one command into the folder"
