@@ -152,7 +152,7 @@ def test_loading_kernels_without_the_kernel_trainer_is_refused(tmp_path: Path) -
         ("eval_steps", "nan", "above 0"),
         ("eval_delay", "nan", "0 or more"),
         ("eval_accumulation_steps", "0", "1 or more"),
-        ("dataloader_num_workers", "-1", "0 or more"),
+        ("dataloader_num_workers", "-1", "from 0 to 1000"),
         ("data_seed", str(10**21), "from 0 to 4294967295"),
         ("num_train_epochs", "nan", "above 0"),
         ("weight_decay", "nan", "0 or more"),

@@ -50,7 +50,7 @@ BOUNDS = (
     Bounds("save_steps", 0, above=True),
     Bounds("eval_delay", 0),
     Bounds("eval_accumulation_steps", 1),
-    Bounds("dataloader_num_workers", 0),
+    Bounds("dataloader_num_workers", 0, 1000),  # each is a process
     Bounds("dataloader_prefetch_factor", 1),
     Bounds("data_seed", 0, 2**32 - 1),
 )
