@@ -15,12 +15,12 @@ help: ## List the targets
 venv: $(VENV)/requirements.stamp ## Make the environment
 
 demo: $(VENV)/requirements.stamp ## Predict the mood of tweets and film reviews in nine ways: a table in a few minutes
-	@$(RUN) tools/fetch_demo_assets.py
-	@$(RUN) tools/demo.py
+	@$(RUN) examples/demo/fetch_demo_assets.py
+	@$(RUN) examples/demo/demo.py
 
 demo-causal: $(VENV)/requirements.stamp ## Tell good film reviews from bad ones with a causal language model: a few minutes
-	@$(RUN) tools/fetch_demo_assets.py --causal
-	@$(RUN) tools/demo_causal.py
+	@$(RUN) examples/demo/fetch_demo_assets.py --causal
+	@$(RUN) examples/demo/demo_causal.py
 
 test: $(VENV)/requirements-dev.stamp ## Run the tests
 	@OMP_NUM_THREADS=$(OMP_NUM_THREADS_FOR_TESTS) $(RUN) -m pytest -q --numprocesses auto --dist loadfile

@@ -15,12 +15,12 @@ from typing import Any
 # A plain checkout need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
-from lmntk import stopping
+from lmntk import interrupts
 
 WHEN_STOPPED = "kernels that were finished are kept; the same command goes on from there"
 
@@ -29,36 +29,36 @@ logger = logging.getLogger("lmntk")
 
 def main(argv: list[str]) -> int:
     """Run one command line; return the exit status."""
-    return stopping.exit_status(lambda: _run(argv), WHEN_STOPPED, prints_results=False)
+    return interrupts.exit_status(lambda: _run(argv), WHEN_STOPPED, prints_results=False)
 
 
 def _run(argv: list[str]) -> None:
     started = time.perf_counter()
     from lmntk import distributed
-    from lmntk.arguments import parse_arguments
-    from lmntk.checks import check_arguments, idle_flags, published_changes
+    from lmntk.config.arguments import parse_arguments
+    from lmntk.config.validation import check_arguments, published_changes, unused_flags
 
     model_args, data_args, training_args = parse_arguments(argv)
-    distributed.all_do(lambda: check_arguments(model_args, data_args, training_args))
+    distributed.on_all_ranks(lambda: check_arguments(model_args, data_args, training_args))
     _start_logging(training_args.process_index == 0, data_args.debug_mode)
     if distributed.is_first():
-        for sentence in idle_flags(model_args, data_args, training_args):
+        for sentence in unused_flags(model_args, data_args, training_args):
             logger.warning(sentence)
         for sentence in published_changes(model_args, data_args, training_args):
             logger.info(sentence)
 
-    from lmntk.build import build
-    from lmntk.output_folder import claimed, left_alone, new_folder
-    from lmntk.record import record_run
+    from lmntk.experiment.build import build
+    from lmntk.experiment.run_record import record_run
+    from lmntk.storage.output_folder import claimed, no_leftover_folders, timestamped_folder
 
     with contextlib.ExitStack() as stack:
         if training_args.sweep and not training_args.dry_run:
-            own = new_folder(training_args.output_dir)
-            training_args.output_dir = distributed.first_does(lambda: str(stack.enter_context(own)))
-        folder = (left_alone if training_args.dry_run else claimed)(training_args.output_dir)
-        distributed.first_does(lambda: stack.enter_context(folder))
-        run = distributed.all_do(lambda: build(model_args, data_args, training_args))
-        trainer = distributed.all_do(lambda: _make_trainer(run, model_args, training_args))
+            own = timestamped_folder(training_args.output_dir)
+            training_args.output_dir = distributed.on_rank_zero(lambda: str(stack.enter_context(own)))
+        folder = (no_leftover_folders if training_args.dry_run else claimed)(training_args.output_dir)
+        distributed.on_rank_zero(lambda: stack.enter_context(folder))
+        run = distributed.on_all_ranks(lambda: build(model_args, data_args, training_args))
+        trainer = distributed.on_all_ranks(lambda: _make_trainer(run, model_args, training_args))
         if training_args.dry_run:
             trainer.dry_run(started)
             return
@@ -66,7 +66,7 @@ def _run(argv: list[str]) -> None:
             trainer.train()
         metrics = {split: trainer.evaluate(data) for split, data in run.datasets.items() if split != "train"}
         arguments, seconds = (model_args, data_args, training_args), time.perf_counter() - started
-        distributed.first_does(lambda: record_run(run, metrics, trainer.averaged, trainer.labels, arguments, seconds))
+        distributed.on_rank_zero(lambda: record_run(run, metrics, trainer.averaged, trainer.labels, arguments, seconds))
         trainer.finish()
 
 
@@ -77,7 +77,7 @@ def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
     from lmntk.trainers.kernel import KernelTrainer
     from lmntk.trainers.linear_head import HeadSettings, LinearHeadTrainer, fit_linear_head
 
-    kind = training_args.what_it_does
+    kind = training_args.active_trainer
     if kind in ("kernel", "standard") and training_args.from_linearhead and run.model is not None:
         fit_linear_head(run, training_args.device, HeadSettings.of(training_args))
     try:

@@ -28,26 +28,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 import torch
 from numpy import ndarray
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from benchmark_inputs import CPU, SHAPES, Inputs, Job, load_inputs, load_model, make_problem, true_kernel
-from lmntk.bounds import Bounds, check_numbers
+from benchmarks.inputs import CPU, SHAPES, Inputs, Job, load_inputs, load_model, make_problem, true_kernel
+from lmntk.config.tool_parser import Parser, exit_status
+from lmntk.data.examples import split_file
+from lmntk.data.tasks import find_task
 from lmntk.errors import UsageError
-from lmntk.examples import split_file
-from lmntk.files import write_atomically
-from lmntk.kernels import ENGINES, FORMULAS, Engine, KernelProblem, MemoryBudgetError, assemble
-from lmntk.kernels.machine import peak_bytes, product_flops, seconds_by_stage
+from lmntk.kernels import ENGINES, FORMULAS, Engine, KernelProblem, MemoryBudgetError
+from lmntk.kernels.assembly import assemble
+from lmntk.kernels.memory import peak_bytes
+from lmntk.kernels.timing import product_flops, seconds_by_stage
 from lmntk.models.prompt_model import PromptModel
-from lmntk.tasks import find_task
-from lmntk.tool_flags import Parser, exit_status
+from lmntk.solvers.bounds import Bounds, check_numbers
+from lmntk.storage.atomic import write_atomically
 
 PUBLISHED = "published"
 # Other libraries that make the gradients, where they are installed.
@@ -66,7 +68,7 @@ def make_engine(job: Job, engine: str, problem: KernelProblem) -> Engine:
     if engine in (PUBLISHED, "jvp"):
         return ENGINES["jvp"](problem, 2**60)
     if engine in PEERS:
-        from benchmark_peers import OpacusEngine
+        from benchmarks.peers import OpacusEngine
 
         return OpacusEngine(problem, job.budget)
     return ENGINES[engine](problem, job.budget)
@@ -224,7 +226,7 @@ def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
             train_examples=n,
             x_examples=given.x_examples,
             formula=formula,
-            binary=given.binary_classification or FORMULAS[formula].two_directions,
+            binary=given.binary_classification or FORMULAS[formula].is_asymmetric,
             threads=threads,
             memory_gb=given.memory_gb,
             sample_tiles=given.sample_tiles,
@@ -253,7 +255,7 @@ def _check(given: argparse.Namespace) -> None:
     check_numbers(BOUNDS, vars(given))
     if given.sample_tiles == 1 or given.sample_tiles < 0:
         raise UsageError("--sample_tiles takes 0 for all tiles, or 2 and more: the first tile is not like the others")
-    one_logit = [formula for formula in given.formula if FORMULAS[formula].two_directions]
+    one_logit = [formula for formula in given.formula if FORMULAS[formula].is_asymmetric]
     if (given.binary_classification or one_logit) and len(task.labels) != 2:
         cause = "--binary_classification" if given.binary_classification else f"--formula {one_logit[0]}"
         raise UsageError(f"{cause} takes tasks of two classes, but {task.name} has {len(task.labels)}")

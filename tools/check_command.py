@@ -15,19 +15,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
-from lmntk.tool_flags import exit_status
+from lmntk.config.tool_parser import exit_status
 
 
 def main(argv: list[str]) -> None:
     """Read all that a run reads but its model."""
-    from lmntk.arguments import parse_arguments
-    from lmntk.build import build
-    from lmntk.checks import check_arguments
+    from lmntk.config.arguments import parse_arguments
+    from lmntk.config.validation import check_arguments
+    from lmntk.experiment.build import build
 
     arguments = parse_arguments(argv)
     check_arguments(*arguments)

@@ -22,21 +22,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 import numpy as np
 
 from gather_result import note
-from lmntk import analysis, results
-from lmntk.analysis import Array
+from lmntk.analysis import statistics
+from lmntk.analysis.saved_run import SavedKernel, SavedRun, read_runs
+from lmntk.analysis.statistics import Array
+from lmntk.analysis.summary import Study, study
+from lmntk.config.tool_parser import exit_status
 from lmntk.errors import UsageError
-from lmntk.solver_problem import check_values, class_ids
-from lmntk.stored_runs import StoredKernel, StoredRun, read_runs
-from lmntk.study import Study, study
-from lmntk.tool_flags import exit_status
+from lmntk.solvers.problem import check_values, class_ids
+from lmntk.storage import kernel_files, kernel_metadata, paths
 from report import Parser, solver_flags
 
 COLUMNS = ("split", "distance", "scaled", "CKA", "correlation", "acc A", "acc B", "agreement")
@@ -46,18 +47,18 @@ Row = dict[str, str]
 """A split's line in the table: cells by column, those with nothing to say left out."""
 
 
-def read_file(path: Path) -> StoredKernel:
+def read_file(path: Path) -> SavedKernel:
     """Read a kernel file.
 
     Raises:
         UsageError: It is missing or damaged, or holds NaN or infinity.
     """
-    values, labels = results.load_kernel(path)
-    kernel = StoredKernel(path, values.numpy(), labels.numpy(), results.read_description(path) or {})
+    values, labels = kernel_files.load_kernel(path)
+    kernel = SavedKernel(path, values.numpy(), labels.numpy(), kernel_metadata.read_description(path) or {})
     return checked(kernel)
 
 
-def checked(kernel: StoredKernel) -> StoredKernel:
+def checked(kernel: SavedKernel) -> SavedKernel:
     """Return a kernel after a look at its numbers."""
     try:
         check_values(kernel.values, kernel.path.name.partition("_")[0])
@@ -66,7 +67,7 @@ def checked(kernel: StoredKernel) -> StoredKernel:
     return kernel
 
 
-def find_runs(folders: Sequence[Path]) -> list[StoredRun]:
+def find_runs(folders: Sequence[Path]) -> list[SavedRun]:
     """Find the runs of one task in two folders.
 
     Raises:
@@ -85,12 +86,12 @@ def find_runs(folders: Sequence[Path]) -> list[StoredRun]:
     if len(common) > 1:
         raise UsageError(
             f"{folders[0]} and {folders[1]} both hold kernels of {', '.join(common)}: give two kernel files, such as "
-            f"{results.kernel_path(folders[0], 'test', common[0])}"
+            f"{paths.kernel_path(folders[0], 'test', common[0])}"
         )
     return [runs[common[0]] for runs in found]
 
 
-def comparable(a: StoredKernel, b: StoredKernel) -> tuple[Array, Array, list[str]]:
+def comparable(a: SavedKernel, b: SavedKernel) -> tuple[Array, Array, list[str]]:
     """Bring two kernels of the same examples into one shape; say what was done.
 
     Raises:
@@ -114,7 +115,7 @@ def comparable(a: StoredKernel, b: StoredKernel) -> tuple[Array, Array, list[str
     first, second = a.values, b.values
     if first.ndim != second.ndim:
         notes.append("one kernel is asymmetric: the mean of its two directions is compared")
-        first, second = (analysis.mean_of_directions(values) for values in (first, second))
+        first, second = (statistics.mean_of_directions(values) for values in (first, second))
     if a.num_logits != b.num_logits:
         if {a.num_logits, b.num_logits} != {1, 2}:
             raise UsageError(
@@ -124,18 +125,18 @@ def comparable(a: StoredKernel, b: StoredKernel) -> tuple[Array, Array, list[str
         notes.append("one kernel has one logit, f1 - f0, the other two: the kernels of f1 - f0 are compared")
         # Of two logits it is half the kernel of f1 - f0.
         first, second = (
-            (1 if kernel.num_logits == 1 else 2) * analysis.logit_differences(values)[:, None, :, None]
+            (1 if kernel.num_logits == 1 else 2) * statistics.logit_differences(values)[:, None, :, None]
             for kernel, values in ((a, first), (b, second))
         )
     return first, second, notes
 
 
-def _differ(a: StoredKernel, b: StoredKernel, key: str) -> bool:
+def _differ(a: SavedKernel, b: SavedKernel, key: str) -> bool:
     stored = [kernel.description.get(key) for kernel in (a, b)]
     return all(stored) and stored[0] != stored[1]
 
 
-def other_texts(a: StoredKernel, b: StoredKernel) -> list[str]:
+def other_texts(a: SavedKernel, b: SavedKernel) -> list[str]:
     """Say whether the descriptions tell of other prompts, which equal labels do not show.
 
     Raises:
@@ -156,10 +157,10 @@ def other_texts(a: StoredKernel, b: StoredKernel) -> list[str]:
     return notes
 
 
-def compare(split: str, a: StoredKernel, b: StoredKernel, studies: Sequence[Study] = ()) -> tuple[Row, list[str]]:
+def compare(split: str, a: SavedKernel, b: SavedKernel, studies: Sequence[Study] = ()) -> tuple[Row, list[str]]:
     """Compare the kernels of a split, and what is predicted from them if that is known."""
     first, second, notes = comparable(checked(a), checked(b))
-    found = analysis.compare(first, second)
+    found = statistics.compare(first, second)
     cells = {
         "split": split,
         "distance": f"{found.distance:.3g}",

@@ -22,19 +22,21 @@ from zipfile import ZipFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 from tqdm import tqdm
 
-from lmntk import archives, files, results
-from lmntk.downloads import download, partial_of, size_in_words
+from lmntk.config.tool_parser import Parser, exit_status
+from lmntk.data.examples import PUBLISHED_SEEDS
+from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError
-from lmntk.examples import PUBLISHED_SEEDS
+from lmntk.interrupts import Stopped
 from lmntk.kernels.formulas import FORMULAS
-from lmntk.published import (
+from lmntk.published import archives
+from lmntk.published.catalogue import (
     ARCHIVES,
     BASE_URL,
     MODEL,
@@ -46,9 +48,8 @@ from lmntk.published import (
     File,
     published_task,
 )
-from lmntk.stopping import Stopped
-from lmntk.tasks import TASKS
-from lmntk.tool_flags import Parser, exit_status
+from lmntk.published.http_download import download, partial_of, size_in_words
+from lmntk.storage import atomic, kernel_files, logits_files
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where run_fewshot.sh looks.
@@ -240,8 +241,8 @@ def unpack(archive: Archive, path: Path, settings: Settings) -> Contents:
         with tqdm(total=2 * needed, unit="B", unit_scale=True, desc=archive.name, disable=None) as bar:
             archives.check(opened, [members[file.member] for file in missing.values()], bar.update)
             for target, file in missing.items():
-                files.prepare_output_dir(target.parent)
-                files.write_atomically(target, lambda out, file=file: write(opened, file, out))
+                atomic.prepare_output_dir(target.parent)
+                atomic.write_atomically(target, lambda out, file=file: write(opened, file, out))
                 bar.update(file.size)
     contents.write(settings.record(archive))
     return contents
@@ -254,7 +255,7 @@ def write(opened: ZipFile, file: File, out: BinaryIO) -> None:
     if not file.holds_tensors:
         return
     try:
-        (results.load_kernel if file.kind == "kernels" else results.load_logits)(Path(out.name))
+        (kernel_files.load_kernel if file.kind == "kernels" else logits_files.load_logits)(Path(out.name))
     except UsageError as error:
         raise UsageError(
             f"{file.member} in {opened.filename} is not what its name says, {file.kind} as a pair of tensors, "
@@ -313,7 +314,7 @@ def how_to_predict(archive: Archive, paths: dict[Path, File], settings: Settings
         smallest = min(kernels, key=lambda path: paths[path].size)
         splits = {paths[path].split for path in kernels if path.parent == smallest.parent}
         try:
-            flags = flags_for(archive, task, list(results.load_kernel(smallest)[0].shape), splits)
+            flags = flags_for(archive, task, list(kernel_files.load_kernel(smallest)[0].shape), splits)
         except UsageError as error:
             notes.append(f"note: {smallest.parent} cannot be used: {error}")
             continue
@@ -329,14 +330,14 @@ def how_to_predict(archive: Archive, paths: dict[Path, File], settings: Settings
 
 def flags_for(archive: Archive, task: str, shape: list[int], splits: set[str]) -> tuple[str, ...]:
     """Return the flags with which run.py takes kernels of a shape, for the splits that are there."""
-    two_directions = FORMULAS[archive.formula].two_directions
+    is_asymmetric = FORMULAS[archive.formula].is_asymmetric
     classes = len(TASKS[task].labels)
-    fitting = (1,) if two_directions else (1, 2) if classes == 2 else (classes,)
-    if (len(shape) == 5) != two_directions or shape[-1] not in fitting:
+    fitting = (1,) if is_asymmetric else (1, 2) if classes == 2 else (classes,)
+    if (len(shape) == 5) != is_asymmetric or shape[-1] not in fitting:
         raise UsageError(f"its kernels of shape {shape} are not what run.py takes for {archive.formula} and {task}")
     if "train" not in splits:
         raise UsageError("it lacks the kernel of the train examples")
-    flags = ["--kernel_solver", "asym" if two_directions else "logistic"]
+    flags = ["--kernel_solver", "asym" if is_asymmetric else "logistic"]
     flags += ["--kernel_formula", archive.formula] if archive.formula != "sgd" else []
     flags += ["--binary_classification"] if shape[-1] == 1 else []
     flags += ["--from_linearhead"] if archive.few_shot_type == "finetune" else []
@@ -383,7 +384,7 @@ def main(argv: list[str] | None = None) -> None:
     if flags.list:
         list_archives(settings)
         return
-    files.prepare_output_dir(settings.output_dir)
+    atomic.prepare_output_dir(settings.output_dir)
     for archive in chosen:
         provide(archive, settings)
 

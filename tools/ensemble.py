@@ -13,22 +13,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 import numpy as np
 
 from gather_result import Parser, as_numbers, counted, find_trials, note, percent, spread
+from lmntk.config.tool_parser import exit_status
+from lmntk.data.examples import read_examples, split_file
+from lmntk.data.metrics import compute_metrics
+from lmntk.data.tasks import Task, custom_task, find_task
 from lmntk.errors import UsageError
-from lmntk.examples import read_examples, split_file
-from lmntk.files import read_npy
-from lmntk.metrics import compute_metrics
-from lmntk.prompt_files import read_mapping
-from lmntk.run_log import Run, Trial, best_trial, data_seed, keys_of, read_log
-from lmntk.tasks import Task, custom_task, find_task
-from lmntk.tool_flags import exit_status
+from lmntk.prompts.prompt_files import read_mapping
+from lmntk.runs.log import Run, Trial, best_trial, data_seed, keys_of, read_log
+from lmntk.storage.readers import read_npy
 
 DEFAULT_FOLDER = "ensemble_predict_results"
 TOLERANCE = 1e-6  # of a score computed anew, in another number type

@@ -19,20 +19,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
-from lmntk.bounds import Bounds, check_numbers
+from lmntk.config.tool_parser import Parser, exit_status
 from lmntk.errors import UsageError
 from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError
 from lmntk.kernels.engines import factored
 from lmntk.kernels.engines.base import Engine
 from lmntk.kernels.layers import linear
-from lmntk.kernels.machine import DEFAULT_FRACTION
-from lmntk.kernels.tiling import Pace, Plan, Tile
-from lmntk.tool_flags import Parser, exit_status
+from lmntk.kernels.memory import DEFAULT_FRACTION
+from lmntk.kernels.tiling import CostModel, Plan, Tile
+from lmntk.solvers.bounds import Bounds, check_numbers
 
 FLOAT32, FLOAT64 = 4, 8  # bytes: gradients, kernels
 SIZES = ("layers", "hidden", "intermediate", "vocabulary")
@@ -140,7 +140,7 @@ class CountingEngine(factored.FactoredEngine):
             tokens=max(self._longest, min(factored.MOST_TOKENS, affordable)),
         )
 
-    def pace(self, plan: Plan) -> Pace:
+    def pace(self, plan: Plan) -> CostModel:
         """Count flops: (1 + C) · 2 · P to propagate a token, 2 · P · C to form its part, 2 · P · C² a pair."""
         problem, c = self.problem, self.problem.num_logits
 
@@ -153,7 +153,7 @@ class CountingEngine(factored.FactoredEngine):
             products = tokens + c * tile.pairs * len(problem.formula.directions)
             return (propagation(x_shapes, x) + 2 * self._formed * c * products) / self._flops
 
-        return Pace(lambda train: propagation(problem.train.shapes, train) / self._flops, tile)
+        return CostModel(lambda train: propagation(problem.train.shapes, train) / self._flops, tile)
 
 
 def estimate(given: argparse.Namespace, processes: int, tiles: Sequence[int | None] = (None, None)) -> dict[str, Any]:
@@ -225,8 +225,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--formula", choices=FORMULAS, default="sgd", help="the kernel (default sgd)")
     given = parser.parse_args(argv)
     check_numbers(BOUNDS, vars(given))
-    given.logits = given.logits or (1 if FORMULAS[given.formula].two_directions else given.classes)
-    if FORMULAS[given.formula].two_directions and given.logits != 1:
+    given.logits = given.logits or (1 if FORMULAS[given.formula].is_asymmetric else given.classes)
+    if FORMULAS[given.formula].is_asymmetric and given.logits != 1:
         raise UsageError(f"--formula {given.formula} takes --logits 1")
     given.shape = replace(SHAPES[given.shape], **{name: own for name in SIZES if (own := getattr(given, name))})
     return given

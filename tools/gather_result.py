@@ -15,16 +15,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 import numpy as np
 
-from lmntk import tool_flags
+from lmntk.config import tool_parser
 from lmntk.errors import UsageError
-from lmntk.run_log import Best, Run, Trial, best_trial, data_seed, parse_condition, read_log, select, trials_of
+from lmntk.runs.log import Best, Run, Trial, best_trial, data_seed, parse_condition, read_log, select, trials_of
 
 # What separates groups where it differs among the runs, and the trainer that heeds it; None: all do.
 SETTINGS = {
@@ -42,7 +42,7 @@ CHOSEN = (
 )
 
 
-class Parser(tool_flags.Parser):
+class Parser(tool_parser.Parser):
     """The flags of tools that read the log; it leaves the telling of errors to `main`."""
 
     def __init__(self, description: str | None) -> None:
@@ -283,4 +283,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(tool_flags.exit_status(main))
+    sys.exit(tool_parser.exit_status(main))

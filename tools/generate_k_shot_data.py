@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
-from lmntk.errors import UsageError
-from lmntk.examples import KSHOT_MODES, PUBLISHED_SEEDS
-from lmntk.kshot import (
+from lmntk.config.tool_parser import Parser, exit_status
+from lmntk.data.examples import KSHOT_MODES, PUBLISHED_SEEDS
+from lmntk.data.kshot import (
     DEFAULT_TASKS,
     Originals,
     missing_originals,
@@ -30,8 +30,8 @@ from lmntk.kshot import (
     read_own_originals,
     write_splits,
 )
-from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
-from lmntk.tool_flags import Parser, exit_status
+from lmntk.data.tasks import CUSTOM, TASKS, Task, custom_task, find_task
+from lmntk.errors import UsageError
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -18,10 +18,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 import numpy as np
 import torch
@@ -29,13 +29,14 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from lmntk.config.tool_parser import Parser, exit_status
+from lmntk.data.examples import PUBLISHED_SEEDS, read_examples, split_file
+from lmntk.data.kshot import DEFAULT_TASKS
+from lmntk.data.tasks import CUSTOM, TASKS, Task, custom_task, find_task
 from lmntk.errors import UsageError
-from lmntk.examples import PUBLISHED_SEEDS, read_examples, split_file
-from lmntk.files import read_npy, write_atomically
-from lmntk.kshot import DEFAULT_TASKS
 from lmntk.models.families import max_positions
-from lmntk.tasks import CUSTOM, TASKS, Task, custom_task, find_task
-from lmntk.tool_flags import Parser, exit_status
+from lmntk.storage.atomic import write_atomically
+from lmntk.storage.readers import read_npy
 
 
 @dataclass(frozen=True)

@@ -14,27 +14,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 import numpy as np
 
-from lmntk import analysis, tool_flags
+from lmntk.analysis import statistics
+from lmntk.analysis.saved_run import label_names, names_of, read_runs
+from lmntk.analysis.summary import Study, study, typical_examples
+from lmntk.config import tool_parser
+from lmntk.config.tool_parser import exit_status
 from lmntk.errors import UsageError
-from lmntk.files import prepare_output_dir, write_atomically
 from lmntk.report.page import Group, Sentence, page
 from lmntk.solvers import SOLVERS
-from lmntk.stored_runs import label_names, names_of, read_runs
-from lmntk.study import Study, study, typical_examples
-from lmntk.tool_flags import exit_status
+from lmntk.storage.atomic import prepare_output_dir, write_atomically
 
 SOLVER_FLAGS = ("kernel_solver", "kernel_regularization", "kernel_gamma", "kernel_lambda")
 NEIGHBOURS = 3
 
 
-class Parser(tool_flags.Parser):
+class Parser(tool_parser.Parser):
     """A parser that leaves the telling of errors to `main`, and knows the solver flags."""
 
     def __init__(self, description: str | None) -> None:
@@ -95,7 +96,7 @@ def look_at(index: int, studies: Sequence[Study], texts: Mapping[str, Sequence[S
         if not 0 <= index < len(test.labels):
             raise UsageError(f"--sentences {index}: {found.name} has test sentences 0 to {len(test.labels) - 1}")
         names = label_names(found.run, kernel.num_classes)
-        alike = analysis.similarities(np.diag(kernel.train), kernel.others["test"][:, [index]])[:, 0]
+        alike = statistics.similarities(np.diag(kernel.train), kernel.others["test"][:, [index]])[:, 0]
         nearest = np.argsort(-alike, kind="stable")[:NEIGHBOURS]
         rows = [(alike[i], names[kernel.classes["train"][i]], int(i), at(texts["train"], i)) for i in nearest]
         label = names[int(test.labels[index])]

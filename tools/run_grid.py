@@ -36,17 +36,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 from tqdm import tqdm
 
+from lmntk.config.legacy_flags import is_flag
+from lmntk.config.tool_parser import Parser, exit_status
+from lmntk.data.examples import write_text
 from lmntk.errors import UsageError, suggest
-from lmntk.examples import write_text
-from lmntk.legacy_flags import is_flag
-from lmntk.tool_flags import Parser, exit_status
 
 RUN_SCRIPT = Path(__file__).resolve().parents[1] / "run_fewshot.sh"
 LOG, STAMP = "grid-run.log", "grid-stamp"

@@ -27,17 +27,18 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from lmntk.bounds import Bounds, check_numbers
+from architectures.tiny import VOCABULARY, architectures, tiny_config
+from lmntk.config.tool_parser import Parser, exit_status
+from lmntk.data.tasks import find_task
 from lmntk.errors import UsageError
-from lmntk.features import Collator, Feature, FeatureDataset, FeatureExamples
-from lmntk.files import write_atomically
-from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, assemble, make_engine
+from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
+from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.families import AUTO_CLASSES, CAUSAL
 from lmntk.models.loading import load_config, load_prompt_model
 from lmntk.models.prompt_model import PromptModel
-from lmntk.tasks import find_task
-from lmntk.tool_flags import Parser, exit_status
-from tiny_architectures import VOCABULARY, architectures, tiny_config
+from lmntk.prompts.features import Collator, Feature, FeatureDataset, FeatureExamples
+from lmntk.solvers.bounds import Bounds, check_numbers
+from lmntk.storage.atomic import write_atomically
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
 TRAIN, X = (6, 9, 7), (8, 5)

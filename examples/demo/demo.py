@@ -3,8 +3,8 @@
 
 As it is, by a linear head, by four of its kernels, and fine-tuned with SGD, Adam and LoRA. Draws the k-shot splits with
 `tools/generate_k_shot_data.py`, starts `run_fewshot.sh` once for every task, method and seed, and prints one table of
-means over the seeds. The model and the sentences come from `tools/fetch_demo_assets.py`. Another `Demo`, of another
-model or other methods, works the same way: `tools/demo_causal.py` has one.
+means over the seeds. The model and the sentences come from `fetch_demo_assets.py`. Another `Demo`, of another
+model or other methods, works the same way: `examples/demo/demo_causal.py` has one.
 
 A run is not started again if its results are there and the stamp beside them fits: a hash over its command, its split,
 the model's files and the program. One that was stopped goes on from the kernels and tiles that it kept. Where the stamp
@@ -32,21 +32,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 import numpy as np
 
 from gather_result import percent
+from lmntk.config.tool_parser import Parser, exit_status
 from lmntk.errors import UsageError
-from lmntk.run_log import Trial, read_log, trials_of
-from lmntk.tool_flags import Parser, exit_status
+from lmntk.runs.log import Trial, read_log, trials_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN_SCRIPT = ROOT / "run_fewshot.sh"
 K_SHOT_TOOL = ROOT / "tools" / "generate_k_shot_data.py"
 GATHER_TOOL = ROOT / "tools" / "gather_result.py"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The demo on a causal language model: SmolLM2, of 135 million parameters, tells good film reviews from bad ones.
 
-As it is, and by its kernel of 16 examples a class. The film reviews, splits and machinery are those of `tools/demo.py`;
-`tools/fetch_demo_assets.py --causal` fetches the model, a GGUF file of four-bit weights. The first run converts it to
+As it is, and by its kernel of 16 examples a class. The film reviews, splits and machinery are those of `demo.py`;
+`fetch_demo_assets.py --causal` fetches the model, a GGUF file of four-bit weights. The first run converts it to
 float32, once, into `converted-models` beside the k-shot splits, where half a gigabyte stays for the next time.
 
 A causal model reads from left to right, so the template ends with what predicts: the word after "It was". Test prompts
@@ -12,12 +12,12 @@ come 25 at a time, which bounds the kernel's memory and lets its progress show.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
 import demo
 

@@ -27,17 +27,17 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from lmntk import starting
+from lmntk import interrupts
 
 if __name__ == "__main__":
-    starting.begin()
+    interrupts.begin()
 
+from lmntk.config.tool_parser import Parser, exit_status
 from lmntk.errors import UsageError
-from lmntk.tool_flags import Parser, exit_status
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEST_SENTENCES_PER_LABEL = 100
 SPLIT_SEED = 0
 

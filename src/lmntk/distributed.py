@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from lmntk.errors import LostProcessError, ToldElsewhereError, UsageError, refused
+from lmntk.errors import PeerExitedError, ReportedElsewhereError, UsageError, refused
 
 Answer = TypeVar("Answer")
 
@@ -58,10 +58,10 @@ def is_first() -> bool:
 
 def tells(error: UsageError) -> bool:
     """Whether it is this process that shows an error: what all have met alike is shown by the first."""
-    if isinstance(error, ToldElsewhereError):
+    if isinstance(error, ReportedElsewhereError):
         return False
     # Before the processes know each other they have read flags, all of them the same; and all lose the same one.
-    alike = world_size() == 1 or isinstance(error, LostProcessError)
+    alike = world_size() == 1 or isinstance(error, PeerExitedError)
     return os.environ.get("RANK", "0") == "0" if alike else True
 
 
@@ -76,7 +76,7 @@ def end_with(error: UsageError) -> int:
         print(f"error: {error}", file=sys.stderr)
         _leave_for_torchrun(f"error: {error}")
     with contextlib.suppress(OSError):
-        if path is not None and not isinstance(error, LostProcessError):
+        if path is not None and not isinstance(error, PeerExitedError):
             Path(path).write_text(f"{status}\n", encoding="utf-8")
             return 0 if error.met_by_all else status
     return status
@@ -97,7 +97,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def first_does(work: Callable[[], Answer]) -> Answer:
+def on_rank_zero(work: Callable[[], Answer]) -> Answer:
     """Do something on the first process alone: all of them get its answer, or fail with its error.
 
     Args:
@@ -114,11 +114,11 @@ def first_does(work: Callable[[], Answer]) -> Answer:
     _meet(lambda: dist.broadcast_object_list(message))
     answer, failure = message
     if failure is not None:
-        raise failure if is_first() else ToldElsewhereError(str(failure))
+        raise failure if is_first() else ReportedElsewhereError(str(failure))
     return answer
 
 
-def all_do(work: Callable[[], Answer]) -> Answer:
+def on_all_ranks(work: Callable[[], Answer]) -> Answer:
     """Do something on every process; where it fails on one of them all fail, and the first of those tells."""
     if world_size() == 1:
         return work()
@@ -130,7 +130,7 @@ def all_do(work: Callable[[], Answer]) -> Answer:
     errors = gather(None if own is None else str(own))
     failed = [number for number, error in enumerate(errors) if error is not None]
     if failed:
-        raise own if own is not None and rank() == failed[0] else ToldElsewhereError(errors[failed[0]])
+        raise own if own is not None and rank() == failed[0] else ReportedElsewhereError(errors[failed[0]])
     return answer  # type: ignore[return-value]  # nothing failed, so there is one
 
 
@@ -152,7 +152,7 @@ def gather(own: Answer) -> list[Answer]:
     return found
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when every process has come here."""
     gather(None)
 
@@ -162,7 +162,7 @@ def _meet(exchange: Callable[[], object]) -> None:
     try:
         exchange()
     except RuntimeError as error:
-        raise LostProcessError(
+        raise PeerExitedError(
             "another process of this run has ended: it says why itself, or was killed, for lack of memory perhaps; the "
             f"same command goes on from what was finished ({str(error).partition(chr(10))[0]})"
         ) from error

@@ -17,13 +17,13 @@ class UsageError(Exception):
     met_by_all = False
 
 
-class ToldElsewhereError(UsageError):
+class ReportedElsewhereError(UsageError):
     """The same on a process that is not the one to show it."""
 
     met_by_all = True
 
 
-class LostProcessError(UsageError):
+class PeerExitedError(UsageError):
     """Another process, with which this one works together, has ended."""
 
 

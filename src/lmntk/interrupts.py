@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from lmntk import starting
 from lmntk.errors import UsageError, refused
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,23 @@ class Stopped(KeyboardInterrupt):
     def status(self) -> int:
         """The exit status that shells know for it."""
         return 128 + self.number
+
+
+def begin() -> None:
+    """Make the standard streams usable, and let Ctrl-C end the program without a traceback until work has begun."""
+    # A closed stream would give its number to the next file that is opened, and libraries would write into that.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave_at_once)
 
 
 def exit_status(work: Callable[[], int | None], when_stopped: str = ANEW, prints_results: bool = True) -> int:
@@ -183,7 +199,7 @@ def _stopped_by_signals() -> Iterator[None]:
         for number, handler in handlers.items():
             if handler is not None:
                 # Behind the work there is something that was begun.
-                signal.signal(number, signal.SIG_DFL if handler is starting.leave else handler)
+                signal.signal(number, signal.SIG_DFL if handler is _leave_at_once else handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -192,3 +208,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(_received[0])
     # torchrun passes on what a terminal has sent to all: two signals are one wish, a third is impatience.
     signal.signal(number, signal.SIG_DFL)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    """End at once: there is nothing yet to put in order, and an import that is cut short may raise anything."""
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"stopped by SIGINT: nothing was begun yet\n")
+    os._exit(128 + number)

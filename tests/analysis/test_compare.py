@@ -10,10 +10,13 @@ import torch
 
 import compare_kernels
 from kernel_folders import Folder
-from lmntk import analysis, results, solvers, tool_flags
+from lmntk import solvers
+from lmntk.analysis import statistics
+from lmntk.config import tool_parser
 from lmntk.errors import UsageError
-from lmntk.results import kernel_path
-from lmntk.solver_problem import SolverSettings
+from lmntk.solvers.problem import SolverSettings
+from lmntk.storage import paths
+from lmntk.storage.paths import kernel_path
 
 
 def table(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[dict[str, dict[str, str]], str]:
@@ -34,7 +37,7 @@ def test_folders_are_compared_split_by_split_and_by_what_one_solver_predicts(
     found, notes = table(capsys, a.path, b.path)
     assert list(found) == ["train", "dev", "test"]
     for split, row in found.items():
-        numbers = analysis.compare(a.kernel(split), b.kernel(split))
+        numbers = statistics.compare(a.kernel(split), b.kernel(split))
         assert (row["distance"], row["scaled"]) == (f"{numbers.distance:.3g}", f"{numbers.scaled_distance:.3g}")
         assert (row["CKA"], row["correlation"]) == (f"{numbers.alignment:.4f}", f"{numbers.correlation:.4f}")
     predicted = []
@@ -178,7 +181,7 @@ def test_one_kernel_alone_is_answered_with_a_sentence() -> None:
 def test_texts_of_another_split_are_refused_though_labels_agree(tmp_path: Path) -> None:
     a, b = Folder(tmp_path / "1", "a"), Folder(tmp_path / "2", "b")
     for folder in (a, b):
-        path = results.description_path(folder.path, "train", "sst-2")
+        path = paths.description_path(folder.path, "train", "sst-2")
         told = json.loads(path.read_text(encoding="utf-8"))
         told |= {"data_sha256": {"train": folder.path.name}, "tokens_sha256": {"train": folder.path.name}}
         path.write_text(json.dumps(told), encoding="utf-8")
@@ -192,5 +195,5 @@ def test_a_command_line_that_is_interrupted_ends_in_a_sentence(
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    assert tool_flags.exit_status(interrupted) == 130
+    assert tool_parser.exit_status(interrupted) == 130
     assert capsys.readouterr().err == "stopped by SIGINT: the same command begins anew\n"

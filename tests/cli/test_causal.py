@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegressionCV
+from test_engines import longer_sides, names_of, problem_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import oracle
 from command_line import SIZES, Workplace, read_kernel, read_results, read_tensors, sst2_rows, write_rows
-from lmntk.kernels import assemble, make_engine
-from lmntk.parameters import ParameterFilter
-from test_engines import longer_sides, names_of, problem_of
+from lmntk.kernels.assembly import assemble, make_engine
+from lmntk.models.parameters import ParameterFilter
 from tiny_models import CAUSAL, PaddedPrompts, prompts_for, save_tiny_checkpoint, tiny_prompt_model
 
 MODELS = ("gpt2", "opt", "llama", "qwen2")

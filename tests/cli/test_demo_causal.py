@@ -13,7 +13,7 @@ import demo
 import demo_causal
 import fetch_demo_assets
 from command_line import ROOT, read_kernel, read_results, sst2_rows
-from lmntk.run_log import read_log
+from lmntk.runs.log import read_log
 from tiny_gguf import random_lm, write_gguf
 from tiny_tokenizers import make_gpt2_tokenizer
 

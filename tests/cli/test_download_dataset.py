@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(tarfile, "data_filter"), reason="Python before 3.11.4 unpacks archives without a look at their paths"
 )
 
-SCRIPT = Path(__file__).resolve().parents[1] / "data" / "download_dataset.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "data" / "download_dataset.sh"
 DEFAULT_TASKS = [
     *("SST-2", "sst-5", "mr", "cr", "mpqa", "subj", "trec"),
     *("CoLA", "MRPC", "QQP", "STS-B", "MNLI", "SNLI", "QNLI", "RTE"),

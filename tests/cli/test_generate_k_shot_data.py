@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "generate_k_shot_data.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate_k_shot_data.py"
 DOWNLOAD = (
     "bash data/download_dataset.sh fetches the originals where there is a network; --data_dir says where they are"
 )

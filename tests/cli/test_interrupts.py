@@ -11,21 +11,20 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from lmntk import stopping
+from lmntk import interrupts
 from lmntk.errors import UsageError
 
-SRC = Path(__file__).resolve().parents[1] / "src"
+SRC = Path(__file__).resolve().parents[2] / "src"
 PROGRAM = f"""
 import sys, time
 sys.path.insert(0, {str(SRC)!r})
-from lmntk import starting
-starting.begin()
-from lmntk import stopping
+from lmntk import interrupts
+interrupts.begin()
 
 def work():
     {{}}
 
-sys.exit(stopping.exit_status(work, prints_results={{}}))
+sys.exit(interrupts.exit_status(work, prints_results={{}}))
 """
 PRINTS = "print('result ' * 20000)"
 TALKS = "print('message ' * 20000); print('more', file=sys.stderr); open('done', 'w').close()"
@@ -75,7 +74,9 @@ def test_messages_that_nobody_can_read_do_not_end_a_run(tmp_path: Path, line: st
 
 
 def test_ctrl_c_while_a_program_loads_is_one_sentence() -> None:
-    code = f"import sys; sys.path.insert(0, {str(SRC)!r}); from lmntk import starting; starting.begin(); import time"
+    code = (
+        f"import sys; sys.path.insert(0, {str(SRC)!r}); from lmntk import interrupts; interrupts.begin(); import time"
+    )
     program = [sys.executable, "-c", f"{code}; print('loading', flush=True); time.sleep(60)"]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "loading\n"
@@ -86,8 +87,8 @@ def test_ctrl_c_while_a_program_loads_is_one_sentence() -> None:
 
 def test_ctrl_c_behind_the_work_does_not_say_that_nothing_was_begun() -> None:
     code = (
-        f"import os, signal, sys; sys.path.insert(0, {str(SRC)!r}); from lmntk import starting, stopping; "
-        "starting.begin(); stopping.exit_status(lambda: None); os.kill(os.getpid(), signal.SIGINT)"
+        f"import os, signal, sys; sys.path.insert(0, {str(SRC)!r}); from lmntk import interrupts; "
+        "interrupts.begin(); interrupts.exit_status(lambda: None); os.kill(os.getpid(), signal.SIGINT)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
@@ -124,7 +125,7 @@ def with_bars(end: BaseException | signal.Signals) -> None:
 def test_a_sentence_stands_alone_on_the_last_line_below_progress_bars(
     end: BaseException | signal.Signals, status: int, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert stopping.exit_status(lambda: with_bars(end)) == status
+    assert interrupts.exit_status(lambda: with_bars(end)) == status
     said = capsys.readouterr().err
     assert "outer:  33%" in said
     assert said.split("\n")[-2:] == [sentence, ""]
@@ -133,9 +134,9 @@ def test_a_sentence_stands_alone_on_the_last_line_below_progress_bars(
 
 def test_an_error_of_no_file_keeps_its_traceback() -> None:
     with pytest.raises(OSError, match="the hub says no"):
-        stopping.exit_status(lambda: (_ for _ in ()).throw(OSError("the hub says no")))  # type: ignore[arg-type]
+        interrupts.exit_status(lambda: (_ for _ in ()).throw(OSError("the hub says no")))  # type: ignore[arg-type]
 
 
 def test_the_status_of_work_that_ends_well_is_its_own() -> None:
-    assert stopping.exit_status(lambda: 1) == 1
-    assert stopping.exit_status(lambda: None) == 0
+    assert interrupts.exit_status(lambda: 1) == 1
+    assert interrupts.exit_status(lambda: None) == 0

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lmntk.arguments import parse_arguments
+from lmntk.config.arguments import parse_arguments
 
-SCRIPT = Path(__file__).parent.parent / "run_fewshot.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "run_fewshot.sh"
 PYTHON = """#!/bin/sh
 printf '%s\\0' "$0" "$PWD" "${OMP_NUM_THREADS-}" "$@" > "$CALL"
 exit "${STATUS:-0}"

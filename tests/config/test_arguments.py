@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from command_line import ROOT
-from lmntk import arguments
-from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from lmntk.config import arguments
+from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from lmntk.errors import UsageError
 
 # The frozen command line: scripts and papers carry these names. None may vanish, and no default may change.

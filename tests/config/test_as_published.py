@@ -13,15 +13,16 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 
 from command_line import ROOT, Workplace, read_kernel, read_results, read_tensors, sst2_rows, write_rows
-from documented import argv_of, calls, make_stand_in
+from doc_commands import argv_of, calls, make_stand_in
 from kernel_folders import Folder
-from lmntk import lbfgs, solvers
-from lmntk.arguments import parse_arguments
-from lmntk.as_published import ROWS
-from lmntk.build import build
-from lmntk.checks import published_changes
-from lmntk.features import sampled_order
-from lmntk.solver_problem import SolverSettings
+from lmntk import solvers
+from lmntk.config.arguments import parse_arguments
+from lmntk.config.as_published import ROWS
+from lmntk.config.validation import published_changes
+from lmntk.experiment.build import build
+from lmntk.prompts.features import sampled_order
+from lmntk.solvers import lbfgs
+from lmntk.solvers.problem import SolverSettings
 from lmntk.trainers.finetune import FineTuneTrainer
 from lmntk.trainers.linear_head import HeadSettings, fit_linear_head
 from tiny_models import save_tiny_checkpoint
@@ -388,8 +389,8 @@ def test_a_kernel_on_a_published_head_is_another_kernel(place: Workplace, monkey
 
 
 def test_bare_commands_take_the_general_lengths_and_draws(place: Workplace) -> None:
-    from lmntk.prompt_settings import resolve_prompts
-    from lmntk.tasks import TASKS
+    from lmntk.config.prompt_settings import resolve_prompts
+    from lmntk.data.tasks import TASKS
 
     found = {}
     for name, few_shot_type in (("rte", "prompt"), ("mnli", "prompt"), ("snli", "prompt-demo"), ("mr", "prompt")):
@@ -500,9 +501,9 @@ def test_old_flags_mean_what_they_meant(place: Workplace, monkeypatch: pytest.Mo
 def test_old_flags_to_which_nothing_answers_are_ignored_with_a_sentence(
     place: Workplace, flags: list[str], names: list[str]
 ) -> None:
-    from lmntk.checks import idle_flags
+    from lmntk.config.validation import unused_flags
 
-    sentences = [line for line in idle_flags(*parsed(place, *flags)) if "is ignored" in line]
+    sentences = [line for line in unused_flags(*parsed(place, *flags)) if "is ignored" in line]
     assert [line.split()[0] for line in sentences] == [f"--{name}" for name in names]
 
 

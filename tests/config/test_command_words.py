@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lmntk.arguments import parse_arguments
+from lmntk.config.arguments import parse_arguments
+from lmntk.config.tool_parser import Parser
 from lmntk.errors import UsageError
-from lmntk.results import append_log, write_record
-from lmntk.tool_flags import Parser
+from lmntk.storage.run_files import append_log, write_record
 
 RUN = ["--model_name_or_path", "m", "--task_name", "sst-2", "--data_dir", "d", "--output_dir", "o"]
 BAD = os.fsdecode(b"a\xff")

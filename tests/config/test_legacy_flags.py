@@ -1,8 +1,8 @@
 import pytest
 
-from lmntk.arguments import _flag_names
+from lmntk.config.arguments import _flag_names
+from lmntk.config.legacy_flags import OLD_SPELLINGS, full_name, translate
 from lmntk.errors import UsageError
-from lmntk.legacy_flags import OLD_SPELLINGS, full_name, translate
 
 FLAGS = {
     "do_train", "eval_strategy", "evaluate_during_training", "help", "max_seq_length", "max_steps", "no_train", "num_k",

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from lmntk import checks
-from lmntk.arguments import parse_arguments
-from lmntk.checks import BOUNDS, check_arguments, idle_flags
+from lmntk.config import validation
+from lmntk.config.arguments import parse_arguments
+from lmntk.config.validation import BOUNDS, check_arguments, unused_flags
 from lmntk.errors import UsageError
 
 KERNEL = ["--trainer", "kernel", "--few_shot_type", "prompt", "--do_train", "--do_eval"]
@@ -293,7 +293,7 @@ def test_fine_tuning_into_a_used_folder_needs_to_be_told_so(tmp_path: Path) -> N
 )
 def test_a_flag_that_nothing_reads_is_told_apart(flags: list[str], sentence: str | None) -> None:
     needed = ["--model_name_or_path", "m", "--task_name", "sst-2", "--data_dir", "d", "--output_dir", "nowhere/yet"]
-    assert idle_flags(*parse_arguments([*needed, *flags])) == ([] if sentence is None else [sentence])
+    assert unused_flags(*parse_arguments([*needed, *flags])) == ([] if sentence is None else [sentence])
 
 
 def test_a_run_that_would_do_nothing_is_refused() -> None:
@@ -311,7 +311,7 @@ def test_an_output_folder_below_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # root may write anywhere, so the answer of the operating system is replaced
-    monkeypatch.setattr(checks.os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(validation.os, "access", lambda path, mode: Path(path) != tmp_path)
     folder = tmp_path / "new" / "folder"
     assert refusal(*KERNEL, output_dir=str(folder)) == (
         f"--output_dir {folder}: {tmp_path} cannot be written; choose another place"

@@ -20,10 +20,10 @@ import ensemble
 import generate_k_shot_data
 import get_sbert_embedding
 from command_line import SIZES, Workplace, read_kernel, sst2_rows, write_rows
+from lmntk.data.examples import Example, read_examples, split_file
+from lmntk.data.formats import format_row
+from lmntk.data.tasks import Task, custom_task, described_task
 from lmntk.errors import UsageError
-from lmntk.examples import Example, read_examples, split_file
-from lmntk.rows import format_row
-from lmntk.tasks import Task, custom_task, described_task
 
 ENDINGS = ("csv", "tsv", "jsonl", "json")
 PAIR = custom_task("first,second,label")

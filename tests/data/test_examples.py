@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmntk.data.examples import Example, read_examples, split_file, write_text
+from lmntk.data.formats import format_row, read_rows
+from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError
-from lmntk.examples import Example, read_examples, split_file, write_text
-from lmntk.rows import format_row, read_rows
-from lmntk.tasks import TASKS
 
 TOOL = "python tools/generate_k_shot_data.py"
 

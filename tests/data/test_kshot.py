@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lmntk.data.kshot import missing_originals, read_originals, write_splits
+from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError
-from lmntk.kshot import missing_originals, read_originals, write_splits
-from lmntk.tasks import TASKS
 
 MODES = ("k-shot", "k-shot-10x", "k-shot-1k-test")
 SEEDS = (100, 13, 21, 42, 87)
-REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "original"
+REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "original"
 GLUE_TASKS = ("SST-2", "CoLA", "MRPC", "QQP", "STS-B", "MNLI", "SNLI", "QNLI", "RTE", "WNLI")
 CSV_TASKS = ("sst-5", "mr", "cr", "mpqa", "subj", "trec", "ag_news")
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lmntk.metrics import METRICS, compute_metrics
-from lmntk.tasks import TASKS
+from lmntk.data.metrics import METRICS, compute_metrics
+from lmntk.data.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -10,10 +10,10 @@ import pytest
 
 import generate_k_shot_data
 from command_line import SIZES, Workplace, read_kernel, sst2_rows, write_rows
+from lmntk.data.examples import Example, read_examples
+from lmntk.data.kshot import read_originals
+from lmntk.data.tasks import TASKS, custom_task, spelled_columns, split_columns
 from lmntk.errors import UsageError
-from lmntk.examples import Example, read_examples
-from lmntk.kshot import read_originals
-from lmntk.tasks import TASKS, custom_task, spelled_columns, split_columns
 
 Write = Callable[[str, str | bytes], Path]
 NUMBERED = custom_task("0,1", ("no", "yes"))

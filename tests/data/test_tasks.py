@@ -2,8 +2,8 @@
 
 import pytest
 
+from lmntk.data.tasks import TASKS, Task, find_task
 from lmntk.errors import UsageError
-from lmntk.tasks import TASKS, Task, find_task
 
 IT_WAS = "*cls**sent_0*_It_was*mask*.*sep+*"
 THIS_IS = "*cls**sent_0*_This_is*mask*.*sep+*"

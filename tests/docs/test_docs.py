@@ -13,8 +13,8 @@ import gather_result
 import get_sbert_embedding
 import run_grid
 from command_line import ROOT, Workplace, sst2_rows, write_rows
-from documented import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.arguments import _flag_names
+from doc_commands import argv_of, blocks, calls, commands, make_stand_in
+from lmntk.config.arguments import _flag_names
 
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 # A few steps on a few texts show that a call works.

@@ -12,10 +12,10 @@ from torch.distributed.run import parse_args as torchrun_arguments
 
 import benchmark_kernels
 import estimate_kernel_cost
-from benchmark_inputs import SHAPES
+from benchmarks.inputs import SHAPES
 from command_line import ROOT, Workplace, sst2_rows, write_rows
-from documented import blocks, commands, flags_of_run, python_calls
-from lmntk.arguments import parse_arguments
+from doc_commands import blocks, commands, flags_of_run, python_calls
+from lmntk.config.arguments import parse_arguments
 from tiny_models import save_tiny_checkpoint, tiny_config
 
 SCALING, PERFORMANCE = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("scaling.md", "performance.md"))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from command_line import ROOT, Workplace, flags_of, read_kernel, read_results
-from documented import blocks
-from lmntk.tasks import find_task
+from doc_commands import blocks
+from lmntk.data.tasks import find_task
 
 PAGE = (ROOT / "docs" / "kernel-files.md").read_text(encoding="utf-8")
 BLOCKS = blocks(PAGE, "python")

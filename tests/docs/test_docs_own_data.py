@@ -12,9 +12,9 @@ import pytest
 import gather_result
 import generate_k_shot_data
 from command_line import ROOT, SENTENCES, Workplace, read_kernel, write_rows
-from documented import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.arguments import _flag_names
-from lmntk.tasks import TASKS, Task
+from doc_commands import argv_of, blocks, calls, commands, make_stand_in
+from lmntk.config.arguments import _flag_names
+from lmntk.data.tasks import TASKS, Task
 
 PAGE = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^```text (\S+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE))
@@ -94,7 +94,7 @@ def test_the_recipe_for_a_task_works_as_it_stands(
 ) -> None:
     (row,) = blocks(RECIPE, "python")
     script = tmp_path / "row.py"
-    script.write_text(f"from lmntk.tasks import Task\nrows = (\n{row})\n", encoding="utf-8")
+    script.write_text(f"from lmntk.data.tasks import Task\nrows = (\n{row})\n", encoding="utf-8")
     (task,) = runpy.run_path(str(script))["rows"]
     assert isinstance(task, Task)
     monkeypatch.setitem(TASKS, task.name, task)
@@ -113,4 +113,4 @@ def test_the_recipe_for_a_task_works_as_it_stands(
 def test_the_recipe_names_files_and_tables_that_exist() -> None:
     for path in re.findall(r"`((?:src|tests)/[\w/]+\.py)`", RECIPE):
         assert (ROOT / path).is_file()
-    assert "METRICS" in (ROOT / "src/lmntk/metrics.py").read_text(encoding="utf-8")
+    assert "METRICS" in (ROOT / "src/lmntk/data/metrics.py").read_text(encoding="utf-8")

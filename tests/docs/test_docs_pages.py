@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from command_line import ROOT
-from documented import blocks, commands
-from lmntk.arguments import _flag_names
+from doc_commands import blocks, commands
+from lmntk.config.arguments import _flag_names
 
 TESTED_BY = {
     "README.md": "test_readme.py",

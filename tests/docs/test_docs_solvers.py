@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
-from documented import blocks, flags_of_run, python_calls
-from lmntk.arguments import parse_arguments
+from doc_commands import blocks, flags_of_run, python_calls
+from lmntk.config.arguments import parse_arguments
 from lmntk.kernels import FORMULAS
 from lmntk.solvers import SOLVERS
 from tiny_models import tiny_config

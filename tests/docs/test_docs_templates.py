@@ -10,13 +10,14 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from command_line import ROOT, SENTENCES, Workplace, read_kernel, sst2_rows, write_rows
-from documented import argv_of, calls, make_stand_in
-from lmntk.arguments import GENERAL_MAX_SEQ_LENGTH, _flag_names
-from lmntk.demonstrations import DemonstrationSettings, Demonstrator, template_with_demonstrations
-from lmntk.examples import Example
-from lmntk.prompts import Limits, label_word_ids, render
-from lmntk.tasks import TASKS, find_task
-from lmntk.templates import _FORMS, _SPECIAL, Template, plain_text_template
+from doc_commands import argv_of, calls, make_stand_in
+from lmntk.config.arguments import GENERAL_MAX_SEQ_LENGTH, _flag_names
+from lmntk.data.examples import Example
+from lmntk.data.tasks import TASKS, find_task
+from lmntk.prompts.demonstrations import DemonstrationSampler, DemonstrationSettings, template_with_demonstrations
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.render import Limits, render
+from lmntk.prompts.templates import _FORMS, _SPECIAL, Template, plain_text_template
 from tiny_models import save_tiny_checkpoint
 from tiny_tokenizers import make_gpt2_tokenizer, make_roberta_tokenizer
 
@@ -63,7 +64,7 @@ def test_an_example_is_what_the_code_makes_of_it(
     labels: Sequence[int] = ()
     if shown := [Example((text,), label) for label, text in numbered(fields, "class ")]:
         how = DemonstrationSettings(in_context="head" if "head" in fields["type"] else "")
-        demonstrator = Demonstrator(task, shown, how, np.random.RandomState(0), excludes_query=False)
+        demonstrator = DemonstrationSampler(task, shown, how, np.random.RandomState(0), excludes_query=False)
         text = template_with_demonstrations(text, task, how, demonstrator.shown, causal)
         drawn = demonstrator.draw(0)
         texts, labels = [*texts, *drawn.texts], drawn.context_labels

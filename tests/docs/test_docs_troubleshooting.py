@@ -13,9 +13,9 @@ from transformers import AutoConfig
 
 import generate_k_shot_data
 from command_line import ROOT, Workplace, sst2_rows, write_rows
-from documented import commands, environment_with, make_stand_in
+from doc_commands import commands, environment_with, make_stand_in
 from lmntk.errors import UsageError
-from lmntk.output_folder import claimed
+from lmntk.storage.output_folder import claimed
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 QUOTES = [

@@ -19,10 +19,10 @@ import generate_k_shot_data
 import lmntk.kernels
 import report
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
-from documented import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.arguments import _flag_names
-from lmntk.run_log import Trial
-from lmntk.tasks import find_task
+from doc_commands import argv_of, blocks, calls, commands, make_stand_in
+from lmntk.config.arguments import _flag_names
+from lmntk.data.tasks import find_task
+from lmntk.runs.log import Trial
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULT = "result/SST-2-roberta-base-prompt"

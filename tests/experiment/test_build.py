@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from command_line import SENTENCES, Workplace, sst2_rows, write_rows
-from lmntk.arguments import parse_arguments
-from lmntk.build import Run, build
-from lmntk.features import Feature
+from lmntk.config.arguments import parse_arguments
+from lmntk.experiment.build import Experiment, build
+from lmntk.prompts.features import Feature
 
 SEED = 13
 
@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
-def built(place: Workplace, task: str, *flags: str) -> Run:
+def built(place: Workplace, task: str, *flags: str) -> Experiment:
     argv = place.argv("--task_name", task, "--data_dir", str(place.folder / task), "--few_shot_type", "prompt-demo")
     return build(*parse_arguments([*argv, "--seed", str(SEED), *flags]))
 

@@ -14,7 +14,8 @@ import torch
 
 import download_kernels
 from command_line import Outcome
-from lmntk import downloads, stopping
+from lmntk import interrupts
+from lmntk.published import http_download
 from random_kernels import Case
 
 SGD = "prompt-sgd-16-shot.zip"
@@ -115,7 +116,7 @@ class Place:
         """Run the tool as the command line does."""
         argv = ["--base_url", self.mirror.url, "--cache_dir", str(self.cache), "--output_dir", str(self.result), *flags]
         self.capsys.readouterr()
-        status = stopping.exit_status(lambda: download_kernels.main(argv))
+        status = interrupts.exit_status(lambda: download_kernels.main(argv))
         return Outcome(status, *self.capsys.readouterr(), messages="")
 
     def get(self, *flags: str) -> str:
@@ -141,7 +142,7 @@ class Place:
 @contextlib.contextmanager
 def serving(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Start a mirror on a port of this machine; nobody waits before another try."""
-    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(http_download.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "*")
     server = Server(("127.0.0.1", 0), Handler)
     server.mirror = Mirror(url=f"http://127.0.0.1:{server.server_port}")

@@ -16,7 +16,7 @@ import transformers
 
 from tiny_models import save_tiny_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FORMULAS = ("sgd", "signgd", "asymmetric_signgd")
 SIZES = {"train": 4, "dev": 4, "test": 6}
 """The splits of the tiny data and their numbers of examples."""

@@ -9,7 +9,7 @@ import torch
 
 from command_line import SIZES, Workplace
 from lmntk.kernels.engines.factored import FactoredEngine
-from lmntk.tile_store import TileStore
+from lmntk.storage.tile_store import TileStore
 
 # 2 × 3 tiles of the kernel of test, 2 × 2 of dev, 3 (of 4) of train × train.
 TILED = ("--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "2")

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmntk.results import kernel_path, record_path, save_kernel, save_logits
+from lmntk.storage.kernel_files import save_kernel
+from lmntk.storage.logits_files import save_logits
+from lmntk.storage.paths import kernel_path, record_path
 
 SIZES = {"train": 8, "dev": 6, "test": 10}
 

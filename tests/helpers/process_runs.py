@@ -12,7 +12,7 @@ from pathlib import Path
 
 from command_line import load_run_module
 from lmntk import distributed
-from lmntk.tile_store import TileStore
+from lmntk.storage.tile_store import TileStore
 
 
 def let_the_second_process_die(how: str, once: Path) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from lmntk.solver_problem import Prediction, SolverSettings
 from lmntk.solvers import fit
+from lmntk.solvers.problem import Prediction, SolverSettings
 
 CLOSE = 1e-9
 PLAIN = SolverSettings()

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from lmntk.models.attention import use_plain_attention
-from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
 from lmntk.models.families import AUTO_CLASSES, family_of
+from lmntk.models.heads import OneTokenClassifier, SequenceClassifier
 from lmntk.models.lora import add_adapters
 from lmntk.models.lora_files import LoraSettings
 from lmntk.models.prompt_model import PromptModel

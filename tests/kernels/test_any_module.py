@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import oracle
-from lmntk.kernels import ENGINES, FORMULAS, empirical_ntk
+from lmntk.kernels import ENGINES, FORMULAS
+from lmntk.kernels.empirical import empirical_ntk
 
 ALL_ENGINES = ("auto", *ENGINES)
 SERIES = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

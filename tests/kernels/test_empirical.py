@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import oracle
-from lmntk.kernels import ENGINES, FORMULAS, empirical_ntk
+from lmntk.kernels import ENGINES, FORMULAS
+from lmntk.kernels.empirical import empirical_ntk
 
 X, OTHER = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.ones(2, 3).double()
 

@@ -11,14 +11,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracle
-from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, make_engine
+from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem
+from lmntk.kernels.assembly import assemble, make_engine
+from lmntk.kernels.batching import buckets
 from lmntk.kernels.engines import factored
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import MOST_TOKENS
-from lmntk.kernels.examples import buckets
 from lmntk.kernels.layers import LAYERS, EmbeddingLayer, embedding
+from lmntk.models.parameters import ParameterFilter, select_parameters
 from lmntk.models.prompt_model import LabelWordDecoder
-from lmntk.parameters import ParameterFilter, select_parameters
 from tiny_models import (
     ARCHITECTURES,
     CAUSAL,
@@ -76,7 +77,7 @@ def engine_kernel(engine, model, names, train, x, formula, train_tile=None, x_ti
     chosen = make_engine(problem, engine, memory_gb)
     plan = chosen.plan(train_tile, x_tile)
     kernel = assemble(chosen.blocks(plan), plan, problem)
-    return kernel if problem.formula.two_directions else kernel[0]
+    return kernel if problem.formula.is_asymmetric else kernel[0]
 
 
 def problem_of(model, names, train, x, formula="sgd"):

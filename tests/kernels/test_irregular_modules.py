@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import oracle
-from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem, empirical_ntk, modules
+from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem, functional
+from lmntk.kernels.empirical import empirical_ntk
 from lmntk.kernels.engines.factored import FactoredEngine
 
 WORDS, WIDTH = 9, 5
@@ -169,7 +170,7 @@ def engine_of(model: nn.Module, ids: Tensor, mask: Tensor) -> FactoredEngine:
     examples = BatchedExamples([(ids, mask)])
     return FactoredEngine(
         KernelProblem(
-            modules.as_function(model), params, examples, None, FORMULAS["sgd"], 2, model, modules.caller(model)
+            functional.as_function(model), params, examples, None, FORMULAS["sgd"], 2, model, functional.caller(model)
         ),
         2**28,
     )

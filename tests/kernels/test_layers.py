@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import lmntk.models.layer_types  # noqa: F401 (registers Conv1D)
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,18 +11,19 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-import lmntk.models.layer_types  # noqa: F401 (registers Conv1D)
 import oracle
-from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, assemble, empirical_ntk
+from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem
+from lmntk.kernels.assembly import assemble
+from lmntk.kernels.empirical import empirical_ntk
 from lmntk.kernels.engines.base import MemoryBudgetError
-from lmntk.kernels.engines.discovery import find_layers
 from lmntk.kernels.engines.factored import FactoredEngine
-from lmntk.kernels.formulas import Direction, Formula
-from lmntk.kernels.layers import LAYERS, Workspace, embedding, gram, linear
+from lmntk.kernels.engines.layer_selection import find_layers
+from lmntk.kernels.formulas import Formula, SignPlacement
+from lmntk.kernels.functional import as_function
+from lmntk.kernels.layers import LAYERS, Workspace, embedding, linear, linear_gram
 from lmntk.kernels.layers.base import stack_vectors
-from lmntk.kernels.layers.linear import LinearLayer, Member
-from lmntk.kernels.layers.outer_products import OuterProducts
-from lmntk.kernels.modules import as_function
+from lmntk.kernels.layers.linear import LinearLayer, LinearPair
+from lmntk.kernels.layers.linear_factors import OuterProducts
 
 FEATURES = 5
 
@@ -295,7 +297,7 @@ def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(formula, widths, tr
     """Gram matrices and dense gradients, in buffers of any size, in pieces of any size, signs and all."""
 
     def way_of_gram(train, x, *others):
-        return gram.gram([train], [x], *others)
+        return linear_gram.gram([train], [x], *others)
 
     ways = [linear._dense]
     if formula == "sgd":
@@ -324,7 +326,7 @@ def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(formula, widths, tr
         patch.setattr(linear, "FORMED_TOGETHER", together)
         patch.setattr(linear, "LEAST_ROWS", 1)
         patch.setattr(linear, "CACHED_BYTES", 8 * capacity)
-        patch.setattr(gram, "GRAM_TOKENS", together)
+        patch.setattr(linear_gram, "GRAM_TOKENS", together)
         for way in ways:
             torch.testing.assert_close(way(*sides, directions, workspace), expected, rtol=1e-12, atol=1e-11)
 
@@ -347,8 +349,8 @@ def test_layers_that_are_given_the_same_have_the_sum_of_their_parts(formula, eff
             pairs = [list(zip(*both, strict=True)) for both in zip(sides, shared, strict=True)]
             sides = [[replace(own, inputs=one.inputs) for own, one in pair] for pair in pairs]
         sides = [[replace(one, biases=stack_vectors(one.gradients)) for one in side] for side in sides]
-        members.append(Member(layer, *sides))
-    together = linear.joint_kernel(members, directions, workspace)
+        members.append(LinearPair(layer, *sides))
+    together = linear.shared_input_kernel(members, directions, workspace)
     apart = sum(member.layer.kernel(member.train, member.x, directions, workspace) for member in members)
     torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
 
@@ -368,7 +370,7 @@ def test_directions_come_in_any_order_and_any_number(kind, length, signs, engine
     sides = {False: gradients.double(), True: gradients.sign()}
     truth = torch.stack([torch.einsum("iap,jbp->iajb", sides[train], sides[x]) for train, x in signs])
     probe.requires_grad_(False)
-    formula = Formula("any", tuple(Direction(*pair) for pair in signs))
+    formula = Formula("any", tuple(SignPlacement(*pair) for pair in signs))
     params = {f"layer.{name}": value.detach() for name, value in probe.layer.named_parameters()}
     problem = KernelProblem(as_function(probe), params, BatchedExamples(ids), None, formula, 2, probe, probe)
     chosen = ENGINES[engine](problem, 2**28)
@@ -415,7 +417,7 @@ def test_a_model_finds_out_which_of_its_layers_are_given_the_same():
     for side in (train, x):
         side["c"] = [replace(one, inputs=other.inputs) for one, other in zip(side["c"], side["a"], strict=True)]
     train["d"] = [replace(one, inputs=other.inputs) for one, other in zip(train["d"], train["a"], strict=True)]
-    assert linear.sharing_inputs(layers, train, x) == [["a", "c"], ["b"], ["d"], ["e"]]
+    assert linear.group_by_shared_input(layers, train, x) == [["a", "c"], ["b"], ["d"], ["e"]]
 
 
 def test_a_model_of_vectors_has_buffers_too():

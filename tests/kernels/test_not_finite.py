@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lmntk.kernels import (
-    ENGINES,
-    FORMULAS,
-    BatchedExamples,
-    KernelProblem,
-    assemble,
-    empirical_ntk,
-    make_engine,
-    modules,
-)
+from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, functional
+from lmntk.kernels.assembly import assemble, make_engine
+from lmntk.kernels.empirical import empirical_ntk
 
 BAD = [math.nan, -math.inf]
 ALL_ENGINES = ("auto", *ENGINES)
@@ -54,14 +47,14 @@ def batch(value: float = 0.0, example: int = 2) -> dict[str, Tensor]:
 def block(engine: str, formula: str, examples: dict[str, Tensor], model: nn.Module) -> Tensor:
     params = {name: value.detach() for name, value in model.named_parameters()}
     problem = KernelProblem(
-        modules.as_function(model),
+        functional.as_function(model),
         params,
         BatchedExamples([examples]),
         None,
         FORMULAS[formula],
         2,
         model,
-        modules.caller(model),
+        functional.caller(model),
     )
     with torch.no_grad():
         chosen = make_engine(problem, engine)

@@ -3,17 +3,17 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_engines import names_of, problem_of
 
 from lmntk.kernels import ENGINES
-from lmntk.kernels.tiling import Pace, Tile, fair, make_plan, tiles_per_axis
-from lmntk.parameters import ParameterFilter
-from test_engines import names_of, problem_of
+from lmntk.kernels.tiling import CostModel, Tile, fair, make_plan, tiles_per_axis
+from lmntk.models.parameters import ParameterFilter
 from tiny_models import tiny_prompt_model, tiny_prompts
 
 
-def by_tokens(train: list[int], x: list[int]) -> Pace:
+def by_tokens(train: list[int], x: list[int]) -> CostModel:
     """A pace at which a token of a train tile takes two seconds, and one of an X tile as many as there are rows."""
-    return Pace(
+    return CostModel(
         row=lambda rows: 2.0 * sum(train[i] for i in rows),
         tile=lambda tile: float(len(tile.train) * sum(x[j] for j in tile.x)),
     )
@@ -89,7 +89,7 @@ def test_every_process_has_work(engine, itself, processes):
     problem = problem_of(model, names_of(model, ParameterFilter()), train, None if itself else x)
     built = ENGINES[engine](problem, 2**28)
     plan = built.plan(processes=processes)
-    pace = Pace(row=lambda train: 0.0, tile=lambda tile: float(tile.pairs))
+    pace = CostModel(row=lambda train: 0.0, tile=lambda tile: float(tile.pairs))
     pairs = [share.pairs for share in plan.shares(pace, processes)]
     assert min(pairs) > 0
     assert sum(pairs) == plan.pairs
@@ -110,7 +110,7 @@ def test_tiles_are_dealt_by_cost_not_by_count(processes):
 
 def test_a_process_keeps_to_few_train_tiles_where_these_are_what_costs():
     plan = make_plan([5] * 4, [5] * 4, 2, 2)
-    pace = Pace(row=lambda rows: 10.0, tile=lambda tile: 1.0)
+    pace = CostModel(row=lambda rows: 10.0, tile=lambda tile: 1.0)
     first, second = plan.shares(pace, 2)
     assert [len({tile.train for tile in share}) for share in (first, second)] == [1, 1]
     assert plan.seconds(pace) == 24.0

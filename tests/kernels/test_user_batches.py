@@ -15,7 +15,8 @@ from transformers import BatchEncoding, BertConfig, BertForSequenceClassificatio
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import oracle
-from lmntk.kernels import ENGINES, empirical_ntk
+from lmntk.kernels import ENGINES
+from lmntk.kernels.empirical import empirical_ntk
 from tiny_models import add_noise
 from tiny_tokenizers import make_bert_tokenizer
 

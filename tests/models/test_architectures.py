@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 
+from architectures.tiny import architectures, tiny_config
 from command_line import ROOT, Workplace, read_kernel, read_results
 from lmntk.models.families import AUTO_CLASSES
-from tiny_architectures import architectures, tiny_config
 from tiny_models import add_noise
 from tiny_tokenizers import make_bert_tokenizer
 from try_architectures import Row, rows_of, try_one, write_page

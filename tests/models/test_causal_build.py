@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from command_line import SENTENCES, Workplace, sst2_rows, write_rows
-from lmntk.arguments import parse_arguments
-from lmntk.build import Run, build
+from lmntk.config.arguments import parse_arguments
+from lmntk.data.tasks import find_task
 from lmntk.errors import UsageError
-from lmntk.tasks import find_task
+from lmntk.experiment.build import Experiment, build
 from tiny_models import save_tiny_checkpoint
 
 SENTIMENT = "*cls**sent_0*_It_was*mask*.*sep+*"
@@ -33,13 +33,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
-def built(place: Workplace, task: str, *flags: str, model: str = "gpt2") -> Run:
+def built(place: Workplace, task: str, *flags: str, model: str = "gpt2") -> Experiment:
     data, name = str(place.folder / task), str(place.folder / model)
     argv = place.argv("--task_name", task, "--data_dir", data, "--model_name_or_path", name, "--seed", "13", *flags)
     return build(*parse_arguments(argv))
 
 
-def read_by(run: Run, split: str) -> list[list[str]]:
+def read_by(run: Experiment, split: str) -> list[list[str]]:
     """The tokens of a split's prompts; those of the tiny RoBERTa and GPT-2 differ in their special tokens only."""
     assert run.tokenizer is not None
     found = []
@@ -87,7 +87,7 @@ def test_a_template_of_ones_own_shows_demonstrations_where_it_puts_them(place: W
 
 
 def test_in_finetune_mode_the_plain_text_is_read_to_its_end(place: Workplace, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "lmntk.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
         run = built(place, "MNLI", "--few_shot_type", "finetune", "--from_linearhead")
     assert not caplog.messages
     first = "".join(read_by(run, "train")[0]).replace("Ġ", " ")
@@ -129,7 +129,7 @@ def test_sentences_behind_the_mask_are_told_and_the_run_goes_on(
         "{} behind *mask* in '{}': a causal language model never reads {}; a --template with all sentences before "
         "*mask* asks about them all"
     )
-    with caplog.at_level(logging.WARNING, "lmntk.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
         run = built(place, "MNLI")
     assert caplog.messages == [never_read.format("sent_1 stands", find_task("MNLI").template, "it")]
     first = "".join(read_by(run, "train")[0]).replace("Ġ", " ")
@@ -138,7 +138,7 @@ def test_sentences_behind_the_mask_are_told_and_the_run_goes_on(
     caplog.clear()
     templates = ["*cls**sent_0*_So*mask*,*+sent_1*", "*cls**sent_0**+sent_1*_So*mask*.", "*sent_1*_so*mask**sent_0*"]
     (tmp_path / "templates").write_text("\n".join(templates), encoding="utf-8")
-    with caplog.at_level(logging.WARNING, "lmntk.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
         built(place, "MNLI", "--template_path", str(tmp_path / "templates"))
     assert caplog.messages == [
         never_read.format("sent_1 stands", templates[0], "it"),
@@ -147,7 +147,7 @@ def test_sentences_behind_the_mask_are_told_and_the_run_goes_on(
 
     caplog.clear()
     flags = ["--few_shot_type", "prompt-demo", "--num_sample", "1", "--auto_demo", "False"]
-    with caplog.at_level(logging.WARNING, "lmntk.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
         built(place, "SST-2", *flags, "--template", "*sent_0**mask*.*sent_1**label_0**sent_2**label_1*")
     assert caplog.messages == [
         never_read.format(
@@ -157,7 +157,7 @@ def test_sentences_behind_the_mask_are_told_and_the_run_goes_on(
 
 
 def test_masked_models_are_neither_warned_nor_refused(place: Workplace, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "lmntk.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
         built(place, "MNLI", model="model")
         built(place, "trec", model="model")
         built(place, "SST-2", "--few_shot_type", "prompt-demo", "--gpt3_in_context_tail", model="model")

@@ -25,11 +25,11 @@ from transformers import (
 )
 
 from command_line import Workplace
-from lmntk.arguments import parse_arguments
-from lmntk.build import Run, build
+from lmntk.config.arguments import parse_arguments
 from lmntk.errors import UsageError
-from lmntk.features import Collator
+from lmntk.experiment.build import Experiment, build
 from lmntk.models.families import choose_family, family_of, is_causal, max_positions
+from lmntk.prompts.features import Collator
 from tiny_models import CAUSAL, MASKED, save_tiny_checkpoint, tiny_config
 
 
@@ -147,17 +147,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
-def built(place: Workplace, model: Path, *flags: str) -> Run:
+def built(place: Workplace, model: Path, *flags: str) -> Experiment:
     return build(*parse_arguments(place.argv("--model_name_or_path", str(model), *flags)))
 
 
-def logits_of(run: Run) -> torch.Tensor:
+def logits_of(run: Experiment) -> torch.Tensor:
     assert run.model is not None
     with torch.no_grad():
         return run.model(**{k: v for k, v in batch_of(run).items() if k != "labels"})
 
 
-def batch_of(run: Run) -> dict[str, torch.Tensor]:
+def batch_of(run: Experiment) -> dict[str, torch.Tensor]:
     return Collator(0, segments=False)(run.datasets["test"].features)
 
 

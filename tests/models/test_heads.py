@@ -11,15 +11,16 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 import oracle
 from lmntk.errors import UsageError
-from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem, assemble, make_engine
+from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem
+from lmntk.kernels.assembly import assemble, make_engine
+from lmntk.kernels.batching import buckets
 from lmntk.kernels.engines.factored import MOST_TOKENS
-from lmntk.kernels.examples import buckets
 from lmntk.models.checkpoints import HEAD_FILE, save_checkpoint
-from lmntk.models.classification import OneTokenClassifier
 from lmntk.models.families import AUTO_CLASSES, family_of
+from lmntk.models.heads import OneTokenClassifier
 from lmntk.models.loading import load_classifier, load_config
+from lmntk.models.parameters import ParameterFilter, select_parameters
 from lmntk.models.rms_norm import use_plain_rms_norms
-from lmntk.parameters import ParameterFilter, select_parameters
 from tiny_models import (
     CAUSAL,
     CLASSIFIERS,

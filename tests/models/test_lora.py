@@ -12,18 +12,19 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_engines import problem_of
 from torch.func import functional_call
 
 import oracle
 from lmntk.errors import UsageError
-from lmntk.kernels import FORMULAS, assemble, make_engine
+from lmntk.kernels import FORMULAS
+from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import HEAD_FILE, restore_checkpoint, restore_extras, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.loading import load_classifier, load_config, load_prompt_model
 from lmntk.models.lora import add_adapters, is_adapter
 from lmntk.models.lora_files import CONFIG_FILE, WEIGHTS_FILE, LoraSettings, stored_adapters
-from lmntk.parameters import ParameterFilter, select_parameters
-from test_engines import problem_of
+from lmntk.models.parameters import ParameterFilter, select_parameters
 from tiny_models import (
     CAUSAL,
     LABEL_WORDS,
@@ -241,7 +242,7 @@ def kernel_of(engine, model, names, formula, train, x):
     chosen = make_engine(problem, engine)
     plan = chosen.plan(2, 2)
     kernel = assemble(chosen.blocks(plan), plan, problem)
-    return kernel if problem.formula.two_directions else kernel[0]
+    return kernel if problem.formula.is_asymmetric else kernel[0]
 
 
 @functools.cache

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from lmntk import results
-from lmntk.demonstrations import embedding_file, read_embeddings
+from lmntk.data.tasks import find_task
 from lmntk.errors import UsageError
-from lmntk.files import read_json, read_npy
-from lmntk.tasks import find_task
+from lmntk.prompts.sentence_embeddings import embedding_file, read_embeddings
+from lmntk.storage import kernel_files, kernel_metadata, logits_files, paths
+from lmntk.storage.readers import read_json, read_npy
 
 KERNEL = torch.arange(24, dtype=torch.float64).reshape(2, 2, 3, 2)
 LABELS = torch.tensor([0, 1, 1])
@@ -24,7 +24,7 @@ LABELS = torch.tensor([0, 1, 1])
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return results.kernel_path(tmp_path, "dev", "sst-2")
+    return paths.kernel_path(tmp_path, "dev", "sst-2")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 )
 def test_kernels_in_another_form_of_the_same_numbers_are_read(path: Path, kernel: torch.Tensor) -> None:
     torch.save((kernel, LABELS.float().requires_grad_()), path)
-    found, labels = results.load_kernel(path)
+    found, labels = kernel_files.load_kernel(path)
     assert np.array_equal(found.numpy(), KERNEL.numpy())
     assert labels.numpy().tolist() == [0, 1, 1]
 
@@ -65,13 +65,13 @@ def test_what_is_no_plain_array_of_numbers_is_told(path: Path, odd: Any) -> None
     for content in ((odd(KERNEL), LABELS), (KERNEL, odd(LABELS))):
         torch.save(content, path)
         with pytest.raises(UsageError, match=r"dev_kernels_sst-2\.pt (holds|cannot be read)"):
-            results.load_kernel(path)
+            kernel_files.load_kernel(path)
 
 
 def test_a_kernel_that_says_it_is_larger_than_memory_is_told(path: Path) -> None:
     torch.save((torch.ones(1, 1, 1, 1).expand(10**6, 2, 10**6, 2), LABELS), path)
     with pytest.raises(UsageError, match="memory has no room for"):
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_well_formed_pickle_of_something_else_is_told(path: Path, content: byt
     with zipfile.ZipFile(path, "w") as archive:
         for name in whole.namelist():
             archive.writestr(name, content if name.endswith("data.pkl") else whole.read(name))
-    for read in (results.load_kernel, results.load_logits, results.load_layer_kernels):
+    for read in (kernel_files.load_kernel, logits_files.load_logits, kernel_files.load_layer_kernels):
         with pytest.raises(UsageError, match=r"dev_kernels_sst-2\.pt (does not hold|cannot be read)"):
             read(path)
 
@@ -104,12 +104,12 @@ def test_a_well_formed_pickle_of_something_else_is_told(path: Path, content: byt
     ids=["broken", "thousand", "thirty", "half a letter"],
 )
 def test_json_that_cannot_be_worked_with_is_told(path: Path, text: str) -> None:
-    results.save_kernel(path, KERNEL, LABELS, {})
+    kernel_files.save_kernel(path, KERNEL, LABELS, {})
     path.with_suffix(".json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError):
         read_json(path.with_suffix(".json"))
     with pytest.raises(UsageError, match=r"dev_kernels_sst-2\.json cannot be read \("):
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_json_that_cannot_be_worked_with_is_told(path: Path, text: str) -> None:
      ("demonstrations", {"draws": 0}), ("formula", {}), ("labels", [None])],
 )  # fmt: skip
 def test_a_description_that_says_something_in_another_form_is_told(path: Path, key: str, value: Any) -> None:
-    results.save_kernel(path, KERNEL, LABELS, {})
+    kernel_files.save_kernel(path, KERNEL, LABELS, {})
     path.with_suffix(".json").write_text(json.dumps({key: value}), encoding="utf-8")
     with pytest.raises(UsageError, match=rf"dev_kernels_sst-2\.json says of {key} what no description does"):
-        results.read_description(path)
+        kernel_metadata.read_description(path)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 import oracle
+from architectures.tiny import tiny_config
 from lmntk.errors import UsageError
-from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, assemble, make_engine
-from lmntk.kernels.examples import buckets
+from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
+from lmntk.kernels.assembly import assemble, make_engine
+from lmntk.kernels.batching import buckets
 from lmntk.models.loading import load_config, load_prompt_model
 from lmntk.models.padding import without_padding_warnings
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.self_check import probes
-from tiny_architectures import tiny_config
 from tiny_models import LABEL_WORDS, PaddedPrompts, add_noise, save_tiny_checkpoint, tiny_prompts
 
 # FNet mixes all positions by Fourier transforms, the others have convolutions over them.

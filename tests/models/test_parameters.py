@@ -3,7 +3,7 @@
 import pytest
 
 from lmntk.errors import UsageError
-from lmntk.parameters import ParameterFilter, count_parameters, select_parameters
+from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
 from tiny_models import ARCHITECTURES, CAUSAL, MASKED, TYPICAL_CAUSAL, WITHOUT_BIASES, tiny_prompt_model
 
 HEADS = {

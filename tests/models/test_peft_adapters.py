@@ -6,20 +6,20 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_engines import problem_of
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import oracle
 from command_line import Workplace
 from lmntk.errors import UsageError
-from lmntk.kernels import assemble, make_engine
+from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import has_adapters, restore_checkpoint, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.loading import load_classifier, load_config, load_prompt_model
 from lmntk.models.lora_files import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, stored_adapters
+from lmntk.models.parameters import ParameterFilter, select_parameters
 from lmntk.models.rms_norm import use_plain_rms_norms
-from lmntk.parameters import ParameterFilter, select_parameters
-from test_engines import problem_of
 from tiny_models import OTHER_ATTENTION, prompts_for, save_tiny_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what peft advises on training

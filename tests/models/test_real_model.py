@@ -5,13 +5,15 @@ import torch
 
 import oracle
 from command_line import ROOT
-from lmntk.examples import Example, read_examples
-from lmntk.features import Collator, FeatureDataset, FeatureExamples, Renderer
-from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, assemble, make_engine
+from lmntk.data.examples import Example, read_examples
+from lmntk.data.tasks import find_task
+from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
+from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
-from lmntk.prompts import Limits, label_word_ids
-from lmntk.tasks import find_task
-from lmntk.templates import Template
+from lmntk.prompts.features import Collator, FeatureDataset, FeatureExamples, PromptBuilder
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.render import Limits
+from lmntk.prompts.templates import Template
 
 MODEL = ROOT / ".cache" / "demo" / "bert-tiny"
 SENTENCES = ROOT / "data" / "demo" / "tweets" / "original" / "mr" / "train.csv"
@@ -30,7 +32,9 @@ TASK = find_task("mr")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not MODEL.is_dir(), reason="no BERT-tiny in .cache/demo: tools/fetch_demo_assets.py fetches it"),
+    pytest.mark.skipif(
+        not MODEL.is_dir(), reason="no BERT-tiny in .cache/demo: examples/demo/fetch_demo_assets.py fetches it"
+    ),
 ]
 
 
@@ -46,7 +50,7 @@ def features():
     rows = read_examples(TASK, SENTENCES) if SENTENCES.is_file() else [Example((s,), "1") for s in SOME_SENTENCES * 2]
     template = Template.parse(TASK.template, TASK.num_sentences, len(TASK.labels), TASK.name)
     data = FeatureDataset.build(
-        Renderer("train", TASK, rows[: 2 * SIZE], [template], load_tokenizer(str(MODEL)), Limits())
+        PromptBuilder("train", TASK, rows[: 2 * SIZE], [template], load_tokenizer(str(MODEL)), Limits())
     )
     return data.features[:SIZE], data.features[SIZE:]
 

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from lmntk.models.attention import use_plain_attention
-from lmntk.models.last_layer import narrow_last_layer
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
+from lmntk.models.single_position import compute_single_position
 from tiny_models import ARCHITECTURES, PaddedPrompts, tiny_config, tiny_prompt_model, tiny_prompts
 
 LENGTHS = [9, 4, 12, 7]
@@ -152,7 +152,7 @@ def test_other_attention_and_other_architectures_are_left_alone():
     assert not layers_of_ours(model)
     lm = whole(tiny_prompt_model("bert")).lm
     lm.config.model_type = "deberta"
-    narrow_last_layer(lm, model._position)
+    compute_single_position(lm, model._position)
     assert not layers_of_ours(lm)
 
 

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from lmntk.demonstrations import DemonstrationSettings, Demonstrator, template_with_demonstrations
+from lmntk.data.examples import Example
+from lmntk.data.tasks import TASKS, find_task
 from lmntk.errors import UsageError
-from lmntk.examples import Example
-from lmntk.prompts import Limits, Prompt, label_word_ids, render
-from lmntk.tasks import TASKS, find_task
-from lmntk.templates import Template, plain_text_template
+from lmntk.prompts.demonstrations import DemonstrationSampler, DemonstrationSettings, template_with_demonstrations
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.render import Limits, Prompt, render
+from lmntk.prompts.templates import Template, plain_text_template
 from tiny_tokenizers import (
     make_bert_tokenizer,
     make_gpt2_tokenizer,
@@ -396,7 +397,7 @@ def test_a_causal_prompt_is_the_masked_one_with_the_query_moved_behind_the_same_
     settings = DemonstrationSettings(num_demo=num_demo, in_context=in_context, in_context_num=3)
 
     def prompts(causal: bool) -> list[list[int]]:
-        demonstrator = Demonstrator(task, support, settings, np.random.RandomState(7), excludes_query=True)
+        demonstrator = DemonstrationSampler(task, support, settings, np.random.RandomState(7), excludes_query=True)
         text = template_with_demonstrations(task.template, task, settings, demonstrator.shown, causal)
         template = Template.parse(text, demonstrator.num_sentences, len(task.labels))
         template = template.for_causal() if causal else template
@@ -446,7 +447,7 @@ def test_demonstrations_of_each_class_token_for_token(
     tokenizer, task = tokenizers[name], find_task("SST-2")
     words = label_word_ids(task.mapping, task.labels, tokenizer)
     settings = DemonstrationSettings(num_demo=num_demo)
-    demonstrator = Demonstrator(task, FILMS, settings, np.random.RandomState(87), excludes_query=False)
+    demonstrator = DemonstrationSampler(task, FILMS, settings, np.random.RandomState(87), excludes_query=False)
     text = template_with_demonstrations(task.template, task, settings, demonstrator.shown, causal=True)
     template = Template.parse(text, demonstrator.num_sentences, 2).for_causal()
 

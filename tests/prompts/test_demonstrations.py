@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from lmntk.demonstrations import (
+from lmntk.data.examples import Example
+from lmntk.data.tasks import Task, find_task
+from lmntk.errors import UsageError
+from lmntk.prompts.demonstrations import (
     Demonstrations,
+    DemonstrationSampler,
     DemonstrationSettings,
-    Demonstrator,
-    embedding_file,
-    read_embeddings,
     template_with_demonstrations,
 )
-from lmntk.errors import UsageError
-from lmntk.examples import Example
-from lmntk.prompts import Limits, label_word_ids, render
-from lmntk.tasks import Task, find_task
-from lmntk.templates import SentencePart, Template
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.render import Limits, render
+from lmntk.prompts.sentence_embeddings import embedding_file, read_embeddings
+from lmntk.prompts.templates import SentencePart, Template
 from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
 
 TASKS = ("SST-2", "trec", "RTE", "MNLI", "STS-B")
@@ -125,8 +125,8 @@ def make(
     own_split: bool = False,
     embeddings: tuple[np.ndarray, np.ndarray] = (None, None),  # type: ignore[assignment]
     **settings: Any,
-) -> Demonstrator:
-    return Demonstrator(
+) -> DemonstrationSampler:
+    return DemonstrationSampler(
         find_task(name),
         support,
         DemonstrationSettings(**settings),
@@ -168,7 +168,7 @@ def test_splits_that_share_a_generator_draw_one_after_the_other() -> None:
     support = make_support("SST-2")
     generator = np.random.RandomState(42)
     task, settings = find_task("SST-2"), DemonstrationSettings()
-    dev, test = (Demonstrator(task, support, settings, generator, excludes_query=False) for _ in range(2))
+    dev, test = (DemonstrationSampler(task, support, settings, generator, excludes_query=False) for _ in range(2))
     drawn = [dev.draw(0), dev.draw(1), dev.draw(0), dev.draw(1), test.draw(0)]
     assert drawn == derive("SST-2", support, 5, 42, own_split=False)
 

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from lmntk.data.examples import Example
+from lmntk.data.tasks import Task, find_task
 from lmntk.errors import UsageError
-from lmntk.examples import Example
-from lmntk.features import Collator, Feature, FeatureDataset, Renderer
-from lmntk.prompts import Limits, label_word_ids
-from lmntk.tasks import Task, find_task
-from lmntk.templates import Template
+from lmntk.prompts.features import Collator, Feature, FeatureDataset, PromptBuilder
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.render import Limits
+from lmntk.prompts.templates import Template
 from tiny_tokenizers import make_roberta_tokenizer
 
 Tokenizer = PreTrainedTokenizerBase
@@ -37,7 +38,9 @@ def build(
 ) -> FeatureDataset:
     examples = [Example(tuple(texts), label) for *texts, label in rows]
     parsed = [Template.parse(text, task.num_sentences, len(task.labels)) for text in templates or (task.template,)]
-    return FeatureDataset.build(Renderer("dev", task, examples, parsed, tokenizer, limits or Limits(), words or ()))
+    return FeatureDataset.build(
+        PromptBuilder("dev", task, examples, parsed, tokenizer, limits or Limits(), words or ())
+    )
 
 
 def test_features_hold_the_prompts_and_the_class_ids_in_the_order_of_the_tasks_labels(roberta: Tokenizer) -> None:
@@ -72,7 +75,7 @@ def test_label_words_of_a_template_reach_the_prompt(roberta: Tokenizer) -> None:
 
 def test_prompts_that_were_cut_are_counted_in_one_warning(roberta: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
     rows = [("a film film film", "0"), ("a film", "1"), ("a film film film film", "1")]
-    with caplog.at_level(logging.WARNING, "lmntk.features"):
+    with caplog.at_level(logging.WARNING, "lmntk.prompts.features"):
         data = build(find_task("SST-2"), rows, roberta, ("*mask**sent_0*",), Limits(max_seq_length=4))
         build(find_task("SST-2"), rows[1:2], roberta, ("*mask**sent_0*",), Limits(max_seq_length=3))
     assert [len(feature.input_ids) for feature in data.features] == [4, 3, 4]
@@ -89,7 +92,7 @@ def test_a_mask_that_is_cut_away_names_split_and_example(roberta: Tokenizer) -> 
 def test_a_progress_bar_shows_only_for_many_prompts(
     roberta: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lmntk.features.MANY_PROMPTS", 3)
+    monkeypatch.setattr("lmntk.prompts.features.MANY_PROMPTS", 3)
     build(find_task("SST-2"), [("a", "0")] * 2, roberta)
     assert capsys.readouterr().err == ""
     build(find_task("SST-2"), [("a", "0")] * 3, roberta)

@@ -9,12 +9,13 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from command_line import Workplace
+from lmntk.data.examples import Example
+from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError
-from lmntk.examples import Example
-from lmntk.features import FeatureDataset, Renderer
-from lmntk.prompts import Limits, label_word_ids, render, warn_of_unknown_text
-from lmntk.tasks import TASKS
-from lmntk.templates import Template
+from lmntk.prompts.features import FeatureDataset, PromptBuilder
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.render import Limits, render, warn_of_unknown_text
+from lmntk.prompts.templates import Template
 from tiny_tokenizers import make_bert_tokenizer, make_gpt2_tokenizer, make_llama_tokenizer, make_roberta_tokenizer
 
 Tokenizer = PreTrainedTokenizerBase
@@ -117,7 +118,7 @@ def test_texts_of_which_much_is_unknown_are_counted(bert: Tokenizer, caplog: pyt
     def build(*texts: str) -> None:
         template = Template.parse("*cls**sent_0**mask**sep*", 1, 2)
         examples = [Example((text,), "0") for text in texts]
-        FeatureDataset.build(Renderer("dev", TASKS["SST-2"], examples, [template], bert, Limits()))
+        FeatureDataset.build(PromptBuilder("dev", TASKS["SST-2"], examples, [template], bert, Limits()))
 
     with caplog.at_level(logging.WARNING):
         build("a good film " * 6, "a good film ☃")

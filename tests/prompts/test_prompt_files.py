@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmntk.errors import UsageError
-from lmntk.prompt_files import choose_prompts, parse_mapping
+from lmntk.prompts.prompt_files import choose_prompts, parse_mapping
 
 WORDS = '{"0": "bad", "1": "good"}'
 Write = Callable[[str | bytes], str]

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from lmntk.errors import UsageError
-from lmntk.prompt_files import choose_prompts, parse_mapping
-from lmntk.prompts import Limits, Prompt, label_word_ids, render
-from lmntk.templates import Template
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.prompt_files import choose_prompts, parse_mapping
+from lmntk.prompts.render import Limits, Prompt, render
+from lmntk.prompts.templates import Template
 from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
 
 Tokenizer = PreTrainedTokenizerBase
@@ -312,7 +313,7 @@ def test_files_of_mappings_and_of_prompts_give_the_line_asked_for(files: dict[st
 
 
 def test_a_file_beats_a_flag_and_says_so(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "lmntk.prompt_files"):
+    with caplog.at_level(logging.WARNING, "lmntk.prompts.prompt_files"):
         assert choose(template="*mask*x", template_path=files["templates"], template_id=0)[0] == ["*mask*a"]
     assert caplog.messages == [f"--template is not used: {files['templates']} takes its place"]
 

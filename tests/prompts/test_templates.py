@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lmntk.errors import UsageError
-from lmntk.templates import LabelPart, LiteralPart, SentencePart, SpecialPart, Template
+from lmntk.prompts.templates import LabelPart, LiteralPart, SentencePart, SpecialPart, Template
 
 
 def test_a_template_is_split_at_stars_and_empty_parts_yield_nothing() -> None:

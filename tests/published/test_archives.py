@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror import SGD, SMALL, SMALL_ZIP, SST_2, SST_2_FOLDER, UNPACKED, Place, below, saved, serving, zip_of
+from archive_server import SGD, SMALL, SMALL_ZIP, SST_2, SST_2_FOLDER, UNPACKED, Place, below, saved, serving, zip_of
 
 
 @pytest.fixture

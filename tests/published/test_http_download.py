@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from lmntk import downloads
-from mirror import HALF, SGD, SMALL_ZIP, UNPACKED, Place, below, kernels, serving, zip_of
+from archive_server import HALF, SGD, SMALL_ZIP, UNPACKED, Place, below, kernels, serving, zip_of
+from lmntk.published import http_download
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def test_a_stopped_download_says_what_it_keeps_and_goes_on_with_only_the_rest(
 
     place.mirror.etags, place.mirror.dates = validator == "etags", validator == "dates"
     place.mirror.files[SGD] = SMALL_ZIP
-    partial = downloads.partial_of(place.cache / SGD)
+    partial = http_download.partial_of(place.cache / SGD)
     with monkeypatch.context() as patch:
-        patch.setattr(downloads, "tqdm", Stopping)
-        patch.setattr(downloads, "CHUNK", 1000)
+        patch.setattr(http_download, "tqdm", Stopping)
+        patch.setattr(http_download, "CHUNK", 1000)
         outcome = place.call()
     assert (outcome.status, outcome.err) == (
         130,
@@ -78,7 +78,7 @@ def test_a_server_that_always_drops_is_given_up_with_what_came(place: Place) -> 
     place.mirror.drop_after = [500] + [0] * 5
     sentence = place.refuse()
     assert "5 times with nothing new): the 500 bytes that came are kept, and the same command goes on" in sentence
-    assert downloads.partial_of(place.cache / SGD).read_bytes() == SMALL_ZIP[:500]
+    assert http_download.partial_of(place.cache / SGD).read_bytes() == SMALL_ZIP[:500]
 
 
 def test_a_server_that_sends_whole_files_only_sends_it_anew_but_not_for_ever(place: Place) -> None:
@@ -108,7 +108,7 @@ def test_a_file_that_has_changed_in_between_is_fetched_anew(place: Place, heeds:
 def test_a_part_that_nothing_tells_of_is_not_built_upon(place: Place) -> None:
     place.mirror.files[SGD] = SMALL_ZIP
     place.cache.mkdir()
-    downloads.partial_of(place.cache / SGD).write_bytes(b"half of something")
+    http_download.partial_of(place.cache / SGD).write_bytes(b"half of something")
     assert "nothing says what the part that is here is of: starting anew" in place.get()
     assert place.unpacked() == UNPACKED
 
@@ -126,7 +126,7 @@ def test_a_part_that_is_whole_needs_a_name_only(place: Place) -> None:
     place.mirror.files[SGD] = SMALL_ZIP
     place.mirror.drop_after = [len(SMALL_ZIP) - 1] + [0] * 5
     place.refuse()
-    with downloads.partial_of(place.cache / SGD).open("ab") as file:
+    with http_download.partial_of(place.cache / SGD).open("ab") as file:
         file.write(SMALL_ZIP[-1:])
     place.mirror.asked.clear()
     place.get()
@@ -143,7 +143,7 @@ def test_a_size_that_is_not_told_does_no_harm(place: Place) -> None:
 
 def test_two_processes_do_not_write_one_archive(place: Place) -> None:
     place.mirror.files[SGD] = SMALL_ZIP
-    with downloads._claimed(downloads.partial_of(place.cache / SGD)):
+    with http_download._claimed(http_download.partial_of(place.cache / SGD)):
         assert "another process is fetching" in place.refuse()
     place.get()
 
@@ -155,9 +155,11 @@ def test_a_disk_that_fills_up_is_named_and_not_taken_for_the_network(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     place.mirror.files[SGD] = SMALL_ZIP
-    monkeypatch.setattr(downloads, "write_text", full)
+    monkeypatch.setattr(http_download, "write_text", full)
     sentence = place.refuse()
-    assert sentence.startswith(f"cannot write {downloads.partial_of(place.cache / SGD)} (No space left on device): ")
+    assert sentence.startswith(
+        f"cannot write {http_download.partial_of(place.cache / SGD)} (No space left on device): "
+    )
 
 
 def test_an_address_without_an_archive_is_one_sentence(place: Place) -> None:
@@ -182,5 +184,5 @@ def test_a_server_that_does_not_answer_is_one_sentence(place: Place, monkeypatch
     def silent(*_: object, **__: object) -> None:
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr(downloads.urllib.request, "urlopen", silent)
+    monkeypatch.setattr(http_download.urllib.request, "urlopen", silent)
     assert "(no answer within 60 seconds): --base_url names a mirror" in place.refuse()

@@ -14,11 +14,7 @@ import pytest
 import torch
 
 import download_kernels
-from command_line import ROOT, Workplace, read_results
-from documented import argv_of, commands, make_stand_in
-from lmntk import archives, downloads, published
-from lmntk.solvers import SOLVERS
-from mirror import (
+from archive_server import (
     ASYMMETRIC,
     NO_PROMPT,
     SGD,
@@ -34,6 +30,10 @@ from mirror import (
     serving,
     zip_of,
 )
+from command_line import ROOT, Workplace, read_results
+from doc_commands import argv_of, commands, make_stand_in
+from lmntk.published import archives, catalogue, http_download
+from lmntk.solvers import SOLVERS
 from random_kernels import Case
 
 
@@ -47,7 +47,7 @@ def test_a_fresh_archive_is_unpacked_to_where_runs_look_and_removed(place: Place
     place.mirror.files[SGD] = SMALL_ZIP
     out = place.get()
     assert place.unpacked() == UNPACKED
-    assert f"fetching {place.mirror.url}/{SGD}: {downloads.size_in_words(len(SMALL_ZIP))}; " in out
+    assert f"fetching {place.mirror.url}/{SGD}: {http_download.size_in_words(len(SMALL_ZIP))}; " in out
     assert sorted(path.name for path in place.cache.iterdir()) == [f"{SGD}.contents.json"]
 
 
@@ -177,7 +177,8 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(place: Place, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=both - 1))
     sentence = place.refuse()
     assert sentence.startswith(
-        f"--cache_dir {place.cache}: {SGD}, with what is unpacked of it, takes {downloads.size_in_words(both)}, but "
+        f"--cache_dir {place.cache}: {SGD}, with what is unpacked of it, takes {http_download.size_in_words(both)}, "
+        "but "
     )
     assert not (place.cache / SGD).exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=len(SMALL_ZIP) + 1))
@@ -209,15 +210,15 @@ def test_flags_that_cannot_work_are_one_sentence(place: Place, flags: list[str],
 
 
 def test_the_archives_are_the_fourteen_published_ones_and_the_list_says_what_is_here(place: Place) -> None:
-    names = [archive.name for archive in published.ARCHIVES]
+    names = [archive.name for archive in catalogue.ARCHIVES]
     assert len(set(names)) == 14
     assert {"prompt-sgd-512-shot.zip", "no_prompt-asymmetric_signgd-64-shot.zip"} < set(names)
-    assert len(published.PUBLISHED_TASKS) == 14
+    assert len(catalogue.PUBLISHED_TASKS) == 14
     assert place.get("--list").splitlines() == [f"{place.mirror.url}/{name}  not here" for name in names]
     place.mirror.files[SGD] = SMALL_ZIP
     place.get("--keep_archives")
     (place.result / SST_2_FOLDER / "test_kernels_sst-2.pt").unlink()
-    size = downloads.size_in_words(len(SMALL_ZIP))
+    size = http_download.size_in_words(len(SMALL_ZIP))
     assert place.get("--list").splitlines()[0] == (f"{place.mirror.url}/{SGD}  fetched ({size}), 2 of 3 files unpacked")
 
 

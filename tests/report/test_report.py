@@ -18,16 +18,18 @@ from matplotlib.figure import Figure
 import compare_kernels
 import report
 from command_line import ROOT, SIZES, Workplace, read_results
-from documented import commands
+from doc_commands import commands
 from kernel_folders import Folder
-from lmntk import analysis, solvers
+from lmntk import solvers
+from lmntk.analysis import statistics
+from lmntk.analysis.saved_run import names_of, read_runs
+from lmntk.analysis.summary import Study, study, typical_examples
 from lmntk.errors import UsageError
-from lmntk.report import pictures
-from lmntk.report.kinds import KINDS
-from lmntk.results import layer_kernels_path, save_layer_kernels
-from lmntk.solver_problem import SolverSettings
-from lmntk.stored_runs import names_of, read_runs
-from lmntk.study import Study, study, typical_examples
+from lmntk.report import plots
+from lmntk.report.figures import KINDS
+from lmntk.solvers.problem import SolverSettings
+from lmntk.storage.kernel_files import save_layer_kernels
+from lmntk.storage.paths import layer_kernels_path
 
 DOCS = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
 PICTURES = {"train-map", "other-map", "components", "spectrum", "confusion", "regularisation", "overview"}
@@ -35,13 +37,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 # As large as a picture is, and drawn once.
-STAND_IN = pictures.as_png(lambda axes: axes.plot([0, 1]))
+STAND_IN = plots.as_png(lambda axes: axes.plot([0, 1]))
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take a second for each page: most tests do not look at them."""
-    monkeypatch.setattr(pictures, "as_png", lambda *_, **__: STAND_IN)
+    monkeypatch.setattr(plots, "as_png", lambda *_, **__: STAND_IN)
 
 
 def look(folder: Path, **flags: object) -> Study:
@@ -193,10 +195,10 @@ def test_a_kernel_too_large_for_its_solver_has_fewer_points_and_the_page_says_so
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Folder(tmp_path)
-    monkeypatch.setattr("lmntk.study.USUAL_LIMITS", (15, 16))
+    monkeypatch.setattr("lmntk.analysis.summary.USUAL_LIMITS", (15, 16))
     assert look(folder.path).kernel.curve.values == [0.0, 1e-6, 1e-4, 1e-2, 1.0]
-    monkeypatch.setattr("lmntk.study.USUAL_LIMITS", (14, 15))
-    monkeypatch.setattr("lmntk.study.SPECTRUM_LIMIT", 15)
+    monkeypatch.setattr("lmntk.analysis.summary.USUAL_LIMITS", (14, 15))
+    monkeypatch.setattr("lmntk.analysis.summary.SPECTRUM_LIMIT", 15)
     call(folder.path)
     said = text_of(folder.path / "report" / "report.html")
     assert "Scores at other regularisations are left out: for this kernel lstsq takes long." in said
@@ -257,8 +259,8 @@ def test_labels_on_pictures_do_not_touch_each_other(classes: int) -> None:
     ids = np.repeat(np.arange(classes), np.arange(classes) % 4 + 1)
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(len(ids), len(ids)))
-    counts = analysis.confusion(ids, rng.permutation(ids), classes)
-    for draw in (pictures.heat_map(kernel, ids, ids, names), pictures.confusion_plot(counts, names, "test")):
+    counts = statistics.confusion(ids, rng.permutation(ids), classes)
+    for draw in (plots.heat_map(kernel, ids, ids, names), plots.confusion_plot(counts, names, "test")):
         figure = draw_on_figure(draw)
         axes = figure.axes[0]
         for labels, end in ((axes.get_xticklabels(), 0), (axes.get_yticklabels(), 1)):
@@ -277,8 +279,8 @@ def test_labels_on_pictures_do_not_touch_each_other(classes: int) -> None:
         assert axes.yaxis.label.get_window_extent().x0 >= 0
 
 
-def draw_on_figure(draw: pictures.Draw) -> Figure:
-    figure = Figure(figsize=(pictures.WIDTH, pictures.HEIGHT), dpi=pictures.DPI, layout="constrained")
+def draw_on_figure(draw: plots.Draw) -> Figure:
+    figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), dpi=plots.DPI, layout="constrained")
     draw(figure.subplots())
     figure.draw_without_rendering()
     figure.draw_without_rendering()

@@ -12,7 +12,7 @@ import pytest
 import ensemble
 from lmntk.errors import UsageError
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "ensemble.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "ensemble.py"
 LABELS = [0, 0, 1, 1]
 # Model 0 errs on the second text, model 1 on the third; their mean on none. Model 0's logits are larger.
 RIGHT = [[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]]

@@ -10,7 +10,7 @@ import pytest
 import gather_result
 from lmntk.errors import UsageError
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "gather_result.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "gather_result.py"
 
 
 def run(seed, dev, test, *, tag="x", task="SST-2", k=16, folder=None, metric="acc", **more):

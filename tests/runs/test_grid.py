@@ -15,7 +15,7 @@ import pytest
 import run_grid
 from lmntk.errors import UsageError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "run_fewshot.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "run_fewshot.sh"
 # Notes its call, leaves results, and fails or waits for a signal where a file beside it names its task and seed.
 STAND_IN = """
 set -eu

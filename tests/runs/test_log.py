@@ -6,20 +6,10 @@ import math
 
 import pytest
 
+from lmntk.data.metrics import compute_metrics
+from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError
-from lmntk.metrics import compute_metrics
-from lmntk.run_log import (
-    Keys,
-    Trial,
-    best_trial,
-    data_seed,
-    keys_of,
-    parse_condition,
-    read_log,
-    select,
-    trials_of,
-)
-from lmntk.tasks import TASKS
+from lmntk.runs.log import Keys, Trial, best_trial, data_seed, keys_of, parse_condition, read_log, select, trials_of
 
 OLD = (
     "{'tag': 'old <mask>', 'logging': <IntervalStrategy.NO: 'no'>, 'lr': <SchedulerType.LINEAR: 'linear'>, "
@@ -266,7 +256,7 @@ def test_the_data_seed_is_what_follows_the_last_dash_of_the_folder(folder, seed)
 
 
 def test_what_run_py_appends_is_read_back(tmp_path):
-    from lmntk.results import append_log
+    from lmntk.storage.run_files import append_log
 
     append_log(tmp_path / "log", {"tag": "ü", "mnli_dev_eval_mnli/acc": 0.1, "nan": math.nan})
     assert read_log(tmp_path / "log") == [{"tag": "ü", "mnli_dev_eval_mnli/acc": 0.1, "nan": None}]

@@ -6,8 +6,8 @@ from scipy.optimize import minimize
 from sklearn.svm import SVC, SVR
 
 from lmntk.errors import UsageError
-from lmntk.solver_problem import SolverSettings, class_ids, two_logits
 from lmntk.solvers import SOLVERS, fit
+from lmntk.solvers.problem import SolverSettings, class_ids, two_logits
 from random_kernels import CLOSE, PLAIN, Case, predict, sum_of_squares_per_logit
 
 pytestmark = pytest.mark.filterwarnings("error")

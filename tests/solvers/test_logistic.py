@@ -10,10 +10,10 @@ from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 
-from lmntk import logistic
 from lmntk.errors import UsageError
-from lmntk.penalised_loss import PenalisedLoss
-from lmntk.solver_problem import Prediction, SolverSettings
+from lmntk.solvers import logistic
+from lmntk.solvers.penalised_loss import PenalisedLoss
+from lmntk.solvers.problem import Prediction, SolverSettings
 from random_kernels import Case
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from sklearn.svm import SVC, SVR
 
-from lmntk import support_vectors
-from lmntk.interior_point import BoxProgram, Solution
-from lmntk.solvers import fit
+from lmntk.solvers import fit, svm
+from lmntk.solvers.interior_point import BoxProgram, Solution
 from random_kernels import PLAIN, Case
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -107,8 +106,8 @@ def test_what_libsvm_leaves_to_the_interior_point_method_is_predicted_as_by_libs
 ) -> None:
     case = Case(logits, 60)
     expected = case.predict(solver)
-    monkeypatch.setattr(support_vectors, "LIBSVM_STEPS", 5)
-    monkeypatch.setattr(support_vectors, "LIBSVM_STEPS_A_SAMPLE", 0)
+    monkeypatch.setattr(svm, "LIBSVM_STEPS", 5)
+    monkeypatch.setattr(svm, "LIBSVM_STEPS_A_SAMPLE", 0)
     found = case.predict(solver)
     assert not caplog.messages
     np.testing.assert_allclose(found.logits, expected.logits, atol=5 * LIBSVM)
@@ -126,9 +125,9 @@ def test_a_machine_that_neither_finds_is_libsvms_with_a_warning(
     elif why == "not positive":
         case.train = case.train - np.eye(20)[:, None, :, None]
     else:
-        monkeypatch.setattr(support_vectors, "MOST_SAMPLES", 19)
+        monkeypatch.setattr(svm, "MOST_SAMPLES", 19)
     for name in ("LIBSVM_STEPS", "LIBSVM_STEPS_A_SAMPLE", "LIBSVM_STEPS_OF_MORE_SAMPLES"):
-        monkeypatch.setattr(support_vectors, name, 0 if name == "LIBSVM_STEPS_A_SAMPLE" else 5)
+        monkeypatch.setattr(svm, name, 0 if name == "LIBSVM_STEPS_A_SAMPLE" else 5)
     found = case.predict(solver)
     assert np.isfinite(found.logits).all()
     assert caplog.messages[0].startswith("libsvm did not converge in 5 steps, as the kernel's values are large (up to ")

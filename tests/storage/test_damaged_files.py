@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from command_line import Workplace
-from lmntk import tile_store
+from interrupted_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, tile_name, undisturbed_kernels
 from lmntk.errors import UsageError
-from lmntk.output_folder import LOCK_NAME, claimed
-from lmntk.tile_store import TileStore
-from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, tile_name, undisturbed_kernels
+from lmntk.storage import tile_store
+from lmntk.storage.output_folder import LOCK_NAME, claimed
+from lmntk.storage.tile_store import TileStore
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from command_line import ROOT, Workplace, read_kernel
-from lmntk import descriptions, stopping
+from interrupted_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, undisturbed_kernels
+from lmntk import interrupts
+from lmntk.experiment import provenance
 from lmntk.models import checkpoints
-from lmntk.output_folder import LOCK_NAME, claimed
-from lmntk.tile_store import TileStore
-from stopped_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, undisturbed_kernels
+from lmntk.storage.output_folder import LOCK_NAME, claimed
+from lmntk.storage.tile_store import TileStore
 
 # Kills the process in the middle of the so-manieth write of a file whose name ends in that.
 KILLED_WHILE_WRITING = """
@@ -169,7 +170,7 @@ def test_results_of_an_earlier_run_are_not_beside_those_of_one_that_was_killed(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = place.run(output="two runs")
-    monkeypatch.setattr("lmntk.results.write_metrics", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("lmntk.storage.run_files.write_metrics", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     assert place.call(place.argv("--kernel_solver", "svr", output="two runs")).status == 143
     assert (folder / "dev_predictions_sst-2.csv").exists()
     for name in ("eval_results_sst-2.txt", "test_results_sst-2.txt", "test_predictions_sst-2.csv", "run_sst-2.json"):
@@ -182,7 +183,7 @@ def test_results_of_an_earlier_run_are_not_beside_those_of_one_that_was_killed(
 def test_an_output_folder_with_too_long_a_name_is_refused_before_anything_is_read(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
-    monkeypatch.setattr("lmntk.build.build", lambda *args: pytest.fail("too late"))
+    monkeypatch.setattr("lmntk.experiment.build.build", lambda *args: pytest.fail("too late"))
     outcome = place.call([*place.argv(), "--output_dir", output])
     assert outcome.status == 2
     assert outcome.err.startswith(f"error: --output_dir {output}: with the files in it")
@@ -196,7 +197,7 @@ def test_a_folder_to_read_from_with_too_long_a_name_is_one_sentence(place: Workp
 
 
 def test_ctrl_c_before_there_is_anything_says_so_too(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmntk.build.build", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("lmntk.experiment.build.build", lambda *args: os.kill(os.getpid(), signal.SIGINT))
     outcome = place.call(place.argv(output="early"))
     assert (outcome.status, outcome.err) == (
         130,
@@ -211,7 +212,7 @@ def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(capsys: 
         except KeyboardInterrupt as error:
             raise ImportError("cut short") from error
 
-    assert stopping.exit_status(work) == 130
+    assert interrupts.exit_status(work) == 130
     assert capsys.readouterr().err.startswith("stopped by SIGINT: ")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -221,7 +222,7 @@ def test_an_error_that_nobody_asked_for_stays_an_error() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        stopping.exit_status(work)
+        interrupts.exit_status(work)
 
 
 def test_a_run_goes_on_with_the_tiles_of_its_first_plan_though_memory_has_changed(
@@ -241,7 +242,7 @@ def test_tiles_of_a_version_that_left_out_what_is_null_are_used(
     place: Workplace, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(descriptions, "OFF_BY_DEFAULT", ("from_linearhead", "random_model_init", "lora"))
+        patched.setattr(provenance, "OFF_BY_DEFAULT", ("from_linearhead", "random_model_init", "lora"))
         store = interrupted(place, "older")
     assert "segments" not in json.loads((store / "plan.json").read_text(encoding="utf-8"))
     for _ in range(2):  # the plan stays as it is, so that a second stop loses nothing either
@@ -313,7 +314,7 @@ def test_kernels_that_overwriting_has_made_stay_until_their_results_are_written(
 ) -> None:
     folder = place.run(*TILED, output="unrecorded")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lmntk.results.append_log", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+        patched.setattr("lmntk.storage.run_files.append_log", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
         assert place.call(place.argv(*TILED, "--overwrite_kernels", output="unrecorded")).status == 143
     (folder / KERNELS[1]).write_bytes(b"damaged")
     computed = count_tiles(monkeypatch)

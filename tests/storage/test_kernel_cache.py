@@ -10,10 +10,10 @@ import torch
 
 from command_line import SIZES, Workplace, read_tensors, sst2_rows, write_rows
 from kernel_folders import Folder
-from lmntk import results
+from lmntk.analysis.saved_run import read_runs
 from lmntk.errors import UsageError
-from lmntk.results import check_one_run
-from lmntk.stored_runs import read_runs
+from lmntk.storage import logits_files
+from lmntk.storage.kernel_metadata import check_one_run
 
 NOWHERE = ["--model_name_or_path", "no/model", "--data_dir", "no/data"]
 
@@ -237,7 +237,7 @@ def test_a_run_that_is_killed_while_it_renews_logits_leaves_a_folder_of_use(
     name = f"killed at {write}"
     folder = place.run(output=name)
     change_logits(folder, 0.1)
-    real, calls = getattr(results, write), []
+    real, calls = getattr(logits_files, write), []
 
     def killed(*args: Any) -> None:
         calls.append(1)
@@ -246,7 +246,7 @@ def test_a_run_that_is_killed_while_it_renews_logits_leaves_a_folder_of_use(
         real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(results, write, killed)
+        patched.setattr(logits_files, write, killed)
         assert place.call(place.argv(output=name)).status == 130
     there = (folder / "train_logits_sst-2.pt").exists()
     assert there == (write == "_write_description")

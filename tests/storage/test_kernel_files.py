@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from lmntk import files, results
 from lmntk.errors import UsageError
+from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, paths, run_files
 
 FORK = multiprocessing.get_context("fork")
 KERNEL = torch.arange(24, dtype=torch.float64).reshape(2, 2, 3, 2)
@@ -26,7 +26,7 @@ LABELS = torch.tensor([0, 1, 1])
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return results.kernel_path(tmp_path, "dev", "sst-2")
+    return paths.kernel_path(tmp_path, "dev", "sst-2")
 
 
 def names(folder: Path) -> list[str]:
@@ -34,16 +34,16 @@ def names(folder: Path) -> list[str]:
 
 
 def test_file_names_are_the_published_ones() -> None:
-    assert results.kernel_path("out", "dev", "sst-2") == Path("out/dev_kernels_sst-2.pt")
-    assert results.description_path("out", "dev", "sst-2") == Path("out/dev_kernels_sst-2.json")
-    assert results.logits_path(Path("out"), "test", "mnli-mm") == Path("out/test_logits_mnli-mm.pt")
+    assert paths.kernel_path("out", "dev", "sst-2") == Path("out/dev_kernels_sst-2.pt")
+    assert paths.description_path("out", "dev", "sst-2") == Path("out/dev_kernels_sst-2.json")
+    assert paths.logits_path(Path("out"), "test", "mnli-mm") == Path("out/test_logits_mnli-mm.pt")
 
 
 def test_the_output_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
-    folder = files.prepare_output_dir(tmp_path / "a" / "b")
+    folder = atomic.prepare_output_dir(tmp_path / "a" / "b")
     assert folder == tmp_path / "a" / "b"
     assert names(folder) == []
-    files.prepare_output_dir(str(folder))
+    atomic.prepare_output_dir(str(folder))
 
 
 @pytest.mark.parametrize("below", ["", "deeper/still"])
@@ -51,7 +51,7 @@ def test_a_file_in_the_way_of_the_output_folder_is_told_with_the_flag(tmp_path: 
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / below
     with pytest.raises(UsageError) as caught:
-        files.prepare_output_dir(folder)
+        atomic.prepare_output_dir(folder)
     reason = os.strerror(errno.ENOTDIR if below else errno.EEXIST)
     assert str(caught.value) == (
         f"--output_dir {folder} cannot be written ({reason}): choose another folder, or clear the way"
@@ -61,7 +61,7 @@ def test_a_file_in_the_way_of_the_output_folder_is_told_with_the_flag(tmp_path: 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="a folder that takes no files is known on Linux only")
 def test_an_output_folder_on_a_file_system_that_takes_no_files_is_told() -> None:
     with pytest.raises(UsageError, match="--output_dir /proc/self/task cannot be written"):
-        files.prepare_output_dir("/proc/self/task")
+        atomic.prepare_output_dir("/proc/self/task")
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -74,13 +74,13 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
         assert target.read_bytes() == b"old"
         file.write(b"content")
 
-    files.write_atomically(target, write)
+    atomic.write_atomically(target, write)
     assert target.read_bytes() == b"new content"
     assert names(tmp_path) == ["file"]
 
 
 def test_a_new_file_has_the_rights_that_other_new_files_have(tmp_path: Path) -> None:
-    files.write_atomically(tmp_path / "ours", lambda file: None)
+    atomic.write_atomically(tmp_path / "ours", lambda file: None)
     (tmp_path / "other").touch()
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "other").stat().st_mode
 
@@ -95,7 +95,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: 
         raise error
 
     with pytest.raises(type(error)):
-        files.write_atomically(target, write)
+        atomic.write_atomically(target, write)
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 
@@ -106,9 +106,9 @@ def test_a_kernel_that_outgrows_the_disk_is_told_in_a_sentence(tmp_path: Path) -
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(UsageError, match=r"cannot write .*k\.pt \(File too large\): make room"):
-            results.save_kernel(tmp_path / "k.pt", torch.ones(8, 2, 100, 2), torch.ones(100), {})
+            kernel_files.save_kernel(tmp_path / "k.pt", torch.ones(8, 2, 100, 2), torch.ones(100), {})
         with pytest.raises(UsageError, match=r"cannot write .*l\.pt \(File too large\): make room"):
-            results.save_logits(tmp_path / "l.pt", torch.ones(5000, 2), torch.ones(5000))
+            logits_files.save_logits(tmp_path / "l.pt", torch.ones(5000, 2), torch.ones(5000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) in ([], ["k.json"])
@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(UsageError) as caught:
-        files.write_atomically(tmp_path / "file", write)
+        atomic.write_atomically(tmp_path / "file", write)
     assert str(caught.value) == (
         f"cannot write {tmp_path / 'file'} (No space left on device): make room, or clear the way, "
         "and give the same command again; what was finished is kept"
@@ -128,7 +128,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_kernel_file_is_a_plain_pair_of_tensors_and_its_description_lies_beside_it(path: Path) -> None:
-    results.save_kernel(path, KERNEL.float(), LABELS, {"formula": "sgd", "template": "é*mask*"})
+    kernel_files.save_kernel(path, KERNEL.float(), LABELS, {"formula": "sgd", "template": "é*mask*"})
     kernel, labels = torch.load(path, weights_only=True)
     assert kernel.dtype == torch.float64
     assert torch.equal(kernel, KERNEL)
@@ -136,15 +136,15 @@ def test_a_kernel_file_is_a_plain_pair_of_tensors_and_its_description_lies_besid
     description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert description == {"formula": "sgd", "template": "é*mask*", "kernel_sha256": digest}
-    assert results.read_description(path) == description
+    assert kernel_metadata.read_description(path) == description
     assert names(path.parent) == ["dev_kernels_sst-2.json", "dev_kernels_sst-2.pt"]
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 3, 2), (2, 4, 1, 3, 1)])
 def test_a_kernel_comes_back_as_it_was_saved(path: Path, shape: tuple[int, ...]) -> None:
     kernel = torch.randn(shape, dtype=torch.float64)
-    results.save_kernel(path, kernel, LABELS.float(), {})
-    loaded, labels = results.load_kernel(path)
+    kernel_files.save_kernel(path, kernel, LABELS.float(), {})
+    loaded, labels = kernel_files.load_kernel(path)
     assert torch.equal(loaded, kernel)
     assert torch.equal(labels, LABELS.float())
 
@@ -152,22 +152,22 @@ def test_a_kernel_comes_back_as_it_was_saved(path: Path, shape: tuple[int, ...])
 def test_the_same_kernel_gives_the_same_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for target in paths:
-        results.save_kernel(target, KERNEL, LABELS, {})
+        kernel_files.save_kernel(target, KERNEL, LABELS, {})
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_a_slice_of_a_large_array_makes_a_small_file(path: Path) -> None:
     large = torch.zeros(2, 2, 30_000, 2, dtype=torch.float64)
-    results.save_kernel(path, large[:, :, :3], LABELS, {})
-    results.save_logits(path.with_name("logits.pt"), large[0, 0, :3], LABELS)
+    kernel_files.save_kernel(path, large[:, :, :3], LABELS, {})
+    logits_files.save_logits(path.with_name("logits.pt"), large[0, 0, :3], LABELS)
     assert path.stat().st_size < 10_000
     assert path.with_name("logits.pt").stat().st_size < 10_000
 
 
 def test_a_kernel_without_a_description_loads(path: Path) -> None:
     torch.save((KERNEL.float(), LABELS), path)
-    kernel, labels = results.load_kernel(path)
-    assert results.read_description(path) is None
+    kernel, labels = kernel_files.load_kernel(path)
+    assert kernel_metadata.read_description(path) is None
     assert kernel.dtype == torch.float64
     assert torch.equal(kernel, KERNEL)
     assert torch.equal(labels, LABELS)
@@ -175,7 +175,7 @@ def test_a_kernel_without_a_description_loads(path: Path) -> None:
 
 def test_a_missing_kernel_is_told(path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
     assert str(caught.value) == (
         f"{path} does not exist: compute the kernel first, or give the folder that holds it (--load_kernels)"
     )
@@ -184,22 +184,22 @@ def test_a_missing_kernel_is_told(path: Path) -> None:
 @pytest.mark.parametrize("described", [True, False])
 @pytest.mark.parametrize("kept", [0, 10, 700, -1])
 def test_a_truncated_kernel_is_told(path: Path, kept: int, described: bool) -> None:
-    results.save_kernel(path, KERNEL, LABELS, {})
+    kernel_files.save_kernel(path, KERNEL, LABELS, {})
     path.write_bytes(path.read_bytes()[:kept])
     if not described:
         path.with_suffix(".json").unlink()
     with pytest.raises(UsageError, match=r"dev_kernels_sst-2\.pt cannot be read as kernel \(.*--overwrite_kernels"):
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
 
 
 def test_a_file_that_is_no_kernel_at_all_is_told(path: Path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UsageError, match="cannot be read as kernel"):
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
     path.unlink()
     path.mkdir()
     with pytest.raises(UsageError, match="cannot be read as kernel"):
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
 
 
 def test_a_file_that_would_run_code_is_not_run(path: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_file_that_would_run_code_is_not_run(path: Path, tmp_path: Path) -> No
 
     torch.save((KERNEL, Attack()), path)
     with pytest.raises(UsageError, match="cannot be read as kernel"):
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
     assert names(tmp_path) == [path.name]
 
 
@@ -229,15 +229,15 @@ def test_a_file_that_would_run_code_is_not_run(path: Path, tmp_path: Path) -> No
 def test_arrays_of_another_shape_are_told(path: Path, content: Any, message: str) -> None:
     torch.save(content, path)
     with pytest.raises(UsageError) as caught:
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
     assert f"{path} {message}" in str(caught.value)
 
 
 def test_a_kernel_beside_the_description_of_another_is_told(path: Path) -> None:
-    results.save_kernel(path, KERNEL, LABELS, {})
+    kernel_files.save_kernel(path, KERNEL, LABELS, {})
     torch.save((KERNEL + 1, LABELS), path)
     with pytest.raises(UsageError) as caught:
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
     assert str(caught.value) == (
         f"{path} is not the kernel that dev_kernels_sst-2.json describes: give the command that made it again, with "
         "--overwrite_kernels, or remove the description if the kernel is right"
@@ -251,15 +251,15 @@ def test_a_description_that_does_not_parse_is_told(path: Path, text: str, messag
     torch.save((KERNEL, LABELS), path)
     path.with_suffix(".json").write_text(text)
     with pytest.raises(UsageError, match=rf"dev_kernels_sst-2\.json {message}.*--overwrite_kernels"):
-        results.load_kernel(path)
+        kernel_files.load_kernel(path)
 
 
 def check_that_a_kernel_stands_beside_its_own_description(path: Path) -> bool:
     """Whether there is a kernel; fails if it is damaged or described as another."""
     if not path.exists():
         return False
-    kernel, _ = results.load_kernel(path)
-    description = results.read_description(path)
+    kernel, _ = kernel_files.load_kernel(path)
+    description = kernel_metadata.read_description(path)
     assert description is not None
     assert description["number"] == kernel[0, 0, 0, 0].item()
     return True
@@ -286,12 +286,12 @@ def test_an_interrupted_save_never_leaves_a_kernel_beside_another_description(
     path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, old: bool
 ) -> None:
     if old:
-        results.save_kernel(path, torch.full((2, 2, 3, 2), 1.0), LABELS, {"number": 1})
+        kernel_files.save_kernel(path, torch.full((2, 2, 3, 2), 1.0), LABELS, {"number": 1})
     with monkeypatch.context() as patches:
         fail_at_file_operation(patches, stop_at)
         interrupted = False
         try:
-            results.save_kernel(path, torch.full((2, 2, 3, 2), 2.0), LABELS, {"number": 2})
+            kernel_files.save_kernel(path, torch.full((2, 2, 3, 2), 2.0), LABELS, {"number": 2})
         except KeyboardInterrupt:
             interrupted = True
     # Three operations: the old kernel goes, the new description comes, the new kernel comes.
@@ -304,7 +304,7 @@ def save_for_ever(path: Path, first: int) -> None:
     number = first
     while True:
         number += 1
-        results.save_kernel(path, torch.full((2, 2, 3, 2), float(number)), LABELS, {"number": number})
+        kernel_files.save_kernel(path, torch.full((2, 2, 3, 2), float(number)), LABELS, {"number": number})
 
 
 def test_a_save_killed_at_any_moment_never_leaves_a_kernel_beside_another_description(path: Path) -> None:
@@ -321,13 +321,13 @@ def test_a_save_killed_at_any_moment_never_leaves_a_kernel_beside_another_descri
 def test_equal_descriptions_do_not_differ() -> None:
     wanted = {"formula": "sgd", "data": {"dev": "ab"}, "template": ("a", "b"), "grad_dim": 4}
     stored = json.loads(json.dumps(wanted)) | {"seconds": 3.0}
-    assert results.kernel_differences(stored, wanted) == []
+    assert kernel_metadata.kernel_differences(stored, wanted) == []
 
 
 def test_differences_are_told_key_by_key_and_only_for_what_is_wanted() -> None:
     wanted = {"formula": "signgd", "data": {"train": "ab", "dev": "cd"}, "grad_dim": 4, "engine": None, "new": "x"}
     stored = {"formula": "sgd", "data": {"train": "ab", "dev": "ef", "test": "gh"}, "grad_dim": 5, "seconds": 3.0}
-    assert results.kernel_differences(stored, wanted) == [
+    assert kernel_metadata.kernel_differences(stored, wanted) == [
         "formula: stored sgd, now signgd",
         "data.dev: stored ef, now cd",
         "data.test: stored gh, now nothing",
@@ -337,10 +337,10 @@ def test_differences_are_told_key_by_key_and_only_for_what_is_wanted() -> None:
 
 
 def test_logits_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    target = results.logits_path(tmp_path, "test", "rte")
+    target = paths.logits_path(tmp_path, "test", "rte")
     logits = torch.randn(3, 2)
-    results.save_logits(target, logits, LABELS)
-    loaded, targets = results.load_logits(target)
+    logits_files.save_logits(target, logits, LABELS)
+    loaded, targets = logits_files.load_logits(target)
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded, logits)
     assert torch.equal(targets, LABELS)
@@ -348,10 +348,10 @@ def test_logits_come_back_as_they_were_saved(tmp_path: Path) -> None:
 
 def test_a_file_that_holds_no_logits_is_told(path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist: compute the logits first"):
-        results.load_logits(path)
+        logits_files.load_logits(path)
     torch.save((KERNEL, LABELS), path)
     with pytest.raises(UsageError, match=r"holds arrays of shape \[2, 2, 3, 2\] and \[3\], not logits"):
-        results.load_logits(path)
+        logits_files.load_logits(path)
 
 
 def test_metrics_are_written_as_python_writes_numbers_and_in_their_order(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_metrics_are_written_as_python_writes_numbers_and_in_their_order(tmp_pat
         "rank0": np.int64(16),
         "grad_dim": 230874,
     }
-    results.write_metrics(tmp_path / "eval_results_x.txt", metrics)
+    run_files.write_metrics(tmp_path / "eval_results_x.txt", metrics)
     assert (tmp_path / "eval_results_x.txt").read_text() == (
         "eval_acc = 0.4583333333333333\neval_mnli/acc = 1.0\neval_loss = 0.1\neval_f1 = 1e-05\neval_corr = nan\n"
         "rank0 = 16\ngrad_dim = 230874\n"
@@ -392,7 +392,7 @@ def test_a_log_line_is_strict_json_whatever_the_record_holds(tmp_path: Path) -> 
         "missing": None,
         "array": torch.tensor([1.0, float("nan")]),
     }
-    results.append_log(tmp_path / "log", record)
+    run_files.append_log(tmp_path / "log", record)
     assert len((tmp_path / "log").read_text(encoding="utf-8").split("\n")) == 2
     assert json.loads((tmp_path / "log").read_bytes(), parse_constant=refuse_constant) == {
         "task_name": "sst-2\n",
@@ -410,7 +410,7 @@ def test_a_log_line_is_strict_json_whatever_the_record_holds(tmp_path: Path) -> 
 
 def append_many(path: Path, process: int) -> None:
     for number in range(40):
-        results.append_log(path, {"process": process, "number": number, "filling": "x" * 20_000})
+        run_files.append_log(path, {"process": process, "number": number, "filling": "x" * 20_000})
 
 
 def test_many_processes_append_whole_lines_each_in_its_own_order(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_a_line_waits_for_the_process_that_holds_the_log(tmp_path: Path) -> None
     log = tmp_path / "log"
     with log.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        process = FORK.Process(target=results.append_log, args=(log, {"a": 1}))
+        process = FORK.Process(target=run_files.append_log, args=(log, {"a": 1}))
         process.start()
         process.join(timeout=0.3)
         assert process.is_alive()
@@ -443,15 +443,15 @@ def test_a_line_waits_for_the_process_that_holds_the_log(tmp_path: Path) -> None
 def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text('{"a": 1}\n{"b":')
-    results.append_log(log, {"c": 3})
-    results.append_log(log, {"d": 4})
+    run_files.append_log(log, {"c": 3})
+    run_files.append_log(log, {"d": 4})
     assert log.read_text() == '{"a": 1}\n{"b":\n{"c": 3}\n{"d": 4}\n'
 
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     with pytest.raises(UsageError) as caught:
-        results.append_log(tmp_path / "log", {})
+        run_files.append_log(tmp_path / "log", {})
     assert str(caught.value) == (
         f"cannot append to the log {tmp_path / 'log'} (Is a directory): make room, or clear the way"
     )

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, set_seed
 
 from command_line import Workplace
-from lmntk.arguments import ModelArguments, TrainingArguments, parse_arguments
-from lmntk.build import Run, build
+from lmntk.config.arguments import ModelArguments, TrainingArguments, parse_arguments
 from lmntk.errors import UsageError
-from lmntk.kernels import empirical_ntk
-from lmntk.models.base import PositionModel
-from lmntk.parameters import ParameterFilter, select_parameters
+from lmntk.experiment.build import Experiment, build
+from lmntk.kernels.empirical import empirical_ntk
+from lmntk.models.classifier import PromptClassifier
+from lmntk.models.parameters import ParameterFilter, select_parameters
 from lmntk.trainers.base import class_loss, log_odds, regression_loss
 from lmntk.trainers.finetune import FineTuneTrainer
 from lmntk.trainers.linear_head import fit_linear_head
@@ -64,7 +64,7 @@ def models(place: Workplace) -> dict[str, list[str]]:
     return flags
 
 
-def parse(place: Workplace, output: Path, *flags: str) -> tuple[Run, ModelArguments, TrainingArguments]:
+def parse(place: Workplace, output: Path, *flags: str) -> tuple[Experiment, ModelArguments, TrainingArguments]:
     argv = place.argv("--trainer", "standard", "--output_dir", str(output), *flags)
     model_args, data_args, training_args = parse_arguments(argv)
     run = build(model_args, data_args, training_args)
@@ -77,7 +77,7 @@ def trainer_of(place: Workplace, output: Path, *flags: str) -> FineTuneTrainer:
     return FineTuneTrainer(*parse(place, output, *flags))
 
 
-def batch_of(run: Run, split: str) -> dict[str, Tensor]:
+def batch_of(run: Experiment, split: str) -> dict[str, Tensor]:
     batch = run.collator(run.datasets[split].features)
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
@@ -98,7 +98,7 @@ def moved_by_training(place: Workplace, output: Path, *flags: str) -> tuple[Tens
     return before, logits_of(model, batch), (logits_of(model, batch) - before) / trainer.args.learning_rate
 
 
-def slopes(run: Run) -> Tensor:
+def slopes(run: Experiment) -> Tensor:
     """The derivative of each train example's own loss by its logits, ``[N, C]``."""
     assert run.model is not None
     logits = logits_of(run.model, batch_of(run, "train")).requires_grad_()
@@ -108,7 +108,7 @@ def slopes(run: Run) -> Tensor:
     return logits.grad
 
 
-def kernel_of(run: Run, formula: str) -> Tensor:
+def kernel_of(run: Experiment, formula: str) -> Tensor:
     """Between train and test, over the parameters that fine-tuning trains."""
     model = run.model
     assert model is not None
@@ -120,7 +120,7 @@ def kernel_of(run: Run, formula: str) -> Tensor:
     return empirical_ntk(model, train, test, params=params, formula=formula, engine="factored")
 
 
-def batch_of_one(run: Run, split: str, index: int) -> dict[str, Tensor]:
+def batch_of_one(run: Experiment, split: str, index: int) -> dict[str, Tensor]:
     batch = run.collator([run.datasets[split].features[index]])
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
@@ -529,5 +529,5 @@ def test_a_state_written_beside_a_checkpoint_holds_no_pickle(place: Workplace, t
     trainer_of(place, tmp_path, "--max_steps", "2", "--save_steps", "1").train()
     assert not list(tmp_path.rglob("*.bin"))
     assert json.loads((tmp_path / "checkpoint-1" / "config.json").read_text())["model_type"] == "roberta"
-    assert isinstance(trainer_of(place, tmp_path, "--max_steps", "2").model, PositionModel)
+    assert isinstance(trainer_of(place, tmp_path, "--max_steps", "2").model, PromptClassifier)
     set_seed(0)

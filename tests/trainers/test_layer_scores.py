@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_engines import TOLERANCE, gradients_by_name, names_of, problem_of, sides
 
 import oracle
 from command_line import Workplace, flags_of, read_kernel, read_results, read_tensors
+from interrupted_runs import TILED, count_tiles, interrupted
 from lmntk import solvers
-from lmntk.kernel_work import KernelWork
-from lmntk.kernels import FORMULAS, assemble, make_engine
+from lmntk.kernels import FORMULAS
+from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.layers import LAYERS
-from lmntk.layers_alone import LayersAlone
+from lmntk.models.parameters import ParameterFilter, layer_of, layers_of
 from lmntk.models.prompt_model import LabelWordDecoder
-from lmntk.parameters import ParameterFilter, layer_of, layers_of
-from lmntk.solver_problem import SolverSettings
-from lmntk.tile_store import TileStore
-from stopped_runs import TILED, count_tiles, interrupted
-from test_engines import TOLERANCE, gradients_by_name, names_of, problem_of, sides
+from lmntk.solvers.problem import SolverSettings
+from lmntk.storage.tile_store import TileStore
+from lmntk.trainers.kernel_job import KernelJob
+from lmntk.trainers.layer_scores import LayerScores
 from tiny_models import ARCHITECTURES, tiny_prompt_model
 
 PER_LAYER = "--kernel_per_layer"
@@ -143,7 +144,7 @@ def test_the_table_says_what_the_solver_makes_of_one_layers_part(place: Workplac
 
 
 def test_a_layer_that_adds_nothing_has_no_share_and_predicts_all_the_same() -> None:
-    alone = LayersAlone("acc")
+    alone = LayerScores("acc")
     nothing, something = torch.zeros(2, 1, 2, 1), torch.eye(2).reshape(2, 1, 2, 1)
     labels = np.array([-1.0, 1.0])
     alone.fit(
@@ -216,7 +217,7 @@ def test_what_is_announced_counts_the_layers_files(tmp_path: Path) -> None:
     for apart in (None, layers_of(problem.params, model.base_prefix)):
         engine = make_engine(replace(problem, layer_of=apart))
         plan = engine.plan()
-        work = KernelWork("train × test", engine, plan, engine.pace(plan), TileStore(tmp_path))
+        work = KernelJob("train × test", engine, plan, engine.pace(plan), TileStore(tmp_path))
         sizes[apart is not None] = work.file_bytes, work.tile_bytes
     kernel, tiles = sizes[False]
     assert kernel == tiles == 8 * 3 * 3 * problem.num_logits**2

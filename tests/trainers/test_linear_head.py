@@ -9,9 +9,9 @@ from sklearn.linear_model import LinearRegression, LogisticRegressionCV
 from torch import nn
 
 from command_line import Workplace, sst2_rows, write_rows
-from lmntk.arguments import parse_arguments
-from lmntk.build import Run, build
+from lmntk.config.arguments import parse_arguments
 from lmntk.errors import UsageError
+from lmntk.experiment.build import Experiment, build
 from lmntk.trainers.base import log_odds, regression_loss
 from lmntk.trainers.linear_head import fit_linear_head
 from tiny_models import TYPICAL_CAUSAL, save_tiny_checkpoint
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
-def built(place: Workplace, task: str, *flags: str) -> Run:
+def built(place: Workplace, task: str, *flags: str) -> Experiment:
     argv = place.argv(
         "--task_name",
         task,
@@ -51,7 +51,7 @@ def built(place: Workplace, task: str, *flags: str) -> Run:
     return build(model_args, data_args, training_args)
 
 
-def features_of(run: Run) -> np.ndarray:
+def features_of(run: Experiment) -> np.ndarray:
     """What goes into the last layer, all examples in one batch: L-BFGS on separable classes makes percents of bits."""
     assert run.model is not None
     found: list[torch.Tensor] = []
@@ -63,7 +63,7 @@ def features_of(run: Run) -> np.ndarray:
     return found[0].reshape(len(batch["labels"]), -1).numpy()
 
 
-def last_layer(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def last_layer(run: Experiment) -> tuple[np.ndarray, np.ndarray]:
     """The rows of the classes: weights and biases, zero where there are none."""
     assert run.model is not None
     layer, rows = run.model.last_layer, run.model._class_rows()

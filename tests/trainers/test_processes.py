@@ -14,14 +14,14 @@ import torch
 import oracle
 from command_line import FORMULAS, SENTENCES, Workplace, flags_of, read_kernel, read_results, snapshot, write_rows
 from lmntk import distributed
-from lmntk.errors import LostProcessError, ToldElsewhereError, UsageError
+from lmntk.errors import PeerExitedError, ReportedElsewhereError, UsageError
 
 SIZES = {"train": 6, "dev": 5, "test": 277}
 """RTE's numbers of test rows, which neither two nor three divide; a train set smaller than some numbers of tiles."""
 TILED = ("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "25")
 NOT_TILED = ("--kernel_dtype", "float64")
-HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE}"}
+HERE = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE / 'helpers'}"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def command(place: Workplace, processes: int, runs: list[dict], *launcher: str) 
     path = place.folder / f"runs-{len(list(place.folder.glob('runs-*')))}.json"
     path.write_text(json.dumps(runs), encoding="utf-8")
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    return [*start, *(launcher or ("--standalone",)), str(HERE / "process_runs.py"), str(path)]
+    return [*start, *(launcher or ("--standalone",)), str(HERE / "helpers" / "process_runs.py"), str(path)]
 
 
 def launch(place: Workplace, processes: int, runs: list[dict], *launcher: str) -> subprocess.CompletedProcess[str]:
@@ -172,8 +172,8 @@ def test_a_mistake_is_told_once(place: Workplace) -> None:
     [
         (UsageError("x"), True, 0, "2\n"),
         (UsageError("x"), False, 2, "2\n"),
-        (ToldElsewhereError("x"), True, 0, "2\n"),
-        (LostProcessError("x"), False, 2, None),
+        (ReportedElsewhereError("x"), True, 0, "2\n"),
+        (PeerExitedError("x"), False, 2, None),
     ],
 )
 def test_only_processes_that_all_end_alike_end_well_for_torchrun(

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, LlamaConfig, PretrainedConfig
 
-from lmntk.arguments import DataArguments
-from lmntk.examples import read_examples, split_file
-from lmntk.features import Collator, Feature, FeatureDataset, FeatureExamples, Renderer
+from lmntk.config.arguments import DataArguments
+from lmntk.config.prompt_settings import resolve_prompts
+from lmntk.data.examples import read_examples, split_file
+from lmntk.data.tasks import find_task
 from lmntk.kernels import FORMULAS, KernelProblem
-from lmntk.kernels.formulas import Direction
-from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes
+from lmntk.kernels.formulas import SignPlacement
+from lmntk.kernels.memory import DEFAULT_FRACTION, free_bytes
 from lmntk.models.families import is_causal, max_positions
 from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
 from lmntk.models.prompt_model import PromptModel
-from lmntk.prompt_settings import resolve_prompts
-from lmntk.prompts import label_word_ids
-from lmntk.tasks import find_task
-from lmntk.templates import Template
+from lmntk.prompts.features import Collator, Feature, FeatureDataset, FeatureExamples, PromptBuilder
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.templates import Template
 
 
 def _bert(layers: int, width: int, heads: int, between: int) -> BertConfig:
@@ -119,7 +119,7 @@ def load_inputs(job: Job) -> Inputs:
         for split, count in (("train", job.train_examples), ("test", job.x_examples)):
             if job.data_dir is not None:
                 rows = read_examples(task, split_file(task, job.data_dir, split))[:count]
-                renderer = Renderer(split, task, rows, templates, tokenizer, prompts.limits, label_words)
+                renderer = PromptBuilder(split, task, rows, templates, tokenizer, prompts.limits, label_words)
                 features[split] = FeatureDataset.build(renderer).features
     train = _filled_up(features["train"], job.train_examples, config, seed=0)
     x = _filled_up(features["test"], job.x_examples, config, seed=1)
@@ -188,7 +188,7 @@ def true_kernel(job: Job, inputs: Inputs) -> Tensor:
     )
 
 
-def _true_direction(job: Job, inputs: Inputs, direction: Direction, models: dict[bool, PromptModel]) -> Tensor:
+def _true_direction(job: Job, inputs: Inputs, direction: SignPlacement, models: dict[bool, PromptModel]) -> Tensor:
     train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
     c, numbers = models[False].num_logits, sum(parameter.numel() for parameter in models[False].parameters())
     kernel = torch.zeros(len(train), c, len(x), c, dtype=torch.float64)

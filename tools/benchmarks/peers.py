@@ -9,9 +9,9 @@ from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from torch import Tensor, nn
 
 from lmntk.kernels import Examples, KernelProblem, Plan
-from lmntk.kernels.engines.base import Parameters
+from lmntk.kernels.batching import equal_shape_runs
 from lmntk.kernels.engines.jacobian import FORMED_TOGETHER, JacobianEngine
-from lmntk.kernels.examples import equal_shape_runs
+from lmntk.kernels.problem import Parameters
 from lmntk.models.prompt_model import LabelWordDecoder
 
 

@@ -5,29 +5,27 @@ import csv
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmntk import results
+from lmntk.analysis.solver_choice import _SETTINGS, DEFAULTS, OF_FLAGS, OF_RUN, SolverChoice
+from lmntk.data.examples import read_examples
+from lmntk.data.tasks import TASKS, Task, custom_task, described_task, find_task
 from lmntk.errors import UsageError
-from lmntk.examples import read_examples
-from lmntk.files import read_json
-from lmntk.solver_problem import Array, ClassIds, SolverSettings, class_ids
-from lmntk.tasks import TASKS, Task, custom_task, described_task, find_task
+from lmntk.solvers.problem import Array, ClassIds, SolverSettings, class_ids
+from lmntk.storage import kernel_files, kernel_metadata, logits_files, paths
+from lmntk.storage.readers import read_json
 
 MODES = ("train", "dev", "test")
-OF_RUN, OF_FLAGS = "each run's own solver settings", "the solver settings of the flags"
-DEFAULTS = "default solver settings, as the folder does not say"
-"""Where solver settings come from."""
 _KERNEL = re.compile(r"(train|dev|test)_kernels_(.+)\.pt")
 _OTHERS = (r"()run_(.+)\.json", r"(dev|test)_predictions_(.+)\.csv", r"(eval|test)_results_(.+)\.txt")
 
 
 @dataclass(frozen=True)
-class StoredKernel:
+class SavedKernel:
     """A kernel file and what it says of itself.
 
     Attributes:
@@ -89,24 +87,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Solving:
-    """How kernels become predictions.
-
-    Attributes:
-        solver: A key of `lmntk.solvers.SOLVERS`.
-        settings: Its numbers.
-        adjusts: ``--adjust_for_init``.
-        source: Where that is from.
-    """
-
-    solver: str = "lstsq"
-    settings: SolverSettings = field(default_factory=SolverSettings)
-    adjusts: bool = False
-    source: str = DEFAULTS
-
-
-@dataclass(frozen=True)
-class StoredRun:
+class SavedRun:
     """What the folder of a run holds of one task.
 
     Attributes:
@@ -140,7 +121,7 @@ class StoredRun:
             UsageError: There are kernels, but not that of train.
         """
         wanted = [*MODES, *(f"test:{key}" for key in _second_keys(self.key))]
-        there = [split for split in wanted if results.kernel_path(self.kernel_folder, split, self.key).is_file()]
+        there = [split for split in wanted if paths.kernel_path(self.kernel_folder, split, self.key).is_file()]
         if there and there[0] != "train":
             raise UsageError(
                 f"{self.kernel_folder} holds the kernel of {there[0]}, but no train_kernels_{self.key}.pt, without "
@@ -153,7 +134,7 @@ class StoredRun:
         """What the kernel of train says of itself; empty where there is none, or no description."""
         if not self.kernel_splits:
             return {}
-        return results.read_description(results.kernel_path(self.kernel_folder, "train", self.key)) or {}
+        return kernel_metadata.read_description(paths.kernel_path(self.kernel_folder, "train", self.key)) or {}
 
     @functools.cached_property
     def task(self) -> Task | None:
@@ -170,7 +151,7 @@ class StoredRun:
         """The labels that the run tells, in the order of the logits: by its mapping, or by a column for each."""
         if self.label_words:
             return list(self.label_words)
-        paths = (results.predictions_path(self.folder, mode, self.key) for mode in MODES)
+        paths = (paths.predictions_path(self.folder, mode, self.key) for mode in MODES)
         headers = [_read_csv(path)[0] for path in paths if path.is_file()]
         return [name.removeprefix("logit_") for name in (headers or [[]])[0] if name.startswith("logit_")]
 
@@ -185,43 +166,43 @@ class StoredRun:
                 words = {}
         return {str(label): str(word) for label, word in words.items()} if isinstance(words, dict) else {}
 
-    def kernel(self, split: str) -> StoredKernel:
+    def kernel(self, split: str) -> SavedKernel:
         """Read a kernel.
 
         Raises:
             UsageError: It is missing, damaged, or does not go with its description, or with the kernel of train.
         """
-        path = results.kernel_path(self.kernel_folder, split, self.key)
-        results.check_one_run(results.kernel_path(self.kernel_folder, "train", self.key), path)
-        values, labels = results.load_kernel(path)
-        return StoredKernel(path, values.numpy(), labels.numpy(), results.read_description(path) or {})
+        path = paths.kernel_path(self.kernel_folder, split, self.key)
+        kernel_metadata.check_one_run(paths.kernel_path(self.kernel_folder, "train", self.key), path)
+        values, labels = kernel_files.load_kernel(path)
+        return SavedKernel(path, values.numpy(), labels.numpy(), kernel_metadata.read_description(path) or {})
 
     def untrained_logits(self, split: str) -> Array:
         """Read the logits of the untrained model, [X, C]."""
-        paths = [results.logits_path(place, split, self.key) for place in (self.folder, self.kernel_folder)]
-        path = next(filter(Path.is_file, paths), paths[-1])
-        logits, targets = results.load_logits(path)
-        kernel = results.kernel_path(self.kernel_folder, split, self.key)
+        places = [paths.logits_path(place, split, self.key) for place in (self.folder, self.kernel_folder)]
+        path = next(filter(Path.is_file, places), places[-1])
+        logits, targets = logits_files.load_logits(path)
+        kernel = paths.kernel_path(self.kernel_folder, split, self.key)
         # Logits in the folder of a run that loaded its kernels are that run's own.
         beside = kernel if path.parent == kernel.parent else path.with_name(kernel.name)
-        results.check_logits(path, targets, beside, results.load_kernel(kernel)[1])
+        logits_files.check_logits(path, targets, beside, kernel_files.load_kernel(kernel)[1])
         return logits.double().numpy()
 
     def layer_shares(self) -> dict[str, float]:
         """Return which part of the train kernel's trace each layer has, from the input on; empty where not kept."""
-        path = results.layer_kernels_path(self.kernel_folder, "train", self.key)
+        path = paths.layer_kernels_path(self.kernel_folder, "train", self.key)
         if not path.is_file():
             return {}
         traces = {
             name: float(np.einsum("...iaia->...", part.numpy()).sum())
-            for name, part in results.load_layer_kernels(path).items()
+            for name, part in kernel_files.load_layer_kernels(path).items()
         }
         whole = sum(traces.values())
         return {name: trace / whole if whole else 0.0 for name, trace in traces.items()}
 
     def layer_results(self) -> list[list[str]]:
         """Return the table that says how the layers predict alone, its header first; empty where there is none."""
-        path = results.layer_results_path(self.folder, self.key)
+        path = paths.layer_results_path(self.folder, self.key)
         return _read_csv(path) if path.is_file() else []
 
     def predictions(self, split: str) -> Predictions | None:
@@ -230,7 +211,7 @@ class StoredRun:
         Raises:
             UsageError: The file is damaged, or of another task.
         """
-        path = results.predictions_path(self.folder, split, self.key)
+        path = paths.predictions_path(self.folder, split, self.key)
         task = task_of(split, self.task)
         if task is None or not path.is_file():
             return None
@@ -254,7 +235,7 @@ class StoredRun:
             split: ``"train"``, ``"dev"``, ``"test"``.
             data_dir: Where the files are now; None: where the kernel's description says.
         """
-        mode = results.mode_and_task(split, self.key)[0]
+        mode = paths.mode_and_task(split, self.key)[0]
         description = self.kernel(split).description
         name, wanted = (description.get(key, {}).get(mode) for key in ("data_files", "data_sha256"))
         task = task_of(split, self.task)
@@ -265,11 +246,11 @@ class StoredRun:
         path = data_dir / Path(name).name if data_dir else Path(name)
         if not path.is_file():
             return f"The sentences are not shown: {path} is not there (--data_dir names the folder that has them now)."
-        if results.file_hash(path) != wanted:
+        if kernel_metadata.file_hash(path) != wanted:
             return f"The sentences are not shown: {path} has changed since the kernel was computed."
         return [example.texts for example in read_examples(task, path)]
 
-    def solving(self, given: Mapping[str, Any]) -> Solving:
+    def solving(self, given: Mapping[str, Any]) -> SolverChoice:
         """Return how the run predicted from its kernels, or what flags say instead.
 
         Args:
@@ -283,11 +264,11 @@ class StoredRun:
                 _SETTINGS[name]: float(value) for name, value in settings.items() if _SETTINGS[name]
             }
         except (TypeError, ValueError) as error:
-            path = results.record_path(self.folder, self.key)
+            path = paths.record_path(self.folder, self.key)
             raise UsageError(
                 f"{path} holds solver settings that are no numbers: give the run's command again"
             ) from error
-        return Solving(
+        return SolverChoice(
             solver=str(settings.get("kernel_solver", "lstsq")),
             settings=SolverSettings(**numbers),
             adjusts=bool(of_run.get("adjust_for_init")),
@@ -295,19 +276,8 @@ class StoredRun:
         )
 
 
-_SETTINGS = {
-    "kernel_solver": "",
-    "kernel_regularization": "regularization",
-    "kernel_gamma": "gamma",
-    "kernel_lambda": "lambda_",
-    "f0_scaling": "f0_scaling",
-    "flattened_targets": "flattened_targets",
-    "plain_lbfgs": "plain_lbfgs",
-}
-
-
-def read_runs(folder: Path) -> list[StoredRun]:
-    """Find what a folder holds, one `StoredRun` for each task.
+def read_runs(folder: Path) -> list[SavedRun]:
+    """Find what a folder holds, one `SavedRun` for each task.
 
     Raises:
         UsageError: It is no folder, or one without kernels and results.
@@ -332,8 +302,8 @@ def read_runs(folder: Path) -> list[StoredRun]:
     return runs
 
 
-def _read_run(folder: Path, key: str) -> StoredRun:
-    path = results.record_path(folder, key)
+def _read_run(folder: Path, key: str) -> SavedRun:
+    path = paths.record_path(folder, key)
     record: Any = {}
     if path.is_file():
         try:
@@ -343,8 +313,8 @@ def _read_run(folder: Path, key: str) -> StoredRun:
         if not isinstance(record, dict):
             raise UsageError(f"{path} is no JSON object: remove it, or give the run's command again")
     splits = ["dev", "test", *(f"test:{other}" for other in _second_keys(key))]
-    metrics = {split: _read_metrics(results.metrics_path(folder, split, key)) for split in splits}
-    return StoredRun(folder, key, record, {split: found for split, found in metrics.items() if found})
+    metrics = {split: _read_metrics(paths.metrics_path(folder, split, key)) for split in splits}
+    return SavedRun(folder, key, record, {split: found for split, found in metrics.items() if found})
 
 
 def _read_metrics(path: Path) -> dict[str, float]:
@@ -377,7 +347,7 @@ def task_of(split: str, task: Task | None) -> Task | None:
     return find_task(split.partition(":")[2]) if ":" in split else task
 
 
-def label_names(run: StoredRun, count: int) -> list[str]:
+def label_names(run: SavedRun, count: int) -> list[str]:
     """Name the classes of a run: the label as the files have it, and its label word where that is another.
 
     Args:

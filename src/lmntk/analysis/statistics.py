@@ -1,6 +1,6 @@
 """What a kernel looks like in numbers: spectrum, alignment, principal components, similarity; and two kernels compared.
 
-Letters as in `lmntk.solver_problem`: N training examples, X others, C logits. Most of these measures take one number
+Letters as in `lmntk.solvers.problem`: N training examples, X others, C logits. Most of these measures take one number
 for a pair of examples, the kernel of the logits' differences that `logit_differences` makes of the C × C numbers.
 Nothing here knows a file, a task or a picture.
 """

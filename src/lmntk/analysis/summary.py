@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from lmntk import analysis, solvers
-from lmntk.analysis import Components, Spectrum
+from lmntk import solvers
+from lmntk.analysis import statistics
+from lmntk.analysis.saved_run import SavedKernel, SavedRun, task_of
+from lmntk.analysis.solver_choice import OF_RUN, SolverChoice
+from lmntk.analysis.statistics import Components, Spectrum
+from lmntk.data.metrics import compute_metrics
+from lmntk.data.tasks import Task
 from lmntk.errors import UsageError
-from lmntk.metrics import compute_metrics
-from lmntk.solver_problem import Array, ClassIds, two_logits
-from lmntk.stored_runs import OF_RUN, Solving, StoredKernel, StoredRun, task_of
-from lmntk.tasks import Task
+from lmntk.solvers.problem import Array, ClassIds, two_logits
 
 REGULARIZATIONS = (0.0, *(10.0**power for power in range(-8, 1)))
 FEW_REGULARIZATIONS = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
@@ -66,7 +68,7 @@ class KernelStudy:
         num_logits: C.
         asymmetric: Whether there are two directions.
         samples: How many samples of each train example its rows are.
-        train: K̃, [N, N], see `lmntk.analysis.logit_differences`.
+        train: K̃, [N, N], see `lmntk.analysis.statistics.logit_differences`.
         others: K̃ of train and each other split, [N, X].
         classes: Class ids by split, train included.
         spectrum: Of the matrix that solvers see; None where it is too large.
@@ -86,7 +88,7 @@ class KernelStudy:
     spectrum: Spectrum | None
     alignments: Mapping[str, float]
     components: Mapping[str, Components]
-    solving: Solving
+    solving: SolverChoice
     curve: Curve | None
 
     @property
@@ -110,7 +112,7 @@ class Study:
         remarks: What a reader should know, a sentence each.
     """
 
-    run: StoredRun
+    run: SavedRun
     name: str
     metric: str
     splits: Mapping[str, SplitStudy]
@@ -120,11 +122,11 @@ class Study:
     remarks: Sequence[str] = ()
 
 
-def study(run: StoredRun, name: str, flags: Mapping[str, object], show: bool = False, curve: bool = True) -> Study:
+def study(run: SavedRun, name: str, flags: Mapping[str, object], show: bool = False, curve: bool = True) -> Study:
     """Work out what a report tells of a run.
 
     Args:
-        run: From `lmntk.stored_runs.read_runs`.
+        run: From `lmntk.analysis.saved_run.read_runs`.
         name: What to call it.
         flags: Solver flags by name, which count for more than what the run says of itself; None where not given.
         show: Whether to show progress.
@@ -157,7 +159,7 @@ def study(run: StoredRun, name: str, flags: Mapping[str, object], show: bool = F
     return Study(run, name, metric, splits, scores, kernel, shares, remarks)
 
 
-def _without_kernel(run: StoredRun, name: str, metric: str) -> Study:
+def _without_kernel(run: SavedRun, name: str, metric: str) -> Study:
     found = {split: run.predictions(split) for split in ("dev", *_tests(run))}
     splits = {
         split: SplitStudy(there.labels, there.predicted, score(run.task, split, there.predicted, there.labels))
@@ -176,7 +178,7 @@ def _without_kernel(run: StoredRun, name: str, metric: str) -> Study:
     )
 
 
-def _tests(run: StoredRun) -> list[str]:
+def _tests(run: SavedRun) -> list[str]:
     second = run.task.second_test_set.lower() if run.task else ""
     return ["test", *([f"test:{second}"] if second else [])]
 
@@ -189,14 +191,14 @@ def score(task: Task | None, split: str, predicted: Array | ClassIds, labels: Ar
     return compute_metrics(own, predicted, labels)[own.metric_prefix + own.main_metrics[0]]
 
 
-def _stored_score(run: StoredRun, split: str, metric: str) -> float | None:
+def _stored_score(run: SavedRun, split: str, metric: str) -> float | None:
     """The task's metric as the run's result file has it."""
     values = run.metrics.get(split, {})
     names = [name for name in values if name == f"eval_{metric}" or name.endswith(f"/{metric}")]
     return values[names[0]] if names else None
 
 
-def _differences(run: StoredRun, scores: Mapping[str, float], metric: str) -> list[str]:
+def _differences(run: SavedRun, scores: Mapping[str, float], metric: str) -> list[str]:
     """Say where what the kernels predict now is not what the run wrote."""
     found = {split: (value, _stored_score(run, split, metric)) for split, value in scores.items()}
     return [
@@ -216,7 +218,7 @@ class _Predictor:
         solving: How.
     """
 
-    def __init__(self, run: StoredRun, kernels: Mapping[str, StoredKernel], solving: Solving) -> None:
+    def __init__(self, run: SavedRun, kernels: Mapping[str, SavedKernel], solving: SolverChoice) -> None:
         self.train = kernels["train"]
         self.solving = solving
         self._run = run
@@ -254,19 +256,21 @@ def _curve(predictor: _Predictor, own: Mapping[str, SplitStudy], show: bool) -> 
     return Curve(values, scores, at_own, tried == REGULARIZATIONS)
 
 
-def _regularizations(train: StoredKernel, solver: str) -> tuple[float, ...]:
+def _regularizations(train: SavedKernel, solver: str) -> tuple[float, ...]:
     """The points of the curve that take no more than some ten seconds."""
     size = train.values.shape[-2] * train.num_logits
     for_all, for_few = LIMITS.get(solver, USUAL_LIMITS)
     return REGULARIZATIONS if size <= for_all else FEW_REGULARIZATIONS if size <= for_few else ()
 
 
-def _look_at(kernels: Mapping[str, StoredKernel], solving: Solving, curve: Curve | None) -> KernelStudy:
+def _look_at(kernels: Mapping[str, SavedKernel], solving: SolverChoice, curve: Curve | None) -> KernelStudy:
     train = kernels["train"]
-    matrices = {split: kernel.each_once(analysis.logit_differences(kernel.values)) for split, kernel in kernels.items()}
+    matrices = {
+        split: kernel.each_once(statistics.logit_differences(kernel.values)) for split, kernel in kernels.items()
+    }
     classes = {split: kernel.classes for split, kernel in kernels.items()}
-    one_hot = {split: analysis.one_hot(ids, max(2, train.num_logits)) for split, ids in classes.items()}
-    flat = analysis.flattened(train.values)
+    one_hot = {split: statistics.one_hot(ids, max(2, train.num_logits)) for split, ids in classes.items()}
+    flat = statistics.flattened(train.values)
     others = {split: matrix for split, matrix in matrices.items() if split != "train"}
     return KernelStudy(
         shapes={split: kernel.values.shape for split, kernel in kernels.items()},
@@ -276,11 +280,12 @@ def _look_at(kernels: Mapping[str, StoredKernel], solving: Solving, curve: Curve
         train=matrices["train"],
         others=others,
         classes=classes,
-        spectrum=analysis.spectrum(flat) if len(flat) <= SPECTRUM_LIMIT else None,
+        spectrum=statistics.spectrum(flat) if len(flat) <= SPECTRUM_LIMIT else None,
         alignments={
-            split: analysis.alignment(matrix, one_hot["train"] @ one_hot[split].T) for split, matrix in matrices.items()
+            split: statistics.alignment(matrix, one_hot["train"] @ one_hot[split].T)
+            for split, matrix in matrices.items()
         },
-        components={split: analysis.kernel_components(matrices["train"], other) for split, other in others.items()},
+        components={split: statistics.kernel_components(matrices["train"], other) for split, other in others.items()},
         solving=solving,
         curve=curve,
     )
@@ -294,7 +299,7 @@ def typical_examples(found: SplitStudy, each: int = 2) -> list[int]:
         each: How many of each kind.
     """
     assert found.logits is not None
-    margins = analysis.margins(found.logits)
+    margins = statistics.margins(found.logits)
     right = found.predicted == found.labels
     surest = np.argsort(-margins, kind="stable")
     chosen = [*surest[right[surest]][:each], *surest[~right[surest]][:each]]

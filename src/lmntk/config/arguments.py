@@ -17,16 +17,16 @@ import torch
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as TransformersTrainingArguments
 
-from lmntk import as_published
-from lmntk.command_words import check_words
+from lmntk.config import as_published
+from lmntk.config.command_words import check_words
+from lmntk.config.flag_fields import flag, required
+from lmntk.config.legacy_flags import full_name, is_flag, translate
+from lmntk.config.old_arguments import OldArguments, translate_old_flags
+from lmntk.data.tasks import TASKS, spelled_columns
 from lmntk.distributed import meet_after_restart
 from lmntk.errors import UsageError
-from lmntk.flag_fields import flag, required
 from lmntk.kernels.formulas import FORMULAS
-from lmntk.legacy_flags import full_name, is_flag, translate
-from lmntk.old_arguments import OldArguments, translate_old_flags
 from lmntk.solvers import SOLVERS
-from lmntk.tasks import TASKS, spelled_columns
 
 GENERAL_MAX_SEQ_LENGTH = 128
 GENERAL_NUM_SAMPLE = 16
@@ -264,7 +264,7 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
         self.do_predict = self.do_predict and not self.no_predict
 
     @property
-    def what_it_does(self) -> str:
+    def active_trainer(self) -> str:
         """The trainer that is at work: ``"zero-shot"`` where it has nothing to train."""
         computes_kernel = self.trainer == "kernel" and not self.no_train
         return self.trainer if self.do_train or computes_kernel else "zero-shot"
@@ -272,7 +272,7 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
     @property
     def fits_linear_head(self) -> bool:
         """Whether the last layer is fitted, by itself or before anything else."""
-        return self.what_it_does == "linearhead" or (self.from_linearhead and self.what_it_does != "zero-shot")
+        return self.active_trainer == "linearhead" or (self.from_linearhead and self.active_trainer != "zero-shot")
 
 
 # TrainingArguments goes to the parser in its parts, so that --help shows the flags grouped by purpose.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Flags = Any
-"""All flags of a command by their names, and `what_it_does`, `two_classes`, `regression` and `row_fills` (whether the
+"""All flags of a command by their names, and `active_trainer`, `two_classes`, `regression` and `row_fills` (whether the
 task's row completes lengths or draws)."""
 
 
@@ -34,12 +34,12 @@ class Row:
 
 
 def _fits_head(given: Flags) -> bool:
-    trains = given.what_it_does in ("kernel", "standard") and given.from_linearhead
-    return (given.what_it_does == "linearhead" or trains) and given.load_kernels is None and not given.regression
+    trains = given.active_trainer in ("kernel", "standard") and given.from_linearhead
+    return (given.active_trainer == "linearhead" or trains) and given.load_kernels is None and not given.regression
 
 
 def _trains(given: Flags) -> bool:
-    return given.what_it_does == "standard"
+    return given.active_trainer == "standard"
 
 
 def _demonstrates(given: Flags) -> bool:
@@ -59,13 +59,15 @@ ROWS = (
         "the linear head is cross-validated on the examples in the training sampler's order",
         _fits_head,
     ),
-    Row("kernel_solver", "logistic", "the solver is logistic regression", lambda given: given.what_it_does == "kernel"),
+    Row(
+        "kernel_solver", "logistic", "the solver is logistic regression", lambda given: given.active_trainer == "kernel"
+    ),
     Row(
         "flattened_targets",
         True,
         "one model of two classes is fitted to the flattened kernel, and the largest of its logits predicts",
         lambda given: (
-            given.what_it_does == "kernel"
+            given.active_trainer == "kernel"
             and given.kernel_solver in ("logistic", "svc")
             and not given.binary_classification
         ),
@@ -74,7 +76,7 @@ ROWS = (
         "plain_lbfgs",
         True,
         "logistic regression takes the weights at which L-BFGS ends, also short of the minimum",
-        lambda given: _fits_head(given) or (given.what_it_does == "kernel" and given.kernel_solver == "logistic"),
+        lambda given: _fits_head(given) or (given.active_trainer == "kernel" and given.kernel_solver == "logistic"),
     ),
     Row(
         "save_logit_pairs",

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from lmntk.config.legacy_flags import is_flag
 from lmntk.errors import UsageError
-from lmntk.legacy_flags import is_flag
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from lmntk.config.flag_fields import flag
 from lmntk.errors import UsageError
-from lmntk.flag_fields import flag
 
 # Those to which nothing answers.
 IGNORED = {

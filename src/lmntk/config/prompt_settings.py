@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmntk.arguments import GENERAL_MAX_SEQ_LENGTH, GENERAL_NUM_SAMPLE, DataArguments
-from lmntk.demonstrations import DemonstrationSettings
+from lmntk.config.arguments import GENERAL_MAX_SEQ_LENGTH, GENERAL_NUM_SAMPLE, DataArguments
+from lmntk.data.tasks import CUSTOM, Task, custom_task, find_task
 from lmntk.errors import UsageError
-from lmntk.prompt_files import choose_prompts, parse_mapping, read_mapping
-from lmntk.prompts import Limits
-from lmntk.tasks import CUSTOM, Task, custom_task, find_task
-from lmntk.templates import plain_text_template
+from lmntk.prompts.demonstrations import DemonstrationSettings
+from lmntk.prompts.prompt_files import choose_prompts, parse_mapping, read_mapping
+from lmntk.prompts.render import Limits
+from lmntk.prompts.templates import plain_text_template
 
 logger = logging.getLogger(__name__)
 

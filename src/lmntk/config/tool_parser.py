@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from lmntk import stopping
-from lmntk.command_words import check_words
+from lmntk import interrupts
+from lmntk.config.command_words import check_words
 from lmntk.errors import UsageError, suggest
 
 
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
-def exit_status(main: Callable[[], int | None], when_stopped: str = stopping.ANEW) -> int:
+def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.ANEW) -> int:
     """Do the work of a tool; its warnings, and why it ended early, are told on stderr.
 
     Args:
@@ -48,4 +48,4 @@ def exit_status(main: Callable[[], int | None], when_stopped: str = stopping.ANE
         The exit status, as `stopping.exit_status` has it.
     """
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    return stopping.exit_status(main, when_stopped)
+    return interrupts.exit_status(main, when_stopped)

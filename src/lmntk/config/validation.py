@@ -6,15 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from lmntk import as_published
-from lmntk.arguments import DataArguments, ModelArguments, TrainingArguments
-from lmntk.bounds import SOLVER_BOUNDS, Bounds, check_numbers
+from lmntk.config import as_published
+from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArguments
+from lmntk.config.old_arguments import IGNORED
+from lmntk.config.prompt_settings import TASK_DEFAULTS, task_of
+from lmntk.data.tasks import Task
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
-from lmntk.old_arguments import IGNORED
-from lmntk.prompt_settings import TASK_DEFAULTS, task_of
 from lmntk.solvers import SOLVERS
-from lmntk.tasks import Task
+from lmntk.solvers.bounds import SOLVER_BOUNDS, Bounds, check_numbers
 
 BOUNDS = (
     Bounds("num_k", 1),
@@ -74,7 +74,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     flags = {**vars(model), **vars(data), **vars(training)}
     check_numbers(BOUNDS, flags)
     _check_classes(task, training)
-    if training.what_it_does == "kernel":
+    if training.active_trainer == "kernel":
         _check_kernel(task, training)
     else:
         for flag, given in (("load_kernels", training.load_kernels is not None), ("dry_run", training.dry_run)):
@@ -102,17 +102,17 @@ IDLE = (
     Idle(
         ("optimizer", "optimizer_variant", "fix_layers", "evaluate_during_training", "save_at_last"),
         "--trainer standard --do_train",
-        lambda given: given.what_it_does == "standard",
+        lambda given: given.active_trainer == "standard",
     ),
     Idle(
         ("l2_loss",),
         "--trainer standard, or --no_train",
-        lambda given: given.what_it_does in ("standard", "zero-shot"),
+        lambda given: given.active_trainer in ("standard", "zero-shot"),
     ),
     Idle(
         ("from_linearhead",),
         "--trainer standard or kernel, or --few_shot_type finetune",
-        lambda given: given.what_it_does in ("standard", "kernel") or given.few_shot_type == "finetune",
+        lambda given: given.active_trainer in ("standard", "kernel") or given.few_shot_type == "finetune",
     ),
     Idle(
         (
@@ -130,12 +130,12 @@ IDLE = (
             "overwrite_kernels",
         ),
         "--trainer kernel",
-        lambda given: given.what_it_does == "kernel",
+        lambda given: given.active_trainer == "kernel",
     ),  # fmt: skip
     Idle(
         ("resume_from_checkpoint", "label_smoothing_factor"),
         "--trainer standard --do_train",
-        lambda given: given.what_it_does == "standard",
+        lambda given: given.active_trainer == "standard",
     ),
     Idle(
         ("eval_steps",),
@@ -146,20 +146,20 @@ IDLE = (
     Idle(
         ("linear_head_halved", "linear_head_order"),
         "--trainer linearhead or --from_linearhead",
-        lambda given: given.what_it_does == "linearhead" or given.from_linearhead,
+        lambda given: given.active_trainer == "linearhead" or given.from_linearhead,
     ),
     Idle(
         ("flattened_targets",),
         "--trainer kernel --kernel_solver logistic or svc",
-        lambda given: given.what_it_does == "kernel" and given.kernel_solver in ("logistic", "svc"),
+        lambda given: given.active_trainer == "kernel" and given.kernel_solver in ("logistic", "svc"),
     ),
     Idle(
         ("plain_lbfgs",),
         "--kernel_solver logistic or a linear head",
         lambda given: (
-            given.what_it_does == "linearhead"
+            given.active_trainer == "linearhead"
             or given.from_linearhead
-            or (given.what_it_does == "kernel" and given.kernel_solver == "logistic")
+            or (given.active_trainer == "kernel" and given.kernel_solver == "logistic")
         ),
     ),
     Idle(("clip_frozen",), "--trainer standard --fix_layers", lambda given: given.fix_layers > 0),
@@ -182,10 +182,10 @@ IDLE = (
 )
 
 
-def idle_flags(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> list[str]:
+def unused_flags(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> list[str]:
     """Return a sentence for every flag that was given and that nothing will read."""
     groups = (model, data, training)
-    given = SimpleNamespace(what_it_does=training.what_it_does)
+    given = SimpleNamespace(active_trainer=training.active_trainer)
     defaults: dict[str, Any] = {}
     for group in groups:
         vars(given).update(vars(group))
@@ -203,7 +203,7 @@ def published_changes(model: ModelArguments, data: DataArguments, training: Trai
     """Return a sentence for every setting that ``--as_published`` changes for this command."""
     task = task_of(data, model.few_shot_type)
     given = SimpleNamespace(**vars(model), **vars(data), **vars(training))
-    given.what_it_does = training.what_it_does
+    given.active_trainer = training.active_trainer
     given.regression, given.two_classes = task.regression, len(task.labels) == 2 and not task.regression
     given.row_fills = any(
         getattr(task, name) is not None and getattr(data, name) is None
@@ -231,18 +231,18 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
         )
     one_logit = training.binary_classification
     to_two_classes = "add --binary_classification" if len(task.labels) == 2 else "take a task of two classes"
-    asymmetric = FORMULAS[training.kernel_formula].two_directions
+    asymmetric = FORMULAS[training.kernel_formula].is_asymmetric
     if asymmetric and not one_logit:
         raise UsageError(
             f"--kernel_formula {training.kernel_formula} needs --binary_classification: {to_two_classes}, or take "
-            f"another formula ({_names(name for name, row in FORMULAS.items() if not row.two_directions)})"
+            f"another formula ({_names(name for name, row in FORMULAS.items() if not row.is_asymmetric)})"
         )
     solver, row = training.kernel_solver, SOLVERS[training.kernel_solver]
     if row.needs_binary and not one_logit:
         others = _names(name for name, other in SOLVERS.items() if not other.needs_binary)
         raise UsageError(f"--kernel_solver {solver} needs two classes: {to_two_classes}, or take another ({others})")
     if row.needs_asymmetric and not asymmetric:
-        fitting = _names(name for name, formula in FORMULAS.items() if formula.two_directions)
+        fitting = _names(name for name, formula in FORMULAS.items() if formula.is_asymmetric)
         raise UsageError(
             f"--kernel_solver {solver} needs an asymmetric kernel: add --kernel_formula {fitting}, or take another"
         )
@@ -271,7 +271,7 @@ def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
     for flag in ("lora_r", "lora_alpha"):
         if getattr(model, flag) is not None and not model.apply_lora:
             raise UsageError(f"--{flag} says how LoRA is applied: add --apply_lora, or leave the flag out")
-    if training.what_it_does != "standard":
+    if training.active_trainer != "standard":
         return
     if training.max_steps != -1 and training.max_steps < 1:
         raise UsageError(f"--max_steps is {training.max_steps}, but it must be 1 or more; -1 leaves it to the epochs")

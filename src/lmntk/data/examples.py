@@ -10,14 +10,14 @@ from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
+from lmntk.data.formats import ENDINGS, Row, columns, known_endings, read_rows, shown
+from lmntk.data.tasks import REGRESSION_RANGE, TASKS, Task, as_number, spelled_columns
 from lmntk.errors import UsageError, suggest
-from lmntk.rows import ENDINGS, Row, columns, known_endings, read_rows, shown
-from lmntk.tasks import REGRESSION_RANGE, TASKS, Task, as_number, spelled_columns
 
 logger = logging.getLogger(__name__)
 
 KSHOT_MODES = ("k-shot", "k-shot-10x", "k-shot-1k-test")
-"""The kinds of k-shot data, named like the folders that hold them; see `lmntk.kshot`."""
+"""The kinds of k-shot data, named like the folders that hold them; see `lmntk.data.kshot`."""
 
 PUBLISHED_SEEDS = (100, 13, 21, 42, 87)
 """The seeds of LM-BFF's splits, in the order in which it draws them."""
@@ -54,7 +54,7 @@ def read_examples(task: Task, path: str | Path) -> list[Example]:
     examples: list[Example] = []
     short_lines: list[int] = []
     empty_lines: list[int] = []
-    task, header, rows = below_header(task, path)
+    task, header, rows = open_examples(task, path)
     if task.numbered and (header is None or header.line):  # lines of JSON have names
         _tell_how_columns_are_found(task, header, path)
     for line, fields, _ in rows:
@@ -88,7 +88,7 @@ def read_examples(task: Task, path: str | Path) -> list[Example]:
     return examples
 
 
-def below_header(task: Task, path: str | Path) -> tuple[Task, Row | None, Iterator[Row]]:
+def open_examples(task: Task, path: str | Path) -> tuple[Task, Row | None, Iterator[Row]]:
     """Begin to read a file.
 
     Returns:
@@ -96,7 +96,7 @@ def below_header(task: Task, path: str | Path) -> tuple[Task, Row | None, Iterat
 
     Raises:
         UsageError: A column that the user named is not in the header, or there is an example in its place; and, while
-            rows are taken, see `lmntk.rows.read_rows`, or a row of a user's own file is longer or shorter than the
+            rows are taken, see `formats.read_rows`, or a row of a user's own file is longer or shorter than the
             first.
     """
     rows = read_rows(task, path)
@@ -116,10 +116,10 @@ def below_header(task: Task, path: str | Path) -> tuple[Task, Row | None, Iterat
                 f"and none of the name '{max(places)}': give --custom_columns places or names that are there"
             )
         located = replace(task, text_columns=tuple(places[:-1]), label_column=places[-1], header=False)
-        return located, None, _of_full_width(chain([header], rows), len(names), path, "first line")
+        return located, None, _check_row_width(chain([header], rows), len(names), path, "first line")
     places = [_place(column, names, path) for column in task.columns]
     located = replace(task, text_columns=tuple(places[:-1]), label_column=places[-1])
-    return located, header, _of_full_width(rows, len(names), path)
+    return located, header, _check_row_width(rows, len(names), path)
 
 
 def _require_header(task: Task, header: Row, path: str | Path) -> None:
@@ -165,7 +165,7 @@ def _place(column: str, names: list[str], path: str | Path) -> int:
     raise UsageError(f"{path}: {told}; --custom_columns names columns of the first line, which is the header{hint}")
 
 
-def _of_full_width(rows: Iterator[Row], width: int, path: str | Path, first: str = "header") -> Iterator[Row]:
+def _check_row_width(rows: Iterator[Row], width: int, path: str | Path, first: str = "header") -> Iterator[Row]:
     for row in rows:
         if len(row.fields) != width:
             raise UsageError(
@@ -254,7 +254,7 @@ def split_file(task: Task, data_dir: str | Path, split: str) -> Path:
     """
     folder = Path(data_dir)
     if task.columns:
-        return own_file(folder, split) or _no_own_file(task, folder, split)
+        return find_user_file(folder, split) or _no_own_file(task, folder, split)
     path = folder / task.file_name(split)
     if path.is_file():
         return path
@@ -262,7 +262,7 @@ def split_file(task: Task, data_dir: str | Path, split: str) -> Path:
     raise UsageError(f"{missing}: {_how_to_make(task, folder)}")
 
 
-def own_file(folder: Path, split: str) -> Path | None:
+def find_user_file(folder: Path, split: str) -> Path | None:
     """Find the file of a split among a user's own data; None where there is none.
 
     Raises:

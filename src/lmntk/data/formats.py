@@ -12,9 +12,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
+from lmntk.data.tasks import Task
+from lmntk.data.text_files import open_text
 from lmntk.errors import UsageError, suggest
-from lmntk.tasks import Task
-from lmntk.text_files import open_text
 
 _NEEDS_QUOTES = re.compile('[",\r\n]')
 _SHOWN = 40  # characters

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmntk.data.examples import check_label, find_user_file, open_examples, read_examples, write_text
+from lmntk.data.formats import Row, format_of, format_row, known_endings
+from lmntk.data.tasks import MIDDLE_SCORE, TASKS, Task, custom_task
 from lmntk.errors import UsageError
-from lmntk.examples import below_header, check_label, own_file, read_examples, write_text
-from lmntk.rows import Row, format_of, format_row, known_endings
-from lmntk.tasks import MIDDLE_SCORE, TASKS, Task, custom_task
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def read_own_file(task: Task, path: Path) -> Originals:
     """Read one file of a user's own, to draw train, dev and test from.
 
     Args:
-        task: From `lmntk.tasks.custom_task`, without labels: they are those of the file, in order of first appearance.
+        task: From `tasks.custom_task`, without labels: they are those of the file, in order of first appearance.
         path: The file.
 
     Raises:
@@ -111,7 +111,7 @@ def read_own_originals(task: Task, folder: Path) -> Originals:
     Raises:
         UsageError: As there, or a file is missing or there twice.
     """
-    train, test = own_file(folder, "train"), own_file(folder, "test")
+    train, test = find_user_file(folder, "train"), find_user_file(folder, "test")
     if train is None or test is None:
         raise UsageError(
             f"{folder} has no {'test' if train else 'train'} file ending in {known_endings()}: put train and test "
@@ -127,7 +127,7 @@ def write_splits(originals: Originals, output_dir: Path, mode: str, k: int, seed
     Args:
         originals: What to draw from. Where seeds build on each other, the order of the rows changes with every draw.
         output_dir: Where the folder of the mode stands: ``data``.
-        mode: One of `lmntk.examples.KSHOT_MODES`.
+        mode: One of `lmntk.data.examples.KSHOT_MODES`.
         k: Training examples of each label.
         seeds: Seeds of numpy's legacy generator.
 
@@ -214,7 +214,7 @@ def _own_originals(task: Task, labels: Sequence[str], train: Path, test: Path | 
 
 def _own_lines(task: Task, path: Path) -> tuple[str, list[Line]]:
     """Read header and rows of a user's own file; lines of JSON have no header."""
-    located, header, rows = below_header(task, path)
+    located, header, rows = open_examples(task, path)
     lines = [Line(row.fields[located.label_column].strip(), row.text or format_row(task, row.fields)) for row in rows]
     return format_row(task, header.fields) if header is not None and header.line else "", lines
 
@@ -239,7 +239,7 @@ def _test_files(task: Task) -> dict[str, str]:
 
 def _read_lines(task: Task, path: Path) -> tuple[str, list[Line]]:
     """Read header and rows. A last line without its line ending is given one: it may not stay the last."""
-    _, header, rows = below_header(task, path)
+    _, header, rows = open_examples(task, path)
     lines = [Line(_sampling_label(task, path, row), format_row(task, row.fields)) for row in rows]
     if not lines:
         raise UsageError(f"{path} holds no examples")

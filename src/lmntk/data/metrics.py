@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from lmntk.tasks import Task
+from lmntk.data.tasks import Task
 
 Array = NDArray[np.generic]
 

@@ -30,7 +30,7 @@ class Task:
         file_format: ``"tsv"`` (split on tabs alone) or ``"csv"``; also the ending of the file names. Empty for data of
             a user's own, whose files say by their endings what they are.
         header: Whether the files start with a line of column names.
-        metric: The key of the task's metric in `lmntk.metrics.METRICS`.
+        metric: The key of the task's metric in `lmntk.data.metrics.METRICS`.
         metric_prefix: What comes before a metric's name, ``"mnli/"``.
         max_seq_length: Tokens in a prompt, where the task differs from the general default.
         first_sent_limit: Tokens of the first sentence; None is no limit.
@@ -118,7 +118,7 @@ class Task:
     def file_name(self, split: str) -> str:
         """Give the name of the file that holds ``train``, ``dev`` or ``test`` in a k-shot folder.
 
-        Without an ending where `file_format` leaves that open; `lmntk.examples.split_file` finds the file.
+        Without an ending where `file_format` leaves that open; `lmntk.data.examples.split_file` finds the file.
         """
         stem = self.split_names.get(split, split)
         return f"{stem}.{self.file_format}" if self.file_format else stem

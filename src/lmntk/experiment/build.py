@@ -9,42 +9,41 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lmntk.arguments import (
+from lmntk.config.arguments import (
     GENERAL_LORA_ALPHA,
     GENERAL_LORA_RANK,
     DataArguments,
     ModelArguments,
     TrainingArguments,
 )
-from lmntk.demonstrations import (
-    DemonstrationSettings,
-    Demonstrator,
-    read_embeddings,
-    template_with_demonstrations,
-)
-from lmntk.distributed import first_does
+from lmntk.config.prompt_settings import PromptSettings, resolve_prompts, task_of
+from lmntk.data.examples import Example, read_examples
+from lmntk.data.tasks import Task
+from lmntk.distributed import on_rank_zero
 from lmntk.errors import UsageError
-from lmntk.examples import Example, read_examples
-from lmntk.features import Collator, FeatureDataset, RedrawnDataset, Renderer
-from lmntk.models.base import PositionModel
+from lmntk.experiment.run_splits import (
+    are_described,
+    file_of,
+    mode_and_task_of,
+    needs_model,
+    place_of,
+    splits_of,
+    stored_splits,
+)
+from lmntk.experiment.token_checks import check_tokens
 from lmntk.models.checkpoints import HEAD_FILE
+from lmntk.models.classifier import PromptClassifier
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.gguf import converted
-from lmntk.models.loading import (
-    LoadOptions,
-    load_classifier,
-    load_config,
-    load_prompt_model,
-    load_tokenizer,
-)
+from lmntk.models.loading import LoadOptions, load_classifier, load_config, load_prompt_model, load_tokenizer
 from lmntk.models.lora_files import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from lmntk.models.lora_files import LoraSettings, stored_adapters
-from lmntk.prompt_settings import PromptSettings, resolve_prompts, task_of
-from lmntk.prompts import label_word_ids, warn_of_unknown_text
-from lmntk.run_splits import are_described, file_of, mode_and_task_of, needs_model, place_of, splits_of, stored_splits
-from lmntk.tasks import Task
-from lmntk.templates import EXAMPLE_TEMPLATE, Template
-from lmntk.token_checks import check_tokens
+from lmntk.prompts.demonstrations import DemonstrationSampler, DemonstrationSettings, template_with_demonstrations
+from lmntk.prompts.features import Collator, FeatureDataset, PromptBuilder, ResampledDemonstrations
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.render import warn_of_unknown_text
+from lmntk.prompts.sentence_embeddings import read_embeddings
+from lmntk.prompts.templates import EXAMPLE_TEMPLATE, Template
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ MANY_SENTENCES = 10**6  # more than demonstrations can have
 
 
 @dataclass(frozen=True)
-class Run:
+class Experiment:
     """What a trainer needs.
 
     Attributes:
@@ -79,10 +78,10 @@ class Run:
     prompts: PromptSettings
     data_files: Mapping[str, Path]
     datasets: Mapping[str, FeatureDataset]
-    model: PositionModel | None
+    model: PromptClassifier | None
     collator: Collator
     tokenizer: PreTrainedTokenizerBase | None = None
-    redrawn: RedrawnDataset | None = None
+    redrawn: ResampledDemonstrations | None = None
     lora: LoraSettings | None = None
     base_name: str = ""
     label_words: Sequence[int] = ()
@@ -94,7 +93,7 @@ class Run:
 
 def build(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, opens_model: bool = True
-) -> Run:
+) -> Experiment:
     """Read the data, then the tokenizer, then the model: what fails soonest comes first.
 
     Args:
@@ -126,7 +125,7 @@ def build(
     asked = _ask(model_args, data_args, training_args, task, splits, examples, config, tokenizer)
     redrawn = None
     if shows_others and "train" in asked.renderers:
-        redrawn = RedrawnDataset(asked.renderers["train"], training_args.seed)
+        redrawn = ResampledDemonstrations(asked.renderers["train"], training_args.seed)
     words = asked.label_words
     model = None
     if opens_model:
@@ -135,14 +134,14 @@ def build(
     if config.model_type == "bert" and "segments" in training_args.published_settings:
         logger.info("--as_published: BERT is not told which sentence a token belongs to (--no_segments)")
     collator = Collator(tokenizer.pad_token_id or 0, segments=config.model_type == "bert" and model_args.segments)
-    return Run(
+    return Experiment(
         task, asked.prompts, data_files, asked.datasets, model, collator, tokenizer, redrawn, source.lora,
         source.weights, asked.label_words, data_dir=data_args.data_dir, segments=_segments(model_args, config),
     )  # fmt: skip
 
 
 def _segments(model_args: ModelArguments, config: PretrainedConfig) -> bool:
-    """Whether the model is told segments, if it is a BERT: `Run.segments`."""
+    """Whether the model is told segments, if it is a BERT: `Experiment.segments`."""
     return model_args.segments or config.model_type != "bert"
 
 
@@ -162,7 +161,7 @@ class _Asked:
 
     prompts: PromptSettings
     label_words: Sequence[int]
-    renderers: Mapping[str, Renderer]
+    renderers: Mapping[str, PromptBuilder]
     datasets: Mapping[str, FeatureDataset]
 
 
@@ -214,7 +213,7 @@ def _without_model(
     training_args: TrainingArguments,
     task: Task,
     splits: Sequence[str],
-) -> Run:
+) -> Experiment:
     """Build what loaded kernels are compared with: the examples and their tokens, as far as they are at hand."""
     prompts = resolve_prompts(task, data_args, None, model_args.few_shot_type)
     folder, source = str(training_args.load_kernels), _find_source(model_args)
@@ -230,7 +229,7 @@ def _without_model(
         for split in splits
     }  # fmt: skip
     nothing = Collator(0, segments=False)
-    run = Run(
+    run = Experiment(
         task, prompts, files, datasets, None, nothing, lora=source.lora, data_dir=data_args.data_dir,
         segments=model_args.segments or None,
         length_is_known=(
@@ -266,7 +265,7 @@ def _renderers(
     tokenizer: PreTrainedTokenizerBase,
     label_words: Sequence[int],
     causal: bool,
-) -> dict[str, Renderer]:
+) -> dict[str, PromptBuilder]:
     """What makes the prompts of each split.
 
     One generator draws the demonstrations of dev, then those of test; train has its own, with the same seed, as the
@@ -290,7 +289,7 @@ def _renderers(
                 for text in texts
             )
         templates = [_parse(text, own, num_sentences, bool(prompts.mapping), causal) for text in texts]
-        renderers[split] = Renderer(
+        renderers[split] = PromptBuilder(
             split, own, examples[split], templates, tokenizer, prompts.limits, label_words, demonstrator
         )
     return renderers
@@ -304,13 +303,13 @@ def _demonstrator(
     mode: str,
     data_dir: str,
     generator: np.random.RandomState,
-) -> Demonstrator:
+) -> DemonstrationSampler:
     support_embeddings = query_embeddings = None
     if settings.filter_model is not None:
         name = settings.filter_model
         support_embeddings = read_embeddings(task, data_dir, "train", name, len(examples["train"]))
         query_embeddings = read_embeddings(task, data_dir, mode, name, len(examples[split]))
-    return Demonstrator(
+    return DemonstrationSampler(
         task,
         examples["train"],
         settings,
@@ -371,7 +370,7 @@ def _from_gguf(source: _Source, gguf_file: str, data_dir: str, cache_dir: str | 
     place = Path(data_dir).absolute()
     modes = [folder.parent for folder in place.parents if folder.name.startswith("k-shot")]
     cache = Path(cache_dir) if cache_dir else [*modes, place.parent][0] / GGUF_CACHE
-    folder = str(first_does(lambda: converted(source.weights, gguf_file, cache, cache_dir)))
+    folder = str(on_rank_zero(lambda: converted(source.weights, gguf_file, cache, cache_dir)))
     return replace(source, weights=folder, tokenizer=folder)
 
 
@@ -407,7 +406,7 @@ def _load_model(
     task: Task,
     label_words: Sequence[int],
     longest: int,
-) -> PositionModel:
+) -> PromptClassifier:
     options: LoadOptions = {
         "random_segment": model_args.random_segment,
         "random_init": training_args.random_model_init,
@@ -418,7 +417,7 @@ def _load_model(
         "longest": longest,
     }
     binary = training_args.binary_classification
-    model: PositionModel
+    model: PromptClassifier
     if model_args.few_shot_type == "finetune":
         own_head = training_args.from_linearhead
         if not own_head and source.adapters is None and (Path(source.weights) / HEAD_FILE).is_file():
@@ -427,7 +426,7 @@ def _load_model(
                 f"it, or remove its {HEAD_FILE}"
             )
         stored_head = (source.adapters or Path(source.weights)) / HEAD_FILE
-        if own_head and training_args.what_it_does == "zero-shot" and not stored_head.is_file():
+        if own_head and training_args.active_trainer == "zero-shot" and not stored_head.is_file():
             raise UsageError(
                 "--from_linearhead: the head on the first token is fitted to train, and nothing is trained here: leave "
                 f"the flag out, or --no_train, or name a --model_name_or_path that holds {HEAD_FILE}"

@@ -12,12 +12,13 @@ from torch import nn
 from transformers import PretrainedConfig
 
 import lmntk
-from lmntk.arguments import ModelArguments, TrainingArguments
-from lmntk.build import Run
-from lmntk.features import FeatureDataset
-from lmntk.parameters import ParameterFilter
-from lmntk.results import OFF_BY_DEFAULT, file_hash, mode_and_task
-from lmntk.tasks import Task
+from lmntk.config.arguments import ModelArguments, TrainingArguments
+from lmntk.data.tasks import Task
+from lmntk.experiment.build import Experiment
+from lmntk.models.parameters import ParameterFilter
+from lmntk.prompts.features import FeatureDataset
+from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT, file_hash
+from lmntk.storage.paths import mode_and_task
 
 
 def parameter_filter(model_args: ModelArguments, training_args: TrainingArguments) -> ParameterFilter:
@@ -31,7 +32,9 @@ def parameter_filter(model_args: ModelArguments, training_args: TrainingArgument
     )
 
 
-def of_flags(run: Run, model_args: ModelArguments, training_args: TrainingArguments, split: str) -> dict[str, Any]:
+def spec_from_arguments(
+    run: Experiment, model_args: ModelArguments, training_args: TrainingArguments, split: str
+) -> dict[str, Any]:
     """Return what of a kernel's definition the command says, without model or data.
 
     Two runs that agree in all of this, in `of_model` and in `of_data` get the same kernel, up to rounding; one that
@@ -73,7 +76,7 @@ def _linear_head(task: Task, training_args: TrainingArguments) -> dict[str, Any]
     }
 
 
-def of_model(run: Run, weights: str, grad_dim: int) -> dict[str, Any]:
+def of_model(run: Experiment, weights: str, grad_dim: int) -> dict[str, Any]:
     """Return what of a kernel's definition the model says.
 
     Args:
@@ -86,7 +89,7 @@ def of_model(run: Run, weights: str, grad_dim: int) -> dict[str, Any]:
     return {"grad_dim": grad_dim, "weights_sha256": weights, "config_sha256": config}
 
 
-def of_data(run: Run, split: str) -> dict[str, Any]:
+def of_data(run: Experiment, split: str) -> dict[str, Any]:
     """Return what of a kernel's definition the examples say, as far as they and a tokenizer are there.
 
     Args:
@@ -104,7 +107,7 @@ def of_data(run: Run, split: str) -> dict[str, Any]:
     return said
 
 
-def circumstances(run: Run, model_args: ModelArguments, split: str) -> dict[str, Any]:
+def circumstances(run: Experiment, model_args: ModelArguments, split: str) -> dict[str, Any]:
     """Return what else is worth knowing of a kernel: names, versions, threads."""
     return {
         "model": model_args.model_name_or_path,
@@ -115,7 +118,7 @@ def circumstances(run: Run, model_args: ModelArguments, split: str) -> dict[str,
     }
 
 
-def _train_and(run: Run, split: str) -> dict[str, str]:
+def _train_and(run: Experiment, split: str) -> dict[str, str]:
     """Train and another split by their modes: a second test set is the test split of its own task."""
     return {mode_and_task(name, run.task.key)[0]: name for name in ("train", split)}
 

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from lmntk import descriptions, files, results
-from lmntk.build import Run
-from lmntk.solver_problem import two_logits
-from lmntk.tasks import Task
+from lmntk.data.tasks import Task
+from lmntk.experiment import provenance
+from lmntk.experiment.build import Experiment
+from lmntk.solvers.problem import two_logits
+from lmntk.storage import atomic, logits_files, paths, run_files
 
 logger = logging.getLogger(__name__)
 
 
 def record_run(
-    run: Run,
+    run: Experiment,
     metrics: Mapping[str, Mapping[str, float]],
     averaged: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
@@ -41,30 +42,30 @@ def record_run(
     line = _flags(run, arguments)
     # A run that is killed here must not leave results of two runs side by side.
     folder = training_args.output_dir
-    for path_of in (results.predictions_path, results.metrics_path):
+    for path_of in (paths.predictions_path, paths.metrics_path):
         for split in metrics:
             path_of(folder, split, task_key).unlink(missing_ok=True)
-    results.record_path(folder, task_key).unlink(missing_ok=True)
+    paths.record_path(folder, task_key).unlink(missing_ok=True)
     for split, values in metrics.items():
         rows = prediction_rows(run.datasets[split].task, averaged[split], labels[split].tolist())
-        _write_predictions(results.predictions_path(training_args.output_dir, split, task_key), rows)
-        path = results.metrics_path(training_args.output_dir, split, task_key)
-        results.write_metrics(path, values)
+        _write_predictions(paths.predictions_path(training_args.output_dir, split, task_key), rows)
+        path = paths.metrics_path(training_args.output_dir, split, task_key)
+        run_files.write_metrics(path, values)
         logger.info("%s: %s → %s", split, ", ".join(f"{name} = {value:.6g}" for name, value in values.items()), path)
-        mode, task = results.mode_and_task(split, task_key)
+        mode, task = paths.mode_and_task(split, task_key)
         line |= {f"{task}_{mode}_{name}": value for name, value in values.items()}
         if training_args.save_logit and mode == "test":
             numbers = training_args.model_id, training_args.array_id
-            path = results.ensemble_path(training_args.save_logit_dir, split, task_key, *numbers)
+            path = paths.ensemble_path(training_args.save_logit_dir, split, task_key, *numbers)
             pairs = training_args.save_logit_pairs and not run.task.regression
-            results.save_array(path, two_logits(averaged[split]) if pairs else averaged[split])
+            logits_files.save_array(path, two_logits(averaged[split]) if pairs else averaged[split])
     line |= {
         "time": datetime.now().isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "versions": descriptions.versions(),
+        "versions": provenance.versions(),
     }
-    results.write_record(results.record_path(training_args.output_dir, task_key), line)
-    results.append_log(Path("log"), line)
+    run_files.write_record(paths.record_path(training_args.output_dir, task_key), line)
+    run_files.append_log(Path("log"), line)
     logger.info(
         "results are in %s, and a line in %s; %.0f s in all",
         *(training_args.output_dir, Path("log").resolve(), seconds),
@@ -94,10 +95,10 @@ def prediction_rows(task: Task, averaged: np.ndarray, labels: Sequence[int | flo
 def _write_predictions(path: Path, rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    files.write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    atomic.write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def _flags(run: Run, arguments: Sequence[Any]) -> dict[str, Any]:
+def _flags(run: Experiment, arguments: Sequence[Any]) -> dict[str, Any]:
     """All flags, with what the task's row made of those that were not given."""
     line: dict[str, Any] = {}
     for group in arguments:

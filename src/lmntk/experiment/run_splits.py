@@ -4,10 +4,11 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from lmntk.arguments import TrainingArguments
-from lmntk.examples import own_file, split_file
-from lmntk.results import kernel_path, logits_path, mode_and_task, read_description
-from lmntk.tasks import Task, find_task
+from lmntk.config.arguments import TrainingArguments
+from lmntk.data.examples import find_user_file, split_file
+from lmntk.data.tasks import Task, find_task
+from lmntk.storage.kernel_metadata import read_description
+from lmntk.storage.paths import kernel_path, logits_path, mode_and_task
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 def splits_of(task: Task, training_args: TrainingArguments, data_dir: str) -> list[str]:
     """List the splits that a run reads; a kernel always has the train examples along its first axis."""
     wanted = {
-        "train": training_args.what_it_does != "zero-shot",
+        "train": training_args.active_trainer != "zero-shot",
         "dev": training_args.do_eval,
         "test": training_args.do_predict,
     }
@@ -46,7 +47,7 @@ def place_of(task: Task, data_dir: str, split: str) -> Path:
     """Return where the examples of a split would be."""
     mode, own = mode_and_task_of(split, task)
     if own.columns:
-        return own_file(Path(data_dir), mode) or Path(data_dir) / f"{mode}.*"
+        return find_user_file(Path(data_dir), mode) or Path(data_dir) / f"{mode}.*"
     return Path(data_dir) / own.file_name(mode)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from transformers import PretrainedConfig
 
 from lmntk.errors import UsageError
-from lmntk.features import FeatureDataset
 from lmntk.models.families import vocabulary_size
 from lmntk.models.loading import NUM_SEGMENTS
+from lmntk.prompts.features import FeatureDataset
 
 
 def check_tokens(

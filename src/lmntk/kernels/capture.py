@@ -11,13 +11,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from lmntk.kernels.examples import Batch
+from lmntk.kernels.batching import Batch
 from lmntk.kernels.layers.base import Layer
-from lmntk.kernels.layers.outer_products import identity
+from lmntk.kernels.layers.linear_factors import identity
 
 
 @dataclass
-class Passage:
+class ModuleIO:
     """What a module was given and gave in one forward pass.
 
     Attributes:
@@ -105,7 +105,7 @@ class Record:
     layers: Mapping[str, Layer]
     size: int
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    passages: dict[str, Passage] = field(default_factory=dict)
+    passages: dict[str, ModuleIO] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     irregular: set[str] = field(default_factory=set)
 
@@ -125,7 +125,7 @@ class Record:
                 # A leaf could not be changed in place, of which some models make use.
                 output = output.detach().requires_grad_().clone()
             versions = _version(inputs), _version(output)
-            self.passages[name] = Passage(inputs.detach(), output, get_gradient_edge(output), versions)
+            self.passages[name] = ModuleIO(inputs.detach(), output, get_gradient_edge(output), versions)
             return output
 
         return record
@@ -194,7 +194,7 @@ def run(
     return record, gradients
 
 
-def _backward(total: Tensor, passages: Mapping[str, Passage], needed: bool) -> dict[str, Tensor]:
+def _backward(total: Tensor, passages: Mapping[str, ModuleIO], needed: bool) -> dict[str, Tensor]:
     """Return the gradients at modules' outputs; the graph stays if it is `needed` again."""
     found: Sequence[Tensor | None] = [None] * len(passages)
     if passages and total.requires_grad:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmntk.kernels.formulas import Direction
+from lmntk.kernels.formulas import SignPlacement
 
 # A float32 product over millions of parameters loses two digits, one over 2**18 still loses one; over so many it keeps
 # what the gradients have. It is also far below 2**24, up to which float32 counts products of signs exactly.
 BLOCK = 2**15
 
 
-def contract(train: Tensor, x: Tensor, directions: Sequence[Direction]) -> Tensor:
+def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> Tensor:
     """Sum products of gradients over one group of parameters.
 
     Args:

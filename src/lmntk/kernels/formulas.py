@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Direction:
+class SignPlacement:
     """One kernel that comes out: which of its two sides takes the sign of the gradient."""
 
     sign_train: bool
@@ -24,7 +24,7 @@ class Formula:
     """What an engine needs to know of a formula; engines never ask for its name."""
 
     name: str
-    directions: tuple[Direction, ...]
+    directions: tuple[SignPlacement, ...]
 
     @property
     def symmetric(self) -> bool:
@@ -37,7 +37,7 @@ class Formula:
         return any(direction.sign_train or direction.sign_x for direction in self.directions)
 
     @property
-    def two_directions(self) -> bool:
+    def is_asymmetric(self) -> bool:
         """Whether the kernel carries a leading axis of directions."""
         return len(self.directions) > 1
 
@@ -45,8 +45,8 @@ class Formula:
 FORMULAS = {
     formula.name: formula
     for formula in (
-        Formula("sgd", (Direction(False, False),)),
-        Formula("signgd", (Direction(True, True),)),
-        Formula("asymmetric_signgd", (Direction(True, False), Direction(False, True))),
+        Formula("sgd", (SignPlacement(False, False),)),
+        Formula("signgd", (SignPlacement(True, True),)),
+        Formula("asymmetric_signgd", (SignPlacement(True, False), SignPlacement(False, True))),
     )
 }

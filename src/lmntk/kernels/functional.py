@@ -10,8 +10,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lmntk.kernels.engines.base import KernelProblem, Parameters
-from lmntk.kernels.examples import Batch, equal_shape_runs
+from lmntk.kernels.batching import Batch, equal_shape_runs
+from lmntk.kernels.problem import KernelProblem, Parameters
 
 
 def parameters_of(module: nn.Module, params: Parameters | None) -> Parameters:

@@ -2,12 +2,9 @@
 
 import contextlib
 import ctypes
-import functools
 import resource
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -52,7 +49,7 @@ _MOST, _USUAL = 2**30, 2**25
 
 
 @contextlib.contextmanager
-def keeping_freed_memory() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Let the C library keep what is freed while the block runs, and give it back to the system at the end.
 
     Activations and factors come and go by the gigabyte, and memory that the system gives anew costs its first touch:
@@ -70,43 +67,6 @@ def keeping_freed_memory() -> Iterator[None]:
         library.mallopt(_TRIM_THRESHOLD, _USUAL)
         library.mallopt(_MMAP_THRESHOLD, _USUAL)
         library.malloc_trim(0)
-
-
-# Seconds of this process by stage of the work, for benchmarks: on a GPU, which answers before it has worked, they mean
-# little.
-seconds_by_stage: defaultdict[str, float] = defaultdict(float)
-
-
-@contextlib.contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Add what the block takes to `seconds_by_stage`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds_by_stage[name] += time.perf_counter() - start
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Return how long `work` takes when it is done a second time, everything warm."""
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_initialized():  # it answers before it has worked
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return times[1]
-
-
-@functools.cache
-def product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure, once, how many floating-point operations matrix products make in a second, at best."""
-    size = 1536
-    factor = torch.ones(size, size, dtype=dtype, device=device)
-    out = torch.empty_like(factor)
-    # .item() waits for a GPU, which otherwise answers before it has worked.
-    return 2 * size**3 / min(seconds_of(lambda: torch.mm(factor, factor, out=out)[0, 0].item()) for _ in range(3))
 
 
 def _meminfo_available() -> int | None:

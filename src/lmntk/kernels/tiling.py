@@ -20,7 +20,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Pace:
+class CostModel:
     """How long the parts of a plan take, in seconds.
 
     Attributes:
@@ -66,11 +66,11 @@ class Plan:
         rows = ((train, tuple(x for x in x_tiles if Tile(train, x) in tiles)) for train, x_tiles in self.rows)
         return replace(self, rows=tuple(row for row in rows if row[1]))
 
-    def seconds(self, pace: Pace) -> float:
+    def seconds(self, pace: CostModel) -> float:
         """Return how long one process takes."""
         return sum(pace.row(train) for train, _ in self.rows) + sum(pace.tile(tile) for tile in self)
 
-    def shares(self, pace: Pace, processes: int) -> list["Plan"]:
+    def shares(self, pace: CostModel, processes: int) -> list["Plan"]:
         """Deal the tiles to so many processes, that the last is done as early as may be.
 
         Tiles are dealt one by one, or all of a train tile together, whichever turns out better: what comes before a
@@ -82,7 +82,7 @@ class Plan:
         dealt = [self._deal(groups, pace, processes) for groups in (single, whole)]
         return min(dealt, key=lambda shares: max(share.seconds(pace) for share in shares))
 
-    def _deal(self, groups: list[list[Tile]], pace: Pace, processes: int) -> list["Plan"]:
+    def _deal(self, groups: list[list[Tile]], pace: CostModel, processes: int) -> list["Plan"]:
         """Give each group of tiles of one row to the process that would be done with it first."""
         loads = [0.0] * processes
         dealt: list[set[Tile]] = [set() for _ in range(processes)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
-from lmntk.kernels.examples import Batch, BatchedExamples
+from lmntk.kernels.batching import Batch, BatchedExamples
 
 
 def read_batches(name: str, batches: Iterable[Any], module: nn.Module | None, device: torch.device) -> BatchedExamples:

@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lmntk.errors import UsageError
-from lmntk.files import SAVING
-from lmntk.models.base import PositionModel
+from lmntk.models.classifier import PromptClassifier
 from lmntk.models.lora import is_adapter, load_adapters, read_adapters, save_adapters
 from lmntk.models.lora_files import CONFIG_FILE
 from lmntk.models.lora_files import WEIGHTS_FILE as ADAPTERS_FILE
 from lmntk.models.sound_weights import check_finite
+from lmntk.storage.atomic import SAVING
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ WEIGHTS_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
 
 
-def has_adapters(model: PositionModel) -> bool:
+def has_adapters(model: PromptClassifier) -> bool:
     """Whether a model has LoRA adapters."""
     return any(is_adapter(name) for name, _ in model.named_parameters())
 
 
-def save_checkpoint(model: PositionModel, folder: Path, base_name: str) -> None:
+def save_checkpoint(model: PromptClassifier, folder: Path, base_name: str) -> None:
     """Write a model into a folder, from where ``--model_name_or_path`` takes it.
 
     Without adapters that is a checkpoint of transformers, its decoder untied. With adapters it is these, as peft writes
@@ -92,7 +92,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         raise UsageError(f"cannot write the tokenizer into {folder} ({error}): make room there") from error
 
 
-def restore_checkpoint(model: PositionModel, folder: Path, flag: str) -> None:
+def restore_checkpoint(model: PromptClassifier, folder: Path, flag: str) -> None:
     """Give a model the weights that `save_checkpoint` has written of it.
 
     Args:
@@ -114,7 +114,7 @@ def restore_checkpoint(model: PositionModel, folder: Path, flag: str) -> None:
         model.lm.load_state_dict(weights)
 
 
-def restore_extras(model: PositionModel, folder: Path, flag: str = "--model_name_or_path") -> None:
+def restore_extras(model: PromptClassifier, folder: Path, flag: str = "--model_name_or_path") -> None:
     """Load adapters and a head, where the folder holds them, into a model that has room for them.
 
     Args:
@@ -167,7 +167,7 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _extras(model: PositionModel) -> dict[str, Tensor]:
+def _extras(model: PromptClassifier) -> dict[str, Tensor]:
     """What of a model is in no checkpoint of transformers: a head of our own; with adapters, every head."""
     all_heads = has_adapters(model)
     state = model.state_dict()

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from lmntk.models import layer_types  # noqa: F401  (teaches the factored engine)
-from lmntk.models.families import decoder_of, is_causal, reading_from_left
-from lmntk.models.last_layer import Position, narrow_last_layer
+from lmntk.models import factored_layers  # noqa: F401  (teaches the factored engine)
+from lmntk.models.families import causal_inputs, decoder_of, is_causal
 from lmntk.models.padding import in_equal_lengths, without_padding_warnings
+from lmntk.models.single_position import Position, compute_single_position
 
 LogitsFunction = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
 
 
-class PositionModel(nn.Module):
+class PromptClassifier(nn.Module):
     """`logits(features) -> [B, C]`: the interface behind which every family of models and heads stands.
 
     A subclass says what is done with the encoder's states (`head_logits`) and which layer comes last (`last_layer`).
@@ -39,7 +39,7 @@ class PositionModel(nn.Module):
         self._position = Position()
         self._narrows = narrows
         if narrows:
-            narrow_last_layer(lm, self._position)
+            compute_single_position(lm, self._position)
             decoder_of(lm).register_forward_hook(self._keep_one_position)
         self.lm = lm
         self.trained = frozenset(f"lm.{name}" for name, parameter in lm.named_parameters() if parameter.requires_grad)
@@ -114,7 +114,7 @@ class PositionModel(nn.Module):
         """Return all classes' logits, ``[B, C]``, of what `forward` takes, padded or not."""
         inputs: dict[str, Any] = {"attention_mask": attention_mask}
         if is_causal(self.lm.config):
-            inputs = reading_from_left(self.lm, input_ids, attention_mask, self.makes_masks)
+            inputs = causal_inputs(self.lm, input_ids, attention_mask, self.makes_masks)
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         self._position.indices = mask_pos if self._narrows else None

@@ -98,7 +98,7 @@ def decoder_of(lm: PreTrainedModel) -> PreTrainedModel:
     return lm.get_decoder() if is_causal(lm.config) else lm.base_model  # type: ignore[return-value]
 
 
-def reading_from_left(
+def causal_inputs(
     lm: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, makes_masks: bool = True
 ) -> dict[str, Any]:
     """Return the inputs that tell a causal model what each token sees, and where it stands.

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lmntk.errors import UsageError
-from lmntk.models.base import PositionModel
+from lmntk.models.classifier import PromptClassifier
 from lmntk.models.families import is_causal
 
 # Their heads look at the first token and nothing else.
 _READS_FIRST_TOKEN = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"}
 
 
-class SequenceClassifier(PositionModel):
+class SequenceClassifier(PromptClassifier):
     """The sequence-classification model that transformers has of an architecture, with its head.
 
     Args:
@@ -54,7 +54,7 @@ class SequenceClassifier(PositionModel):
         return self.lm(**inputs).logits
 
 
-class OneTokenClassifier(PositionModel):
+class OneTokenClassifier(PromptClassifier):
     """An encoder and one linear layer on the last hidden state of the first token; of the last, in a causal model.
 
     So were the no-prompt kernels published with Malladi et al. 2023 computed. The layer is zero until it is fitted.

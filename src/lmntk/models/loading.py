@@ -23,11 +23,11 @@ from transformers import (
 
 from lmntk.errors import UsageError
 from lmntk.models.attention import use_plain_attention
-from lmntk.models.base import PositionModel
 from lmntk.models.checkpoints import quiet_transformers, restore_extras
-from lmntk.models.classification import OneTokenClassifier, SequenceClassifier
+from lmntk.models.classifier import PromptClassifier
 from lmntk.models.families import AUTO_CLASSES, choose_family, family_of, is_causal
 from lmntk.models.gguf import files_in
+from lmntk.models.heads import OneTokenClassifier, SequenceClassifier
 from lmntk.models.lora import add_adapters, names_in
 from lmntk.models.lora_files import CONFIG_FILE, LoraSettings
 from lmntk.models.prompt_model import PromptModel
@@ -37,7 +37,7 @@ from lmntk.models.sound_weights import check_finite, check_number_types
 from lmntk.models.untying import untie
 from lmntk.models.vocabulary import check_vocabulary
 
-Model = TypeVar("Model", bound=PositionModel)
+Model = TypeVar("Model", bound=PromptClassifier)
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load_tokenizer(
     Raises:
         UsageError: There is no tokenizer there, it has no mask token and needs one, or two of its tokens have one id.
     """
-    with _sentences_instead_of_tracebacks(name_or_path, "--tokenizer_name", "a tokenizer"):
+    with _as_usage_error(name_or_path, "--tokenizer_name", "a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, local_files_only=local_only)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UsageError(
@@ -97,7 +97,7 @@ def load_config(
     Raises:
         UsageError: There is no configuration there, or transformers has no such language model of its architecture.
     """
-    with _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "a model"):
+    with _as_usage_error(name_or_path, "--model_name_or_path", "a model"):
         config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, local_files_only=local_only)
     choose_family(config, family)
     return config
@@ -298,7 +298,7 @@ def _load(
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load weights into the model that `auto` chooses; return it and the names of those that the checkpoint lacks."""
     with (
-        _sentences_instead_of_tracebacks(name_or_path, "--model_name_or_path", "weights"),
+        _as_usage_error(name_or_path, "--model_name_or_path", "weights"),
         quiet_transformers(),
         _without_adapters(name_or_path) as place,
     ):
@@ -379,7 +379,7 @@ def _grow_segments(lm: PreTrainedModel, random_segment: bool) -> None:
 
 
 @contextlib.contextmanager
-def _sentences_instead_of_tracebacks(name_or_path: str, flag: str, what: str) -> Iterator[None]:
+def _as_usage_error(name_or_path: str, flag: str, what: str) -> Iterator[None]:
     """Turn what transformers raises over a checkpoint it cannot use into one sentence."""
     try:
         yield

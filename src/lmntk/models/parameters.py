@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lmntk.errors import UsageError
-from lmntk.models.base import PositionModel
+from lmntk.models.classifier import PromptClassifier
 
 # A layer's parameters carry its number behind the name of the list that holds it: encoder.layer.3.…, layers.3.…, h.3.…
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
@@ -33,7 +33,7 @@ class ParameterFilter:
     exclude_first_layers: int = 0
     only_adapters: bool = False
 
-    def keeps(self, name: str, model: PositionModel) -> bool:
+    def keeps(self, name: str, model: PromptClassifier) -> bool:
         """Whether the parameter `name` of a model counts."""
         in_base = name.startswith(model.base_prefix)
         layer = _LAYER.search(name)
@@ -47,7 +47,7 @@ class ParameterFilter:
 
 
 def select_parameters(
-    model: PositionModel, chosen: ParameterFilter, layers_flag: str = "--exclude_first_layers"
+    model: PromptClassifier, chosen: ParameterFilter, layers_flag: str = "--exclude_first_layers"
 ) -> dict[str, nn.Parameter]:
     """Return the parameters that count, by name; one that has two names is there once.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmntk.kernels.layers import LinearLayer, register
-from lmntk.models.base import PositionModel
+from lmntk.models.classifier import PromptClassifier
 
 
 class LabelWordDecoder(nn.Module):
@@ -39,7 +39,7 @@ class LabelWordDecoder(nn.Module):
 register(LabelWordDecoder, LinearLayer)
 
 
-class PromptModel(PositionModel):
+class PromptModel(PromptClassifier):
     """A language model with its own head, as it is but for two changes that hold for whatever architecture.
 
     The encoder hands it the hidden state of one position only, and its decoder multiplies the label words' rows only.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from lmntk.errors import UsageError
-from lmntk.models.base import PositionModel
+from lmntk.models.classifier import PromptClassifier
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.padding import without_padding_warnings
 
@@ -110,7 +110,7 @@ def own_answer(ask: Callable[[Prompt], Tensor], config: PretrainedConfig, name_o
 
 
 def choose_how_to_ask(
-    model: PositionModel, ask: Callable[[Prompt], Tensor], wanted: Tensor, scale: float, name_or_path: str
+    model: PromptClassifier, ask: Callable[[Prompt], Tensor], wanted: Tensor, scale: float, name_or_path: str
 ) -> None:
     """Find the way to tell a causal model what its tokens see in which it answers as transformers has it.
 
@@ -139,7 +139,7 @@ def choose_how_to_ask(
     raise _refusal(name_or_path, config, reason)
 
 
-def find_out_about_padding(model: PositionModel, name_or_path: str, longest: int | None) -> None:
+def find_out_about_padding(model: PromptClassifier, name_or_path: str, longest: int | None) -> None:
     """Ask a model about prompts alone, beside others, and padded; note and say if it sees the padding.
 
     Args:
@@ -169,7 +169,7 @@ def find_out_about_padding(model: PositionModel, name_or_path: str, longest: int
         raise _refusal(name_or_path, config, "its gradients are no numbers, on short prompts at least")
 
 
-def _padded_as_alone(model: PositionModel, prompts: Sequence[Prompt], alone: Sequence[Tensor]) -> bool:
+def _padded_as_alone(model: PromptClassifier, prompts: Sequence[Prompt], alone: Sequence[Tensor]) -> bool:
     try:
         found = _state(model, prompts)
     except Exception:  # some architectures cannot be asked about padded prompts at all
@@ -177,7 +177,7 @@ def _padded_as_alone(model: PositionModel, prompts: Sequence[Prompt], alone: Seq
     return not any(_differ(row[None], own) for row, own in zip(found, alone, strict=False))
 
 
-def _has_gradients(model: PositionModel, prompt: Prompt) -> bool:
+def _has_gradients(model: PromptClassifier, prompt: Prompt) -> bool:
     """Whether logits that are numbers have gradients that are, by those of the embedded tokens."""
     embedded: list[Tensor] = []
 
@@ -195,7 +195,7 @@ def _has_gradients(model: PositionModel, prompt: Prompt) -> bool:
     return not bool(logits.isfinite().all()) or all(part is None or bool(part.isfinite().all()) for part in found)
 
 
-def _state(model: PositionModel, prompts: Sequence[Prompt]) -> Tensor:
+def _state(model: PromptClassifier, prompts: Sequence[Prompt]) -> Tensor:
     """What goes into the last layer, ``[B, d]``: of all that a model says the most."""
     device = next(model.parameters()).device
     lengths = [prompt["input_ids"].shape[1] for prompt in prompts]

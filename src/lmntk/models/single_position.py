@@ -42,7 +42,7 @@ class Position:
         return self.of(attention_mask[:, 0].expand(len(self.indices), -1, -1))[:, None]
 
 
-def narrow_last_layer(lm: PreTrainedModel, position: Position) -> None:
+def compute_single_position(lm: PreTrainedModel, position: Position) -> None:
     """Let the last layer of a model of a known architecture compute one position only, in eval mode.
 
     Args:

@@ -12,11 +12,11 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from lmntk.demonstrations import Demonstrations, Demonstrator
-from lmntk.examples import Example
-from lmntk.prompts import Limits, render
-from lmntk.tasks import Task
-from lmntk.templates import Template
+from lmntk.data.examples import Example
+from lmntk.data.tasks import Task
+from lmntk.prompts.demonstrations import Demonstrations, DemonstrationSampler
+from lmntk.prompts.render import Limits, render
+from lmntk.prompts.templates import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class Renderer:
+class PromptBuilder:
     """Makes the prompts of a split.
 
     Attributes:
@@ -69,7 +69,7 @@ class Renderer:
     tokenizer: PreTrainedTokenizerBase
     limits: Limits
     label_word_ids: Sequence[int] = ()
-    demonstrator: Demonstrator | None = None
+    demonstrator: DemonstrationSampler | None = None
 
     def feature(self, index: int, sample: int, generator: np.random.RandomState | None = None) -> tuple[Feature, bool]:
         """Render an example with the template of a sample, demonstrations drawn anew; and tell whether it was cut.
@@ -80,7 +80,7 @@ class Renderer:
             generator: Draws the demonstrations; by default the demonstrator's own.
 
         Raises:
-            UsageError: See `lmntk.prompts.render` and `lmntk.demonstrations.Demonstrator.draw`.
+            UsageError: See `lmntk.prompts.render` and `lmntk.prompts.demonstrations.DemonstrationSampler.draw`.
         """
         example = self.examples[index]
         shown = Demonstrations((), ()) if self.demonstrator is None else self.demonstrator.draw(index, generator)
@@ -99,7 +99,7 @@ class Renderer:
 
 
 @dataclass
-class RedrawnDataset(Dataset[Feature]):
+class ResampledDemonstrations(Dataset[Feature]):
     """The prompts of the train split with demonstrations that are new at every visit, as fine-tuning has them.
 
     A draw depends on the seed, the epoch and the example alone: not on processes, workers and interruptions.
@@ -110,7 +110,7 @@ class RedrawnDataset(Dataset[Feature]):
         epoch: Which visit of each prompt it is; the trainer counts.
     """
 
-    renderer: Renderer
+    renderer: PromptBuilder
     seed: int
     epoch: int = 0
 
@@ -129,7 +129,7 @@ class FeatureDataset(Dataset[Feature]):
     """All prompts of a split, sample by sample: every example with the first template, then with the next.
 
     Attributes:
-        mode: The split, see `Renderer`.
+        mode: The split, see `PromptBuilder`.
         task: What the labels mean.
         features: One per sample and example.
         num_sample: How often each example is there; its logits are to be averaged over them.
@@ -141,7 +141,7 @@ class FeatureDataset(Dataset[Feature]):
     num_sample: int = 1
 
     @classmethod
-    def build(cls, renderer: Renderer, draws: int = 1, sampler_seed: int | None = None) -> FeatureDataset:
+    def build(cls, renderer: PromptBuilder, draws: int = 1, sampler_seed: int | None = None) -> FeatureDataset:
         """Render every example with every template.
 
         Args:
@@ -151,7 +151,7 @@ class FeatureDataset(Dataset[Feature]):
                 in that of the file.
 
         Raises:
-            UsageError: See `Renderer.feature`.
+            UsageError: See `PromptBuilder.feature`.
         """
         mode, task, limits = renderer.mode, renderer.task, renderer.limits
         samples = draws * len(renderer.templates)
@@ -175,7 +175,7 @@ class FeatureDataset(Dataset[Feature]):
         """Make features of which only the labels are known: no tokenizer is asked; none where there are no examples.
 
         Args:
-            mode: The split, see `Renderer`.
+            mode: The split, see `PromptBuilder`.
             task: What the labels mean.
             examples: In file order.
             samples: How often each example is there.

@@ -10,8 +10,8 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 
+from lmntk.data.text_files import open_text
 from lmntk.errors import UsageError
-from lmntk.text_files import open_text
 
 logger = logging.getLogger(__name__)
 

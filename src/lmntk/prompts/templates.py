@@ -1,6 +1,6 @@
 """The template language: a string split at ``*`` into special tokens, sentences, label words and text.
 
-`Template.parse` lists the parts; `lmntk.prompts` fills them in. The language is that of LM-BFF (Gao et al. 2021,
+`Template.parse` lists the parts; `lmntk.prompts.render` fills them in. The language is that of LM-BFF (Gao et al. 2021,
 arXiv 2012.15723).
 """
 

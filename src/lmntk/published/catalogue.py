@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmntk.data.examples import write_text
+from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError, suggest
-from lmntk.examples import write_text
-from lmntk.files import read_json
-from lmntk.tasks import TASKS
+from lmntk.storage.readers import read_json
 
 BASE_URL = "https://nlp.cs.princeton.edu/projects/LM-Kernel-FT/roberta-base"
 MODEL = "roberta-base"

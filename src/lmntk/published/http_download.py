@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from lmntk.data.examples import write_text
 from lmntk.errors import UsageError
-from lmntk.examples import write_text
-from lmntk.files import read_json
-from lmntk.stopping import Stopped
+from lmntk.interrupts import Stopped
+from lmntk.storage.readers import read_json
 
 PARTIAL = ".partial"
 TIMEOUT_SECONDS = 60

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmntk import analysis
-from lmntk.report import pictures
-from lmntk.report.words import cosine, escaped, metric_of, score_of, short, solver_of
-from lmntk.stored_runs import label_names
-from lmntk.study import KernelStudy, Study
+from lmntk.analysis import statistics
+from lmntk.analysis.saved_run import label_names
+from lmntk.analysis.summary import KernelStudy, Study
+from lmntk.report import plots
+from lmntk.report.formatting import cosine, escaped, metric_of, score_of, short, solver_of
 
 DIFFERENCES = "K̃<sub>ij</sub> = Σ<sub>ab</sub> P<sub>ab</sub> K[i, a, j, b], P = I − 11ᵀ/C"
 
@@ -72,7 +72,7 @@ def _train_map(study: Study, scales: Scales) -> Picture | None:
     if (kernel := study.kernel) is None:
         return None
     ids = kernel.classes["train"]
-    png = pictures.as_png(pictures.heat_map(kernel.train, ids, ids, _names(study)))
+    png = plots.as_png(plots.heat_map(kernel.train, ids, ids, _names(study)))
     return Picture(
         png,
         "Heat map of the kernel of the training examples",
@@ -84,7 +84,7 @@ def _other_map(study: Study, scales: Scales) -> Picture | None:
     if (kernel := study.kernel) is None or (split := _other(kernel)) is None:
         return None
     matrix, ids = kernel.others[split], kernel.classes
-    png = pictures.as_png(pictures.heat_map(matrix, ids["train"], ids[split], _names(study), ("train", split)))
+    png = plots.as_png(plots.heat_map(matrix, ids["train"], ids[split], _names(study), ("train", split)))
     return Picture(
         png,
         f"Heat map of the kernel of train and {split}",
@@ -100,17 +100,15 @@ def _spectrum(study: Study, scales: Scales) -> Picture | None:
         f"effective rank {found.effective_rank:.1f}, rank {found.rank} of {len(found.values)}, condition number "
         f"{short(found.condition)}"
     )
-    return Picture(
-        pictures.as_png(pictures.spectrum_plot(found, scales.lowest)), "Singular values of the kernel", caption
-    )
+    return Picture(plots.as_png(plots.spectrum_plot(found, scales.lowest)), "Singular values of the kernel", caption)
 
 
 def _components(study: Study, scales: Scales) -> Picture | None:
     if (kernel := study.kernel) is None or (split := _other(kernel)) is None:
         return None
     found, ids = kernel.components[split], kernel.classes
-    png = pictures.as_png(
-        pictures.components_plot(found, ids["train"], ids[split], _names(study), split), height=pictures.HEIGHT + 0.5
+    png = plots.as_png(
+        plots.components_plot(found, ids["train"], ids[split], _names(study), split), height=plots.HEIGHT + 0.5
     )
     caption = f"the two axes hold {100 * found.shares.sum():.0f} % of the variance of train"
     return Picture(png, f"Training and {split} examples on two principal axes, coloured by label", caption)
@@ -123,24 +121,24 @@ def _confusion(study: Study, scales: Scales) -> Picture | None:
     found = study.splits[split]
     caption = escaped(score_of(study, split))
     if study.run.task is not None and study.run.task.regression:
-        png = pictures.as_png(pictures.scores_plot(found.labels, found.predicted, split))
+        png = plots.as_png(plots.scores_plot(found.labels, found.predicted, split))
         return Picture(png, f"Predicted scores of {split} against the labels", caption)
     names = _names(study)
-    counts = analysis.confusion(found.labels, found.predicted, len(names))
-    height = pictures.HEIGHT if len(names) <= pictures.WRITTEN_OUT else pictures.HEIGHT + 0.7
+    counts = statistics.confusion(found.labels, found.predicted, len(names))
+    height = plots.HEIGHT if len(names) <= plots.WRITTEN_OUT else plots.HEIGHT + 0.7
     told = "; ".join(
         f"{names[row]} taken for {names[column]}: {count}"
         for (row, column), count in np.ndenumerate(counts)
         if len(names) < 4
     )
     alt = f"Confusion matrix of {split}{f'. {told}' if told else ''}"
-    return Picture(pictures.as_png(pictures.confusion_plot(counts, names, split), height=height), alt, caption)
+    return Picture(plots.as_png(plots.confusion_plot(counts, names, split), height=height), alt, caption)
 
 
 def _curve(study: Study, scales: Scales) -> Picture | None:
     if (kernel := study.kernel) is None or (curve := kernel.curve) is None or len(curve.values) < 2:
         return None
-    png = pictures.as_png(pictures.curve_plot(curve.values, curve.scores, curve.own, metric_of(study), scales.scores))
+    png = plots.as_png(plots.curve_plot(curve.values, curve.scores, curve.own, metric_of(study), scales.scores))
     best = [
         f"{escaped(split)} at λ = {curve.values[int(np.nanargmax(line))]:g}"
         for split, line in curve.scores.items()
@@ -153,9 +151,7 @@ def _curve(study: Study, scales: Scales) -> Picture | None:
 def _layers(study: Study, scales: Scales) -> Picture | None:
     if not study.layer_shares:
         return None
-    png = pictures.as_png(
-        pictures.layers_plot(study.layer_shares), height=pictures.layers_height(len(study.layer_shares))
-    )
+    png = plots.as_png(plots.layers_plot(study.layer_shares), height=plots.layers_height(len(study.layer_shares)))
     largest = max(study.layer_shares, key=lambda name: study.layer_shares[name])
     return Picture(png, "Share of the kernel's trace by layer", f"largest: {escaped(largest)}")
 
@@ -228,10 +224,10 @@ def make_overview(study: Study, scales: Scales) -> bytes | None:
     if kernel is None or kernel.curve is None or len(kernel.curve.values) < 2 or (split := _other(kernel)) is None:
         return None
     ids, names, curve = kernel.classes, _names(study), kernel.curve
-    return pictures.as_png(
-        pictures.heat_map(kernel.train, ids["train"], ids["train"], names),
-        pictures.components_plot(kernel.components[split], ids["train"], ids[split], names, split),
-        pictures.curve_plot(curve.values, curve.scores, curve.own, metric_of(study), scales.scores),
+    return plots.as_png(
+        plots.heat_map(kernel.train, ids["train"], ids["train"], names),
+        plots.components_plot(kernel.components[split], ids["train"], ids[split], names, split),
+        plots.curve_plot(curve.values, curve.scores, curve.own, metric_of(study), scales.scores),
         titles=(
             "kernel of the training examples",
             f"kernel PCA: train outlined, {split} small",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmntk.study import KernelStudy, Study
+from lmntk.analysis.summary import KernelStudy, Study
 
 METRICS = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews correlation", "pearson": "Pearson correlation"}
 

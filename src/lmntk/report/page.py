@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import lmntk
-from lmntk.report.kinds import KINDS, Picture, make_overview, shared_scales
-from lmntk.report.pictures import LONGEST_NAME
-from lmntk.report.words import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
-from lmntk.study import Study
+from lmntk.analysis.summary import Study
+from lmntk.report.figures import KINDS, Picture, make_overview, shared_scales
+from lmntk.report.formatting import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
+from lmntk.report.plots import LONGEST_NAME
 
 CSS = """
 :root { color-scheme: light }

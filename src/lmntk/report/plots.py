@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from lmntk.analysis import Components, Spectrum
-from lmntk.solver_problem import Array, ClassIds
+from lmntk.analysis.statistics import Components, Spectrum
+from lmntk.solvers.problem import Array, ClassIds
 
 Draw = Callable[[Axes], None]
 
@@ -142,7 +142,7 @@ def components_plot(
     """Draw examples on the first two principal axes: train large with an edge, the others small.
 
     Args:
-        components: From `lmntk.analysis.kernel_components`.
+        components: From `lmntk.analysis.statistics.kernel_components`.
         train: Class ids of train, [N].
         others: Those of the others, [X].
         names: Of the classes.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError
-from lmntk.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """From a kernel and the training targets to predictions.
 
 Nothing here knows a model, a task or a file: `fit` is the one call, what it returns predicts any number of splits,
-`SOLVERS` says what each solver asks for, and `lmntk.solver_problem` what it is given.
+`SOLVERS` says what each solver asks for, and `lmntk.solvers.problem` what it is given.
 """
 
 import logging
@@ -14,28 +14,28 @@ from scipy.linalg import lstsq as lstsq_of_scipy
 from scipy.special import log_expit, log_softmax
 from threadpoolctl import threadpool_limits
 
-from lmntk import flattened, lbfgs
 from lmntk.errors import UsageError, suggest
-from lmntk.logistic import cross_validation_folds, fit_rows
-from lmntk.solver_problem import (
+from lmntk.solvers import flattened, lbfgs
+from lmntk.solvers.logistic import cross_validation_folds, fit_rows
+from lmntk.solvers.problem import (
     Array,
+    FitInputs,
     Predict,
+    PredictInputs,
     Prediction,
     SolverSettings,
-    TrainSide,
-    XSide,
-    checked_train,
-    checked_x,
     squared_error,
     targets,
     train_directions,
+    validate_fit_inputs,
+    validate_predict_inputs,
 )
-from lmntk.support_vectors import classification, regression
+from lmntk.solvers.svm import classification, regression
 
 logger = logging.getLogger(__name__)
 
 
-def lstsq(train: TrainSide) -> Predict:
+def lstsq(train: FitInputs) -> Predict:
     """Minimum-norm least squares on the flattened kernel.
 
     The driver is LAPACK's gelsy with its default cut-off, as in the published program: rank0 is the rank it finds.
@@ -44,7 +44,7 @@ def lstsq(train: TrainSide) -> Predict:
     return lambda x: x.regression(x.flat().T @ alpha, {"rank0": rank})
 
 
-def logistic(train: TrainSide) -> Predict:
+def logistic(train: FitInputs) -> Predict:
     """Logistic regression on the rows of the kernel, its C chosen by cross-validation; loss: cross entropy.
 
     The logit of a single-logit kernel is log p(1) - log p(0); more logits are log-probabilities.
@@ -57,7 +57,7 @@ def logistic(train: TrainSide) -> Predict:
     fit = lbfgs.fit_rows if train.settings.plain_lbfgs else fit_rows
     weights, intercepts = fit(features, train.classes, folds)
 
-    def predict(x: XSide) -> Prediction:
+    def predict(x: PredictInputs) -> Prediction:
         scores = x.kernel[0].transpose(2, 0, 1, 3).reshape(len(x.classes), -1) @ weights.T + intercepts
         # From the scores, not from the probabilities: those round to 0 and 1, whose logarithm is lost.
         if scores.shape[1] == 1:
@@ -70,13 +70,13 @@ def logistic(train: TrainSide) -> Predict:
     return predict
 
 
-def svr(train: TrainSide) -> Predict:
+def svr(train: FitInputs) -> Predict:
     """Support vector regression with the flattened kernel on the flattened targets."""
     values = regression(train.flat(), train.flat_targets())
     return lambda x: x.regression(values(x.flat().T), {})
 
 
-def svc(train: TrainSide) -> Predict:
+def svc(train: FitInputs) -> Predict:
     """Support vector classification; loss: squared error of the decisions, -1 or +1, against targets -1 and +1.
 
     A single logit is the decision itself. With more, one classifier per class separates it from the rest on the kernel
@@ -97,7 +97,7 @@ def svc(train: TrainSide) -> Predict:
     labels = range(classes) if train.num_logits > 1 else [1]
     machines = [classification(kernel, train.classes == label) for label in labels]
 
-    def predict(x: XSide) -> Prediction:
+    def predict(x: PredictInputs) -> Prediction:
         rows = np.einsum("icjc->ji", x.kernel[0])
         if train.num_logits == 1:
             # libsvm decides for class 1 at 0.
@@ -110,7 +110,7 @@ def svc(train: TrainSide) -> Predict:
     return predict
 
 
-def asym(train: TrainSide) -> Predict:
+def asym(train: FitInputs) -> Predict:
     """Asymmetric least-squares SVM without bias (He et al. 2022, arXiv 2202.01397).
 
     With H_ij = y_i K[0]_ij y_j it solves [I/γ H; Hᵀ I/γ] [α; β] = 1 and predicts λ K[0]ᵀ(α∘y) + (1-λ) K[1]ᵀ(β∘y).
@@ -122,7 +122,7 @@ def asym(train: TrainSide) -> Predict:
     alpha, beta = np.split(solution, 2)
     weight = train.settings.lambda_
 
-    def predict(x: XSide) -> Prediction:
+    def predict(x: PredictInputs) -> Prediction:
         predictions = weight * x.flat(0).T @ (alpha * y) + (1 - weight) * x.flat(1).T @ (beta * y)
         return x.regression(predictions, {"rank0": rank})
 
@@ -141,7 +141,7 @@ class Solver:
         allows_f0: Can start from the untrained model's logits: --adjust_for_init.
     """
 
-    fit: Callable[[TrainSide], Predict]
+    fit: Callable[[FitInputs], Predict]
     summary: str
     needs_binary: bool = False
     needs_asymmetric: bool = False
@@ -158,7 +158,7 @@ SOLVERS: dict[str, Solver] = {
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedSolver:
     """A solver fitted to the training examples; `fit` makes it.
 
     Attributes:
@@ -168,7 +168,7 @@ class Fitted:
     """
 
     solve: Predict
-    train: TrainSide
+    train: FitInputs
     adjusted: bool
 
     def predict(
@@ -191,7 +191,7 @@ class Fitted:
         if (x_f0 is not None) != self.adjusted:
             raise ValueError("train_f0 and x_f0 go together")
         with threadpool_limits(limits=1), np.errstate(over="ignore", invalid="ignore"):
-            found = self.solve(checked_x(self.train, x_kernel, x_labels, x_f0, x_split))
+            found = self.solve(validate_predict_inputs(self.train, x_kernel, x_labels, x_f0, x_split))
         if not (np.isfinite(found.logits).all() and np.isfinite(found.loss)):
             raise UsageError(
                 f"the predictions for {x_split} are too large for float64: the values of its kernel and of the train "
@@ -206,7 +206,7 @@ def fit(
     train_labels: ArrayLike,
     settings: SolverSettings,
     train_f0: ArrayLike | None = None,
-) -> Fitted:
+) -> FittedSolver:
     """Fit a solver to the kernel of the training examples.
 
     Args:
@@ -226,8 +226,8 @@ def fit(
     _check_requirements(solver, asymmetric=len(kernel) == 2, num_logits=kernel.shape[2], f0=train_f0 is not None)
     # On a busy machine the threads of so many small products wait for each other: measured, ten to forty times longer.
     with threadpool_limits(limits=1):
-        train = checked_train(kernel, train_labels, train_f0, settings)
-        fitted = Fitted(SOLVERS[solver].fit(train), train, adjusted=train_f0 is not None)
+        train = validate_fit_inputs(kernel, train_labels, train_f0, settings)
+        fitted = FittedSolver(SOLVERS[solver].fit(train), train, adjusted=train_f0 is not None)
     # The solvers that cannot work with one class have stopped by now.
     if (train.classes == train.classes[0]).all():
         logger.warning(

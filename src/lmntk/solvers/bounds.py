@@ -51,7 +51,7 @@ SOLVER_BOUNDS = {
     "lambda_": Bounds("kernel_lambda", 0, 1),
     "f0_scaling": Bounds("f0_scaling", 1e-100, 1e100, or_zero=True),
 }
-"""By the names of `lmntk.solver_problem.SolverSettings`. Beyond 1e±100 squares are infinite, or 0."""
+"""By the names of `lmntk.solvers.problem.SolverSettings`. Beyond 1e±100 squares are infinite, or 0."""
 
 LARGEST_IN_KERNEL = Bounds("", 1e-100, 1e100, or_zero=True)
 """Of no flag: what the largest value of a kernel can be, its sign left out, for the same reason."""

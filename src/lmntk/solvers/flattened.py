@@ -8,19 +8,19 @@ treated alike: nothing tells it that just one of an example's logits is of class
 import numpy as np
 from scipy.special import log_expit
 
-from lmntk import lbfgs
-from lmntk.logistic import cross_validation_folds, fit_rows
-from lmntk.solver_problem import ClassIds, Predict, Prediction, TrainSide, XSide, squared_error, targets
-from lmntk.support_vectors import classification
+from lmntk.solvers import lbfgs
+from lmntk.solvers.logistic import cross_validation_folds, fit_rows
+from lmntk.solvers.problem import ClassIds, FitInputs, Predict, PredictInputs, Prediction, squared_error, targets
+from lmntk.solvers.svm import classification
 
 
-def logistic(train: TrainSide) -> Predict:
+def logistic(train: FitInputs) -> Predict:
     """Logistic regression on the rows of the flattened kernel; logits: log-odds; loss: a mean over all rows."""
     rows = _one_hot(train.classes, train.num_logits)
     fit = lbfgs.fit_rows if train.settings.plain_lbfgs else fit_rows
     weights, intercepts = fit(train.flat(), rows, cross_validation_folds(rows, 2))
 
-    def predict(x: XSide) -> Prediction:
+    def predict(x: PredictInputs) -> Prediction:
         log_odds = x.flat().T @ weights[0] + intercepts[0]
         wanted = _one_hot(x.classes, train.num_logits)
         loss = -float(np.mean(log_expit(np.where(wanted, log_odds, -log_odds))))
@@ -29,14 +29,14 @@ def logistic(train: TrainSide) -> Predict:
     return predict
 
 
-def svc(train: TrainSide) -> Predict:
+def svc(train: FitInputs) -> Predict:
     """Support vector classification of the rows; logits: decisions, -1 or +1, of which the first largest predicts.
 
     The loss is the published one too: the mean squared difference between the decisions and the targets 0 and 1.
     """
     values = classification(train.flat(), _one_hot(train.classes, train.num_logits) == 1)
 
-    def predict(x: XSide) -> Prediction:
+    def predict(x: PredictInputs) -> Prediction:
         # libsvm decides for class 1 at 0.
         decisions = np.where(values(x.flat().T) >= 0, 1.0, -1.0)
         loss = squared_error(decisions, targets(x.classes, train.num_logits).reshape(-1))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
-from lmntk.solver_problem import Array
+from lmntk.solvers.problem import Array
 
 MOST_STEPS = 60
 RESIDUAL = 1e-8  # of the optimality conditions, in units of the machine's values

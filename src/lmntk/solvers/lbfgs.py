@@ -14,8 +14,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from lmntk.logistic import cross_validated
-from lmntk.solver_problem import Array, ClassIds
+from lmntk.solvers.logistic import cross_validated
+from lmntk.solvers.problem import Array, ClassIds
 
 CS = np.logspace(-4, 4, 10)
 TOLERANCE = 1e-4
@@ -23,7 +23,7 @@ MAX_ITERATIONS = 5000
 
 
 def fit_rows(features: Array, classes: ClassIds, folds: int, fit_intercept: bool = True) -> tuple[Array, Array]:
-    """Fit by scikit-learn; arguments and result are those of `lmntk.logistic.fit_rows`."""
+    """Fit by scikit-learn; arguments and result are those of `lmntk.solvers.logistic.fit_rows`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it may not converge is what is asked for
         model = cross_validated(folds, max_iter=10000, fit_intercept=fit_intercept).fit(features, classes)

@@ -17,8 +17,8 @@ import numpy as np
 from scipy.linalg import qr
 
 from lmntk.errors import UsageError
-from lmntk.penalised_loss import PenalisedLoss, Step, target_columns
-from lmntk.solver_problem import Array, ClassIds
+from lmntk.solvers.penalised_loss import PenalisedLoss, Step, target_columns
+from lmntk.solvers.problem import Array, ClassIds
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, log_expit, logsumexp
 
-from lmntk.solver_problem import Array, ClassIds
+from lmntk.solvers.problem import Array, ClassIds
 
 MOST_STEPS = 200
 

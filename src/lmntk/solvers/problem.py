@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmntk.bounds import LARGEST_IN_KERNEL, MOST_OF_F0, SOLVER_BOUNDS, check_numbers
 from lmntk.errors import UsageError
+from lmntk.solvers.bounds import LARGEST_IN_KERNEL, MOST_OF_F0, SOLVER_BOUNDS, check_numbers
 
 Array = NDArray[np.float64]
 ClassIds = NDArray[np.int64]
@@ -63,7 +63,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class TrainSide:
+class FitInputs:
     """What a solver is fitted to, checked.
 
     Attributes:
@@ -100,7 +100,7 @@ class TrainSide:
 
 
 @dataclass(frozen=True)
-class XSide:
+class PredictInputs:
     """What a fitted solver predicts from, checked.
 
     Attributes:
@@ -123,7 +123,7 @@ class XSide:
         return Prediction(logits, squared_error(logits, targets(self.classes, logits.shape[1])), metrics)
 
 
-Predict = Callable[[XSide], Prediction]
+Predict = Callable[[PredictInputs], Prediction]
 """What a solver returns: from one split to its predictions."""
 
 
@@ -143,7 +143,7 @@ def train_directions(kernel: ArrayLike) -> Array:
     return train
 
 
-def checked_train(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settings: SolverSettings) -> TrainSide:
+def validate_fit_inputs(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settings: SolverSettings) -> FitInputs:
     """See that labels and logits fit the train kernel, and regularise.
 
     Args:
@@ -157,7 +157,7 @@ def checked_train(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settin
     """
     check_values(kernel, "train")
     shape = kernel.shape[3:]
-    return TrainSide(
+    return FitInputs(
         kernel=_regularised(kernel[0], settings.regularization),
         directions=len(kernel),
         classes=_checked_class_ids(labels, shape, "train"),
@@ -166,7 +166,9 @@ def checked_train(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settin
     )
 
 
-def checked_x(train: TrainSide, kernel: ArrayLike, labels: ArrayLike, f0: ArrayLike | None, split: str) -> XSide:
+def validate_predict_inputs(
+    train: FitInputs, kernel: ArrayLike, labels: ArrayLike, f0: ArrayLike | None, split: str
+) -> PredictInputs:
     """See that the kernel of the X examples fits the train kernel, and labels and logits fit it.
 
     Args:
@@ -190,7 +192,7 @@ def checked_x(train: TrainSide, kernel: ArrayLike, labels: ArrayLike, f0: ArrayL
         )
     check_values(x, split)
     shape = x.shape[3:]
-    return XSide(
+    return PredictInputs(
         kernel=x,
         classes=_checked_class_ids(labels, shape, split),
         shift=_shift(f0, shape, train.settings.f0_scaling, split),

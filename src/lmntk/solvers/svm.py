@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmntk.errors import UsageError
-from lmntk.interior_point import BoxProgram
-from lmntk.solver_problem import Array
+from lmntk.solvers.interior_point import BoxProgram
+from lmntk.solvers.problem import Array
 
 logger = logging.getLogger(__name__)
 

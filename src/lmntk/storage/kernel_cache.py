@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lmntk import files, results
 from lmntk.errors import UsageError
-from lmntk.results import OFF_BY_DEFAULT, LayerKernels
-from lmntk.tile_store import TileStore
+from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, paths
+from lmntk.storage.kernel_files import LayerKernels
+from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT
+from lmntk.storage.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ Kernel = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class KernelFiles:
+class KernelCache:
     """The kernel and logits files of one run.
 
     Attributes:
@@ -64,21 +65,21 @@ class KernelFiles:
 
     def tiles(self, split: str) -> TileStore:
         """Return the store of a split's finished tiles."""
-        return TileStore(results.tiles_path(self.output_dir, split, self.task_key))
+        return TileStore(paths.tiles_path(self.output_dir, split, self.task_key))
 
     def to_use(self, split: str, wanted: Mapping[str, Any]) -> Path | None:
         """Return the file of a split's kernel; None where it is to be computed.
 
         Args:
             split: A key of the run's data sets.
-            wanted: What the command asks for, as far as it can be told (see `lmntk.descriptions.of_flags`).
+            wanted: What the command asks for, as far as it can be told (see `spec_from_arguments`).
 
         Raises:
             UsageError: A file is there, but made by a command that differs.
         """
         if self.load_dir is not None:
             return self._to_load(self.load_dir, split, wanted)
-        path = results.kernel_path(self.output_dir, split, self.task_key)
+        path = paths.kernel_path(self.output_dir, split, self.task_key)
         if path.is_dir():
             raise UsageError(f"{path} is a folder where a kernel's file belongs: remove it")
         if not path.exists():
@@ -92,10 +93,10 @@ class KernelFiles:
                 f"again to finish it, or remove {self._overwriting_file} to keep this kernel"
             )
         way_out = "pass --overwrite_kernels to compute it anew, or another TAG or --output_dir to keep both"
-        stored = results.read_description(path)
+        stored = kernel_metadata.read_description(path)
         if stored is None:
             raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
-        differences = results.kernel_differences(stored, wanted)
+        differences = kernel_metadata.kernel_differences(stored, wanted)
         if differences:
             raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
         if self.per_layer and not self._has_layers(path, split, stored):
@@ -118,26 +119,26 @@ class KernelFiles:
             return []
 
     def _note(self, splits: list[str]) -> None:
-        files.write_atomically(self._overwriting_file, lambda file: file.write(json.dumps(splits).encode()))
+        atomic.write_atomically(self._overwriting_file, lambda file: file.write(json.dumps(splits).encode()))
 
     def _has_layers(self, path: Path, split: str, stored: Mapping[str, Any]) -> bool:
         """Whether the layers' parts lie beside a kernel; a file that another kernel's run left does not count."""
-        return LAYERS_KEY in stored and results.layer_kernels_path(path.parent, split, self.task_key).is_file()
+        return LAYERS_KEY in stored and paths.layer_kernels_path(path.parent, split, self.task_key).is_file()
 
     def _is_sound(self, path: Path, split: str, wanted: Mapping[str, Any]) -> bool:
         try:
-            results.load_kernel(path)
-            stored = results.read_description(path) or {}
-            return not results.kernel_differences(stored, wanted) and (
+            kernel_files.load_kernel(path)
+            stored = kernel_metadata.read_description(path) or {}
+            return not kernel_metadata.kernel_differences(stored, wanted) and (
                 not self.per_layer or self._has_layers(path, split, stored)
             )
         except UsageError:
             return False
 
     def _to_load(self, folder: Path, split: str, wanted: Mapping[str, Any]) -> Path:
-        path = results.kernel_path(folder, split, self.task_key)
-        results.check_one_run(results.kernel_path(folder, "train", self.task_key), path)
-        stored = results.read_description(path)
+        path = paths.kernel_path(folder, split, self.task_key)
+        kernel_metadata.check_one_run(paths.kernel_path(folder, "train", self.task_key), path)
+        stored = kernel_metadata.read_description(path)
         if stored is None:
             self._check_folder_names(path, folder.name, "its folder is called")
             logger.warning(
@@ -154,11 +155,11 @@ class KernelFiles:
         if "max_seq_length" in limits and "max_seq_length" not in wanted["limits"]:
             unchecked.append("limits.max_seq_length")
             known["limits"] = {**wanted["limits"], "max_seq_length": limits["max_seq_length"]}
-        for name in results.OF_EACH_FILE:
+        for name in kernel_metadata.OF_EACH_FILE:
             own, now = stored.get(name) or {}, wanted.get(name, {})
             unchecked += [f"{name}.{mode}" for mode in own if mode not in now]
             known |= {name: {**{mode: own[mode] for mode in own if mode not in now}, **now}} if own else {}
-        differences = results.kernel_differences(stored, known)
+        differences = kernel_metadata.kernel_differences(stored, known)
         if differences:
             raise UsageError(
                 f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags and "
@@ -200,7 +201,7 @@ class KernelFiles:
         Raises:
             UsageError: It cannot be read, or is of another kind.
         """
-        kernel, labels = results.load_kernel(path)
+        kernel, labels = kernel_files.load_kernel(path)
         if (kernel.dim() == 5) != asymmetric:
             kind = "an asymmetric" if kernel.dim() == 5 else "no asymmetric"
             raise UsageError(f"{path} holds {kind} kernel, which does not go with this --kernel_formula")
@@ -222,8 +223,8 @@ class KernelFiles:
         Raises:
             UsageError: They are missing, or are those of another kernel.
         """
-        beside = results.layer_kernels_path(path.parent, split, self.task_key)
-        layers = results.load_layer_kernels(beside)
+        beside = paths.layer_kernels_path(path.parent, split, self.task_key)
+        layers = kernel_files.load_layer_kernels(beside)
         fits = next(iter(layers.values())).shape == kernel.shape
         if not fits or (sum(layers.values()) - kernel).norm() > 1e-9 * kernel.norm():
             raise UsageError(
@@ -243,24 +244,24 @@ class KernelFiles:
             UsageError: They cannot be read, or are not of the kernel's examples and run.
         """
         folder = self.load_dir or self.output_dir
-        path = results.logits_path(folder, split, self.task_key)
-        kernel = results.kernel_path(folder, split, self.task_key)
-        logits, targets = results.load_logits(path)
-        if not results.check_logits(path, targets, kernel, labels):
+        path = paths.logits_path(folder, split, self.task_key)
+        kernel = paths.kernel_path(folder, split, self.task_key)
+        logits, targets = logits_files.load_logits(path)
+        if not logits_files.check_logits(path, targets, kernel, labels):
             logger.warning("%s: nothing tells whether it is of the model and texts of %s", path, kernel.name)
         return logits, targets
 
     def save(self, split: str, kernel: Kernel, layers: LayerKernels, description: Mapping[str, Any]) -> Path:
         """Write a kernel, the layers' parts of it where there are any, and its description; return where."""
-        path = results.kernel_path(self.output_dir, split, self.task_key)
-        beside = results.layer_kernels_path(self.output_dir, split, self.task_key)
+        path = paths.kernel_path(self.output_dir, split, self.task_key)
+        beside = paths.layer_kernels_path(self.output_dir, split, self.task_key)
         if layers:
-            results.save_layer_kernels(beside, layers)
+            kernel_files.save_layer_kernels(beside, layers)
             description = {**description, LAYERS_KEY: list(layers)}
-        logits = results.logits_path(self.output_dir, split, self.task_key)
+        logits = paths.logits_path(self.output_dir, split, self.task_key)
         if logits.is_file():
-            description = {**description, results.LOGITS_HASH_KEY: results.file_hash(logits)}
-        results.save_kernel(path, *kernel, description)
+            description = {**description, kernel_metadata.LOGITS_HASH_KEY: kernel_metadata.file_hash(logits)}
+        kernel_files.save_kernel(path, *kernel, description)
         if not layers:
             beside.unlink(missing_ok=True)
         overwritten = self._overwritten()
@@ -278,17 +279,17 @@ class KernelFiles:
             renews: The kernel in the output folder is of the same model: its description notes them, and a file that
                 differs from them by rounding stays.
         """
-        path = results.logits_path(self.output_dir, split, self.task_key)
+        path = paths.logits_path(self.output_dir, split, self.task_key)
         if not renews:
-            results.save_logits(path, logits, targets)
+            logits_files.save_logits(path, logits, targets)
             return
-        kernel = results.kernel_path(self.output_dir, split, self.task_key)
-        if not results.has_logits(path, logits, targets):
+        kernel = paths.kernel_path(self.output_dir, split, self.task_key)
+        if not logits_files.has_logits(path, logits, targets):
             # A kill between two of these leaves no logits, or new ones of which nothing is noted: both can be used.
             path.unlink(missing_ok=True)
-            results.note_logits(kernel, None)
-            results.save_logits(path, logits, targets)
-        results.note_logits(kernel, path)
+            logits_files.note_logits(kernel, None)
+            logits_files.save_logits(path, logits, targets)
+        logits_files.note_logits(kernel, path)
 
 
 def samples_of(labels: Tensor, samples: int, path_or_flag: str) -> int:

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lmntk.errors import UsageError
-from lmntk.files import prepare_output_dir, remove_unfinished_files
+from lmntk.storage.atomic import prepare_output_dir, remove_unfinished_files
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def claimed(path: str | Path) -> Iterator[Path]:
     Raises:
         UsageError: The folder cannot be written, or another run is at work in it.
     """
-    with left_alone(path):
+    with no_leftover_folders(path):
         folder = prepare_output_dir(path)
         lock = _lock(folder)
         try:
@@ -40,7 +40,7 @@ def claimed(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def left_alone(path: str | Path) -> Iterator[None]:
+def no_leftover_folders(path: str | Path) -> Iterator[None]:
     """Remove folders on the way to `path` that were not there before and hold nothing at the end."""
     missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
     try:
@@ -52,7 +52,7 @@ def left_alone(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def timestamped_folder(path: str | Path) -> Iterator[Path]:
     """Make a folder of the time's name in another, as ``--sweep`` wants it: month, day, hour, minute and second.
 
     It goes again if nothing is in it at the end.

@@ -21,11 +21,12 @@ from torch import Tensor
 
 import lmntk
 from lmntk.errors import UsageError
-from lmntk.files import read_json, remove_unfinished_files, write_atomically
 from lmntk.kernels import Plan
-from lmntk.kernels.engines.base import Block
+from lmntk.kernels.problem import Block
 from lmntk.kernels.tiling import Tile
-from lmntk.results import kernel_differences
+from lmntk.storage.atomic import remove_unfinished_files, write_atomically
+from lmntk.storage.kernel_metadata import kernel_differences
+from lmntk.storage.readers import read_json
 
 logger = logging.getLogger(__name__)
 

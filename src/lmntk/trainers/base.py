@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy
 
 from lmntk import distributed
-from lmntk.build import Run
+from lmntk.data.metrics import compute_metrics
+from lmntk.data.tasks import REGRESSION_RANGE, Task
 from lmntk.errors import UsageError
-from lmntk.features import FeatureDataset
-from lmntk.metrics import compute_metrics
-from lmntk.solver_problem import two_logits
-from lmntk.tasks import REGRESSION_RANGE, Task
+from lmntk.experiment.build import Experiment
+from lmntk.prompts.features import FeatureDataset
+from lmntk.solvers.problem import two_logits
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class FewShotTrainer(transformers.Trainer):
 
     def __init__(
         self,
-        run: Run,
+        run: Experiment,
         model: nn.Module,
         args: transformers.TrainingArguments,
         l2_loss: bool = False,
@@ -76,7 +76,7 @@ class FewShotTrainer(transformers.Trainer):
         """Return the loss, a mean over the batch, and the logits ``[B, C]`` if wanted."""
         logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
         if model.training and self.state.global_step == 0:
-            distributed.all_do(lambda: _check_before_training(logits, self.args))
+            distributed.on_all_ranks(lambda: _check_before_training(logits, self.args))
         loss = self._loss(logits, inputs["labels"], self._smoothing if model.training else 0.0)
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -154,7 +154,7 @@ class FewShotTrainer(transformers.Trainer):
 class ZeroShotTrainer(FewShotTrainer):
     """A trainer that trains nothing: it predicts with the model as it is."""
 
-    def __init__(self, run: Run, model: nn.Module, args: transformers.TrainingArguments, **kwargs: Any) -> None:
+    def __init__(self, run: Experiment, model: nn.Module, args: transformers.TrainingArguments, **kwargs: Any) -> None:
         # With nothing to train there is nothing to evaluate meanwhile.
         args.eval_strategy = IntervalStrategy.NO
         super().__init__(run, model, args, **kwargs)
@@ -166,7 +166,7 @@ class ZeroShotTrainer(FewShotTrainer):
                 f"{broken[0]} (counted from 0), though all weights are finite: {_too_large(self.args)}"
             )
 
-        distributed.all_do(refuse)
+        distributed.on_all_ranks(refuse)
 
 
 def _check_before_training(logits: Tensor, args: transformers.TrainingArguments) -> None:

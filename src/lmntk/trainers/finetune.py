@@ -18,18 +18,18 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutp
 from transformers.training_args import OptimizerNames
 
 from lmntk import distributed
-from lmntk.arguments import ModelArguments, TrainingArguments
-from lmntk.build import Run
-from lmntk.descriptions import hash_of_tokens
+from lmntk.config.arguments import ModelArguments, TrainingArguments
+from lmntk.data.metrics import compute_metrics
+from lmntk.data.tasks import Task
 from lmntk.errors import UsageError
-from lmntk.features import RedrawnDataset
-from lmntk.files import file_error_behind, write_atomically
-from lmntk.metrics import compute_metrics
-from lmntk.models.base import PositionModel
+from lmntk.experiment.build import Experiment
+from lmntk.experiment.provenance import hash_of_tokens
+from lmntk.interrupts import Stopped
 from lmntk.models.checkpoints import ADAPTERS_FILE, WEIGHTS_FILE, restore_checkpoint, save_checkpoint, save_tokenizer
-from lmntk.parameters import ParameterFilter, count_parameters, select_parameters
-from lmntk.stopping import Stopped
-from lmntk.tasks import Task
+from lmntk.models.classifier import PromptClassifier
+from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
+from lmntk.prompts.features import ResampledDemonstrations
+from lmntk.storage.atomic import file_error_behind, write_atomically
 from lmntk.trainers.base import FewShotTrainer
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class FineTuneTrainer(FewShotTrainer):
 
     args: TrainingArguments
 
-    def __init__(self, run: Run, model_args: ModelArguments, args: TrainingArguments) -> None:
-        assert isinstance(run.model, PositionModel)
+    def __init__(self, run: Experiment, model_args: ModelArguments, args: TrainingArguments) -> None:
+        assert isinstance(run.model, PromptClassifier)
         trained = select_parameters(
             run.model,
             ParameterFilter(
@@ -101,7 +101,7 @@ class FineTuneTrainer(FewShotTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Fine-tune, from a checkpoint where ``--resume_from_checkpoint`` names one, and keep the model."""
-        checkpoint = distributed.first_does(self._find_checkpoint)
+        checkpoint = distributed.on_rank_zero(self._find_checkpoint)
         self._announce(checkpoint)
         try:
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -121,7 +121,7 @@ class FineTuneTrainer(FewShotTrainer):
         """Remove the checkpoints of the training that is over, unless the user said when to save some."""
         if not self.args.keeps_checkpoints:
             there = _checkpoints(Path(self.args.output_dir))
-            distributed.first_does(lambda: self._remove([path for path in there if not self._starts_from(path)]))
+            distributed.on_rank_zero(lambda: self._remove([path for path in there if not self._starts_from(path)]))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer; before its step SignGD takes the sign of the gradient, which has been clipped by then."""
@@ -308,16 +308,16 @@ class FineTuneTrainer(FewShotTrainer):
         logger.info("keeping the model of %s, the best on dev (%.4g)", best, self.state.best_metric)
         restore_checkpoint(self._position_model(), Path(best), "--evaluate_during_training")
 
-    def _position_model(self) -> PositionModel:
+    def _position_model(self) -> PromptClassifier:
         model = self.accelerator.unwrap_model(self.model)
-        assert isinstance(model, PositionModel)
+        assert isinstance(model, PromptClassifier)
         return model
 
 
 class _CountEpochs(TrainerCallback):
     """Tells the data set that draws demonstrations which epoch it is."""
 
-    def __init__(self, dataset: RedrawnDataset | None) -> None:
+    def __init__(self, dataset: ResampledDemonstrations | None) -> None:
         self._dataset = dataset
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:

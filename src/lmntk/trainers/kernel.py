@@ -14,20 +14,24 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from lmntk import descriptions, distributed, results, solvers
-from lmntk.arguments import ModelArguments, TrainingArguments
-from lmntk.build import Run
+from lmntk import distributed, solvers
+from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import UsageError
-from lmntk.features import FeatureDataset, FeatureExamples
-from lmntk.kernel_files import Kernel, KernelFiles, samples_of
-from lmntk.kernel_work import KernelWork
-from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan, make_engine
-from lmntk.kernels.machine import DEFAULT_FRACTION, free_bytes, peak_bytes, resident_bytes, seconds_of
-from lmntk.layers_alone import LayersAlone
-from lmntk.parameters import count_parameters, layers_of, select_parameters
-from lmntk.results import LayerKernels
-from lmntk.solver_problem import SolverSettings, class_ids
+from lmntk.experiment import provenance
+from lmntk.experiment.build import Experiment
+from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan
+from lmntk.kernels.assembly import make_engine
+from lmntk.kernels.memory import DEFAULT_FRACTION, free_bytes, peak_bytes, resident_bytes
+from lmntk.kernels.timing import seconds_of
+from lmntk.models.parameters import count_parameters, layers_of, select_parameters
+from lmntk.prompts.features import FeatureDataset, FeatureExamples
+from lmntk.solvers.problem import SolverSettings, class_ids
+from lmntk.storage import paths
+from lmntk.storage.kernel_cache import Kernel, KernelCache, samples_of
+from lmntk.storage.kernel_files import LayerKernels
 from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, mean_over_samples, score
+from lmntk.trainers.kernel_job import KernelJob
+from lmntk.trainers.layer_scores import LayerScores
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +51,11 @@ class KernelTrainer(ZeroShotTrainer):
 
     args: TrainingArguments
 
-    def __init__(self, run: Run, model_args: ModelArguments, args: TrainingArguments) -> None:
+    def __init__(self, run: Experiment, model_args: ModelArguments, args: TrainingArguments) -> None:
         super().__init__(run, run.model or nn.Module(), args)
         self._run = run
         self._model_args = model_args
-        self._files = KernelFiles(
+        self._files = KernelCache(
             output_dir=Path(args.output_dir),
             load_dir=None if args.load_kernels is None else Path(args.load_kernels),
             task_key=run.task.key,
@@ -67,23 +71,23 @@ class KernelTrainer(ZeroShotTrainer):
         self._kernels: dict[str, Kernel] = {}
         self._counts: dict[str, bool] = {}
         self._layers: dict[str, LayerKernels] = {}
-        self._fitted: solvers.Fitted | None = None
-        self._alone = LayersAlone(run.task.main_metrics[0])
+        self._fitted: solvers.FittedSolver | None = None
+        self._alone = LayerScores(run.task.main_metrics[0])
         self._trained = False
         self._logits: dict[str, tuple[Tensor, Tensor]] = {}
         if run.model is not None:
             run.model.requires_grad_(False)
-            selected = select_parameters(run.model, descriptions.parameter_filter(model_args, args))
+            selected = select_parameters(run.model, provenance.parameter_filter(model_args, args))
             tokens = {token for feature in run.datasets["train"].features for token in feature.input_ids}
             self._logits_fn, self._params = run.model.as_function(selected, tokens)
             self._grad_dim = count_parameters(selected)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Compute, or find, the kernel of the train examples with themselves, and fit the solver to it."""
-        distributed.first_does(lambda: self._files.start_overwriting(self._run.datasets))
+        distributed.on_rank_zero(lambda: self._files.start_overwriting(self._run.datasets))
         self.prepare("train")
         f0 = self._f0("train")
-        distributed.first_does(lambda: self._fit(f0))
+        distributed.on_rank_zero(lambda: self._fit(f0))
         self._trained = True
         return TrainOutput(0, 0.0, {})
 
@@ -100,7 +104,7 @@ class KernelTrainer(ZeroShotTrainer):
         split = eval_dataset.mode
         self.prepare(split)
         f0 = self._f0(split)
-        metrics = distributed.first_does(lambda: self._predict(split, f0, f"{metric_key_prefix}_"))
+        metrics = distributed.on_rank_zero(lambda: self._predict(split, f0, f"{metric_key_prefix}_"))
         if self._grad_dim is not None:
             metrics["grad_dim"] = self._grad_dim
         self.log(dict(metrics))
@@ -118,7 +122,7 @@ class KernelTrainer(ZeroShotTrainer):
             return
 
         def load() -> None:
-            self._kernels[split] = self._files.load(path, self._formula.two_directions, self._num_logits)
+            self._kernels[split] = self._files.load(path, self._formula.is_asymmetric, self._num_logits)
             self._check_labels(split, path)
             self._check_signs(split, path)
             if self.args.kernel_per_layer:
@@ -127,7 +131,7 @@ class KernelTrainer(ZeroShotTrainer):
             if self.args.load_kernels is None:
                 self._files.tiles(split).drop()  # a run was killed before it did
 
-        distributed.first_does(load)
+        distributed.on_rank_zero(load)
         if self.args.load_kernels is None:
             self.untrained_logits(split, renews=True)
 
@@ -160,14 +164,14 @@ class KernelTrainer(ZeroShotTrainer):
         """Tell how the layers predict alone, and let the next ``--overwrite_kernels`` begin anew."""
 
         def end() -> None:
-            table = results.layer_results_path(self.args.output_dir, self._run.task.key)
+            table = paths.layer_results_path(self.args.output_dir, self._run.task.key)
             if self.args.kernel_per_layer:
                 self._alone.write(table)
             else:
                 table.unlink(missing_ok=True)  # of an earlier run, whose kernel or solver this one has replaced
             self._files.finish()
 
-        distributed.first_does(end)
+        distributed.on_rank_zero(end)
 
     def _f0(self, split: str) -> np.ndarray | None:
         """What ``--adjust_for_init`` needs of a split, ``[X, C]``; without a model it comes from ``--load_kernels``."""
@@ -176,7 +180,7 @@ class KernelTrainer(ZeroShotTrainer):
         if self._run.model is not None:
             return self.untrained_logits(split)[0].numpy()
         # Only the first process holds the kernels.
-        return distributed.first_does(lambda: self._files.load_logits(split, self._kernels[split][1])[0].numpy())
+        return distributed.on_rank_zero(lambda: self._files.load_logits(split, self._kernels[split][1])[0].numpy())
 
     def untrained_logits(self, split: str, renews: bool = False) -> tuple[Tensor, Tensor]:
         """Return the logits of the untrained model on a split, ``[X, C]``, and the split's labels.
@@ -191,7 +195,7 @@ class KernelTrainer(ZeroShotTrainer):
             labels = torch.tensor(self._run.datasets[split].labels)
             labels = (labels * 2 - 1).float() if self._num_logits == 1 else labels
             self._logits[split] = found = self.logits(self._run.datasets[split]), labels
-            distributed.first_does(lambda: self._files.save_logits(split, *found, renews=renews))
+            distributed.on_rank_zero(lambda: self._files.save_logits(split, *found, renews=renews))
         return self._logits[split]
 
     def dry_run(self, started: float) -> None:
@@ -212,7 +216,7 @@ class KernelTrainer(ZeroShotTrainer):
                 on_disk += work.file_bytes
                 in_tiles = max(in_tiles, work.tile_bytes)
             else:
-                kernel, _ = self._files.load(path, self._formula.two_directions, self._num_logits)
+                kernel, _ = self._files.load(path, self._formula.is_asymmetric, self._num_logits)
                 shape = " × ".join(map(str, kernel.shape))
                 logger.info("would take the train × %s kernel (%s) from %s", split, shape, path)
         seconds += time.perf_counter() - started
@@ -233,7 +237,7 @@ class KernelTrainer(ZeroShotTrainer):
         return seconds_of(lambda: self.logits(few)) * batches
 
     def _path_to_use(self, split: str) -> Path | None:
-        return distributed.first_does(lambda: self._files.to_use(split, self._definition(split)))
+        return distributed.on_rank_zero(lambda: self._files.to_use(split, self._definition(split)))
 
     def _fit(self, f0: np.ndarray | None) -> None:
         settings = SolverSettings(
@@ -246,7 +250,7 @@ class KernelTrainer(ZeroShotTrainer):
         )
         values, labels = (tensor.numpy() for tensor in self._kernels.pop("train"))
 
-        def fit(kernel: np.ndarray) -> solvers.Fitted:
+        def fit(kernel: np.ndarray) -> solvers.FittedSolver:
             return solvers.fit(self.args.kernel_solver, kernel, labels, settings, f0)
 
         self._fitted = fit(values)
@@ -278,13 +282,13 @@ class KernelTrainer(ZeroShotTrainer):
             self._announce(work, split, "computing")
         start = time.perf_counter()
         with work.kept_when_stopped():
-            distributed.first_does(lambda: self._begin(work, split))
+            distributed.on_rank_zero(lambda: self._begin(work, split))
             there = work.compute(show=distributed.is_first() and not self.args.disable_tqdm)
             seconds = time.perf_counter() - start
             labels = self.untrained_logits(split)[1]
-            distributed.first_does(lambda: self._complete(work, split, labels, there, seconds))
+            distributed.on_rank_zero(lambda: self._complete(work, split, labels, there, seconds))
 
-    def _begin(self, work: KernelWork, split: str) -> None:
+    def _begin(self, work: KernelJob, split: str) -> None:
         """Make the store ready for the work, and see that the disk has room."""
         work.store.begin(self._written_plan(work, split))
         needed = work.tile_bytes + work.file_bytes
@@ -295,10 +299,10 @@ class KernelTrainer(ZeroShotTrainer):
                 f"{needed / 2**20:.0f} MB, but {free / 2**20:.0f} MB are free: make room, or choose another folder"
             )
 
-    def _written_plan(self, work: KernelWork, split: str) -> dict[str, Any]:
+    def _written_plan(self, work: KernelJob, split: str) -> dict[str, Any]:
         return self._definition(split) | self._asked() | work.settings
 
-    def _complete(self, work: KernelWork, split: str, labels: Tensor, there: int, seconds: float) -> None:
+    def _complete(self, work: KernelJob, split: str, labels: Tensor, there: int, seconds: float) -> None:
         """Write the kernel that the tiles make, and let these go."""
         kernel, self._layers[split] = work.kernel()
         self._kernels[split] = kernel, labels
@@ -309,26 +313,26 @@ class KernelTrainer(ZeroShotTrainer):
             "tiles_of_a_stopped_run": there,
             "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
         }
-        description |= descriptions.circumstances(self._run, self._model_args, split)
+        description |= provenance.circumstances(self._run, self._model_args, split)
         path = self._files.save(split, self._kernels[split], self._layers[split], description)
         work.store.drop()
         logger.info("wrote the train × %s kernel to %s", split, path)
 
-    def _planned(self, split: str) -> KernelWork:
+    def _planned(self, split: str) -> KernelJob:
         """Lay the plan of a kernel, or take that of a run that was stopped."""
         store = self._files.tiles(split)
 
         def stored_plan() -> dict[str, Any] | None:
             return store.stored_plan(self._definition(split) | self._asked(), self.args.overwrite_kernels)
 
-        begun = distributed.first_does(stored_plan) or {}
+        begun = distributed.on_rank_zero(stored_plan) or {}
         memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_gb()))
         engine = make_engine(self._problem(split), begun.get("engine", self.args.kernel_engine), memory_gb)
         tiles = begun.get("train_tile", self.args.train_tile), begun.get("x_tile", self.args.x_tile)
         # Tiles of different plans would not make one kernel: the first process's counts.
-        plan = distributed.first_does(lambda: self._plan(engine, *tiles))
-        work = KernelWork(f"train × {split}", engine, plan, engine.pace(plan), store)
-        store.use(distributed.first_does(lambda: store.key(self._written_plan(work, split))))
+        plan = distributed.on_rank_zero(lambda: self._plan(engine, *tiles))
+        work = KernelJob(f"train × {split}", engine, plan, engine.pace(plan), store)
+        store.use(distributed.on_rank_zero(lambda: store.key(self._written_plan(work, split))))
         return work
 
     def _asked(self) -> dict[str, Any]:
@@ -377,7 +381,7 @@ class KernelTrainer(ZeroShotTrainer):
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.args.device.type == "cpu" else 1
         return DEFAULT_FRACTION * free_bytes(self.args.device) / 2**30 / neighbours
 
-    def _announce(self, work: KernelWork, split: str, verb: str) -> None:
+    def _announce(self, work: KernelJob, split: str, verb: str) -> None:
         problem, plan = work.engine.problem, work.plan
         tokens = [sum(examples.shapes) for examples in (problem.train, problem.x_examples)]
         count = sum(1 for _ in plan)
@@ -391,15 +395,15 @@ class KernelTrainer(ZeroShotTrainer):
         )
 
     def _definition(self, split: str) -> dict[str, Any]:
-        definition = descriptions.of_flags(self._run, self._model_args, self.args, split)
+        definition = provenance.spec_from_arguments(self._run, self._model_args, self.args, split)
         if self._run.model is not None:
-            definition |= descriptions.of_model(self._run, self._weights, self._grad_dim or 0)
-        return definition | descriptions.of_data(self._run, split)
+            definition |= provenance.of_model(self._run, self._weights, self._grad_dim or 0)
+        return definition | provenance.of_data(self._run, split)
 
     @functools.cached_property
     def _weights(self) -> str:
         assert self._run.model is not None
-        return descriptions.hash_of_weights(self._run.model)
+        return provenance.hash_of_weights(self._run.model)
 
 
 def _duration(seconds: float) -> str:

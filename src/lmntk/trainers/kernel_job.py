@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from lmntk import distributed, stopping
-from lmntk.kernels import Engine, Plan, assemble
-from lmntk.kernels.tiling import Pace, Tile
-from lmntk.results import LayerKernels
-from lmntk.tile_store import TileStore
+from lmntk import distributed, interrupts
+from lmntk.kernels import Engine, Plan
+from lmntk.kernels.assembly import assemble
+from lmntk.kernels.tiling import CostModel, Tile
+from lmntk.storage.kernel_files import LayerKernels
+from lmntk.storage.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ SECONDS_UNTIL_SEEN = 60.0
 
 
 @dataclass(frozen=True)
-class KernelWork:
+class KernelJob:
     """A kernel that is to be computed.
 
     Attributes:
@@ -40,7 +41,7 @@ class KernelWork:
     name: str
     engine: Engine
     plan: Plan
-    pace: Pace
+    pace: CostModel
     store: TileStore
 
     @property
@@ -95,8 +96,8 @@ class KernelWork:
         """
         numbers = {tile: number for number, tile in enumerate(self.plan)}
         parts = self.engine.parts(self.plan)
-        distributed.all_do(lambda: self.store.wait_until_seen(SECONDS_UNTIL_SEEN))
-        done = distributed.first_does(lambda: self.store.undamaged(self.plan, parts))
+        distributed.on_all_ranks(lambda: self.store.wait_until_seen(SECONDS_UNTIL_SEEN))
+        done = distributed.on_rank_zero(lambda: self.store.undamaged(self.plan, parts))
         if done:
             logger.info("%d of %d tiles of a run that was stopped are used", len(done), parts * len(numbers))
         progress = _Progress(self, parts, show)
@@ -106,8 +107,8 @@ class KernelWork:
                 for tile, values in self.engine.blocks_of_part(self._own_share(missing), part):
                     self.store.write(numbers[tile], part, tile, values)
                     progress.add(tile)
-                    stopping.check()
-            distributed.wait_for_all()
+                    interrupts.check()
+            distributed.barrier()
         finally:
             progress.close()
         return len(done)
@@ -117,7 +118,7 @@ class KernelWork:
         """Let a stop within say which tiles are kept."""
         try:
             yield
-        except stopping.Stopped as stop:
+        except interrupts.Stopped as stop:
             kept, total = len(self.store.numbers_there()), self.engine.parts(self.plan) * sum(1 for _ in self.plan)
             stop.kept = f"{kept} of {total} tiles of the {self.name} kernel are kept in {self.store.folder}"
             raise
@@ -125,7 +126,7 @@ class KernelWork:
     def _own_share(self, missing: Container[Tile]) -> Plan:
         """What this process takes of the missing tiles, as the first one deals them."""
         rest = self.plan.only(missing)
-        return distributed.first_does(lambda: rest.shares(self.pace, distributed.world_size()))[distributed.rank()]
+        return distributed.on_rank_zero(lambda: rest.shares(self.pace, distributed.world_size()))[distributed.rank()]
 
     def kernel(self) -> tuple[Tensor, LayerKernels]:
         """Return the kernel that the tiles in the store make: to the bit the same, whoever made them and when.
@@ -139,7 +140,7 @@ class KernelWork:
         patience = 0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN
         blocks = self.store.blocks(self.plan, self.engine.parts(self.plan), shape, patience)
         slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.layers), -1))
-        slices = slices if problem.formula.two_directions else slices[:, 0]
+        slices = slices if problem.formula.is_asymmetric else slices[:, 0]
         if problem.layer_of is None:
             return slices[0], {}
         return slices.sum(dim=0), dict(zip(problem.layers, slices, strict=True))
@@ -148,7 +149,7 @@ class KernelWork:
 class _Progress:
     """One bar for all processes: what the others have done shows in the store."""
 
-    def __init__(self, work: KernelWork, parts: int, show: bool) -> None:
+    def __init__(self, work: KernelJob, parts: int, show: bool) -> None:
         self._pairs = [tile.pairs for tile in work.plan]
         self._store = work.store
         self._next_look = 0.0

@@ -8,14 +8,14 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from lmntk.files import write_atomically
-from lmntk.results import LayerKernels
-from lmntk.solvers import Fitted, Prediction
+from lmntk.solvers import FittedSolver, Prediction
+from lmntk.storage.atomic import write_atomically
+from lmntk.storage.kernel_files import LayerKernels
 
 logger = logging.getLogger(__name__)
 
 
-class LayersAlone:
+class LayerScores:
     """The layers' shares of the kernel, and the scores of a solver that is given one layer's part and no more.
 
     Args:
@@ -25,10 +25,10 @@ class LayersAlone:
     def __init__(self, metric: str) -> None:
         self._metric = metric
         self._shares: dict[str, float] = {}
-        self._fitted: dict[str, Fitted] = {}
+        self._fitted: dict[str, FittedSolver] = {}
         self._scores: dict[str, dict[str, float]] = {}
 
-    def fit(self, layers: LayerKernels, fit: Callable[[np.ndarray], Fitted], show: bool) -> None:
+    def fit(self, layers: LayerKernels, fit: Callable[[np.ndarray], FittedSolver], show: bool) -> None:
         """Fit the solver to each layer's part of the kernel of the train examples with themselves.
 
         Args:

@@ -9,13 +9,14 @@ import torch
 from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput
 
-from lmntk import distributed, lbfgs
-from lmntk.arguments import TrainingArguments
-from lmntk.build import Run
+from lmntk import distributed
+from lmntk.config.arguments import TrainingArguments
 from lmntk.errors import UsageError
-from lmntk.features import sampled_order
-from lmntk.logistic import cross_validation_folds, fit_rows
-from lmntk.models.base import PositionModel
+from lmntk.experiment.build import Experiment
+from lmntk.models.classifier import PromptClassifier
+from lmntk.prompts.features import sampled_order
+from lmntk.solvers import lbfgs
+from lmntk.solvers.logistic import cross_validation_folds, fit_rows
 from lmntk.trainers.base import LOGITS_TOGETHER, TOO_LARGE, ZeroShotTrainer, log_odds
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class LinearHeadTrainer(ZeroShotTrainer):
         **kwargs: What else `FewShotTrainer` takes.
     """
 
-    def __init__(self, run: Run, args: TrainingArguments, **kwargs: Any) -> None:
+    def __init__(self, run: Experiment, args: TrainingArguments, **kwargs: Any) -> None:
         assert run.model is not None
         super().__init__(run, run.model, args, **kwargs)
         self._run = run
@@ -64,7 +65,7 @@ class LinearHeadTrainer(ZeroShotTrainer):
         return TrainOutput(0, 0.0, {})
 
 
-def fit_linear_head(run: Run, device: torch.device, settings: HeadSettings = HeadSettings()) -> None:
+def fit_linear_head(run: Experiment, device: torch.device, settings: HeadSettings = HeadSettings()) -> None:
     """Replace the rows of the classes in the model's last layer by those of a regression on the train split.
 
     Classes: cross-validated logistic regression, multinomial; of two classes each takes one half of the weights, with
@@ -79,14 +80,16 @@ def fit_linear_head(run: Run, device: torch.device, settings: HeadSettings = Hea
         UsageError: A class with fewer than two training examples.
     """
     model = run.model
-    assert isinstance(model, PositionModel)
+    assert isinstance(model, PromptClassifier)
     model.to(device)
     model.eval()
-    weights, biases = distributed.first_does(lambda: _fit(run, model, device, settings))
+    weights, biases = distributed.on_rank_zero(lambda: _fit(run, model, device, settings))
     model.set_last_layer(torch.from_numpy(weights), torch.from_numpy(biases))
 
 
-def _fit(run: Run, model: PositionModel, device: torch.device, settings: HeadSettings) -> tuple[np.ndarray, np.ndarray]:
+def _fit(
+    run: Experiment, model: PromptClassifier, device: torch.device, settings: HeadSettings
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``[classes, d]`` and biases ``[classes]``."""
     data = run.datasets["train"]
     starts = range(0, len(data), LOGITS_TOGETHER)

@@ -6,10 +6,11 @@ an engine that takes the parameters in groups yields every tile once per group, 
 of progress, files or processes.
 """
 
-from lmntk.kernels.engines.base import Block, Engine, KernelProblem
+from lmntk.kernels.engines.base import Engine
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.jvp import JvpEngine
+from lmntk.kernels.problem import Block, KernelProblem
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (FactoredEngine, JacobianEngine, JvpEngine)}
 

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.func import jacrev, jvp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lmntk.kernels.batching import Batch
 from lmntk.kernels.contraction import contract
-from lmntk.kernels.engines.base import Parameters
-from lmntk.kernels.examples import Batch
-from lmntk.kernels.formulas import Direction
+from lmntk.kernels.formulas import SignPlacement
+from lmntk.kernels.problem import Parameters
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-UNSIGNED = Direction(sign_train=False, sign_x=False)
+UNSIGNED = SignPlacement(sign_train=False, sign_x=False)
 
 LogitsFunction = Callable[[Parameters, Batch], Tensor]
 

@@ -14,23 +14,25 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lmntk.kernels import propagation
+from lmntk.kernels import capture
+from lmntk.kernels.batching import Examples, buckets
 from lmntk.kernels.contraction import hide_signs_of_broken
-from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError
-from lmntk.kernels.engines.discovery import find_layers, parameters_of
+from lmntk.kernels.engines.base import Engine, MemoryBudgetError
 from lmntk.kernels.engines.jacobian import JacobianEngine
-from lmntk.kernels.examples import Examples, buckets
+from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
 from lmntk.kernels.layers import Layer, Workspace
-from lmntk.kernels.layers.linear import LinearLayer, Member, joint_kernel, sharing_inputs
-from lmntk.kernels.layers.outer_products import packed
-from lmntk.kernels.machine import keeping_freed_memory, product_flops, seconds_of, stage
-from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan, tiles_per_axis
+from lmntk.kernels.layers.linear import LinearLayer, LinearPair, group_by_shared_input, shared_input_kernel
+from lmntk.kernels.layers.linear_factors import packed
+from lmntk.kernels.memory import retain_freed_memory
+from lmntk.kernels.problem import Block, KernelProblem
+from lmntk.kernels.tiling import CostModel, Plan, Tile, fair, make_plan, tiles_per_axis
+from lmntk.kernels.timing import product_flops, seconds_of, stage
 
 logger = logging.getLogger(__name__)
 
 # Large X tiles form the train side's gradients less often; beyond this that gains less than memory costs that a process
 # touches for the first time. Where next to nothing is formed, a few X examples' factors do.
-MOST_X, MOST_X_BYTES, FEW_X_BYTES = 256, 2**31, 2**29
+MAX_X_TILE, MOST_X_BYTES, FEW_X_BYTES = 256, 2**31, 2**29
 # Tokens that are propagated together: enough for large products, few enough for their activations to be small.
 MOST_TOKENS, MOST_ACTIVATION_BYTES = 1024, 2**30
 # What activations take while a batch is propagated, in units of what is kept of it.
@@ -151,13 +153,13 @@ class FactoredEngine(Engine):
         rows, columns = tiles_per_axis(n, m, processes, problem.symmetric, tokens, problem.num_logits)
         train = min(train_tile or fair(most, n, rows), n)
         most_x = int(self._most_x_bytes // (FRAGMENTATION * self._memory.per_token * tokens))
-        own_x = max(1, min(examples - train, MOST_X, most_x))
+        own_x = max(1, min(examples - train, MAX_X_TILE, most_x))
         x = min(x_tile or fair(own_x, m, columns), m)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, train, x, problem.symmetric)
 
     def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
         """Propagate each train tile once and each X tile once per train tile, and contract layer by layer."""
-        with keeping_freed_memory():
+        with retain_freed_memory():
             for train, x_tiles in plan.rows:
                 yield from self._row(train, x_tiles)
 
@@ -214,7 +216,7 @@ class FactoredEngine(Engine):
             needed = max(needed, kept)
         return needed + self._fallback_bytes
 
-    def pace(self, plan: Plan) -> Pace:
+    def pace(self, plan: Plan) -> CostModel:
         """Time the propagation of a few examples, and count the products."""
         problem = self.problem
         few = [problem.typical_example] * 8
@@ -222,7 +224,7 @@ class FactoredEngine(Engine):
         propagation_seconds = seconds_of(lambda: self._side(problem.train, few)) / few_tokens
         rate = PRODUCT_EFFICIENCY * product_flops(self._sample.device, self._sample.dtype)
         logits, directions = problem.num_logits, len(problem.formula.directions)
-        rest = self._fallback.pace(plan) if self._fallback else Pace(lambda train: 0.0, lambda tile: 0.0)
+        rest = self._fallback.pace(plan) if self._fallback else CostModel(lambda train: 0.0, lambda tile: 0.0)
 
         def tokens_of(examples: Examples, indices: Sequence[int]) -> int:
             return sum(_tokens(examples, indices))
@@ -240,7 +242,7 @@ class FactoredEngine(Engine):
             # The fallback begins anew with every tile.
             return propagation_seconds * propagated + flops / rate + rest.row(tile.train) + rest.tile(tile)
 
-        return Pace(row, tile_seconds)
+        return CostModel(row, tile_seconds)
 
     @property
     def _sample(self) -> Tensor:
@@ -251,7 +253,7 @@ class FactoredEngine(Engine):
         one = [self.problem.typical_example]
         kept = self._side(self.problem.train, one).factors if self._layers else {}
         signed = self.problem.formula.signed
-        n, m = len(self.problem.train), min(len(self.problem.x_examples), MOST_X)
+        n, m = len(self.problem.train), min(len(self.problem.x_examples), MAX_X_TILE)
         costs = [self._layers[name].cost(found[0], n, m, signed) for name, found in kept.items()]
         self._formed, self._entry = sum(cost.formed for cost in costs), sum(cost.entry for cost in costs)
         length, c = _tokens(self.problem.train, one)[0], self.problem.num_logits
@@ -308,7 +310,7 @@ class FactoredEngine(Engine):
             layers = {name: layer for name, layer in self._layers.items() if name not in irregular}
             try:
                 with stage("propagation"):
-                    batch = propagation.factors(layers, self._call, examples.batch(bucket), self.problem.formula.signed)
+                    batch = capture.factors(layers, self._call, examples.batch(bucket), self.problem.formula.signed)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -330,12 +332,12 @@ class FactoredEngine(Engine):
         first = {name: parameters_of(name, layer)[0] for name, layer in layers.items()}
         for apart in self.problem.layers:
             own = {name: layers[name] for name in first if self.problem.layer_named(first[name]) == apart}
-            for names in sharing_inputs(own, train, x):
+            for names in group_by_shared_input(own, train, x):
                 if len(names) == 1:
                     part = own[names[0]].kernel(train[names[0]], x[names[0]], directions, self._workspace)
                 else:
-                    members = [Member(cast(LinearLayer, own[name]), train[name], x[name]) for name in names]
-                    part = joint_kernel(members, directions, self._workspace)
+                    members = [LinearPair(cast(LinearLayer, own[name]), train[name], x[name]) for name in names]
+                    part = shared_input_kernel(members, directions, self._workspace)
                 yield first[names[0]], part
 
     def _rest(self, fallback: JacobianEngine, tile: Tile) -> Tensor:

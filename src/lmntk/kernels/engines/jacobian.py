@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmntk.kernels.batching import Examples, bytes_of, equal_shape_runs
 from lmntk.kernels.contraction import broken_rows, contract, hide_signs_of_broken
-from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError, Parameters
+from lmntk.kernels.engines.base import Engine, MemoryBudgetError
 from lmntk.kernels.engines.derivatives import Differentiator
-from lmntk.kernels.examples import Examples, bytes_of, equal_shape_runs
-from lmntk.kernels.machine import product_flops, seconds_of
-from lmntk.kernels.tiling import Pace, Plan, Tile, fair, make_plan, tiles_per_axis
+from lmntk.kernels.problem import Block, KernelProblem, Parameters
+from lmntk.kernels.tiling import CostModel, Plan, Tile, fair, make_plan, tiles_per_axis
+from lmntk.kernels.timing import product_flops, seconds_of
 
 # X examples whose gradients are held at a time: more gain little, since gradients are formed a few examples at a time.
 X_TILE = 32
@@ -74,7 +75,7 @@ class JacobianEngine(Engine):
         largest = max(bytes_of(self.problem.params[name] for name in group) for group in self._groups(plan))
         return self._bytes(self.problem.num_logits * largest, plan.train_tile, plan.x_tile)
 
-    def pace(self, plan: Plan) -> Pace:
+    def pace(self, plan: Plan) -> CostModel:
         """Time the gradients of as many examples as there are together on average, and count the products."""
         problem = self.problem
         groups = self._groups(plan)
@@ -92,7 +93,7 @@ class JacobianEngine(Engine):
             formed = 0 if self.problem.on_diagonal(tile) else len(tile.x)
             return gradient_seconds * formed + pair_seconds * tile.pairs
 
-        return Pace(lambda train: gradient_seconds * len(train), tile_seconds)
+        return CostModel(lambda train: gradient_seconds * len(train), tile_seconds)
 
     def summary(self, plan: Plan) -> str:
         """Say how many groups the parameters are taken in."""

@@ -11,13 +11,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lmntk.kernels.batching import Examples, equal_shape_runs
 from lmntk.kernels.contraction import contract
-from lmntk.kernels.engines.base import Block, Engine, KernelProblem, MemoryBudgetError, Parameters
+from lmntk.kernels.engines.base import Engine, MemoryBudgetError
 from lmntk.kernels.engines.derivatives import UNSIGNED, Differentiator
-from lmntk.kernels.examples import Examples, equal_shape_runs
-from lmntk.kernels.formulas import Direction
-from lmntk.kernels.machine import seconds_of
-from lmntk.kernels.tiling import Pace, Plan, Tile, make_plan
+from lmntk.kernels.formulas import SignPlacement
+from lmntk.kernels.problem import Block, KernelProblem, Parameters
+from lmntk.kernels.tiling import CostModel, Plan, Tile, make_plan
+from lmntk.kernels.timing import seconds_of
 
 
 class JvpEngine(Engine):
@@ -60,7 +61,7 @@ class JvpEngine(Engine):
             held += 2 * plan.x_tile
         return held * self.problem.gradient_bytes
 
-    def pace(self, plan: Plan) -> Pace:
+    def pace(self, plan: Plan) -> CostModel:
         """Time one example's gradients and one pair of examples."""
         one = (self.problem.typical_example,)
         pair = replace(plan, rows=((one, (one,)),))
@@ -68,7 +69,7 @@ class JvpEngine(Engine):
         gradient_seconds = seconds_of(lambda: self._gradients(self.problem.train, one))
         formed_seconds = gradient_seconds if self._forms_x else 0.0
         pair_seconds = max(seconds_of(lambda: list(alone.blocks(pair))) - gradient_seconds - formed_seconds, 0.0)
-        return Pace(
+        return CostModel(
             lambda train: gradient_seconds * len(train),
             lambda tile: formed_seconds * len(tile.x) + pair_seconds * tile.pairs,
         )
@@ -84,7 +85,7 @@ class JvpEngine(Engine):
         parts = [self._differentiator.jacobian(self.problem.params, examples.batch(run), {}) for run in runs]
         return {name: torch.cat([part[name] for part in parts]) for name in self.problem.params}
 
-    def _direction(self, train_gradients: Parameters, tile: Tile, direction: Direction) -> Tensor:
+    def _direction(self, train_gradients: Parameters, tile: Tile, direction: SignPlacement) -> Tensor:
         """Return one direction of a tile, float64 ``[n, C, x, C]``."""
         problem = self.problem
         if not direction.sign_x:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lmntk.kernels import propagation
-from lmntk.kernels.engines.base import KernelProblem
-from lmntk.kernels.examples import Batch, Examples, equal_shape_runs
-from lmntk.kernels.formulas import Direction
+from lmntk.kernels import capture
+from lmntk.kernels.batching import Batch, Examples, equal_shape_runs
+from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
+from lmntk.kernels.problem import KernelProblem
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem, 
     """
     assert problem.module is not None
     assert problem.call is not None
-    record, gradients = propagation.run(layers, problem.call, batch)
+    record, gradients = capture.run(layers, problem.call, batch)
     layers = {name: layer for name, layer in layers.items() if name not in record.irregular}
     own = dict(problem.module.named_parameters())
     wanted = {name: own[name] for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
@@ -107,7 +107,7 @@ def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem, 
     if not logits.isfinite().all():
         return layers  # of such an example nothing can be learnt
     workspace = Workspace(2**22, logits.dtype, logits.device)
-    sgd = (Direction(sign_train=False, sign_x=False),)
+    sgd = (SignPlacement(sign_train=False, sign_x=False),)
     kept = {}
     for prefix, layer in layers.items():
         truth = sum(squares[name] for name in parameters_of(prefix, layer))

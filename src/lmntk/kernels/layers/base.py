@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmntk.kernels.contraction import contract
-from lmntk.kernels.formulas import Direction
+from lmntk.kernels.formulas import SignPlacement
 
 Gradients = Sequence[Tensor]
 """For each of the C logits its gradient at a module's output, ``[B, L, d]`` (``[B, d]`` counts as L = 1)."""
@@ -93,7 +93,7 @@ class Layer(ABC):
 
     @abstractmethod
     def kernel(
-        self, train: Sequence[Any], x: Sequence[Any], directions: Sequence[Direction], workspace: Workspace
+        self, train: Sequence[Any], x: Sequence[Any], directions: Sequence[SignPlacement], workspace: Workspace
     ) -> Tensor:
         """Return this module's part of a tile.
 
@@ -118,7 +118,7 @@ def with_positions(tensor: Tensor) -> Tensor:
     return tensor[:, None] if tensor.dim() == 2 else tensor.flatten(1, -2)
 
 
-def vector_kernel(train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[Direction]) -> Tensor:
+def vector_kernel(train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[SignPlacement]) -> Tensor:
     """Multiply whole gradients ``[B, C, p]``, as small as biases are; returns float64 ``[D, n, C, x, C]``."""
     left, right = torch.cat(list(train)), torch.cat(list(x))
     product = contract(left.flatten(0, 1), right.flatten(0, 1), directions)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lmntk.kernels.contraction import contract
-from lmntk.kernels.formulas import Direction
+from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Gradients, Layer, Workspace
 
 
@@ -43,7 +43,7 @@ class EmbeddingLayer(Layer):
         return Rows(torch.where(first, token, -1), summed.view_as(both))
 
     def kernel(
-        self, train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[Direction], workspace: Workspace
+        self, train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[SignPlacement], workspace: Workspace
     ) -> Tensor:
         """Multiply the rows of every token that occurs on both sides: float64 ``[D, n, C, x, C]``."""
         # Looking tokens up is least work, but asks the device for answers, for which a GPU would have to stop.
@@ -52,7 +52,7 @@ class EmbeddingLayer(Layer):
         return _by_comparing(train, x, directions, workspace)
 
 
-def _by_looking_up(train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[Direction]) -> Tensor:
+def _by_looking_up(train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[SignPlacement]) -> Tensor:
     """Multiply, token by token, the rows of the examples that have it."""
     (example, token, rows), (x_example, x_token, x_rows) = _by_token(train), _by_token(x)
     c = rows.shape[1]
@@ -70,7 +70,7 @@ def _by_looking_up(train: Sequence[Rows], x: Sequence[Rows], directions: Sequenc
 
 
 def _by_comparing(
-    train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[Direction], workspace: Workspace
+    train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[SignPlacement], workspace: Workspace
 ) -> Tensor:
     """Multiply all rows with all, and count the products of equal tokens: nothing depends on what the tokens are."""
     c = train[0].gradients.shape[2]
@@ -83,7 +83,7 @@ def _by_comparing(
     return torch.cat(parts, dim=1)
 
 
-def _equal(train: Rows, x: Rows, directions: Sequence[Direction], workspace: Workspace) -> Tensor:
+def _equal(train: Rows, x: Rows, directions: Sequence[SignPlacement], workspace: Workspace) -> Tensor:
     """Sum the products of rows whose tokens are equal: float64 ``[D, n, C, x, C]``."""
     (n, length, c, _), (m, x_length) = train.gradients.shape, x.token.shape
     equal = (train.token[:, :, None, None] == x.token) & (train.token >= 0)[:, :, None, None]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lmntk.kernels.contraction import BLOCK
-from lmntk.kernels.formulas import Direction
+from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Cost, Gradients, Layer, Workspace, stack_vectors, vector_kernel, with_positions
-from lmntk.kernels.layers.gram import entry_flops, gram
-from lmntk.kernels.layers.outer_products import OuterProducts, identity, shape_of
-from lmntk.kernels.machine import stage
+from lmntk.kernels.layers.linear_factors import OuterProducts, identity, shape_of
+from lmntk.kernels.layers.linear_gram import entry_flops, gram
+from lmntk.kernels.timing import stage
 
 # The rate at which gradients are formed and contracted, in units of that of Gram matrices' larger products.
 DENSE_EFFICIENCY = 0.6
@@ -63,15 +63,15 @@ class LinearLayer(Layer):
         self,
         train: Sequence[OuterProducts],
         x: Sequence[OuterProducts],
-        directions: Sequence[Direction],
+        directions: Sequence[SignPlacement],
         workspace: Workspace,
     ) -> Tensor:
         """Multiply by Gram matrices or dense gradients, whichever costs less: float64 ``[D, n, C, x, C]``."""
-        return joint_kernel([Member(self, train, x)], directions, workspace)
+        return shared_input_kernel([LinearPair(self, train, x)], directions, workspace)
 
 
 @dataclass(frozen=True)
-class Member:
+class LinearPair:
     """A linear layer's factors on both sides of a tile.
 
     Attributes:
@@ -85,7 +85,9 @@ class Member:
     x: Sequence[OuterProducts]
 
 
-def joint_kernel(members: Sequence[Member], directions: Sequence[Direction], workspace: Workspace) -> Tensor:
+def shared_input_kernel(
+    members: Sequence[LinearPair], directions: Sequence[SignPlacement], workspace: Workspace
+) -> Tensor:
     """Return the sum of the parts of layers that are given the same inputs, as queries, keys and values are.
 
     Args:
@@ -117,7 +119,7 @@ def joint_kernel(members: Sequence[Member], directions: Sequence[Direction], wor
     return sum(parts[1:], start=parts[0])
 
 
-def sharing_inputs(
+def group_by_shared_input(
     layers: Mapping[str, Layer], train: Mapping[str, Sequence[Any]], x: Mapping[str, Sequence[Any]]
 ) -> list[list[str]]:
     """Group layers, by name and in their order, by what they were given; most stand alone.
@@ -141,7 +143,7 @@ def _biases(factors: Sequence[OuterProducts]) -> list[Tensor]:
     return [factor.biases for factor in factors if factor.biases is not None]
 
 
-def _flops(members: Sequence[Member]) -> tuple[float, float]:
+def _flops(members: Sequence[LinearPair]) -> tuple[float, float]:
     """Return what Gram matrices cost, and what forming and multiplying dense gradients does."""
     train, x = members[0].train, members[0].x
     c, n, _, d_in = shape_of(train)
@@ -160,7 +162,10 @@ def _gram_is_faster(gram_flops: float, dense_flops: float) -> bool:
 
 
 def _dense(
-    train: Sequence[OuterProducts], x: Sequence[OuterProducts], directions: Sequence[Direction], workspace: Workspace
+    train: Sequence[OuterProducts],
+    x: Sequence[OuterProducts],
+    directions: Sequence[SignPlacement],
+    workspace: Workspace,
 ) -> Tensor:
     """Form gradients in preallocated buffers, some rows at a time, and multiply them: float64 ``[D, C, n, C, x]``."""
     c, n, d_out, d_in = shape_of(train)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lmntk.kernels.formulas import Direction
+from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Workspace
-from lmntk.kernels.layers.outer_products import OuterProducts, flattened, shape_of
+from lmntk.kernels.layers.linear_factors import OuterProducts, flattened, shape_of
 
 # What an entry of a Gram matrix costs beyond its products, in flops: it is multiplied, summed up and moved.
 GRAM_ENTRY_FLOPS = 350
@@ -23,7 +23,7 @@ def entry_flops(c: int, d_out: int, d_in: int) -> float:
 def gram(
     trains: Sequence[Sequence[OuterProducts]],
     xs: Sequence[Sequence[OuterProducts]],
-    directions: Sequence[Direction],
+    directions: Sequence[SignPlacement],
     workspace: Workspace,
 ) -> Tensor:
     """Multiply inputs with inputs and gradients with gradients: float64 ``[D, C, n, C, x]``.
@@ -96,7 +96,7 @@ def _runs(
 
 
 def _products(
-    pairs: Sequence[tuple[Tensor | None, Tensor | None]], direction: Direction, workspace: Workspace, name: str
+    pairs: Sequence[tuple[Tensor | None, Tensor | None]], direction: SignPlacement, workspace: Workspace, name: str
 ) -> Tensor:
     """The inner products of all positions with all, summed over `pairs`, in the buffer `name`: ``[P, P']``."""
     found: Tensor | None = None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lmntk.kernels.formulas import Direction
+from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Gradients, Layer, Workspace, stack_vectors, vector_kernel
 
 
@@ -24,7 +24,7 @@ class LayerNormLayer(Layer):
         return torch.cat(parts, dim=2)
 
     def kernel(
-        self, train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[Direction], workspace: Workspace
+        self, train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[SignPlacement], workspace: Workspace
     ) -> Tensor:
         """Multiply the vectors: float64 ``[D, n, C, x, C]``."""
         return vector_kernel(train, x, directions)

@@ -1,0 +1,1 @@
+"""What stored kernels tell: statistics, saved runs, comparisons."""

@@ -1,0 +1,1 @@
+"""Tasks and their examples, k-shot splits and metrics: no torch."""

@@ -1,0 +1,1 @@
+"""The template language, label words and demonstrations: from examples to token features."""

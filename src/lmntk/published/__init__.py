@@ -1,0 +1,1 @@
+"""Kernels that others have published: the catalogue, downloads and archives."""

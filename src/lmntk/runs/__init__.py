@@ -1,0 +1,1 @@
+"""Many runs: the log, grids, tables and ensembles."""

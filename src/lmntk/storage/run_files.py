@@ -1,0 +1,69 @@
+"""What a run writes about itself: metrics, its record and its line in the log."""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmntk.errors import UsageError
+from lmntk.storage.atomic import write_atomically
+from lmntk.storage.kernel_metadata import _as_bytes, _write_text
+
+
+def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Write ``key = value`` lines in the given order, numbers as Python writes them."""
+    lines = "".join(f"{key} = {_plain_number(value)}\n" for key, value in metrics.items())
+    write_atomically(path, lambda file: _write_text(file, lines))
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write what `append_log` appends as a file of its own."""
+    text = json.dumps(_strict_json(record), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda file: _write_text(file, text + "\n"))
+
+
+def append_log(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one line of strict JSON, safely while other processes append too.
+
+    Args:
+        path: The log.
+        record: Paths and other objects become text, NaN and infinity null.
+
+    Raises:
+        UsageError: The file system refuses.
+    """
+    line = _as_bytes(json.dumps(_strict_json(record), ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            # A process killed while it wrote must not spoil the next one's line.
+            file.seek(max(0, size - 1))
+            file.write((b"\n" if file.read(1) not in (b"", b"\n") else b"") + line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UsageError(f"cannot append to the log {path} ({error.strerror}): make room, or clear the way") from error
+
+
+def _plain_number(value: Any) -> Any:
+    """A numpy or torch scalar as a Python number; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _strict_json(value: Any) -> Any:
+    """What JSON can hold of a value."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict_json(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
