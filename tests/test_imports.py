@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "runs": {"errors", "storage", "data", "prompts"},
     "published": {"errors", "interrupts", "kernels", "storage", "data"},
 }
+MAY_IMPORT["commands"] = set(MAY_IMPORT)
 
 # Rooms, or files, that must load in no time or stand alone: the packages they may import besides the standard library.
 MAY_REQUIRE = {

@@ -130,7 +130,7 @@ def on_all_ranks(work: Callable[[], Answer]) -> Answer:
     errors = gather(None if own is None else str(own))
     failed = [number for number, error in enumerate(errors) if error is not None]
     if failed:
-        raise own if own is not None and rank() == failed[0] else ReportedElsewhereError(errors[failed[0]])
+        raise own if own is not None and rank() == failed[0] else ReportedElsewhereError(str(errors[failed[0]]))
     return answer  # type: ignore[return-value]  # nothing failed, so there is one
 
 

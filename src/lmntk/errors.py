@@ -1,20 +1,79 @@
-"""The one error a user can cause, and the sentences that help: the right name, and what a file system refused."""
+"""The errors that a user can cause, by kind, and the sentences that help: the right name, what a file system refused.
+
+A sentence names a setting in backticks, with the value where that helps: `kernel_dtype`, `kernel_dtype=float64`. In
+Python it is an argument. The command lines show the same sentence with flags, ``--kernel_dtype float64``
+(`lmntk.config.flag_names`): below `config/` nothing knows how a flag is spelt.
+"""
 
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(Exception):
-    """A mistake in flags or files, told in one sentence that names the cause and the way out.
+    """A mistake in settings or files, described in one sentence that names the cause and the remedy.
 
     `run.py` and the tools print the sentence after ``error:`` and exit with status 2.
 
+    Args:
+        sentence: The cause and the remedy, settings in backticks.
+        data: What the sentence is about, by name, for code that handles the error.
+
     Attributes:
+        data: The same.
         met_by_all: Whether all processes of a run end with it, and know that.
     """
 
     met_by_all = False
+
+    def __init__(self, sentence: str, **data: Any) -> None:
+        super().__init__(sentence)
+        self.data = data
+
+
+class SettingError(UsageError):
+    """A setting has a value that it cannot take, is missing, or contradicts another; data: ``setting``, ``value``."""
+
+
+class UnknownNameError(UsageError):
+    """No task, formula, solver, column … has this name; data: ``name``, ``kind``, ``options``."""
+
+
+class FileError(UsageError):
+    """A file or folder is missing, unreadable, or not what its name says; data: ``path``."""
+
+
+class DataError(UsageError):
+    """An example cannot be used; data: ``path``, ``line`` or ``example``."""
+
+
+class MissingSplitError(FileError):
+    """A split of the data is not there; data: ``path``, ``task``."""
+
+
+class TemplateError(UsageError):
+    """A template cannot be read, or its mask does not reach the model; data: ``template``."""
+
+
+class LabelWordError(UsageError):
+    """A label word is not one token, or two classes share it; data: ``word``, ``pieces``, ``label``."""
+
+
+class ModelError(UsageError):
+    """A model, tokenizer or adapter cannot be loaded, or does not fit the task; data: ``path`` or ``model``."""
+
+
+class NotFiniteError(UsageError):
+    """NaN or infinity in weights, logits or a kernel; data: ``parameter`` or ``example``."""
+
+
+class KernelMismatchError(UsageError):
+    """A stored kernel is not the one that is asked for; data: ``path``, ``differences``."""
+
+
+class SolverError(UsageError):
+    """A solver cannot work with this kernel or these labels; data: ``solver``."""
 
 
 class ReportedElsewhereError(UsageError):
@@ -27,11 +86,12 @@ class PeerExitedError(UsageError):
     """Another process, with which this one works together, has ended."""
 
 
-def refused(error: OSError) -> UsageError:
+def refused(error: OSError) -> FileError:
     """Say what the file system refused, with which file, and what helps."""
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    way_out = "take a shorter name" if error.errno == errno.ENAMETOOLONG else "make room, or clear the way"
-    return UsageError(f"{what}: {way_out}, and give the same command again; what was finished is kept")
+    remedy = "take a shorter name" if error.errno == errno.ENAMETOOLONG else "make room, or clear the way"
+    sentence = f"{what}: {remedy}, and give the same command again; what was finished is kept"
+    return FileError(sentence, path=error.filename)
 
 
 def suggest(word: str, options: Iterable[str], kind: str) -> str:

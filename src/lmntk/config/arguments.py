@@ -294,7 +294,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         UsageError: A flag that does not exist, lacks its value, or has one that it cannot take.
         SystemExit: Status 0, after printing the help.
     """
-    flags = _flag_names()
+    flags = flag_names()
     if argv and argv[0].endswith(".json"):
         argv = [*_read_config(Path(argv[0]), flags), *argv[1:]]
     check_words(argv)
@@ -349,7 +349,7 @@ def _as_sentence(message: str) -> str:
     return message
 
 
-def _flag_names() -> set[str]:
+def flag_names() -> set[str]:
     """The names of all flags, with the ``no_`` forms that HfArgumentParser adds to flags that are on by default."""
     fields = [field for group in _GROUPS for field in dataclasses.fields(group) if field.init]
     names = {field.name for field in fields}

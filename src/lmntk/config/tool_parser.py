@@ -3,11 +3,12 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 from lmntk import interrupts
 from lmntk.config.command_words import check_words
+from lmntk.config.flag_names import FlagFormatter, in_flags
 from lmntk.errors import UsageError, suggest
 
 
@@ -37,6 +38,36 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
+def run_tool(
+    parser: Parser,
+    work: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None = None,
+    when_stopped: str = interrupts.ANEW,
+) -> int:
+    """Read a tool's command line and do its work; warnings, and why it ended early, go to stderr, settings as flags.
+
+    Args:
+        parser: The tool's flags.
+        work: What to do with them; what it returns is the status of an end that is not an error.
+        argv: The command line without the program's name; by default that of the process.
+        when_stopped: What to say after a signal.
+
+    Returns:
+        The exit status, as `interrupts.exit_status` has it.
+    """
+    names = {flag.removeprefix("--") for action in parser._actions for flag in action.option_strings}
+    _log_warnings(names)
+    return interrupts.exit_status(
+        lambda: work(parser.read(argv)), when_stopped, wording=lambda sentence: in_flags(sentence, names)
+    )
+
+
+def _log_warnings(names: Collection[str]) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(FlagFormatter("warning: %(message)s", None, names))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.ANEW) -> int:
     """Do the work of a tool; its warnings, and why it ended early, are told on stderr.
 
@@ -45,7 +76,7 @@ def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.A
         when_stopped: What to say after a signal.
 
     Returns:
-        The exit status, as `stopping.exit_status` has it.
+        The exit status, as `interrupts.exit_status` has it.
     """
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     return interrupts.exit_status(main, when_stopped)
