@@ -14,7 +14,7 @@ TRAINER=${TRAINER:-standard}           # standard, kernel or linearhead
 TAG=${TAG:-}                           # a word to find the run by
 GRID_TAG=${GRID_TAG:-}                 # more of the output folder's name, for grids of settings under one tag
 LOAD_KERNELS_TAG=${LOAD_KERNELS_TAG:-} # take the kernels of the run with that tag
-AS_PUBLISHED=${AS_PUBLISHED:-0}        # 1: the settings of the published program, see docs/as-published.md
+AS_PUBLISHED=${AS_PUBLISHED:-0}        # 1: the settings of the published program, see docs/reference/as-published.md
 NUM_GPU=${NUM_GPU:-1}                  # processes, one a GPU; 0: CPU only
 
 say() { printf 'run_fewshot.sh: %s\n' "$*" >&2; }

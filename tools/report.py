@@ -3,7 +3,7 @@
 
 It reads the folders that run.py left (--output_dir), or any with kernels of that layout, and computes no kernel: what
 it predicts, it predicts from the stored ones. The page is one HTML file that needs no network; its pictures lie beside
-it as PNG files too. docs/report.md says what each picture means.
+it as PNG files too. docs/how-to/report.md says what each picture means.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Which architectures of transformers can be asked, and how fast: tries all, tiny, and writes docs/architectures.md.
+"""Which architectures of transformers can be asked, and how fast: tries all, writes the page architectures.md.
 
 Every architecture is saved as a checkpoint of random weights, loaded as any other, and asked about prompts of several
 lengths. All engines and formulas are compared with gradients taken one example and one logit at a time, by autograd in
@@ -40,7 +40,7 @@ from lmntk.prompts.features import Collator, Feature, FeatureDataset, FeatureExa
 from lmntk.solvers.bounds import Bounds, check_numbers
 from lmntk.storage.atomic import write_atomically
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "architectures.md"
 TRAIN, X = (6, 9, 7), (8, 5)
 LABEL_WORDS = (11, 7)
 FIRST_PLAIN_TOKEN = 5

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegressionCV
-from test_engines import longer_sides, names_of, problem_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import oracle
 from command_line import SIZES, Workplace, read_kernel, read_results, read_tensors, sst2_rows, write_rows
+from engine_problems import longer_sides, names_of, problem_of
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.parameters import ParameterFilter
 from tiny_models import CAUSAL, PaddedPrompts, prompts_for, save_tiny_checkpoint, tiny_prompt_model

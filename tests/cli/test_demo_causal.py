@@ -37,7 +37,7 @@ class Workplace:
 def call(model: Path, data: Path, output: Path) -> str:
     """Start the script as `make demo-causal` does; return what it prints."""
     folders = ["--model", str(model), "--data_dir", str(data), "--output_dir", str(output)]
-    command = [sys.executable, str(ROOT / "tools" / "demo_causal.py"), *folders]
+    command = [sys.executable, str(ROOT / "examples" / "demo" / "demo_causal.py"), *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -789,10 +789,10 @@ def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
     runs = [{"argv": place.argv(*flags, output=f"two {kind}")} for kind, flags in kinds.items()]
     path = place.folder / "runs.json"
     path.write_text(json.dumps(runs), encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'helpers'}"}
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests" / "process_runs.py"), str(path)],
+        [sys.executable, *launcher, str(ROOT / "tests" / "helpers" / "process_runs.py"), str(path)],
         cwd=place.folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

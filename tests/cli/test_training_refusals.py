@@ -436,7 +436,7 @@ def test_a_disk_that_is_full_while_a_model_is_saved_is_told(place: Workplace) ->
     done = subprocess.run(
         [sys.executable, "-c", UNDER_A_LIMIT, json.dumps(argvs)],
         cwd=place.folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'helpers'}"},
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert done.stderr.count("status: 2") == 2

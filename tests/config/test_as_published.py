@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 
-from command_line import ROOT, Workplace, read_kernel, read_results, read_tensors, sst2_rows, write_rows
-from doc_commands import argv_of, calls, make_stand_in
+from command_line import Workplace, read_kernel, read_results, read_tensors, sst2_rows, write_rows
+from doc_commands import argv_of, calls, make_stand_in, page_text
 from kernel_folders import Folder
 from lmntk import solvers
 from lmntk.config.arguments import parse_arguments
@@ -54,7 +54,7 @@ def told(place: Workplace, *flags: str) -> list[str]:
 
 
 def test_the_commands_of_the_page_are_understood(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "as-published.md").read_text(encoding="utf-8")
+    page = page_text("as-published")
     stand_in = make_stand_in(tmp_path)
     found = [parse_arguments(argv_of(call, stand_in))[2] for call in calls(page)]
     assert [training.kernel_solver for training in found] == ["logistic", "lstsq", "lstsq"]

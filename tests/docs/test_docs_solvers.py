@@ -1,4 +1,4 @@
-"""docs/solvers.md: the runs behind its table are ones that run.py takes, and what it says of kernels is so."""
+"""The page on solvers: the runs behind its table are ones that run.py takes, and what it says of kernels is so."""
 
 import contextlib
 import re
@@ -7,14 +7,14 @@ import runpy
 import pytest
 import torch
 
-from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
-from doc_commands import blocks, flags_of_run, python_calls
+from command_line import Workplace, read_kernel, read_results, sst2_rows, write_rows
+from doc_commands import blocks, flags_of_run, page_text, python_calls
 from lmntk.config.arguments import parse_arguments
 from lmntk.kernels import FORMULAS
 from lmntk.solvers import SOLVERS
 from tiny_models import tiny_config
 
-PAGE = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+PAGE = page_text("solvers")
 RAN = ("sst-2", "trec")
 """Of the tasks of the table these are run, for seed 13: one of two classes, one of six."""
 

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: its sentences are the program's, and a good part of them is provoked here."""
+"""docs/how-to/troubleshooting.md: its sentences are the program's, and a good part of them is provoked here."""
 
 import ast
 import re
@@ -13,11 +13,11 @@ from transformers import AutoConfig
 
 import generate_k_shot_data
 from command_line import ROOT, Workplace, sst2_rows, write_rows
-from doc_commands import commands, environment_with, make_stand_in
+from doc_commands import commands, environment_with, make_stand_in, page_text
 from lmntk.errors import UsageError
 from lmntk.storage.output_folder import claimed
 
-PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+PAGE = page_text("troubleshooting")
 QUOTES = [
     " ".join(line.removeprefix("> ") for line in quote.splitlines())
     for quote in re.findall(r"^(?:> .*\n)+", PAGE, flags=re.MULTILINE)

@@ -20,7 +20,7 @@ import lmntk.kernels
 import report
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.config.arguments import _flag_names
+from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import find_task
 from lmntk.runs.log import Trial
 
@@ -130,7 +130,7 @@ def test_every_command_is_one_that_the_tests_know() -> None:
 
 def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
     tool_flags = {"mode", "k", "task", "seed", "data_dir", "output_dir", "condition", "format"}
-    assert {flag for flag in re.findall(r"--(\w+)", README) if flag not in _flag_names() | tool_flags} == set()
+    assert {flag for flag in re.findall(r"--(\w+)", README) if flag not in flag_names() | tool_flags} == set()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert [link for link in [*links, "requirements.txt"] if not (ROOT / link).is_file()] == []
     for name in ("SST-2", "mr", "cr", "mpqa", "subj", "trec", "sst-5", "ag_news"):

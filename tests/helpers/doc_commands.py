@@ -11,6 +11,17 @@ from command_line import ROOT
 FOREIGN = ("GRID_TAG", "LOAD_KERNELS_TAG", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+def page_path(name: str) -> Path:
+    """Where the page of that name lies, whatever kind of page it is."""
+    (found,) = (ROOT / "docs").rglob(f"{name}.md")
+    return found
+
+
+def page_text(name: str) -> str:
+    """The text of that page."""
+    return page_path(name).read_text(encoding="utf-8")
+
+
 def blocks(text: str, language: str) -> list[str]:
     """The code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)

@@ -11,14 +11,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracle
-from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem
+from engine_problems import TOLERANCE, gradients_by_name, longer_sides, names_of, oracle_gradients, problem_of, sides
+from lmntk.kernels import ENGINES, FORMULAS
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.batching import buckets
 from lmntk.kernels.engines import factored
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.kernels.layers import LAYERS, EmbeddingLayer, embedding
-from lmntk.models.parameters import ParameterFilter, select_parameters
+from lmntk.models.parameters import ParameterFilter
 from lmntk.models.prompt_model import LabelWordDecoder
 from tiny_models import (
     ARCHITECTURES,
@@ -28,14 +29,10 @@ from tiny_models import (
     TYPICAL_CAUSAL,
     WITHOUT_BIASES,
     PaddedPrompts,
-    has_noise_for_a_gradient,
     prompts_for,
     tiny_prompt_model,
     tiny_prompts,
 )
-
-# SPEC: exact means 1e-12 in float64 and 2e-6 in float32, against float64.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
 def tolerance(engine, architecture, dtype):
@@ -80,48 +77,6 @@ def engine_kernel(engine, model, names, train, x, formula, train_tile=None, x_ti
     return kernel if problem.formula.is_asymmetric else kernel[0]
 
 
-def problem_of(model, names, train, x, formula="sgd"):
-    model.requires_grad_(False)
-    tokens = {int(token) for prompt in train for token in prompt["input_ids"][0]}
-    logits_fn, params = model.as_function(names, tokens)
-    return KernelProblem(
-        logits_fn,
-        params,
-        BatchedExamples(train),
-        None if x is None else BatchedExamples(x),
-        FORMULAS[formula],
-        model.num_logits,
-        model,
-        lambda batch: model(**batch),
-    )
-
-
-def oracle_gradients(model, names, prompts):
-    model.requires_grad_(True)
-    own = dict(model.named_parameters())
-    return oracle.gradients(lambda prompt: model(**prompt), [own[name] for name in names], prompts)
-
-
-def names_of(model, chosen, noise=True):
-    return [name for name in select_parameters(model, chosen) if noise or not has_noise_for_a_gradient(name)]
-
-
-def sides(architecture):
-    return prompts_for(architecture, [4, 6, 4], seed=1), prompts_for(architecture, [5, 6, 6], seed=2)
-
-
-@functools.cache
-def gradients_by_name(architecture):
-    """The oracle's gradients of both sides, ``[N, C, p]`` for each parameter: float64, and transformers' attention."""
-    model = tiny_prompt_model(architecture, our_attention=False)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    found = [
-        oracle_gradients(model, list(sizes), prompts).split(list(sizes.values()), dim=-1)
-        for prompts in sides(architecture)
-    ]
-    return [dict(zip(sizes, parts, strict=True)) for parts in found]
-
-
 def unsure(gradients, dtype):
     """1 where a gradient is within float32's rounding of zero, so that its sign may fall either way."""
     return ((gradients.abs() < (1e-6 if dtype == torch.float32 else 0.0)) & (gradients != 0)).double()
@@ -159,10 +114,6 @@ def test_every_engine_formula_and_filter_agrees_with_the_oracle(engine, architec
         assert torch.equal(found, found.round())
         assert not excess.any()
     assert float(excess.norm() / truth.norm()) <= tolerance(engine, architecture, dtype)
-
-
-def longer_sides(architecture):
-    return prompts_for(architecture, [12, 13, 5, 13, 12], seed=3), prompts_for(architecture, [13, 9, 12, 13], seed=4)
 
 
 @functools.cache

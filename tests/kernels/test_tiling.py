@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engines import names_of, problem_of
 
+from engine_problems import names_of, problem_of
 from lmntk.kernels import ENGINES
 from lmntk.kernels.tiling import CostModel, Tile, fair, make_plan, tiles_per_axis
 from lmntk.models.parameters import ParameterFilter

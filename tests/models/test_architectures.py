@@ -1,4 +1,4 @@
-"""docs/architectures.md: rows of its table made again, and the version of transformers that they are of."""
+"""docs/reference/architectures.md: rows of its table made again, and the version of transformers that they are of."""
 
 import re
 
@@ -13,7 +13,7 @@ from tiny_models import add_noise
 from tiny_tokenizers import make_bert_tokenizer
 from try_architectures import Row, rows_of, try_one, write_page
 
-PAGE = ROOT / "docs" / "architectures.md"
+PAGE = ROOT / "docs" / "reference" / "architectures.md"
 # One whose every layer has factors, one that has its own ones, one that sees its padding, and three that are refused.
 MADE_AGAIN = [
     ("bert", "masked"),

@@ -12,10 +12,10 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_engines import problem_of
 from torch.func import functional_call
 
 import oracle
+from engine_problems import problem_of
 from lmntk.errors import UsageError
 from lmntk.kernels import FORMULAS
 from lmntk.kernels.assembly import assemble, make_engine

@@ -6,12 +6,12 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_engines import problem_of
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import oracle
 from command_line import Workplace
+from engine_problems import problem_of
 from lmntk.errors import UsageError
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import has_adapters, restore_checkpoint, save_checkpoint

@@ -25,7 +25,7 @@ from lmntk.storage.tile_store import TileStore
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
-import lmntk.files as files
+import lmntk.storage.atomic as files
 ending, count = sys.argv[1], int(sys.argv[2])
 real = files.write_atomically
 seen = 0

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_engines import TOLERANCE, gradients_by_name, names_of, problem_of, sides
 
 import oracle
 from command_line import Workplace, flags_of, read_kernel, read_results, read_tensors
+from engine_problems import TOLERANCE, gradients_by_name, names_of, problem_of, sides
 from interrupted_runs import TILED, count_tiles, interrupted
 from lmntk import solvers
 from lmntk.kernels import FORMULAS

@@ -184,7 +184,8 @@ class RunArguments:
     _argument_group_name = "Training and evaluation"
 
     as_published: bool = flag(
-        "Take the published program's value of every setting in docs/as-published.md that is not given.", False
+        "Take the published program's value of every setting in docs/reference/as-published.md that is not given.",
+        False,
     )
     trainer: str = flag(
         "standard: fine-tune; kernel: predict with the kernel instead; linearhead: fit the last layer alone.",

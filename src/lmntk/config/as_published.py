@@ -1,7 +1,7 @@
 """Where the published program (Malladi et al. 2023, arXiv 2210.05643) takes another value than this one.
 
 Every row is a setting of its own; ``--as_published`` takes the published value of all that the command line leaves
-open. docs/as-published.md explains each of them.
+open. docs/reference/as-published.md explains each of them.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -212,7 +212,7 @@ def find_task(name: str) -> Task:
         return task
     if name.lower() == CUSTOM:
         raise UsageError(
-            f"task '{name}' is for data of one's own, whose columns are not given here: see docs/own-data.md"
+            f"task '{name}' is for data of one's own, whose columns are not given here: see docs/how-to/own-data.md"
         )
     raise UsageError(suggest(name, [*TASKS, CUSTOM], "task"))
 

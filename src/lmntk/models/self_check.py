@@ -214,5 +214,5 @@ def _differ(found: Tensor, wanted: Tensor) -> bool:
 def _refusal(name_or_path: str, config: PretrainedConfig, reason: str) -> UsageError:
     return UsageError(
         f"--model_name_or_path: '{name_or_path}' is of type {config.model_type}, which cannot be asked here "
-        f"({reason}): take an architecture that docs/architectures.md lists as right"
+        f"({reason}): take an architecture that docs/reference/architectures.md lists as right"
     )

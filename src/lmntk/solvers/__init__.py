@@ -44,7 +44,7 @@ def lstsq(train: FitInputs) -> Predict:
     return lambda x: x.regression(x.flat().T @ alpha, {"rank0": rank})
 
 
-def logistic(train: FitInputs) -> Predict:
+def _logistic(train: FitInputs) -> Predict:
     """Logistic regression on the rows of the kernel, its C chosen by cross-validation; loss: cross entropy.
 
     The logit of a single-logit kernel is log p(1) - log p(0); more logits are log-probabilities.
@@ -150,7 +150,7 @@ class Solver:
 
 SOLVERS: dict[str, Solver] = {
     "lstsq": Solver(lstsq, "minimum-norm least squares", allows_f0=True),
-    "logistic": Solver(logistic, "cross-validated logistic regression on the kernel's rows"),
+    "logistic": Solver(_logistic, "cross-validated logistic regression on the kernel's rows"),
     "svr": Solver(svr, "support vector regression", allows_f0=True),
     "svc": Solver(svc, "support vector classification, one versus the rest"),
     "asym": Solver(asym, "asymmetric least-squares SVM", needs_binary=True, needs_asymmetric=True, allows_f0=True),
