@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "data": {"errors", "storage"},
     "prompts": {"errors", "storage", "data"},
     "models": {"errors", "storage", "kernels"},
-    "config": {"errors", "distributed", "interrupts", "kernels", "solvers", "data", "prompts"},
+    "config": {"errors", "distributed", "interrupts", "kernels", "solvers", "storage", "data", "prompts"},
     "experiment": {"errors", "distributed", "kernels", "solvers", "storage", "data", "prompts", "models", "config"},
     "trainers": {
         *("errors", "distributed", "interrupts", "kernels", "solvers", "storage", "data", "prompts", "models"),

@@ -27,6 +27,7 @@ from lmntk.distributed import meet_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.solvers import SOLVERS
+from lmntk.storage.run_files import is_zero_shot
 
 GENERAL_MAX_SEQ_LENGTH = 128
 GENERAL_NUM_SAMPLE = 16
@@ -267,8 +268,7 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
     @property
     def active_trainer(self) -> str:
         """The trainer that is at work: ``"zero-shot"`` where it has nothing to train."""
-        computes_kernel = self.trainer == "kernel" and not self.no_train
-        return self.trainer if self.do_train or computes_kernel else "zero-shot"
+        return "zero-shot" if is_zero_shot(vars(self)) else self.trainer
 
     @property
     def fits_linear_head(self) -> bool:

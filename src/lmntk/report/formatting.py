@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lmntk.analysis.summary import KernelStudy, Study
+from lmntk.storage.run_files import is_zero_shot
 
 METRICS = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews correlation", "pearson": "Pearson correlation"}
 
@@ -63,7 +64,7 @@ def method_of(study: Study) -> str:
         return f"kernel{f', {formula}' if formula else ''}{adapters}"
     if not record:
         return "not told"
-    if record.get("no_train") or record.get("do_train") is False:
+    if is_zero_shot(record):
         return "zero-shot"
     if record.get("trainer") == "linearhead":
         return "linear head"

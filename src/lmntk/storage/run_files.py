@@ -49,6 +49,25 @@ def append_log(path: Path, record: Mapping[str, Any]) -> None:
         raise UsageError(f"cannot append to the log {path} ({error.strerror}): make room, or clear the way") from error
 
 
+def is_zero_shot(settings: Mapping[str, Any]) -> bool:
+    """Return whether a run predicts with the model as it is.
+
+    A kernel run without `do_train` still computes its kernel; only `no_train` makes it a zero-shot run.
+
+    Args:
+        settings: The run's `trainer`, `do_train` and `no_train`, as its arguments, record or log line have them; a
+            setting that older logs lack counts as its default in a training run.
+
+    Examples:
+        >>> is_zero_shot({"trainer": "standard", "do_train": False})
+        True
+        >>> is_zero_shot({"trainer": "kernel", "do_train": False})
+        False
+    """
+    does_not_train = settings.get("do_train") is False and settings.get("trainer") != "kernel"
+    return bool(settings.get("no_train")) or does_not_train
+
+
 def _plain_number(value: Any) -> Any:
     """A numpy or torch scalar as a Python number; anything else as it is."""
     return value.item() if hasattr(value, "item") else value
