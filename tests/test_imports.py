@@ -54,6 +54,7 @@ MAY_REQUIRE = {
     "prompts/demonstrations": {"numpy"},
     "storage/atomic": set(),
     "storage/readers": {"numpy"},
+    "storage/wording": set(),
     "config/tool_parser": set(),
     "config/legacy_flags": set(),
     "config/command_words": set(),

@@ -48,8 +48,9 @@ from lmntk.published.catalogue import (
     File,
     published_task,
 )
-from lmntk.published.http_download import download, partial_of, size_in_words
+from lmntk.published.http_download import download, partial_of
 from lmntk.storage import atomic, kernel_files, logits_files
+from lmntk.storage.wording import data_size
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where run_fewshot.sh looks.
@@ -191,7 +192,7 @@ def check_room(flag: str, folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(nearest(folder)).free
     if free < needed:
         raise UsageError(
-            f"--{flag} {folder}: {what} takes {size_in_words(needed)}, but {size_in_words(free)} are free: make room, "
+            f"--{flag} {folder}: {what} takes {data_size(needed)}, but {data_size(free)} are free: make room, "
             "choose another folder, or name fewer with --task and --seed"
         )
 
@@ -212,10 +213,10 @@ def fetch(archive: Archive, settings: Settings) -> None:
     path, url = settings.fetched(archive), settings.url(archive)
 
     def announce(size: int | None, have: int) -> None:
-        total = "of a size that the server does not tell" if size is None else size_in_words(size)
-        here = f", {size_in_words(have)} of it are here already" if have else ""
+        total = "of a size that the server does not tell" if size is None else data_size(size)
+        here = f", {data_size(have)} of it are here already" if have else ""
         free = shutil.disk_usage(nearest(settings.cache_dir)).free
-        print(f"fetching {url}: {total}{here}; {size_in_words(free)} are free on the disk", flush=True)
+        print(f"fetching {url}: {total}{here}; {data_size(free)} are free on the disk", flush=True)
         check_archive_fits(archive, settings, size or 0, have)
 
     download(
@@ -237,7 +238,7 @@ def unpack(archive: Archive, path: Path, settings: Settings) -> Contents:
         }
         needed = sum(file.size for file in missing.values())
         check_room("output_dir", settings.output_dir, needed, f"what is unpacked of {archive.name}")
-        print(f"unpacking {len(missing)} files of {archive.name}, {size_in_words(needed)}", flush=True)
+        print(f"unpacking {len(missing)} files of {archive.name}, {data_size(needed)}", flush=True)
         with tqdm(total=2 * needed, unit="B", unit_scale=True, desc=archive.name, disable=None) as bar:
             archives.check(opened, [members[file.member] for file in missing.values()], bar.update)
             for target, file in missing.items():
@@ -368,9 +369,9 @@ def list_archives(settings: Settings) -> None:
         path, contents = settings.fetched(archive), Contents.read(settings.record(archive))
         here = []
         if path.exists():
-            here.append(f"fetched ({size_in_words(path.stat().st_size)})")
+            here.append(f"fetched ({data_size(path.stat().st_size)})")
         elif partial_of(path).exists():
-            here.append(f"begun ({size_in_words(partial_of(path).stat().st_size)})")
+            here.append(f"begun ({data_size(partial_of(path).stat().st_size)})")
         if contents is not None:
             there = sum(settings.path(archive, file).exists() for file in contents.files)
             here.append(f"{there} of {len(contents.files)} files unpacked")

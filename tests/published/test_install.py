@@ -32,8 +32,9 @@ from archive_server import (
 )
 from command_line import Workplace, read_results
 from doc_commands import argv_of, commands, make_stand_in, page_text
-from lmntk.published import archives, catalogue, http_download
+from lmntk.published import archives, catalogue
 from lmntk.solvers import SOLVERS
+from lmntk.storage.wording import data_size
 from random_kernels import Case
 
 
@@ -47,7 +48,7 @@ def test_a_fresh_archive_is_unpacked_to_where_runs_look_and_removed(place: Place
     place.mirror.files[SGD] = SMALL_ZIP
     out = place.get()
     assert place.unpacked() == UNPACKED
-    assert f"fetching {place.mirror.url}/{SGD}: {http_download.size_in_words(len(SMALL_ZIP))}; " in out
+    assert f"fetching {place.mirror.url}/{SGD}: {data_size(len(SMALL_ZIP))}; " in out
     assert sorted(path.name for path in place.cache.iterdir()) == [f"{SGD}.contents.json"]
 
 
@@ -177,8 +178,7 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(place: Place, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=both - 1))
     sentence = place.refuse()
     assert sentence.startswith(
-        f"--cache_dir {place.cache}: {SGD}, with what is unpacked of it, takes {http_download.size_in_words(both)}, "
-        "but "
+        f"--cache_dir {place.cache}: {SGD}, with what is unpacked of it, takes {data_size(both)}, but "
     )
     assert not (place.cache / SGD).exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=len(SMALL_ZIP) + 1))
@@ -218,7 +218,7 @@ def test_the_archives_are_the_fourteen_published_ones_and_the_list_says_what_is_
     place.mirror.files[SGD] = SMALL_ZIP
     place.get("--keep_archives")
     (place.result / SST_2_FOLDER / "test_kernels_sst-2.pt").unlink()
-    size = http_download.size_in_words(len(SMALL_ZIP))
+    size = data_size(len(SMALL_ZIP))
     assert place.get("--list").splitlines()[0] == (f"{place.mirror.url}/{SGD}  fetched ({size}), 2 of 3 files unpacked")
 
 

@@ -10,6 +10,7 @@ from lmntk.data.examples import write_text
 from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError, suggest
 from lmntk.storage.readers import read_json
+from lmntk.storage.wording import quantity
 
 BASE_URL = "https://nlp.cs.princeton.edu/projects/LM-Kernel-FT/roberta-base"
 MODEL = "roberta-base"
@@ -152,7 +153,8 @@ class Contents:
         Raises:
             UsageError: Nothing in it is a kernel of a task.
         """
-        example = f"{_members(len(self.others))}, such as {self.others[0]}" if self.others else "no other member"
+        others = quantity(len(self.others), "member")
+        example = f"{others}, such as {self.others[0]}" if self.others else "no other member"
         if not any(file.kind == "kernels" for file in self.files):
             raise UsageError(
                 f"{path} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but {example}: the archive is "
@@ -189,7 +191,3 @@ class Contents:
                 f"and --seed among {there}"
             )
         return list(by_place.values())
-
-
-def _members(number: int) -> str:
-    return f"{number} member{'' if number == 1 else 's'}"

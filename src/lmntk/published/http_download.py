@@ -20,6 +20,7 @@ from lmntk.data.examples import write_text
 from lmntk.errors import UsageError
 from lmntk.interrupts import Stopped
 from lmntk.storage.readers import read_json
+from lmntk.storage.wording import data_size
 
 PARTIAL = ".partial"
 TIMEOUT_SECONDS = 60
@@ -47,14 +48,6 @@ class Version:
     validator: str
 
 
-def size_in_words(size: int) -> str:
-    """Write a number of bytes as people read it: ``"1.3 GB"``."""
-    for exponent, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if size >= 1000**exponent:
-            return f"{size / 1000**exponent:.1f} {unit}"
-    return f"{size} bytes"
-
-
 def partial_of(target: Path) -> Path:
     """Where what was received of a file lies until it is whole."""
     return target.with_name(target.name + PARTIAL)
@@ -79,7 +72,7 @@ def download(url: str, target: Path, announce: Announce, way_out: str) -> None:
         try:
             _fetch(url, file, _note_of(partial), announce, way_out)
         except Stopped as stop:
-            stop.kept = f"{partial} keeps the {size_in_words(_size(file))} that came"
+            stop.kept = f"{partial} keeps the {data_size(_size(file))} that came"
             raise
         os.fsync(file.fileno())
         partial.replace(target)
@@ -135,10 +128,10 @@ def _fetch(url: str, file: BinaryIO, note: Path, announce: Announce, way_out: st
         furthest = max(furthest, _size(file))
         if vain > len(PAUSES):
             raise UsageError(
-                f"cannot fetch {url} ({reason}, {vain} times with nothing new): the {size_in_words(_size(file))} that "
+                f"cannot fetch {url} ({reason}, {vain} times with nothing new): the {data_size(_size(file))} that "
                 f"came are kept, and the same command goes on; or {way_out}"
             )
-        print(f"{reason} after {size_in_words(_size(file))}: trying again", flush=True)
+        print(f"{reason} after {data_size(_size(file))}: trying again", flush=True)
         time.sleep(PAUSES[vain - 1] if vain else 0)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from lmntk.analysis.summary import KernelStudy, Study
 from lmntk.storage.run_files import is_zero_shot
+from lmntk.storage.wording import quantity
 
 METRICS = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews correlation", "pearson": "Pearson correlation"}
 
@@ -42,11 +43,6 @@ def short(value: float) -> str:
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     digits, power = f"{value:.1e}".split("e")
     return f"{digits} × 10<sup>{int(power)}</sup>"
-
-
-def counted(number: int, what: str) -> str:
-    """Write a number of things."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def metric_of(study: Study) -> str:
@@ -84,7 +80,7 @@ def score_of(study: Study, split: str) -> str:
     """Say how well a run predicts a split."""
     value = study.scores[split]
     if study.metric == "acc" and split in study.splits:
-        return f"{percent(value)} % of {counted(len(study.splits[split].labels), 'example')} right"
+        return f"{percent(value)} % of {quantity(len(study.splits[split].labels), 'example')} right"
     return f"{metric_of(study)} {percent(value)}{' %' if study.metric == 'acc' else ''}"
 
 
@@ -104,7 +100,7 @@ def lead(studies: Sequence[Study]) -> str:
     prompts = {_prompt(study, study.kernel) for study in studies if study.kernel is not None}
     same = prompts.pop() if len(prompts) == 1 else ""
     kernels = f'<p class="note">The kernels: {_sizes(first)}. {same}</p>' if first is not None else ""
-    return f'<p class="lead">{counted(len(studies), "run")} of {escaped(models)}.{told}</p>{kernels}'
+    return f'<p class="lead">{quantity(len(studies), "run")} of {escaped(models)}.{told}</p>{kernels}'
 
 
 def _model(study: Study) -> str:
