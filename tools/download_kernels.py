@@ -30,7 +30,7 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from lmntk.config.tool_parser import Parser, exit_status
-from lmntk.data.examples import PUBLISHED_SEEDS
+from lmntk.data.kshot import PUBLISHED_SEEDS
 from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError
 from lmntk.interrupts import Stopped

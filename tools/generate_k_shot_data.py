@@ -20,9 +20,10 @@ if __name__ == "__main__":
     interrupts.begin()
 
 from lmntk.config.tool_parser import Parser, exit_status
-from lmntk.data.examples import KSHOT_MODES, PUBLISHED_SEEDS
 from lmntk.data.kshot import (
     DEFAULT_TASKS,
+    KSHOT_MODES,
+    PUBLISHED_SEEDS,
     Originals,
     missing_originals,
     read_originals,

@@ -30,8 +30,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from lmntk.config.tool_parser import Parser, exit_status
-from lmntk.data.examples import PUBLISHED_SEEDS, read_examples, split_file
-from lmntk.data.kshot import DEFAULT_TASKS
+from lmntk.data.examples import read_examples, split_file
+from lmntk.data.kshot import DEFAULT_TASKS, PUBLISHED_SEEDS
 from lmntk.data.tasks import CUSTOM, TASKS, Task, custom_task, find_task
 from lmntk.errors import UsageError
 from lmntk.models.families import max_positions

@@ -45,8 +45,8 @@ from tqdm import tqdm
 
 from lmntk.config.legacy_flags import is_flag
 from lmntk.config.tool_parser import Parser, exit_status
-from lmntk.data.examples import write_text
 from lmntk.errors import UsageError, suggest
+from lmntk.storage.atomic import write_text
 
 RUN_SCRIPT = Path(__file__).resolve().parents[1] / "run_fewshot.sh"
 LOG, STAMP = "grid-run.log", "grid-stamp"

@@ -49,7 +49,11 @@ class DataError(UsageError):
 
 
 class MissingSplitError(FileError):
-    """A split of the data is not there; data: ``path``, ``task``."""
+    """A split of the data is not there; data: ``path``, ``folder``, ``task``, ``split``, ``cause``."""
+
+
+class EmbeddingsError(FileError):
+    """Sentence embeddings are missing or do not fit the data; data: ``path``, ``model``, ``cause``."""
 
 
 class TemplateError(UsageError):

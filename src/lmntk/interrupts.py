@@ -63,7 +63,7 @@ def exit_status(
     work: Callable[[], int | None],
     when_stopped: str = ANEW,
     prints_results: bool = True,
-    wording: Callable[[str], str] = str,
+    wording: Callable[[UsageError], str] = str,
 ) -> int:
     """Do the work of a program; show on stderr, in a sentence, why it ended early.
 
@@ -73,7 +73,7 @@ def exit_status(
         work: What to do; what it returns is the status of an end that is no error.
         when_stopped: What to say after a signal, where `Stopped` says nothing else.
         prints_results: Whether stdout is more than messages: the work ends where that cannot be written.
-        wording: Turns the sentence of a `UsageError` into that of the program's command line.
+        wording: Gives the sentence that the program's command line shows for an error.
 
     Returns:
         0; 2 after a `UsageError` or where a file could not be read or written; 128 and the signal's number after a
@@ -102,7 +102,7 @@ def check() -> None:
         raise Stopped(_received[0])
 
 
-def _told(error: BaseException, when_stopped: str, wording: Callable[[str], str]) -> int | None:
+def _told(error: BaseException, when_stopped: str, wording: Callable[[UsageError], str]) -> int | None:
     """Show why the program ends; None for an error that only a traceback explains."""
     stop = _stop_behind(error)
     if stop is not None:
@@ -116,7 +116,7 @@ def _told(error: BaseException, when_stopped: str, wording: Callable[[str], str]
         error = refused(error)
     if not isinstance(error, UsageError):
         return None
-    error.args = (wording(str(error)),)
+    error.args = (wording(error),)
     if "RANK" not in os.environ:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmntk.data.examples import Example, read_examples, split_file, write_text
+from lmntk.data.examples import Example, read_examples, split_file
 from lmntk.data.formats import format_row, read_rows
 from lmntk.data.tasks import TASKS
-from lmntk.errors import UsageError
-
-TOOL = "python tools/generate_k_shot_data.py"
+from lmntk.errors import MissingSplitError, UsageError
 
 
 @pytest.fixture
@@ -118,7 +116,7 @@ def test_other_characters_that_end_lines_elsewhere_are_text(write):
 def test_rows_written_as_csv_are_read_back_the_same(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "train.csv"
     task = TASKS["mr"]
-    write_text(path, "".join(format_row(task, row) for row in rows))
+    path.write_text("".join(format_row(task, row) for row in rows), encoding="utf-8", newline="")
     assert [tuple(row.fields) for row in read_rows(task, path)] == rows
 
 
@@ -209,83 +207,23 @@ def test_a_file_that_cannot_be_opened_is_told_in_one_sentence(tmp_path):
     assert error_of("mr", tmp_path) == f"cannot read {tmp_path}: Is a directory"
 
 
-class TestSplitFile:
-    """The file of a split is found, or the command that makes it is told."""
-
-    @pytest.fixture(autouse=True)
-    def in_an_empty_project(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-
-    def error_of(self, task, folder, split="train"):
-        with pytest.raises(UsageError) as caught:
-            split_file(TASKS[task], folder, split)
-        return str(caught.value)
-
-    def test_it_is_found_under_the_name_that_the_task_gives_it(self, tmp_path):
-        for name in ("train.tsv", "dev_matched.tsv", "test_matched.tsv", "test_mismatched.tsv"):
-            (tmp_path / name).touch()
-        assert split_file(TASKS["MNLI"], tmp_path, "dev") == tmp_path / "dev_matched.tsv"
-        assert split_file(TASKS["MNLI"], str(tmp_path), "test") == tmp_path / "test_matched.tsv"
-        assert split_file(TASKS["mnli-mm"], tmp_path, "test") == tmp_path / "test_mismatched.tsv"
-
-    def test_a_missing_folder_names_the_command_that_makes_it(self):
-        assert self.error_of("SST-2", "data/k-shot-1k-test/SST-2/16-42") == (
-            "there is no folder data/k-shot-1k-test/SST-2/16-42: make it with "
-            f"`{TOOL} --mode k-shot-1k-test --k 16 --seed 42 --task SST-2`"
-        )
-
-    def test_a_missing_file_names_the_command_that_makes_it(self, tmp_path):
-        (tmp_path / "data/k-shot-10x/mr/8-7").mkdir(parents=True)
-        assert self.error_of("mr", "data/k-shot-10x/mr/8-7", "dev") == (
-            "data/k-shot-10x/mr/8-7/dev.csv is missing: make it with "
-            f"`{TOOL} --mode k-shot-10x --k 8 --seed 7 --task mr`"
-        )
-
-    def test_cola_takes_all_published_seeds_since_they_build_on_each_other(self):
-        assert self.error_of("CoLA", "data/k-shot/CoLA/16-42").endswith(f"`{TOOL} --mode k-shot --k 16 --task CoLA`")
-        assert self.error_of("CoLA", "data/k-shot/CoLA/16-5").endswith("--k 16 --seed 5 --task CoLA`")
-
-    def test_mnli_on_mismatched_texts_is_made_with_mnli(self):
-        assert self.error_of("mnli-mm", "data/k-shot/mnli-mm/16-42").endswith(
-            f"make it with `{TOOL} --mode k-shot --k 16 --seed 42 --task MNLI` "
-            "and give --data_dir data/k-shot/MNLI/16-42"
-        )
-
-    def test_another_place_than_data_is_named_in_the_command(self):
-        assert self.error_of("mr", "data/demo/x y/k-shot/mr/16-42").endswith(
-            f"`{TOOL} --mode k-shot --k 16 --seed 42 --task mr --data_dir 'data/demo/x y/original' "
-            "--output_dir 'data/demo/x y'`"
-        )
-
-    def test_the_project_s_own_data_folder_may_be_given_in_full(self, tmp_path):
-        assert self.error_of("mr", tmp_path / "data/k-shot/mr/16-42").endswith("--seed 42 --task mr`")
-
-    def test_the_folder_of_another_task_is_told(self):
-        assert self.error_of("SST-2", "data/k-shot/mr/16-42") == (
-            "there is no folder data/k-shot/mr/16-42: the folder is one of mr: give --task_name mr, "
-            "or --data_dir data/k-shot/SST-2/16-42 for SST-2"
-        )
-
-    def test_any_other_folder_gets_an_example_of_the_command(self):
-        assert self.error_of("RTE", "elsewhere") == (
-            f"there is no folder elsewhere: make k-shot data with `{TOOL} --mode k-shot-1k-test --k 16 --task RTE` "
-            "and give --data_dir data/k-shot-1k-test/RTE/16-42"
-        )
+def test_a_split_has_the_file_name_that_the_task_gives_it(tmp_path):
+    for name in ("train.tsv", "dev_matched.tsv", "test_matched.tsv", "test_mismatched.tsv"):
+        (tmp_path / name).touch()
+    assert split_file(TASKS["MNLI"], tmp_path, "dev") == tmp_path / "dev_matched.tsv"
+    assert split_file(TASKS["MNLI"], str(tmp_path), "test") == tmp_path / "test_matched.tsv"
+    assert split_file(TASKS["mnli-mm"], tmp_path, "test") == tmp_path / "test_mismatched.tsv"
 
 
-def test_writing_replaces_a_file_whole_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "new" / "train.csv"
-    write_text(path, "0,old\n")
-    write_text(path, "0,é\r\n")
-    assert path.read_bytes() == "0,é\r\n".encode()
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_file_that_cannot_be_written_is_told_in_one_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError) as caught:
-        write_text(tmp_path / "file" / "train.csv", "")
-    assert str(caught.value).startswith(f"cannot write {tmp_path}/file/train.csv: ")
+@pytest.mark.parametrize("folder_exists", [True, False])
+def test_a_missing_split_is_an_error_with_task_folder_and_split(tmp_path, folder_exists):
+    folder = tmp_path if folder_exists else tmp_path / "none"
+    with pytest.raises(MissingSplitError) as caught:
+        split_file(TASKS["mr"], folder, "dev")
+    data = caught.value.data
+    assert (data["path"], data["folder"], data["task"].name, data["split"]) == (folder / "dev.csv", folder, "mr", "dev")
+    assert data["cause"] == (f"{folder}/dev.csv is missing" if folder_exists else f"there is no folder {folder}")
+    assert "data_dir" in str(caught.value)
 
 
 def test_a_file_in_utf_16_is_told_from_one_in_latin_1(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmntk.errors import UsageError
+from lmntk.errors import FileError, UsageError
 from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, paths, run_files
 
 FORK = multiprocessing.get_context("fork")
@@ -125,6 +125,17 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
         "and give the same command again; what was finished is kept"
     )
     assert names(tmp_path) == []
+
+
+def test_a_text_is_written_as_it_is_into_a_folder_that_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "train.csv"
+    for text in ("0,old\n", "0,é\r\n"):
+        atomic.write_text(path, text)
+    assert path.read_bytes() == "0,é\r\n".encode()
+    assert names(path.parent) == ["train.csv"]
+    with pytest.raises(FileError) as caught:
+        atomic.write_text(path / "train.csv", "")
+    assert caught.value.data["path"] == path / "train.csv"
 
 
 def test_a_kernel_file_is_a_plain_pair_of_tensors_and_its_description_lies_beside_it(path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from typing import Any, NoReturn
 
 from lmntk import interrupts
+from lmntk.errors import UsageError
 
 WHEN_STOPPED = "kernels that were finished are kept; the same command goes on from there"
 
@@ -22,11 +23,12 @@ def main(argv: list[str]) -> int:
     return interrupts.exit_status(lambda: _run(argv), WHEN_STOPPED, prints_results=False, wording=_wording)
 
 
-def _wording(sentence: str) -> str:
+def _wording(error: UsageError) -> str:
     from lmntk.config.arguments import flag_names
     from lmntk.config.flag_names import in_flags
+    from lmntk.config.remedies import sentence_of
 
-    return in_flags(sentence, flag_names())
+    return in_flags(sentence_of(error), flag_names())
 
 
 def _run(argv: list[str]) -> None:
@@ -68,7 +70,6 @@ def _run(argv: list[str]) -> None:
 
 
 def _make_trainer(run: Any, model_args: Any, training_args: Any) -> Any:
-    from lmntk.errors import UsageError
     from lmntk.trainers.base import ZeroShotTrainer
     from lmntk.trainers.finetune import FineTuneTrainer
     from lmntk.trainers.kernel import KernelTrainer

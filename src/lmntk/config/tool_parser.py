@@ -57,9 +57,13 @@ def run_tool(
     """
     names = {flag.removeprefix("--") for action in parser._actions for flag in action.option_strings}
     _log_warnings(names)
-    return interrupts.exit_status(
-        lambda: work(parser.read(argv)), when_stopped, wording=lambda sentence: in_flags(sentence, names)
-    )
+    return interrupts.exit_status(lambda: work(parser.read(argv)), when_stopped, wording=lambda e: _wording(e, names))
+
+
+def _wording(error: UsageError, names: Collection[str]) -> str:
+    from lmntk.config.remedies import sentence_of  # here, since an error alone needs the table of tasks
+
+    return in_flags(sentence_of(error), names)
 
 
 def _log_warnings(names: Collection[str]) -> None:
@@ -79,4 +83,4 @@ def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.A
         The exit status, as `interrupts.exit_status` has it.
     """
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    return interrupts.exit_status(main, when_stopped)
+    return interrupts.exit_status(main, when_stopped, wording=lambda error: _wording(error, ()))

@@ -1,27 +1,16 @@
 """Examples from a task's files: where they are, how their rows become examples, what is wrong with a row."""
 
 import logging
-import os
-import re
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
 
-from lmntk.data.formats import ENDINGS, Row, columns, known_endings, read_rows, shown
-from lmntk.data.tasks import REGRESSION_RANGE, TASKS, Task, as_number, spelled_columns
-from lmntk.errors import UsageError, suggest
+from lmntk.data.formats import ENDINGS, Row, columns, read_rows, shown
+from lmntk.data.tasks import REGRESSION_RANGE, Task, as_number, spelled_columns
+from lmntk.errors import FileError, MissingSplitError, UsageError, suggest
 
 logger = logging.getLogger(__name__)
-
-KSHOT_MODES = ("k-shot", "k-shot-10x", "k-shot-1k-test")
-"""The kinds of k-shot data, named like the folders that hold them; see `lmntk.data.kshot`."""
-
-PUBLISHED_SEEDS = (100, 13, 21, 42, 87)
-"""The seeds of LM-BFF's splits, in the order in which it draws them."""
-
 
 _SEPARATORS = {
     "\t": "call a file with tabs .tsv",
@@ -222,25 +211,6 @@ def _almost(label: str, labels: Iterable[str]) -> str:
     return ""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one piece, its folder made where missing: whoever looks finds the old file or the new one.
-
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-
 def split_file(task: Task, data_dir: str | Path, split: str) -> Path:
     """Find the file of a split in a k-shot folder.
 
@@ -250,69 +220,33 @@ def split_file(task: Task, data_dir: str | Path, split: str) -> Path:
         split: ``"train"``, ``"dev"`` or ``"test"``.
 
     Raises:
-        UsageError: Folder or file is missing; says which command makes it.
+        MissingSplitError: The folder or the file is missing. Its `data` has path, folder, task, split and cause.
+        FileError: There are several files of the split.
     """
     folder = Path(data_dir)
+    path: Path | None
     if task.columns:
-        return find_user_file(folder, split) or _no_own_file(task, folder, split)
-    path = folder / task.file_name(split)
-    if path.is_file():
+        path, name = find_user_file(folder, split), f"{folder} has no {split} file"
+    else:
+        path = folder / task.file_name(split)
+        name = f"{path} is missing"
+    if path is not None and path.is_file():
         return path
-    missing = f"{path} is missing" if folder.is_dir() else f"there is no folder {folder}"
-    raise UsageError(f"{missing}: {_how_to_make(task, folder)}")
+    cause = name if folder.is_dir() else f"there is no folder {folder}"
+    raise MissingSplitError(
+        f"{cause}: draw k-shot splits, or name another folder with `data_dir`",
+        **{"path": path or folder, "folder": folder, "task": task, "split": split, "cause": cause},
+    )
 
 
 def find_user_file(folder: Path, split: str) -> Path | None:
     """Find the file of a split among a user's own data; None where there is none.
 
     Raises:
-        UsageError: There are two.
+        FileError: There are several.
     """
     found = [path for ending in ENDINGS if (path := folder / f"{split}.{ending}").is_file()]
     if len(found) > 1:
-        raise UsageError(f"{folder} holds {' and '.join(path.name for path in found)}: leave the one that is meant")
+        names = " and ".join(path.name for path in found)
+        raise FileError(f"{folder} holds {names}: keep one of them", path=folder)
     return found[0] if found else None
-
-
-def _no_own_file(task: Task, folder: Path, split: str) -> NoReturn:
-    """Say which command makes a k-shot folder of a user's own data."""
-    missing = f"{folder} has no {split} file" if folder.is_dir() else f"there is no folder {folder}"
-    numbers = re.fullmatch(r"(\d+)-(\d+)", folder.name)
-    k, seed = numbers.groups() if numbers else ("16", "42")
-    in_place = numbers is not None and folder.parent.parent.name in KSHOT_MODES
-    mode = folder.parent.parent.name if in_place else "k-shot-1k-test"
-    name = shlex.quote(folder.parent.name) if in_place else task.name
-    root = folder.parent.parent.parent
-    elsewhere = in_place and root.resolve() != Path("data").resolve()
-    raise UsageError(
-        f"{missing}: put train, dev and test there (ending in {known_endings()}), or draw them from one file FILE with "
-        f"`python tools/generate_k_shot_data.py --mode {mode} --k {k} --seed {seed} --task {name} "
-        f"--custom_columns {shlex.quote(spelled_columns(task.columns))} --input FILE"
-        f"{f' --output_dir {shlex.quote(str(root))}' if elsewhere else ''}`"
-    )
-
-
-def _how_to_make(task: Task, folder: Path) -> str:
-    """Say which command makes a k-shot folder; its name tells mode, task, k and seed if it is one of ours."""
-    tool = "python tools/generate_k_shot_data.py"
-    numbers = re.fullmatch(r"(\d+)-(\d+)", folder.name)
-    mode = folder.parent.parent.name
-    if numbers is None or mode not in KSHOT_MODES:
-        return (
-            f"make k-shot data with `{tool} --mode k-shot-1k-test --k 16 --task {task.folder}` and give "
-            f"--data_dir data/k-shot-1k-test/{task.folder}/16-42"
-        )
-    owner = next((other for other in TASKS.values() if other.key == folder.parent.name.lower()), task)
-    root = folder.parent.parent.parent
-    made = root / mode / task.folder / folder.name
-    if owner.folder != task.folder:
-        return f"the folder is one of {owner.name}: give --task_name {owner.key}, or --data_dir {made} for {task.name}"
-    k, seed = numbers.groups()
-    command = f"{tool} --mode {mode} --k {k}"
-    # Where each seed's draw builds on the one before, the published split comes with the published list of seeds only.
-    if not (task.seeds_build_on_each_other and int(seed) in PUBLISHED_SEEDS):
-        command += f" --seed {seed}"
-    command += f" --task {task.folder}"
-    if root.resolve() != Path("data").resolve():
-        command += f" --data_dir {shlex.quote(str(root / 'original'))} --output_dir {shlex.quote(str(root))}"
-    return f"make it with `{command}`" + ("" if made == folder else f" and give --data_dir {made}")

@@ -19,12 +19,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmntk.data.examples import check_label, find_user_file, open_examples, read_examples, write_text
+from lmntk.data.examples import check_label, find_user_file, open_examples, read_examples
 from lmntk.data.formats import Row, format_of, format_row, known_endings
 from lmntk.data.tasks import MIDDLE_SCORE, TASKS, Task, custom_task
 from lmntk.errors import UsageError
+from lmntk.storage.atomic import write_text
 
 logger = logging.getLogger(__name__)
+
+KSHOT_MODES = ("k-shot", "k-shot-10x", "k-shot-1k-test")
+"""The kinds of k-shot data, named like the folders that hold them."""
+
+PUBLISHED_SEEDS = (100, 13, 21, 42, 87)
+"""The seeds of LM-BFF's splits, in the order in which it draws them."""
 
 DEFAULT_TASKS = (
     *("SST-2", "sst-5", "mr", "cr", "mpqa", "subj", "trec", "CoLA"),
@@ -127,7 +134,7 @@ def write_splits(originals: Originals, output_dir: Path, mode: str, k: int, seed
     Args:
         originals: What to draw from. Where seeds build on each other, the order of the rows changes with every draw.
         output_dir: Where the folder of the mode stands: ``data``.
-        mode: One of `lmntk.data.examples.KSHOT_MODES`.
+        mode: One of `KSHOT_MODES`.
         k: Training examples of each label.
         seeds: Seeds of numpy's legacy generator.
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmntk.data.examples import write_text
 from lmntk.data.tasks import TASKS
 from lmntk.errors import UsageError, suggest
+from lmntk.storage.atomic import write_text
 from lmntk.storage.readers import read_json
 from lmntk.storage.wording import quantity
 

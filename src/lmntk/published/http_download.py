@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from lmntk.data.examples import write_text
 from lmntk.errors import UsageError
 from lmntk.interrupts import Stopped
+from lmntk.storage.atomic import write_text
 from lmntk.storage.readers import read_json
 from lmntk.storage.wording import data_size
 

@@ -4,11 +4,11 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lmntk.errors import UsageError
+from lmntk.errors import FileError, UsageError
 
 UNFINISHED = ".tmp"
 SAVING = ".saving-"
@@ -51,26 +51,50 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, l
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
+    with _as_file_error(path):
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                if lasting:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
             if lasting:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if lasting:
-            _sync_directory(path.parent)
+                _sync_directory(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Give `path` a text in UTF-8, as `write_atomically` does, after making its folder.
+
+    Args:
+        path: The file to make or replace.
+        text: All of it, line ends included: none is translated.
+
+    Raises:
+        FileError: The file system refuses.
+    """
+    with _as_file_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+@contextlib.contextmanager
+def _as_file_error(path: Path) -> Iterator[None]:
+    """Turn what the file system says of a write into a `FileError`."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         cause = file_error_behind(error)
         if cause is None:
             raise
-        raise UsageError(
+        raise FileError(
             f"cannot write {path} ({cause.strerror}): make room, or clear the way, and give the same command again; "
-            "what was finished is kept"
+            "what was finished is kept",
+            path=path,
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished_files(folder: Path) -> None:
