@@ -64,6 +64,14 @@ MAY_REQUIRE = {
     "published": {"tqdm"},
 }
 
+SPEAK_OF_FLAGS = {"config", "commands"}
+"""The rooms that know how a setting is spelled on a command line; all others name it in backticks."""
+
+NOT_YET = {
+    *("analysis", "data", "experiment", "models", "prompts", "published", "runs", "solvers", "storage", "trainers"),
+}
+"""Rooms whose sentences are not rewritten yet: whoever has done one takes it out."""
+
 
 def part_of(path: Path) -> str:
     """Return the row of `MAY_IMPORT` that a file of the package belongs to: its top folder, or its own name."""
@@ -170,3 +178,24 @@ def test_no_file_runs_text_as_code_or_reads_a_pickle_that_could(path: Path) -> N
                 assert given.get("weights_only") == "True", f"line {node.lineno}"
             if call in {"np.load", "numpy.load"}:
                 assert not any(keyword.arg == "allow_pickle" for keyword in node.keywords), f"line {node.lineno}"
+
+
+def flags_in_strings(path: Path) -> list[str]:
+    """Return the strings of a file, docstrings left out, that hold a flag: where each begins, and the flag."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        f"line {node.lineno}: {found[0]}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        if (found := re.search(r"--[a-z]\w*", node.value))
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in package_files() if part_of(path) not in SPEAK_OF_FLAGS | NOT_YET],
+    ids=name_of,
+)
+def test_below_config_no_string_names_a_flag(path: Path) -> None:
+    assert flags_in_strings(path) == []
