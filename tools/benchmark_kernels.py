@@ -42,13 +42,12 @@ from benchmarks.inputs import CPU, SHAPES, Inputs, Job, load_inputs, load_model,
 from lmntk.config.tool_parser import Parser, exit_status
 from lmntk.data.examples import split_file
 from lmntk.data.tasks import find_task
-from lmntk.errors import UsageError
+from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.kernels import ENGINES, FORMULAS, Engine, KernelProblem, MemoryBudgetError
 from lmntk.kernels.assembly import assemble
 from lmntk.kernels.memory import peak_bytes
 from lmntk.kernels.timing import product_flops, seconds_by_stage
 from lmntk.models.prompt_model import PromptModel
-from lmntk.solvers.bounds import Bounds, check_numbers
 from lmntk.storage.atomic import write_atomically
 
 PUBLISHED = "published"

@@ -25,14 +25,13 @@ if __name__ == "__main__":
     interrupts.begin()
 
 from lmntk.config.tool_parser import Parser, exit_status
-from lmntk.errors import UsageError
+from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError
 from lmntk.kernels.engines import factored
 from lmntk.kernels.engines.base import Engine
 from lmntk.kernels.layers import linear
 from lmntk.kernels.memory import DEFAULT_FRACTION
 from lmntk.kernels.tiling import CostModel, Plan, Tile
-from lmntk.solvers.bounds import Bounds, check_numbers
 
 FLOAT32, FLOAT64 = 4, 8  # bytes: gradients, kernels
 SIZES = ("layers", "hidden", "intermediate", "vocabulary")

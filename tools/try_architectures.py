@@ -30,14 +30,13 @@ from tqdm import tqdm
 from architectures.tiny import VOCABULARY, architectures, tiny_config
 from lmntk.config.tool_parser import Parser, exit_status
 from lmntk.data.tasks import find_task
-from lmntk.errors import UsageError
+from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.families import AUTO_CLASSES, CAUSAL
 from lmntk.models.loading import load_config, load_prompt_model
 from lmntk.models.prompt_model import PromptModel
 from lmntk.prompts.features import Collator, Feature, FeatureDataset, FeatureExamples
-from lmntk.solvers.bounds import Bounds, check_numbers
 from lmntk.storage.atomic import write_atomically
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "architectures.md"

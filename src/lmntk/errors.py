@@ -1,4 +1,4 @@
-"""The errors that a user can cause, by kind, and the sentences that help: the right name, what a file system refused.
+"""The errors that a user can cause, by kind, and what makes them: numbers out of bounds, unknown names, refused files.
 
 A sentence names a setting in backticks, with the value where that helps: `kernel_dtype`, `kernel_dtype=float64`. In
 Python it is an argument. The command lines show the same sentence with flags, ``--kernel_dtype float64``
@@ -7,8 +7,9 @@ Python it is an argument. The command lines show the same sentence with flags, `
 
 import difflib
 import errno
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 
 class UsageError(Exception):
@@ -114,3 +115,58 @@ def suggest(word: str, options: Iterable[str], kind: str) -> str:
     close = difflib.get_close_matches(word.lower(), by_folded, n=1, cutoff=0.6)
     hint = f" did you mean '{by_folded[close[0]]}'?" if close else ""
     return f"unknown {kind} '{word}':{hint} Available: {', '.join(names)}"
+
+
+class Bounds(NamedTuple):
+    """The values that a number can take.
+
+    Attributes:
+        setting: The setting that has the number.
+        least: The least value.
+        most: The greatest value.
+        above: Whether `least` itself is too little.
+        or_zero: Whether 0 is allowed too.
+    """
+
+    setting: str
+    least: float
+    most: float = math.inf
+    above: bool = False
+    or_zero: bool = False
+
+    def contains(self, value: float) -> bool:
+        """Whether a value is allowed; infinity and NaN never are."""
+        if self.or_zero and value == 0:
+            return True
+        enough = value > self.least if self.above else value >= self.least
+        return enough and value <= self.most and math.isfinite(value)
+
+    def __str__(self) -> str:
+        """Write the allowed values, for a sentence."""
+        zero = "0, or " if self.or_zero else ""
+        if self.most < math.inf:
+            return f"above {self.least}, up to {self.most}" if self.above else f"{zero}from {self.least} to {self.most}"
+        return f"above {self.least}" if self.above else f"{self.least} or more"
+
+
+def check_numbers(table: Iterable[Bounds], values: Mapping[str, Any]) -> None:
+    """Check the numbers of settings against their bounds.
+
+    Args:
+        table: The bounds of each setting.
+        values: The number of each setting, or a list of numbers; None always passes.
+
+    Raises:
+        SettingError: A number is out of bounds; names the first one.
+
+    Examples:
+        >>> check_numbers([Bounds("num_demo", 1)], {"num_demo": 0})
+        Traceback (most recent call last):
+        lmntk.errors.SettingError: `num_demo` is 0, but it must be 1 or more
+    """
+    for bounds in table:
+        given = values[bounds.setting]
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not bounds.contains(value):
+                sentence = f"`{bounds.setting}` is {value}, but it must be {bounds}"
+                raise SettingError(sentence, setting=bounds.setting, value=value)

@@ -182,13 +182,13 @@ def test_loading_kernels_without_the_kernel_trainer_is_refused(tmp_path: Path) -
     ],
 )
 def test_a_number_out_of_bounds_is_refused(flag: str, value: str, wanted: str) -> None:
-    assert refusal(*KERNEL, f"--{flag}", value) == f"--{flag} is {value}, but it must be {wanted}"
+    assert refusal(*KERNEL, f"--{flag}", value) == f"`{flag}` is {value}, but it must be {wanted}"
 
 
 def test_every_bound_names_a_flag_that_exists() -> None:
     # a row for a flag that does not exist would raise KeyError here
     check(*KERNEL)
-    assert len({bounds.flag for bounds in BOUNDS}) == len(BOUNDS)
+    assert len({bounds.setting for bounds in BOUNDS}) == len(BOUNDS)
 
 
 @pytest.mark.parametrize("kind", ["finetune", "prompt", "prompt-demo"])

@@ -387,14 +387,14 @@ def test_untrained_logits_of_another_shape_are_told() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"regularization": -0.1}, "--kernel_regularization is -0.1, but it must be from 0 to 1000000000000.0"),
-        ({"regularization": 1e308}, "--kernel_regularization is 1e+308, but it must be from 0 to 1000000000000.0"),
-        ({"gamma": 0.0}, "--kernel_gamma is 0.0, but it must be from 1e-100 to 1e+100"),
-        ({"gamma": 1e-320}, "--kernel_gamma is 1e-320, but it must be from 1e-100 to 1e+100"),
-        ({"lambda_": 1.5}, "--kernel_lambda is 1.5, but it must be from 0 to 1"),
-        ({"lambda_": float("nan")}, "--kernel_lambda is nan, but it must be from 0 to 1"),
-        ({"f0_scaling": float("inf")}, "--f0_scaling is inf, but it must be 0, or from 1e-100 to 1e+100"),
-        ({"f0_scaling": 1e-320}, "--f0_scaling is 1e-320, but it must be 0, or from 1e-100 to 1e+100"),
+        ({"regularization": -0.1}, "`kernel_regularization` is -0.1, but it must be from 0 to 1000000000000.0"),
+        ({"regularization": 1e308}, "`kernel_regularization` is 1e+308, but it must be from 0 to 1000000000000.0"),
+        ({"gamma": 0.0}, "`kernel_gamma` is 0.0, but it must be from 1e-100 to 1e+100"),
+        ({"gamma": 1e-320}, "`kernel_gamma` is 1e-320, but it must be from 1e-100 to 1e+100"),
+        ({"lambda_": 1.5}, "`kernel_lambda` is 1.5, but it must be from 0 to 1"),
+        ({"lambda_": float("nan")}, "`kernel_lambda` is nan, but it must be from 0 to 1"),
+        ({"f0_scaling": float("inf")}, "`f0_scaling` is inf, but it must be 0, or from 1e-100 to 1e+100"),
+        ({"f0_scaling": 1e-320}, "`f0_scaling` is 1e-320, but it must be 0, or from 1e-100 to 1e+100"),
     ],
 )
 def test_settings_without_a_meaning_name_their_flag(settings: dict[str, float], message: str) -> None:

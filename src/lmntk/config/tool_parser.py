@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from lmntk import interrupts
 from lmntk.config.command_words import check_words
@@ -72,6 +72,13 @@ def _log_warnings(names: Collection[str]) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
+class _AnyName:
+    """All names of flags, for the tools that do not end in `run_tool` yet."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
 def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.ANEW) -> int:
     """Do the work of a tool; its warnings, and why it ended early, are told on stderr.
 
@@ -82,5 +89,6 @@ def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.A
     Returns:
         The exit status, as `interrupts.exit_status` has it.
     """
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    return interrupts.exit_status(main, when_stopped, wording=lambda error: _wording(error, ()))
+    names = cast(Collection[str], _AnyName())
+    _log_warnings(names)
+    return interrupts.exit_status(main, when_stopped, wording=lambda error: _wording(error, names))

@@ -11,10 +11,10 @@ from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArgume
 from lmntk.config.old_arguments import IGNORED
 from lmntk.config.prompt_settings import TASK_DEFAULTS, task_of
 from lmntk.data.tasks import Task
-from lmntk.errors import UsageError
+from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.solvers import SOLVERS
-from lmntk.solvers.bounds import SOLVER_BOUNDS, Bounds, check_numbers
+from lmntk.solvers.bounds import SOLVER_BOUNDS
 
 BOUNDS = (
     Bounds("num_k", 1),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmntk.errors import UsageError
-from lmntk.solvers.bounds import LARGEST_IN_KERNEL, MOST_OF_F0, SOLVER_BOUNDS, check_numbers
+from lmntk.errors import UsageError, check_numbers
+from lmntk.solvers.bounds import LARGEST_IN_KERNEL, MOST_OF_F0, SOLVER_BOUNDS
 
 Array = NDArray[np.float64]
 ClassIds = NDArray[np.int64]
@@ -44,7 +44,7 @@ class SolverSettings:
 
     def __post_init__(self) -> None:
         """Refuse what would give numbers without a meaning."""
-        check_numbers(SOLVER_BOUNDS.values(), {row.flag: getattr(self, name) for name, row in SOLVER_BOUNDS.items()})
+        check_numbers(SOLVER_BOUNDS.values(), {row.setting: getattr(self, name) for name, row in SOLVER_BOUNDS.items()})
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def check_values(kernel: Array, x_split: str) -> None:
     """
     finite = np.isfinite(kernel)
     if finite.all():
-        if not LARGEST_IN_KERNEL.hold(largest := float(np.abs(kernel).max())):
+        if not LARGEST_IN_KERNEL.contains(largest := float(np.abs(kernel).max())):
             raise UsageError(
                 f"the largest value of the kernel of train and {x_split} is {largest:.1e}, but it must be "
                 f"{LARGEST_IN_KERNEL}: scale the kernel, or look at the model's weights"
