@@ -421,7 +421,7 @@ def of_other_labels(folder: Path) -> None:
         (["."], "test_results_sst-2.txt): give run"),
         (["run", "--sentences", "10"], "/run has test sentences 0 to 9"),
         (["run", "--sentences", "-1"], "/run has test sentences 0 to 9"),
-        (["run", "--kernel_regularization", "-1"], "--kernel_regularization is -1.0, but it must be from 0 to"),
+        (["run", "--kernel_regularization", "-1"], "`kernel_regularization` is -1.0, but it must be from 0 to"),
         (["run", "--kernel_solver", "asym"], "--kernel_solver asym needs an asymmetric kernel"),
         (["run", "--sentenzes", "1"], "unknown flag '--sentenzes': did you mean '--sentences'?"),
         (["run", "--output_dir", "run/run.txt"], "--output_dir run/run.txt cannot be written"),
