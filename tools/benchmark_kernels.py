@@ -141,7 +141,7 @@ def _seconds_per_sampled_pair(engine: Engine) -> float:
     ordered = sorted(range(len(problem.x_examples)), key=lambda index: problem.x_examples.shapes[index])
     step = max(1, len(ordered) // SAMPLED_PAIRS)
     chosen = (ordered[step // 2 :: step] * 2)[:SAMPLED_PAIRS]
-    plan = replace(engine.plan(), rows=(((problem.typical_example,), tuple((index,) for index in chosen)),))
+    plan = replace(engine.plan(), tile_rows=(((problem.typical_example,), tuple((index,) for index in chosen)),))
     rounds = []
     for _ in range(3):  # the first one warms up; of the others the better counts, for machines that do other things too
         marks = [time.perf_counter() for _ in engine.blocks(plan)]
@@ -152,13 +152,13 @@ def _seconds_per_sampled_pair(engine: Engine) -> float:
 def _seconds_of_sampled_jacobians(engine: Engine) -> float:
     """Time the gradients of all train examples and of the first three X tiles of eight, and scale the latter up."""
     plan = engine.plan(x_tile=8)
-    if len(plan.rows) > 1:
+    if len(plan.tile_rows) > 1:
         raise UsageError("--memory_gb: the gradients of all train examples do not fit it at once; give more")
-    ((train, x_tiles),) = plan.rows
-    list(engine.blocks(replace(plan, rows=((train[:1], (x_tiles[0][:1],)),))))  # so that everything is warm
+    ((train, x_tiles),) = plan.tile_rows
+    list(engine.blocks(replace(plan, tile_rows=((train[:1], (x_tiles[0][:1],)),))))  # so that everything is warm
     tiles = min(3, len(x_tiles))
     marks = [time.perf_counter()]
-    for _ in engine.blocks(replace(plan, rows=((train, x_tiles[:tiles]),))):
+    for _ in engine.blocks(replace(plan, tile_rows=((train, x_tiles[:tiles]),))):
         marks.append(time.perf_counter())
     if tiles == len(x_tiles):
         return marks[-1] - marks[0]

@@ -139,7 +139,7 @@ class CountingEngine(factored.FactoredEngine):
             tokens=max(self._longest, min(factored.MOST_TOKENS, affordable)),
         )
 
-    def pace(self, plan: Plan) -> CostModel:
+    def estimate_cost(self, plan: Plan) -> CostModel:
         """Count flops: (1 + C) · 2 · P to propagate a token, 2 · P · C to form its part, 2 · P · C² a pair."""
         problem, c = self.problem, self.problem.num_logits
 
@@ -172,8 +172,8 @@ def estimate(given: argparse.Namespace, processes: int, tiles: Sequence[int | No
             raise UsageError(
                 f"--memory_gb: the tiles of train × {split} take {least + 0.05:.1f} GB with the model"
             ) from error
-        pace = engine.pace(plan)
-        shares = [share.seconds(pace) for share in plan.shares(pace, processes)]
+        pace = engine.estimate_cost(plan)
+        shares = [share.seconds(pace) for share in plan.partition(pace, processes)]
         seconds[split], mean, count = max(shares), mean + sum(shares) / processes, count + sum(1 for _ in plan)
         peak = max(peak, engine.expected_bytes(plan))
     kernels = [FLOAT64 * len(formula.directions) * sizes["train"] * size * logits**2 for size in sizes.values()]

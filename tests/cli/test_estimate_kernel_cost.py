@@ -42,8 +42,8 @@ def test_the_shapes_have_as_many_parameters_as_their_models(name, millions):
 def test_seconds_are_those_of_a_count_by_hand():
     engine = counting([5] * 3, [5] * 2)
     plan = engine.plan()
-    pace = engine.pace(plan)
-    ((train, (x,)),) = plan.rows
+    pace = engine.estimate_cost(plan)
+    ((train, (x,)),) = plan.tile_rows
     # 15 tokens of 3 · 2 · (160 + 112 / 5) flops.
     assert pace.row(train) == pytest.approx(16416)
     # X: 10 tokens alike; forming: 2 · 160 · 2 logits · 25 tokens; contraction: 2 · 160 · 4 · 6 pairs.
@@ -55,13 +55,13 @@ def test_the_train_examples_with_themselves_are_propagated_once():
     engine = counting([5] * 3, None)
     plan = engine.plan()
     # Forming of 15 tokens, and 9 pairs.
-    assert plan.seconds(engine.pace(plan)) == pytest.approx(16416 + 9600 + 11520)
+    assert plan.seconds(engine.estimate_cost(plan)) == pytest.approx(16416 + 9600 + 11520)
 
 
 def test_a_formula_of_two_directions_multiplies_twice():
     tile = Tile((0, 1, 2), (0, 1))
     once, twice = (counting([5] * 3, [5] * 2, 1, formula) for formula in ("sgd", "asymmetric_signgd"))
-    both = [engine.pace(engine.plan()).tile(tile) for engine in (once, twice)]
+    both = [engine.estimate_cost(engine.plan()).tile(tile) for engine in (once, twice)]
     assert both[1] - both[0] == pytest.approx(2 * 160 * 6)
 
 

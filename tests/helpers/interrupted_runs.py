@@ -27,13 +27,13 @@ def undisturbed_kernels(place: Workplace) -> dict[str, bytes]:
 def count_tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the engine count the tiles that it computes."""
     computed: list[int] = []
-    real = FactoredEngine._tile
+    real = FactoredEngine._compute_tile
 
     def counting(self: FactoredEngine, *args: object) -> torch.Tensor:
         computed.append(1)
         return real(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FactoredEngine, "_tile", counting)
+    monkeypatch.setattr(FactoredEngine, "_compute_tile", counting)
     return computed
 
 

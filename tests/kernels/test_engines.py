@@ -137,7 +137,7 @@ def test_padded_batches_give_the_kernel_of_the_prompts_alone(architecture, padde
     problem = replace(problem, train=PaddedPrompts(train, padded_on), x=PaddedPrompts(x, padded_on))
     engine = make_engine(problem, "factored")
     plan = engine.plan()
-    for examples, tile in ((problem.train, plan.rows[0][0]), (problem.x, plan.rows[0][1][0])):
+    for examples, tile in ((problem.train, plan.tile_rows[0][0]), (problem.x, plan.tile_rows[0][1][0])):
         lengths = [{examples.shapes[index] for index in bucket} for bucket in buckets(examples, tile, MOST_TOKENS)]
         assert max(map(len, lengths)) > 1, "a batch is padded"
     found = assemble(engine.blocks(plan), plan, problem)
@@ -240,7 +240,7 @@ def test_a_small_budget_takes_parameters_in_groups_and_changes_nothing():
     problem = problem_of(model, names, train, x)
     tight = ENGINES["jacobian"](problem, memory_bytes=400_000)
     plan = tight.plan()
-    assert tight.parts(plan) > 3
+    assert tight.num_parameter_groups(plan) > 3
     assert tight.expected_bytes(plan) <= 400_000
     assert oracle.relative_error(assemble(tight.blocks(plan), plan, problem), roomy[None]) <= 1e-14
 
@@ -263,7 +263,7 @@ def test_several_processes_share_a_plan_and_their_sum_is_the_kernel():
     engine = ENGINES["jacobian"](problem, memory_bytes=2**30)
     plan = engine.plan(train_tile=3, x_tile=2)
     alone = assemble(engine.blocks(plan), plan, problem)
-    shares = plan.shares(engine.pace(plan), 3)
+    shares = plan.partition(engine.estimate_cost(plan), 3)
     assert sum(share.pairs for share in shares) == plan.pairs == 20
     together = sum(assemble(engine.blocks(share), share, problem) for share in shares)
     assert torch.equal(together, alone)
@@ -313,7 +313,7 @@ def test_the_factored_engine_asks_the_device_for_no_answer_inside_a_tile(archite
     monkeypatch.setattr(
         EmbeddingLayer,
         "kernel",
-        lambda layer, train, x, directions, workspace: embedding._by_comparing(train, x, directions, workspace),
+        lambda layer, train, x, directions, workspace: embedding._match_by_mask(train, x, directions, workspace),
     )
     with NoQuestions():
         blocks = list(engine.blocks(plan))

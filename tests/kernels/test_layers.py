@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import lmntk.models.layer_types  # noqa: F401 (registers Conv1D)
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+import lmntk.models.factored_layers  # noqa: F401 (registers Conv1D)
 import oracle
 from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem
 from lmntk.kernels.assembly import assemble
@@ -454,6 +454,6 @@ def test_both_ways_to_match_tokens_are_one_kernel(formula, capacity, train, x, l
     ]
     directions = FORMULAS[formula].directions
     workspace = Workspace(capacity, torch.float64, torch.device("cpu"))
-    looked_up = embedding._by_looking_up(*sides, directions)
-    compared = embedding._by_comparing(*sides, directions, workspace)
+    looked_up = embedding._match_by_sorting(*sides, directions)
+    compared = embedding._match_by_mask(*sides, directions, workspace)
     torch.testing.assert_close(compared, looked_up, rtol=1e-12, atol=1e-12)

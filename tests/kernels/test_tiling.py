@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from engine_problems import names_of, problem_of
 from lmntk.kernels import ENGINES
-from lmntk.kernels.tiling import CostModel, Tile, fair, make_plan, tiles_per_axis
+from lmntk.kernels.tiling import CostModel, Tile, even_tile_size, make_plan, tiles_per_axis
 from lmntk.models.parameters import ParameterFilter
 from tiny_models import tiny_prompt_model, tiny_prompts
 
@@ -28,7 +28,7 @@ def by_tokens(train: list[int], x: list[int]) -> CostModel:
 )
 def test_every_pair_is_computed_once_by_one_process(train, x, train_tile, x_tile, processes):
     plan = make_plan(train, x, train_tile, x_tile)
-    shares = plan.shares(by_tokens(train, x), processes)
+    shares = plan.partition(by_tokens(train, x), processes)
     pairs = [(i, j) for share in shares for tile in share for i in tile.train for j in tile.x]
     assert sorted(pairs) == [(i, j) for i in range(len(train)) for j in range(len(x))]
 
@@ -60,7 +60,7 @@ def test_of_a_symmetric_plan_every_pair_or_its_mirror_is_there_once(train, tile)
     ],
 )
 def test_tiles_are_equal_and_as_many_for_every_process(size, examples, parts, expected):
-    assert fair(size, examples, parts) == expected
+    assert even_tile_size(size, examples, parts) == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_every_process_has_work(engine, itself, processes):
     built = ENGINES[engine](problem, 2**28)
     plan = built.plan(processes=processes)
     pace = CostModel(row=lambda train: 0.0, tile=lambda tile: float(tile.pairs))
-    pairs = [share.pairs for share in plan.shares(pace, processes)]
+    pairs = [share.pairs for share in plan.partition(pace, processes)]
     assert min(pairs) > 0
     assert sum(pairs) == plan.pairs
 
@@ -99,19 +99,19 @@ def test_every_process_has_work(engine, itself, processes):
 def test_tiles_are_dealt_by_cost_not_by_count(processes):
     lengths = [2 + 3 * (i % 40) for i in range(277)]
     train = [20] * 8
-    plan = make_plan(train, lengths, 8, fair(256, 277, 2 * processes))
+    plan = make_plan(train, lengths, 8, even_tile_size(256, 277, 2 * processes))
     pace = by_tokens(train, lengths)
-    loads = [share.seconds(pace) for share in plan.shares(pace, processes)]
+    loads = [share.seconds(pace) for share in plan.partition(pace, processes)]
     # Two equal tiles each, a long one with a short one: the sums of a linear order are all alike, but for rounding.
     assert max(loads) <= 1.05 * sum(loads) / processes
-    by_count = [plan.only(list(plan)[rank::processes]).seconds(pace) for rank in range(processes)]
+    by_count = [plan.restricted_to(list(plan)[rank::processes]).seconds(pace) for rank in range(processes)]
     assert max(loads) < max(by_count)
 
 
 def test_a_process_keeps_to_few_train_tiles_where_these_are_what_costs():
     plan = make_plan([5] * 4, [5] * 4, 2, 2)
     pace = CostModel(row=lambda rows: 10.0, tile=lambda tile: 1.0)
-    first, second = plan.shares(pace, 2)
+    first, second = plan.partition(pace, 2)
     assert [len({tile.train for tile in share}) for share in (first, second)] == [1, 1]
     assert plan.seconds(pace) == 24.0
     assert [first.seconds(pace), second.seconds(pace)] == [12.0, 12.0]
@@ -120,6 +120,6 @@ def test_a_process_keeps_to_few_train_tiles_where_these_are_what_costs():
 def test_a_part_of_a_plan_keeps_its_order_and_its_sizes():
     plan = make_plan([3] * 3, [3] * 4, 2, 2)
     kept = [Tile((2, 1), (1, 0)), Tile((0,), (3, 2))]
-    part = plan.only(kept)
+    part = plan.restricted_to(kept)
     assert list(part) == kept
     assert (part.train_tile, part.x_tile, part.train_size, part.x_size) == (2, 2, 3, 4)

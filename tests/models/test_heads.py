@@ -477,7 +477,7 @@ def test_padded_batches_give_the_kernel_of_the_texts_alone_to_1e_12(family, firs
     problem = replace(problem, train=PaddedPrompts(train), x=PaddedPrompts(x))
     engine = make_engine(problem, "factored")
     plan = engine.plan()
-    for examples, tile in ((problem.train, plan.rows[0][0]), (problem.x, plan.rows[0][1][0])):
+    for examples, tile in ((problem.train, plan.tile_rows[0][0]), (problem.x, plan.tile_rows[0][1][0])):
         lengths = [{examples.shapes[index] for index in bucket} for bucket in buckets(examples, tile, MOST_TOKENS)]
         assert max(map(len, lengths)) > 1, "a batch is padded"
     found = assemble(engine.blocks(plan), plan, problem)

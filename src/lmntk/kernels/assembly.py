@@ -38,7 +38,7 @@ def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Ten
         float64 ``[S, N, C, X, C]`` on the CPU; zero where no block came.
     """
     c = problem.num_logits
-    kernel = torch.zeros(problem.slices, plan.train_size, c, plan.x_size, c, dtype=torch.float64)
+    kernel = torch.zeros(problem.num_slices, plan.train_size, c, plan.x_size, c, dtype=torch.float64)
     for tile, values in blocks:
         train, x = torch.tensor(tile.train), torch.tensor(tile.x)
         block = values.cpu()

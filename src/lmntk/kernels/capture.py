@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels.batching import Batch
 from lmntk.kernels.layers.base import Layer
-from lmntk.kernels.layers.linear_factors import identity
+from lmntk.kernels.layers.linear_factors import storage_key
 
 
 @dataclass
@@ -47,7 +47,7 @@ SELECTING |= {"kthvalue", "median", "mode", "bincount", "item", "numpy", "__inde
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are all different
 
 
-class ForwardPass(TorchFunctionMode):
+class ParameterUses(TorchFunctionMode):
     """Watches a forward pass.
 
     Args:
@@ -90,14 +90,14 @@ def _is_mask(index: Any) -> bool:
 
 
 @dataclass
-class Record:
-    """The passages of one batch, by module name.
+class ForwardCapture:
+    """The module_io of one batch, by module name.
 
     Attributes:
         layers: The layers whose modules are recorded, by name.
         size: B, the number of examples in the batch.
         logits: What came out of the model, ``[B, C]``.
-        passages: What each module was given and gave.
+        module_io: What each module was given and gave.
         calls: How often each was called.
         irregular: The modules of which this batch shows that their gradients do not factor as their type has it.
     """
@@ -105,15 +105,15 @@ class Record:
     layers: Mapping[str, Layer]
     size: int
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    passages: dict[str, ModuleIO] = field(default_factory=dict)
+    module_io: dict[str, ModuleIO] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     irregular: set[str] = field(default_factory=set)
 
     def hook(self, name: str, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
         """Return the forward hook that records the module `name`."""
 
-        def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-            inputs = layer.given(arguments, keywords)
+        def keep(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
+            inputs = layer.select_input(arguments, keywords)
             self.calls[name] += 1
             if not all(isinstance(value, Tensor) for value in (inputs, output)) or not torch.is_grad_enabled():
                 return output
@@ -125,36 +125,36 @@ class Record:
                 # A leaf could not be changed in place, of which some models make use.
                 output = output.detach().requires_grad_().clone()
             versions = _version(inputs), _version(output)
-            self.passages[name] = ModuleIO(inputs.detach(), output, get_gradient_edge(output), versions)
+            self.module_io[name] = ModuleIO(inputs.detach(), output, get_gradient_edge(output), versions)
             return output
 
-        return record
+        return keep
 
-    def judge(self, seen: ForwardPass) -> None:
-        """Find the modules whose gradients do not factor, and let their passages go.
+    def find_irregular(self, seen: ParameterUses) -> None:
+        """Find the modules whose gradients do not factor, and let their module_io go.
 
         A module's own call must be all that its parameters do, once in the batch, of one row an example, with inputs
         that stay what they were.
         """
         for name, layer in self.layers.items():
-            passage = self.passages.get(name)
+            io = self.module_io.get(name)
             regular = (
-                passage is not None
+                io is not None
                 and self.calls[name] == 1
-                and passage.inputs.dim() > 0
-                and len(passage.inputs) == len(passage.output) == self.size
-                and passage.output.dim() > 1
-                and not passage.changed
-                and all(seen.uses(getattr(layer.module, local)) == 1 for local in layer.counted)
+                and io.inputs.dim() > 0
+                and len(io.inputs) == len(io.output) == self.size
+                and io.output.dim() > 1
+                and not io.changed
+                and all(seen.uses(getattr(layer.module, local)) == 1 for local in layer.parameter_names)
             )
             if not regular:
                 self.irregular.add(name)
-                self.passages.pop(name, None)
+                self.module_io.pop(name, None)
 
 
-def run(
+def forward_backward(
     layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch
-) -> tuple[Record, dict[str, list[Tensor]]]:
+) -> tuple[ForwardCapture, dict[str, list[Tensor]]]:
     """Propagate a batch forward, and each logit backward.
 
     Args:
@@ -165,48 +165,48 @@ def run(
     Returns:
         The record, and for every module that is regular the gradient of each logit at its output.
     """
-    record = Record(layers, len(tree_leaves(batch)[0]))
+    record = ForwardCapture(layers, len(tree_leaves(batch)[0]))
     handles = [
         # Before hooks of the user's own: what these do to an output, they do to what is recorded here.
         layer.module.register_forward_hook(record.hook(name, layer), with_kwargs=True, prepend=True)
         for name, layer in layers.items()
     ]
-    seen = ForwardPass([getattr(layer.module, local) for layer in layers.values() for local in layer.counted])
+    seen = ParameterUses([getattr(layer.module, local) for layer in layers.values() for local in layer.parameter_names])
     try:
         with torch.enable_grad(), seen:
             logits = record.logits = call(batch)
     finally:
         for handle in handles:
             handle.remove()
-    record.judge(seen)
-    gradients: dict[str, list[Tensor]] = {name: [] for name in record.passages}
+    record.find_irregular(seen)
+    gradients: dict[str, list[Tensor]] = {name: [] for name in record.module_io}
     for logit in range(logits.shape[1]):
         with torch.enable_grad():
             # Examples do not see each other: the gradient of their sum is each one's own.
             total = logits[:, logit].sum()
         needed = seen.selects or logit < logits.shape[1] - 1
-        for name, gradient in _backward(total, record.passages, needed).items():
+        for name, gradient in _backward(total, record.module_io, needed).items():
             gradients[name].append(gradient)
     if seen.selects and record.size > 1:
         for name in _of_other_examples(record, gradients):
             record.irregular.add(name)
-            del record.passages[name], gradients[name]
+            del record.module_io[name], gradients[name]
     return record, gradients
 
 
-def _backward(total: Tensor, passages: Mapping[str, ModuleIO], needed: bool) -> dict[str, Tensor]:
+def _backward(total: Tensor, module_io: Mapping[str, ModuleIO], needed: bool) -> dict[str, Tensor]:
     """Return the gradients at modules' outputs; the graph stays if it is `needed` again."""
-    found: Sequence[Tensor | None] = [None] * len(passages)
-    if passages and total.requires_grad:
-        edges = [passage.edge for passage in passages.values()]
+    found: Sequence[Tensor | None] = [None] * len(module_io)
+    if module_io and total.requires_grad:
+        edges = [io.edge for io in module_io.values()]
         found = torch.autograd.grad(total, edges, retain_graph=needed, allow_unused=True)
     return {
-        name: torch.zeros_like(passage.output) if gradient is None else gradient
-        for (name, passage), gradient in zip(passages.items(), found, strict=True)
+        name: torch.zeros_like(io.output) if gradient is None else gradient
+        for (name, io), gradient in zip(module_io.items(), found, strict=True)
     }
 
 
-def _of_other_examples(record: Record, gradients: Mapping[str, Sequence[Tensor]]) -> list[str]:
+def _of_other_examples(record: ForwardCapture, gradients: Mapping[str, Sequence[Tensor]]) -> list[str]:
     """Find the modules of which a row is not that example's whose place it has.
 
     Each example's logits are multiplied by a number of its own, and so must be the gradient of its row. The weights of
@@ -217,7 +217,7 @@ def _of_other_examples(record: Record, gradients: Mapping[str, Sequence[Tensor]]
     with torch.enable_grad():
         total = (record.logits @ weights * scale).sum()
     wrong = []
-    for name, gradient in _backward(total, record.passages, needed=False).items():
+    for name, gradient in _backward(total, record.module_io, needed=False).items():
         parts = torch.stack([part.flatten(1) * weight for part, weight in zip(gradients[name], weights, strict=True)])
         expected = parts.sum(dim=0) * scale[:, None]
         size, error = expected.abs().amax(dim=1), (gradient.flatten(1) - expected).abs().amax(dim=1)
@@ -228,7 +228,7 @@ def _of_other_examples(record: Record, gradients: Mapping[str, Sequence[Tensor]]
 
 
 @dataclass
-class Factors:
+class BatchFactors:
     """The factors of a batch.
 
     Attributes:
@@ -242,7 +242,7 @@ class Factors:
     broken: Tensor | None
 
 
-def factors(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch, signed: bool) -> Factors:
+def factors(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch, signed: bool) -> BatchFactors:
     """Return the factors of a batch in every layer.
 
     Args:
@@ -251,23 +251,23 @@ def factors(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch:
         batch: Some examples.
         signed: Whether signs are taken, which would hide NaN and infinity.
     """
-    record, gradients = run(layers, call, batch)
+    record, gradients = forward_backward(layers, call, batch)
     broken = _not_finite(record, gradients) if signed else None
     of_layer = {
-        name: layers[name].factors(record.passages[name].inputs, gradients.pop(name)) for name in list(gradients)
+        name: layers[name].factors(record.module_io[name].inputs, gradients.pop(name)) for name in list(gradients)
     }
-    return Factors(of_layer, record.irregular, broken)
+    return BatchFactors(of_layer, record.irregular, broken)
 
 
-def _not_finite(record: Record, gradients: Mapping[str, Sequence[Tensor]]) -> Tensor:
+def _not_finite(record: ForwardCapture, gradients: Mapping[str, Sequence[Tensor]]) -> Tensor:
     """Tell which examples have NaN or infinity in what goes into a layer, or in a gradient behind one: bool ``[B]``."""
     total = 0 * record.logits.detach().sum(dim=1, dtype=torch.float64)
     seen: set[tuple[object, ...]] = set()
     for name, of_logits in gradients.items():
-        inputs = record.passages[name].inputs
+        inputs = record.module_io[name].inputs
         for tensor in (inputs, *of_logits) if inputs.is_floating_point() else of_logits:
-            if identity(tensor) not in seen:  # queries, keys and values are given one tensor
-                seen.add(identity(tensor))
+            if storage_key(tensor) not in seen:  # queries, keys and values are given one tensor
+                seen.add(storage_key(tensor))
                 # A sum is the fastest look at all numbers; one that is not finite makes it so.
                 total = total + 0 * tensor.flatten(1).sum(dim=1, dtype=torch.float64)
     return ~total.isfinite()

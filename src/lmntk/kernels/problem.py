@@ -47,15 +47,15 @@ class KernelProblem:
         return ("all",) if self.layer_of is None else tuple(dict.fromkeys(self.layer_of.values()))
 
     @property
-    def slices(self) -> int:
+    def num_slices(self) -> int:
         """S, the length of a block's first axis: every layer's directions, G · D."""
         return len(self.layers) * len(self.formula.directions)
 
-    def layer_named(self, parameter: str) -> str:
+    def layer_name(self, parameter: str) -> str:
         """Return which of `layers` a parameter belongs to."""
         return self.layers[0] if self.layer_of is None else self.layer_of[parameter]
 
-    def by_layer(self, parts: Iterable[tuple[str, Tensor]]) -> Tensor:
+    def sum_by_layer(self, parts: Iterable[tuple[str, Tensor]]) -> Tensor:
         """Add parts of a block up, those of each layer by themselves.
 
         Args:
@@ -66,7 +66,7 @@ class KernelProblem:
         """
         sums: dict[str, Tensor] = {}
         for name, values in parts:
-            layer = self.layer_named(name)
+            layer = self.layer_name(name)
             sums[layer] = sums[layer] + values if layer in sums else values
         some = next(iter(sums.values()))
         return torch.cat([sums[layer] if layer in sums else torch.zeros_like(some) for layer in self.layers])

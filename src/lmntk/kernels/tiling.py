@@ -45,7 +45,7 @@ class Plan:
         symmetric: X is the train set and the kernel symmetric: only one of two mirrored tiles is in the plan.
     """
 
-    rows: tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...]
+    tile_rows: tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...]
     train_tile: int
     x_tile: int
     train_size: int
@@ -54,35 +54,35 @@ class Plan:
 
     def __iter__(self) -> Iterator[Tile]:
         """Go through the tiles, train tile by train tile."""
-        return (Tile(train, x) for train, x_tiles in self.rows for x in x_tiles)
+        return (Tile(train, x) for train, x_tiles in self.tile_rows for x in x_tiles)
 
     @property
     def pairs(self) -> int:
         """The number of pairs of examples to compute."""
         return sum(tile.pairs for tile in self)
 
-    def only(self, tiles: Container[Tile]) -> "Plan":
+    def restricted_to(self, tiles: Container[Tile]) -> "Plan":
         """Return the part of the plan that consists of some of its tiles."""
-        rows = ((train, tuple(x for x in x_tiles if Tile(train, x) in tiles)) for train, x_tiles in self.rows)
-        return replace(self, rows=tuple(row for row in rows if row[1]))
+        rows = ((train, tuple(x for x in x_tiles if Tile(train, x) in tiles)) for train, x_tiles in self.tile_rows)
+        return replace(self, tile_rows=tuple(row for row in rows if row[1]))
 
     def seconds(self, pace: CostModel) -> float:
         """Return how long one process takes."""
-        return sum(pace.row(train) for train, _ in self.rows) + sum(pace.tile(tile) for tile in self)
+        return sum(pace.row(train) for train, _ in self.tile_rows) + sum(pace.tile(tile) for tile in self)
 
-    def shares(self, pace: CostModel, processes: int) -> list["Plan"]:
+    def partition(self, pace: CostModel, processes: int) -> list["Plan"]:
         """Deal the tiles to so many processes, that the last is done as early as may be.
 
         Tiles are dealt one by one, or all of a train tile together, whichever turns out better: what comes before a
         train tile's first X tile is paid by every process that has a part of it.
         """
-        rows = [[Tile(train, x) for x in x_tiles] for train, x_tiles in self.rows if x_tiles]
+        rows = [[Tile(train, x) for x in x_tiles] for train, x_tiles in self.tile_rows if x_tiles]
         single = [[tile] for row in rows for tile in sorted(row, key=pace.tile, reverse=True)]
         whole = sorted(rows, key=lambda row: sum(map(pace.tile, row)), reverse=True)
-        dealt = [self._deal(groups, pace, processes) for groups in (single, whole)]
+        dealt = [self._assign(groups, pace, processes) for groups in (single, whole)]
         return min(dealt, key=lambda shares: max(share.seconds(pace) for share in shares))
 
-    def _deal(self, groups: list[list[Tile]], pace: CostModel, processes: int) -> list["Plan"]:
+    def _assign(self, groups: list[list[Tile]], pace: CostModel, processes: int) -> list["Plan"]:
         """Give each group of tiles of one row to the process that would be done with it first."""
         loads = [0.0] * processes
         dealt: list[set[Tile]] = [set() for _ in range(processes)]
@@ -95,7 +95,7 @@ class Plan:
             loads[rank] = then[rank]
             started[rank].add(train)
             dealt[rank].update(group)
-        return [self.only(tiles) for tiles in dealt]
+        return [self.restricted_to(tiles) for tiles in dealt]
 
 
 def make_plan(
@@ -110,11 +110,11 @@ def make_plan(
         x_tile: The largest number of X examples in a tile; a symmetric kernel has `train_tile` along both axes.
         symmetric: X is the train set and the kernel symmetric.
     """
-    train_tiles = _cut(train_shapes, train_tile)
+    train_tiles = _split_by_length(train_shapes, train_tile)
     if symmetric:
         rows = tuple((train, tuple(train_tiles[position:])) for position, train in enumerate(train_tiles))
     else:
-        x_tiles = tuple(_cut(x_shapes, x_tile))
+        x_tiles = tuple(_split_by_length(x_shapes, x_tile))
         rows = tuple((train, x_tiles) for train in train_tiles)
     return Plan(rows, train_tile, train_tile if symmetric else x_tile, len(train_shapes), len(x_shapes), symmetric)
 
@@ -155,13 +155,13 @@ def tiles_per_axis(
     return rows, math.ceil(wanted / rows)
 
 
-def fair(size: int, examples: int, parts: int) -> int:
+def even_tile_size(size: int, examples: int, parts: int) -> int:
     """Return the tile size, `size` at most, that makes equal tiles, so many or a multiple of it."""
     rounds = max(1, -(-examples // (size * parts)))
     return max(1, -(-examples // (rounds * parts)))
 
 
-def _cut(shapes: Sequence[Any], size: int) -> list[tuple[int, ...]]:
+def _split_by_length(shapes: Sequence[Any], size: int) -> list[tuple[int, ...]]:
     # Longest first: what needs most memory fails, if it must, at once.
     order = sorted(range(len(shapes)), key=lambda index: (shapes[index], index), reverse=True)
     return [tuple(order[start : start + size]) for start in range(0, len(order), max(size, 1))]

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmntk.kernels.layers import EmbeddingLayer, LinearLayer, register
 from lmntk.kernels.layers.base import Gradients
-from lmntk.kernels.layers.embedding import Rows
+from lmntk.kernels.layers.embedding import TokenGradients
 
 
 class OffsetEmbeddingLayer(EmbeddingLayer):
@@ -18,11 +18,11 @@ class OffsetEmbeddingLayer(EmbeddingLayer):
     module: OPTLearnedPositionalEmbedding
 
     @staticmethod
-    def given(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    def select_input(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
         """Return the positions."""
         return keywords.get("position_ids")
 
-    def factors(self, inputs: Tensor, gradients: Gradients) -> Rows:
+    def factors(self, inputs: Tensor, gradients: Gradients) -> TokenGradients:
         """Sum the output gradients of equal rows, example by example."""
         return super().factors(inputs + self.module.offset, gradients)
 

@@ -331,7 +331,7 @@ class KernelTrainer(ZeroShotTrainer):
         tiles = begun.get("train_tile", self.args.train_tile), begun.get("x_tile", self.args.x_tile)
         # Tiles of different plans would not make one kernel: the first process's counts.
         plan = distributed.on_rank_zero(lambda: self._plan(engine, *tiles))
-        work = KernelJob(f"train × {split}", engine, plan, engine.pace(plan), store)
+        work = KernelJob(f"train × {split}", engine, plan, engine.estimate_cost(plan), store)
         store.use(distributed.on_rank_zero(lambda: store.key(self._written_plan(work, split))))
         return work
 

@@ -55,7 +55,7 @@ class KernelJob:
     def tile_bytes(self) -> int:
         """What the tiles take on disk, all their parts, until the kernel is there."""
         return (
-            self.engine.parts(self.plan)
+            self.engine.num_parameter_groups(self.plan)
             * self.slices_bytes
             * self.plan.pairs
             // (self.plan.train_size * self.plan.x_size)
@@ -65,7 +65,7 @@ class KernelJob:
     def slices_bytes(self) -> int:
         """What the kernel takes in its parts, one for each layer that is kept apart."""
         problem = self.engine.problem
-        return problem.slices * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
+        return problem.num_slices * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
 
     @property
     def file_bytes(self) -> int:
@@ -81,9 +81,9 @@ class KernelJob:
     def seconds(self) -> float:
         """Return how long the tiles take that are not in the store, with as many processes as there are."""
         there = Counter(self.store.numbers_there())
-        parts = self.engine.parts(self.plan)
-        rest = self.plan.only({tile for number, tile in enumerate(self.plan) if there[number] < parts})
-        return max(share.seconds(self.pace) for share in rest.shares(self.pace, distributed.world_size()))
+        parts = self.engine.num_parameter_groups(self.plan)
+        rest = self.plan.restricted_to({tile for number, tile in enumerate(self.plan) if there[number] < parts})
+        return max(share.seconds(self.pace) for share in rest.partition(self.pace, distributed.world_size()))
 
     def compute(self, show: bool) -> int:
         """Compute what the store lacks.
@@ -95,7 +95,7 @@ class KernelJob:
             How many tiles, or parts of them, were there already.
         """
         numbers = {tile: number for number, tile in enumerate(self.plan)}
-        parts = self.engine.parts(self.plan)
+        parts = self.engine.num_parameter_groups(self.plan)
         distributed.on_all_ranks(lambda: self.store.wait_until_seen(SECONDS_UNTIL_SEEN))
         done = distributed.on_rank_zero(lambda: self.store.undamaged(self.plan, parts))
         if done:
@@ -104,7 +104,7 @@ class KernelJob:
         try:
             for part in range(parts):
                 missing = {tile for tile, number in numbers.items() if (number, part) not in done}
-                for tile, values in self.engine.blocks_of_part(self._own_share(missing), part):
+                for tile, values in self.engine.blocks_of_group(self._own_share(missing), part):
                     self.store.write(numbers[tile], part, tile, values)
                     progress.add(tile)
                     interrupts.check()
@@ -119,14 +119,17 @@ class KernelJob:
         try:
             yield
         except interrupts.Stopped as stop:
-            kept, total = len(self.store.numbers_there()), self.engine.parts(self.plan) * sum(1 for _ in self.plan)
+            kept, total = (
+                len(self.store.numbers_there()),
+                self.engine.num_parameter_groups(self.plan) * sum(1 for _ in self.plan),
+            )
             stop.kept = f"{kept} of {total} tiles of the {self.name} kernel are kept in {self.store.folder}"
             raise
 
     def _own_share(self, missing: Container[Tile]) -> Plan:
         """What this process takes of the missing tiles, as the first one deals them."""
-        rest = self.plan.only(missing)
-        return distributed.on_rank_zero(lambda: rest.shares(self.pace, distributed.world_size()))[distributed.rank()]
+        rest = self.plan.restricted_to(missing)
+        return distributed.on_rank_zero(lambda: rest.partition(self.pace, distributed.world_size()))[distributed.rank()]
 
     def kernel(self) -> tuple[Tensor, LayerKernels]:
         """Return the kernel that the tiles in the store make: to the bit the same, whoever made them and when.
@@ -136,9 +139,9 @@ class KernelJob:
             parts of it, which are none where they are not kept apart.
         """
         problem = self.engine.problem
-        shape = problem.slices, problem.num_logits
+        shape = problem.num_slices, problem.num_logits
         patience = 0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN
-        blocks = self.store.blocks(self.plan, self.engine.parts(self.plan), shape, patience)
+        blocks = self.store.blocks(self.plan, self.engine.num_parameter_groups(self.plan), shape, patience)
         slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.layers), -1))
         slices = slices if problem.formula.is_asymmetric else slices[:, 0]
         if problem.layer_of is None:

@@ -37,11 +37,11 @@ class Engine(ABC):
 
     def blocks(self, plan: Plan) -> Iterator[Block]:
         """Compute the tiles of `plan`, a block at a time."""
-        for part in range(self.parts(plan)):
-            yield from self.blocks_of_part(plan, part)
+        for part in range(self.num_parameter_groups(plan)):
+            yield from self.blocks_of_group(plan, part)
 
     @abstractmethod
-    def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
+    def blocks_of_group(self, plan: Plan, part: int) -> Iterator[Block]:
         """Compute one part of the tiles of `plan`: that of some of the parameters.
 
         Args:
@@ -54,14 +54,14 @@ class Engine(ABC):
         """Return what the engine will take at its peak, beside the model itself."""
 
     @abstractmethod
-    def pace(self, plan: Plan) -> CostModel:
+    def estimate_cost(self, plan: Plan) -> CostModel:
         """Measure a few examples, and return about how long the rows and tiles of `plan` take, all parts together."""
 
     def summary(self, plan: Plan) -> str:
         """Say in a few words which engine this is, and which parameters take which way."""
         return f"{self.name} engine"
 
-    def parts(self, plan: Plan) -> int:
+    def num_parameter_groups(self, plan: Plan) -> int:
         """Return how many parts a tile comes in."""
         return 1
 

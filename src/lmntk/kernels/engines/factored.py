@@ -22,10 +22,10 @@ from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
 from lmntk.kernels.layers import Layer, Workspace
 from lmntk.kernels.layers.linear import LinearLayer, LinearPair, group_by_shared_input, shared_input_kernel
-from lmntk.kernels.layers.linear_factors import packed
+from lmntk.kernels.layers.linear_factors import pack_contiguous
 from lmntk.kernels.memory import retain_freed_memory
 from lmntk.kernels.problem import Block, KernelProblem
-from lmntk.kernels.tiling import CostModel, Plan, Tile, fair, make_plan, tiles_per_axis
+from lmntk.kernels.tiling import CostModel, Plan, Tile, even_tile_size, make_plan, tiles_per_axis
 from lmntk.kernels.timing import product_flops, seconds_of, stage
 
 logger = logging.getLogger(__name__)
@@ -151,35 +151,37 @@ class FactoredEngine(Engine):
         most = max(1, 3 * examples // 4 if 4 * n <= 3 * examples else examples // 2)
         tokens = sum(self._lengths) / len(self._lengths)
         rows, columns = tiles_per_axis(n, m, processes, problem.symmetric, tokens, problem.num_logits)
-        train = min(train_tile or fair(most, n, rows), n)
+        train = min(train_tile or even_tile_size(most, n, rows), n)
         most_x = int(self._most_x_bytes // (FRAGMENTATION * self._memory.per_token * tokens))
         own_x = max(1, min(examples - train, MAX_X_TILE, most_x))
-        x = min(x_tile or fair(own_x, m, columns), m)
+        x = min(x_tile or even_tile_size(own_x, m, columns), m)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, train, x, problem.symmetric)
 
-    def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
+    def blocks_of_group(self, plan: Plan, part: int) -> Iterator[Block]:
         """Propagate each train tile once and each X tile once per train tile, and contract layer by layer."""
         with retain_freed_memory():
-            for train, x_tiles in plan.rows:
-                yield from self._row(train, x_tiles)
+            for train, x_tiles in plan.tile_rows:
+                yield from self._tile_row(train, x_tiles)
 
-    def _row(self, train: tuple[int, ...], x_tiles: tuple[tuple[int, ...], ...]) -> Iterator[Block]:
+    def _tile_row(self, train: tuple[int, ...], x_tiles: tuple[tuple[int, ...], ...]) -> Iterator[Block]:
         """Compute the tiles of one train tile, whose factors are gone when the next one's are made."""
         side = self._side(self.problem.train, train)
-        side = replace(side, factors=packed(side.factors))
+        side = replace(side, factors=pack_contiguous(side.factors))
         for x in x_tiles:
-            yield Tile(train, x), self._tile(Tile(train, x), side)
+            yield Tile(train, x), self._compute_tile(Tile(train, x), side)
 
-    def _tile(self, tile: Tile, train: Side) -> Tensor:
+    def _compute_tile(self, tile: Tile, train: Side) -> Tensor:
         """Compute one tile, float64 ``[S, n, C, x, C]``; the factors of its X examples are gone when it is done."""
         x = train if self.problem.on_diagonal(tile) else self._side(self.problem.x_examples, tile.x)
         irregular = train.irregular | x.irregular
         broken = train.broken, x.broken
         layers = {name: layer for name, layer in self._layers.items() if name not in irregular}
-        known = [self.problem.by_layer(self._parts(layers, train.factors, x.factors))] if layers else []
+        known = (
+            [self.problem.sum_by_layer(self._module_contributions(layers, train.factors, x.factors))] if layers else []
+        )
         del x  # the fallback may take its room
         fallback = self._fallback_beside(irregular)
-        rest = [] if fallback is None else [self._rest(fallback, tile)]
+        rest = [] if fallback is None else [self._fallback_block(fallback, tile)]
         return hide_signs_of_broken(torch.stack([*known, *rest]).sum(dim=0), *broken)
 
     def _fallback_for(self, names: Sequence[str]) -> JacobianEngine:
@@ -208,15 +210,15 @@ class FactoredEngine(Engine):
     def expected_bytes(self, plan: Plan) -> int:
         """Return the factors of both tiles, the buffers, and the activations of a batch."""
         needed = 0
-        x_tokens = {x: sum(_tokens(self.problem.x_examples, x)) for _, x_tiles in plan.rows for x in x_tiles}
-        for train, x_tiles in plan.rows:
+        x_tokens = {x: sum(_tokens(self.problem.x_examples, x)) for _, x_tiles in plan.tile_rows for x in x_tiles}
+        for train, x_tiles in plan.tile_rows:
             # The train set with itself: the factors of a tile on the diagonal are one side's.
             others = [x_tokens[x] for x in x_tiles if not self.problem.on_diagonal(Tile(train, x))]
             kept = self._memory.total(sum(_tokens(self.problem.train, train)), max(others, default=0))
             needed = max(needed, kept)
         return needed + self._fallback_bytes
 
-    def pace(self, plan: Plan) -> CostModel:
+    def estimate_cost(self, plan: Plan) -> CostModel:
         """Time the propagation of a few examples, and count the products."""
         problem = self.problem
         few = [problem.typical_example] * 8
@@ -224,7 +226,7 @@ class FactoredEngine(Engine):
         propagation_seconds = seconds_of(lambda: self._side(problem.train, few)) / few_tokens
         rate = PRODUCT_EFFICIENCY * product_flops(self._sample.device, self._sample.dtype)
         logits, directions = problem.num_logits, len(problem.formula.directions)
-        rest = self._fallback.pace(plan) if self._fallback else CostModel(lambda train: 0.0, lambda tile: 0.0)
+        rest = self._fallback.estimate_cost(plan) if self._fallback else CostModel(lambda train: 0.0, lambda tile: 0.0)
 
         def tokens_of(examples: Examples, indices: Sequence[int]) -> int:
             return sum(_tokens(examples, indices))
@@ -255,7 +257,10 @@ class FactoredEngine(Engine):
         signed = self.problem.formula.signed
         n, m = len(self.problem.train), min(len(self.problem.x_examples), MAX_X_TILE)
         costs = [self._layers[name].cost(found[0], n, m, signed) for name, found in kept.items()]
-        self._formed, self._entry = sum(cost.formed for cost in costs), sum(cost.entry for cost in costs)
+        self._formed, self._entry = (
+            sum(cost.dense_numel for cost in costs),
+            sum(cost.gram_flops_per_position_pair for cost in costs),
+        )
         length, c = _tokens(self.problem.train, one)[0], self.problem.num_logits
         dense = 2 * self._formed * c * ((n + m) * length + c * n * m)
         self._most_x_bytes = MOST_X_BYTES if dense > self._entry * n * m * length**2 else FEW_X_BYTES
@@ -324,14 +329,14 @@ class FactoredEngine(Engine):
         regular = {name: found for name, found in collected.items() if name not in irregular}
         return Side(regular, frozenset(irregular), torch.cat(broken) if broken else None)
 
-    def _parts(
+    def _module_contributions(
         self, layers: Mapping[str, Layer], train: Mapping[str, list[Any]], x: Mapping[str, list[Any]]
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield what each module adds to a tile, float64 ``[D, n, C, x, C]``, and a parameter of it."""
         directions = self.problem.formula.directions
         first = {name: parameters_of(name, layer)[0] for name, layer in layers.items()}
         for apart in self.problem.layers:
-            own = {name: layers[name] for name in first if self.problem.layer_named(first[name]) == apart}
+            own = {name: layers[name] for name in first if self.problem.layer_name(first[name]) == apart}
             for names in group_by_shared_input(own, train, x):
                 if len(names) == 1:
                     part = own[names[0]].kernel(train[names[0]], x[names[0]], directions, self._workspace)
@@ -340,7 +345,7 @@ class FactoredEngine(Engine):
                     part = shared_input_kernel(members, directions, self._workspace)
                 yield first[names[0]], part
 
-    def _rest(self, fallback: JacobianEngine, tile: Tile) -> Tensor:
+    def _fallback_block(self, fallback: JacobianEngine, tile: Tile) -> Tensor:
         """Return the part of a tile that the parameters unknown to all layer types make."""
         sizes = fallback.plan(len(tile.train), len(tile.x))
         size, x_size = sizes.train_tile, sizes.x_tile
@@ -348,7 +353,7 @@ class FactoredEngine(Engine):
         xs = tuple(tile.x[start : start + x_size] for start in range(0, len(tile.x), x_size))
         rows = tuple((train, xs) for train in trains)
         parts: dict[Tile, Tensor] = {}
-        for part, values in fallback.blocks(replace(sizes, rows=rows, symmetric=False)):
+        for part, values in fallback.blocks(replace(sizes, tile_rows=rows, symmetric=False)):
             parts[part] = parts[part] + values if part in parts else values
         return torch.cat([torch.cat([parts[Tile(train, x)] for x in xs], dim=3) for train in trains], dim=1)
 

@@ -11,7 +11,7 @@ from lmntk.kernels.contraction import broken_rows, contract, hide_signs_of_broke
 from lmntk.kernels.engines.base import Engine, MemoryBudgetError
 from lmntk.kernels.engines.derivatives import Differentiator
 from lmntk.kernels.problem import Block, KernelProblem, Parameters
-from lmntk.kernels.tiling import CostModel, Plan, Tile, fair, make_plan, tiles_per_axis
+from lmntk.kernels.tiling import CostModel, Plan, Tile, even_tile_size, make_plan, tiles_per_axis
 from lmntk.kernels.timing import product_flops, seconds_of
 
 # X examples whose gradients are held at a time: more gain little, since gradients are formed a few examples at a time.
@@ -51,8 +51,8 @@ class JacobianEngine(Engine):
         # A gradient costs what it costs to form it, which is about a pass over an example's tokens for every logit.
         tokens = MEAN_TOKENS if not problem.train.padded else sum(problem.train.shapes) / n
         rows, columns = tiles_per_axis(n, m, processes, problem.symmetric, tokens, problem.num_logits)
-        train_tile = min(train_tile or fair(n, n, rows), n)
-        x_tile = min(x_tile or fair(X_TILE, m, columns), m)
+        train_tile = min(train_tile or even_tile_size(n, n, rows), n)
+        x_tile = min(x_tile or even_tile_size(X_TILE, m, columns), m)
         largest = problem.num_logits * max(bytes_of([tensor]) for tensor in problem.params.values())
         # A parameter larger than all others (the word embeddings) may force smaller tiles than grouping can give.
         while self._bytes(largest, train_tile, x_tile) > self.memory_bytes and train_tile * x_tile > 1:
@@ -61,10 +61,10 @@ class JacobianEngine(Engine):
             raise MemoryBudgetError(self._bytes(largest, 1, 1), self.memory_bytes)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, train_tile, x_tile, problem.symmetric)
 
-    def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
+    def blocks_of_group(self, plan: Plan, part: int) -> Iterator[Block]:
         """Form the train tile's gradients for one group of parameters and meet all X tiles with them."""
         group = self._groups(plan)[part]
-        for train, x_tiles in plan.rows:
+        for train, x_tiles in plan.tile_rows:
             train_gradients = self._gradients(self.problem.train, train, group)
             for x in x_tiles:
                 same = self.problem.on_diagonal(Tile(train, x))
@@ -75,7 +75,7 @@ class JacobianEngine(Engine):
         largest = max(bytes_of(self.problem.params[name] for name in group) for group in self._groups(plan))
         return self._bytes(self.problem.num_logits * largest, plan.train_tile, plan.x_tile)
 
-    def pace(self, plan: Plan) -> CostModel:
+    def estimate_cost(self, plan: Plan) -> CostModel:
         """Time the gradients of as many examples as there are together on average, and count the products."""
         problem = self.problem
         groups = self._groups(plan)
@@ -97,10 +97,10 @@ class JacobianEngine(Engine):
 
     def summary(self, plan: Plan) -> str:
         """Say how many groups the parameters are taken in."""
-        parts = self.parts(plan)
+        parts = self.num_parameter_groups(plan)
         return super().summary(plan) + (f" with parameters in {parts} groups" if parts > 1 else "")
 
-    def parts(self, plan: Plan) -> int:
+    def num_parameter_groups(self, plan: Plan) -> int:
         """Return how many groups the parameters are taken in."""
         return len(self._groups(plan))
 
@@ -145,7 +145,7 @@ class JacobianEngine(Engine):
     ) -> Tensor:
         x_side = train_side if same else self._gradients(self.problem.x_examples, x, group)
         directions, c = self.problem.formula.directions, self.problem.num_logits
-        total = self.problem.by_layer(
+        total = self.problem.sum_by_layer(
             (name, contract(train_side.of[name], x_side.of[name], directions)) for name in group
         )
         return hide_signs_of_broken(total.reshape(-1, len(train), c, len(x), c), train_side.broken, x_side.broken)

@@ -45,10 +45,10 @@ class JvpEngine(Engine):
             raise MemoryBudgetError(needed, self.memory_bytes)
         return plan
 
-    def blocks_of_part(self, plan: Plan, part: int) -> Iterator[Block]:
+    def blocks_of_group(self, plan: Plan, part: int) -> Iterator[Block]:
         """Differentiate each train tile once and push its gradients through every X tile."""
         problem = self.problem
-        for train, x_tiles in plan.rows:
+        for train, x_tiles in plan.tile_rows:
             train_gradients = self._gradients(problem.train, train)
             for x in x_tiles:
                 parts = [self._direction(train_gradients, Tile(train, x), way) for way in problem.formula.directions]
@@ -61,10 +61,10 @@ class JvpEngine(Engine):
             held += 2 * plan.x_tile
         return held * self.problem.gradient_bytes
 
-    def pace(self, plan: Plan) -> CostModel:
+    def estimate_cost(self, plan: Plan) -> CostModel:
         """Time one example's gradients and one pair of examples."""
         one = (self.problem.typical_example,)
-        pair = replace(plan, rows=((one, (one,)),))
+        pair = replace(plan, tile_rows=((one, (one,)),))
         alone = JvpEngine(replace(self.problem, x=None), self.memory_bytes)
         gradient_seconds = seconds_of(lambda: self._gradients(self.problem.train, one))
         formed_seconds = gradient_seconds if self._forms_x else 0.0

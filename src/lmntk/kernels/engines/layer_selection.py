@@ -26,7 +26,7 @@ def find_layers(problem: KernelProblem) -> tuple[dict[str, Layer], list[str]]:
 
     A layer is used only if its part of the kernel is what autograd says, of examples alone and of several in a batch:
     a weight that is used elsewhere too, an output that is changed in place, a norm over several axes all show there.
-    What shows in other examples only, every batch is looked at for (`propagation.Record.judge`).
+    What shows in other examples only, every batch is looked at for (`capture.ForwardCapture.find_irregular`).
 
     Returns:
         The layers by module name, and the parameters that are left for the fallback.
@@ -34,7 +34,7 @@ def find_layers(problem: KernelProblem) -> tuple[dict[str, Layer], list[str]]:
     layers = _candidates(problem)
     try:
         for batch in _trials(problem):
-            layers = _that_agree_with_autograd(layers, problem, batch) if layers else {}
+            layers = _matching_autograd(layers, problem, batch) if layers else {}
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         logger.warning("no layer can be factored (%s): every parameter goes to the jacobian engine", error)
         layers = {}
@@ -57,7 +57,7 @@ def _candidates(problem: KernelProblem) -> dict[str, Layer]:
         if layer is not None and counted and counted <= layer.parameters:
             found = layer(module, counted)
             # What a module makes is one part: where its parameters' are to be kept apart, it cannot be taken whole.
-            if len({problem.layer_named(name) for name in parameters_of(prefix, found)}) == 1:
+            if len({problem.layer_name(name) for name in parameters_of(prefix, found)}) == 1:
                 layers[prefix] = found
     return layers
 
@@ -85,7 +85,7 @@ def _unlike(examples: Examples, count: int) -> list[list[int]]:
     return [mixed[start : start + size] for start in range(0, len(mixed), size)]
 
 
-def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem, batch: Batch) -> dict[str, Layer]:
+def _matching_autograd(layers: dict[str, Layer], problem: KernelProblem, batch: Batch) -> dict[str, Layer]:
     """Keep the layers whose part of the kernel of some examples is that of their gradients.
 
     A sum of the logits with random weights is asked, wᵀK w = ‖∇ Σ w f‖²: of its gradients one parameter's at a time is
@@ -94,15 +94,15 @@ def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem, 
     """
     assert problem.module is not None
     assert problem.call is not None
-    record, gradients = capture.run(layers, problem.call, batch)
-    layers = {name: layer for name, layer in layers.items() if name not in record.irregular}
+    captured, gradients = capture.forward_backward(layers, problem.call, batch)
+    layers = {name: layer for name, layer in layers.items() if name not in captured.irregular}
     own = dict(problem.module.named_parameters())
     wanted = {name: own[name] for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
     if not wanted:
         return {}
-    weights = torch.randn(record.logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    logits, squares = _squared_gradients(own, wanted, problem, batch, weights.to(record.logits))
-    if not torch.allclose(record.logits.detach(), logits, rtol=1e-4, atol=1e-5, equal_nan=True):
+    weights = torch.randn(captured.logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits, squares = _squared_gradients(own, wanted, problem, batch, weights.to(captured.logits))
+    if not torch.allclose(captured.logits.detach(), logits, rtol=1e-4, atol=1e-5, equal_nan=True):
         return {}  # looking at the modules changes what they do
     if not logits.isfinite().all():
         return layers  # of such an example nothing can be learnt
@@ -111,7 +111,7 @@ def _that_agree_with_autograd(layers: dict[str, Layer], problem: KernelProblem, 
     kept = {}
     for prefix, layer in layers.items():
         truth = sum(squares[name] for name in parameters_of(prefix, layer))
-        found = layer.factors(record.passages[prefix].inputs, gradients.pop(prefix))
+        found = layer.factors(captured.module_io[prefix].inputs, gradients.pop(prefix))
         kernel = layer.kernel([found], [found], sgd, workspace)[0].cpu()
         asked = torch.einsum("ia,iajb,jb->iajb", weights, kernel, weights)
         # What cancels in the sum was rounded before.
@@ -173,4 +173,4 @@ def _squared_gradients(
 
 def parameters_of(prefix: str, layer: Layer) -> list[str]:
     """Return the full names of the parameters that a layer takes."""
-    return [f"{prefix}.{local}".lstrip(".") for local in sorted(layer.counted)]
+    return [f"{prefix}.{local}".lstrip(".") for local in sorted(layer.parameter_names)]

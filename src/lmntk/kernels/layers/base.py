@@ -46,12 +46,12 @@ class Cost:
     """What it takes to multiply the gradients of two examples; vectors take nothing worth counting.
 
     Attributes:
-        formed: How many numbers an example's gradient of one logit has, where it is formed.
-        entry: Floating-point operations for every pair of their positions, where it is not.
+        dense_numel: How many numbers an example's gradient of one logit has, where it is formed.
+        gram_flops_per_position_pair: Floating-point operations for every pair of their positions, where it is not.
     """
 
-    formed: int = 0
-    entry: float = 0.0
+    dense_numel: int = 0
+    gram_flops_per_position_pair: float = 0.0
 
 
 class Layer(ABC):
@@ -59,18 +59,18 @@ class Layer(ABC):
 
     Args:
         module: The module.
-        counted: Which of its own parameters count: ``"weight"``, ``"bias"``.
+        parameter_names: Which of its own parameters count: ``"weight"``, ``"bias"``.
     """
 
     parameters: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
     """The module's own parameters that the class can differentiate."""
 
-    def __init__(self, module: nn.Module, counted: frozenset[str]) -> None:
+    def __init__(self, module: nn.Module, parameter_names: frozenset[str]) -> None:
         self.module = module
-        self.counted = counted
+        self.parameter_names = parameter_names
 
     @staticmethod
-    def given(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    def select_input(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
         """Return what of a module's arguments `factors` is to be told of: its first one."""
         return arguments[0] if arguments else None
 

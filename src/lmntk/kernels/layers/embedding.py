@@ -12,7 +12,7 @@ from lmntk.kernels.layers.base import Gradients, Layer, Workspace
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenGradients:
     """The rows of the embeddings that have a gradient, one for each example and each of its different tokens.
 
     Attributes:
@@ -30,7 +30,7 @@ class EmbeddingLayer(Layer):
     module: nn.Embedding
     parameters = frozenset({"weight"})
 
-    def factors(self, inputs: Tensor, gradients: Gradients) -> Rows:
+    def factors(self, inputs: Tensor, gradients: Gradients) -> TokenGradients:
         """Sum the output gradients of equal tokens, example by example, where the token stands first."""
         token = inputs.reshape(len(inputs), -1)
         equal = token[:, :, None] == token[:, None, :]
@@ -40,19 +40,25 @@ class EmbeddingLayer(Layer):
             first &= token != self.module.padding_idx
         both = torch.stack([gradient.reshape(*token.shape, -1) for gradient in gradients], dim=2)
         summed = (equal & first[:, :, None]).to(both.dtype) @ both.flatten(2)
-        return Rows(torch.where(first, token, -1), summed.view_as(both))
+        return TokenGradients(torch.where(first, token, -1), summed.view_as(both))
 
     def kernel(
-        self, train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[SignPlacement], workspace: Workspace
+        self,
+        train: Sequence[TokenGradients],
+        x: Sequence[TokenGradients],
+        directions: Sequence[SignPlacement],
+        workspace: Workspace,
     ) -> Tensor:
         """Multiply the rows of every token that occurs on both sides: float64 ``[D, n, C, x, C]``."""
         # Looking tokens up is least work, but asks the device for answers, for which a GPU would have to stop.
         if train[0].token.device.type == "cpu":
-            return _by_looking_up(train, x, directions)
-        return _by_comparing(train, x, directions, workspace)
+            return _match_by_sorting(train, x, directions)
+        return _match_by_mask(train, x, directions, workspace)
 
 
-def _by_looking_up(train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[SignPlacement]) -> Tensor:
+def _match_by_sorting(
+    train: Sequence[TokenGradients], x: Sequence[TokenGradients], directions: Sequence[SignPlacement]
+) -> Tensor:
     """Multiply, token by token, the rows of the examples that have it."""
     (example, token, rows), (x_example, x_token, x_rows) = _by_token(train), _by_token(x)
     c = rows.shape[1]
@@ -69,8 +75,11 @@ def _by_looking_up(train: Sequence[Rows], x: Sequence[Rows], directions: Sequenc
     return result
 
 
-def _by_comparing(
-    train: Sequence[Rows], x: Sequence[Rows], directions: Sequence[SignPlacement], workspace: Workspace
+def _match_by_mask(
+    train: Sequence[TokenGradients],
+    x: Sequence[TokenGradients],
+    directions: Sequence[SignPlacement],
+    workspace: Workspace,
 ) -> Tensor:
     """Multiply all rows with all, and count the products of equal tokens: nothing depends on what the tokens are."""
     c = train[0].gradients.shape[2]
@@ -78,12 +87,14 @@ def _by_comparing(
     parts = []
     for batch in train:
         size = max(1, workspace.capacity // (c * batch.token.shape[1] * widest))
-        for some in map(Rows, batch.token.split(size), batch.gradients.split(size)):
-            parts.append(torch.cat([_equal(some, other, directions, workspace) for other in x], dim=3))
+        for some in map(TokenGradients, batch.token.split(size), batch.gradients.split(size)):
+            parts.append(torch.cat([_masked_products(some, other, directions, workspace) for other in x], dim=3))
     return torch.cat(parts, dim=1)
 
 
-def _equal(train: Rows, x: Rows, directions: Sequence[SignPlacement], workspace: Workspace) -> Tensor:
+def _masked_products(
+    train: TokenGradients, x: TokenGradients, directions: Sequence[SignPlacement], workspace: Workspace
+) -> Tensor:
     """Sum the products of rows whose tokens are equal: float64 ``[D, n, C, x, C]``."""
     (n, length, c, _), (m, x_length) = train.gradients.shape, x.token.shape
     equal = (train.token[:, :, None, None] == x.token) & (train.token >= 0)[:, :, None, None]
@@ -100,7 +111,7 @@ def _equal(train: Rows, x: Rows, directions: Sequence[SignPlacement], workspace:
     return torch.stack(found)
 
 
-def _by_token(batches: Sequence[Rows]) -> tuple[Tensor, Tensor, Tensor]:
+def _by_token(batches: Sequence[TokenGradients]) -> tuple[Tensor, Tensor, Tensor]:
     """Join batches, their examples numbered on; return example, token ``[R]`` and rows ``[R, C, d]``, by token."""
     examples, tokens, rows = [], [], []
     start = 0

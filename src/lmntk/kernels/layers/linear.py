@@ -14,7 +14,7 @@ from torch import Tensor
 from lmntk.kernels.contraction import BLOCK
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Cost, Gradients, Layer, Workspace, stack_vectors, vector_kernel, with_positions
-from lmntk.kernels.layers.linear_factors import OuterProducts, identity, shape_of
+from lmntk.kernels.layers.linear_factors import OuterProducts, shape_of, storage_key
 from lmntk.kernels.layers.linear_gram import entry_flops, gram
 from lmntk.kernels.timing import stage
 
@@ -35,25 +35,25 @@ class LinearLayer(Layer):
     def factors(self, inputs: Tensor, gradients: Gradients) -> OuterProducts:
         """Keep inputs and gradients, and of a bias's gradient the whole."""
         gradients = [with_positions(gradient) for gradient in gradients]
-        biases = stack_vectors(gradients) if "bias" in self.counted else None
-        if "weight" not in self.counted:
+        biases = stack_vectors(gradients) if "bias" in self.parameter_names else None
+        if "weight" not in self.parameter_names:
             return OuterProducts(None, [gradient[:, :0] for gradient in gradients], biases)
         return OuterProducts(with_positions(inputs), gradients, biases)
 
     def cost(self, factors: OuterProducts, train: int, x: int, signed: bool) -> Cost:
         """The whole weight, or Gram matrices; nothing where the gradient is one outer product, or the bias alone."""
-        if factors.inputs is None or factors.length <= 1:
+        if factors.inputs is None or factors.positions <= 1:
             return Cost()
         c, _, d_out, d_in = shape_of([factors])
         entry = entry_flops(c, d_out, d_in)
-        positions = (train + x) * factors.length, train * x * factors.length**2
+        positions = (train + x) * factors.positions, train * x * factors.positions**2
         if not signed and _gram_is_faster(positions[1] * entry, _dense_flops(c, d_out, d_in, positions[0], train * x)):
-            return Cost(entry=entry)
-        return Cost(formed=d_out * d_in)
+            return Cost(gram_flops_per_position_pair=entry)
+        return Cost(dense_numel=d_out * d_in)
 
     def buffer(self, factors: OuterProducts, train: int) -> int:
         """The gradients that are formed together; nothing where none can be."""
-        if factors.inputs is None or factors.length <= 1:
+        if factors.inputs is None or factors.positions <= 1:
             return 0
         c, _, d_out, d_in = shape_of([factors])
         rows = _rows_in_cache(FORMED_TOGETHER, d_out, d_in, factors.gradients[0].element_size())
@@ -101,12 +101,12 @@ def shared_input_kernel(
     parts = [
         vector_kernel(_biases(member.train), _biases(member.x), directions)
         for member in members
-        if "bias" in member.layer.counted
+        if "bias" in member.layer.parameter_names
     ]
-    if "weight" in members[0].layer.counted:
+    if "weight" in members[0].layer.parameter_names:
         train, x = members[0].train, members[0].x
         # The sign of a sum has no factors, that of a single outer product has.
-        factored = all(factor.length == 1 for factor in (*train, *x)) or not any(
+        factored = all(factor.positions == 1 for factor in (*train, *x)) or not any(
             direction.sign_train or direction.sign_x for direction in directions
         )
         if factored and _gram_is_faster(*_flops(members)):
@@ -132,9 +132,9 @@ def group_by_shared_input(
     groups: dict[object, list[str]] = {}
     for name, layer in layers.items():
         key: object = name
-        if isinstance(layer, LinearLayer) and "weight" in layer.counted:
+        if isinstance(layer, LinearLayer) and "weight" in layer.parameter_names:
             batches = (*train[name], *x[name])
-            key = tuple((identity(factor.inputs), factor.length) for factor in batches)
+            key = tuple((storage_key(factor.inputs), factor.positions) for factor in batches)
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 
@@ -148,7 +148,7 @@ def _flops(members: Sequence[LinearPair]) -> tuple[float, float]:
     train, x = members[0].train, members[0].x
     c, n, _, d_in = shape_of(train)
     widths = [shape_of(member.train)[2] for member in members]
-    positions = [sum(factor.size * factor.length for factor in side) for side in (train, x)]
+    positions = [sum(factor.batch_size * factor.positions for factor in side) for side in (train, x)]
     dense = sum(_dense_flops(c, width, d_in, sum(positions), n * shape_of(x)[1]) for width in widths)
     return positions[0] * positions[1] * entry_flops(c, sum(widths), d_in), dense
 
@@ -171,7 +171,7 @@ def _dense(
     c, n, d_out, d_in = shape_of(train)
     inner, outer = sorted((d_out, d_in))
     pieces = _pieces(x, max(1, FORMED_TOGETHER // c))
-    width = max(sum(factor.size for factor in piece) for piece in pieces)
+    width = max(sum(factor.batch_size for factor in piece) for piece in pieces)
     cached = _rows_in_cache(c * width, d_out, d_in, train[0].gradients[0].element_size())
     rows = max(1, min(cached, workspace.capacity // (c * max(n, width) * inner)))
     result = torch.zeros(
@@ -223,8 +223,8 @@ def _form(name: str, factors: Sequence[OuterProducts], part: slice, workspace: W
             assert right is not None
             if d_in > d_out:
                 left, right = right, left
-            torch.bmm(left[:, :, part].transpose(1, 2), right, out=buffer[logit, first : first + factor.size])
-            first += factor.size
+            torch.bmm(left[:, :, part].transpose(1, 2), right, out=buffer[logit, first : first + factor.batch_size])
+            first += factor.batch_size
     return buffer
 
 
@@ -234,12 +234,12 @@ def _pieces(factors: Sequence[OuterProducts], size: int) -> list[list[OuterProdu
     room = 0
     for factor in factors:
         first = 0
-        while first < factor.size:
+        while first < factor.batch_size:
             if not room:
                 pieces.append([])
                 room = size
-            taken = factor.some(slice(first, min(first + room, factor.size)))
+            taken = factor[first : min(first + room, factor.batch_size)]
             pieces[-1].append(taken)
-            room -= taken.size
-            first += taken.size
+            room -= taken.batch_size
+            first += taken.batch_size
     return pieces

@@ -23,7 +23,7 @@ class OuterProducts:
     biases: Tensor | None
 
     @property
-    def size(self) -> int:
+    def batch_size(self) -> int:
         """B, the number of examples."""
         return len(self.gradients[0])
 
@@ -33,11 +33,11 @@ class OuterProducts:
         return self.gradients[0].shape[2]
 
     @property
-    def length(self) -> int:
+    def positions(self) -> int:
         """L, the number of outer products that an example's gradient is a sum of."""
         return self.gradients[0].shape[1]
 
-    def some(self, part: slice) -> "OuterProducts":
+    def __getitem__(self, part: slice) -> "OuterProducts":
         """Return the factors of some examples of the batch."""
         inputs = None if self.inputs is None else self.inputs[part]
         return OuterProducts(
@@ -51,7 +51,7 @@ def shape_of(factors: Sequence[OuterProducts]) -> tuple[int, int, int, int]:
     """Return C, the number of examples, d_out and d_in."""
     inputs = factors[0].inputs
     assert inputs is not None
-    examples = sum(factor.size for factor in factors)
+    examples = sum(factor.batch_size for factor in factors)
     return len(factors[0].gradients), examples, factors[0].out_features, inputs.shape[2]
 
 
@@ -59,10 +59,10 @@ def flattened(factors: Sequence[OuterProducts]) -> OuterProducts:
     """Put all positions of all examples into one row: ``[positions, d]``."""
     inputs = [factor.inputs for factor in factors if factor.inputs is not None]
     gradients = zip(*(factor.gradients for factor in factors), strict=True)
-    return OuterProducts(_in_one(inputs), [_in_one(logit) for logit in gradients], None)
+    return OuterProducts(_as_matrix(inputs), [_as_matrix(logit) for logit in gradients], None)
 
 
-def _in_one(parts: Sequence[Tensor]) -> Tensor:
+def _as_matrix(parts: Sequence[Tensor]) -> Tensor:
     """Join ``[B, L, d]`` of any B and L to ``[positions, d]``; without a copy where they lie behind one another."""
     first, d = parts[0], parts[0].shape[2]
     storage, end = first.untyped_storage().data_ptr(), first.data_ptr()
@@ -74,12 +74,12 @@ def _in_one(parts: Sequence[Tensor]) -> Tensor:
     return first.as_strided((sum(part.shape[0] * part.shape[1] for part in parts), d), (d, 1))
 
 
-def identity(tensor: Tensor) -> tuple[object, ...]:
+def storage_key(tensor: Tensor) -> tuple[object, ...]:
     """Return what two tensors have in common only if they are the same numbers in the same places of memory."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def packed(factors: MutableMapping[str, list[Any]]) -> dict[str, list[Any]]:
+def pack_contiguous(factors: MutableMapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Lay the batches of every linear layer behind one another in memory; what layers share they go on sharing.
 
     Gram matrices of all train examples at once then need no copy for each tile.
@@ -99,17 +99,17 @@ def _packed(factors: Sequence[OuterProducts], places: dict[tuple[object, ...], l
     inputs = [factor.inputs for factor in factors if factor.inputs is not None]
     if not inputs:
         return list(factors)
-    key = tuple(map(identity, inputs))
+    key = tuple(map(storage_key, inputs))
     if key not in places:
-        places[key] = _behind_one_another(inputs)
-    gradients = zip(*map(_behind_one_another, zip(*(factor.gradients for factor in factors), strict=True)), strict=True)
+        places[key] = _contiguous_copies(inputs)
+    gradients = zip(*map(_contiguous_copies, zip(*(factor.gradients for factor in factors), strict=True)), strict=True)
     return [
         OuterProducts(own, logits, factor.biases)
         for own, logits, factor in zip(places[key], gradients, factors, strict=True)
     ]
 
 
-def _behind_one_another(parts: Sequence[Tensor]) -> list[Tensor]:
+def _contiguous_copies(parts: Sequence[Tensor]) -> list[Tensor]:
     """Copy ``[B, L, d]`` of any B and L into one piece of memory."""
     whole = torch.cat([part.flatten(0, 1) for part in parts])
     rows = whole.split([part.shape[0] * part.shape[1] for part in parts])

@@ -45,13 +45,13 @@ def gram(
     )
     row = 0
     for run in _runs(train, most_tokens):
-        left_batches = [train[batch].some(part) for batch, part in run]
-        left = [flattened([layer[batch].some(part) for batch, part in run]) for layer in trains]
-        whose = _whose_positions(left_batches)
+        left_batches = [train[batch][part] for batch, part in run]
+        left = [flattened([layer[batch][part] for batch, part in run]) for layer in trains]
+        indicator = _example_indicator(left_batches)
         column = 0
         for ((batch, part),) in _runs(x, most_columns, together=False):
-            right = [flattened([layer[batch].some(part)]) for layer in xs]
-            size, length = part.stop - part.start, x[batch].length
+            right = [flattened([layer[batch][part]]) for layer in xs]
+            size, length = part.stop - part.start, x[batch].positions
             for out, direction in zip(result, directions, strict=True):
                 inputs = _products([(left[0].inputs, right[0].inputs)], direction, workspace, "train")
                 for a in range(c):
@@ -60,8 +60,10 @@ def gram(
                             (mine.gradients[a], other.gradients[b]) for mine, other in zip(left, right, strict=True)
                         ]
                         both = _products(pairs, direction, workspace, "x").mul_(inputs)
-                        if whose is not None:
-                            both = torch.mm(whose, both, out=workspace.take("product", len(whose), size * length))
+                        if indicator is not None:
+                            both = torch.mm(
+                                indicator, both, out=workspace.take("product", len(indicator), size * length)
+                            )
                         found = both.view(-1, size, length).sum(dim=2, dtype=torch.float64)
                         out[a, row : row + len(found), b, column : column + size] = found
             column += size
@@ -71,7 +73,7 @@ def gram(
 
 def _gram_block(train: Sequence[OuterProducts], x: Sequence[OuterProducts], capacity: int) -> tuple[int, int]:
     """Return how many tokens of either side are multiplied together: as many as fit a buffer, or one example's."""
-    rows = min(GRAM_TOKENS, max(max(factor.length for factor in train), capacity // max(f.length for f in x)))
+    rows = min(GRAM_TOKENS, max(max(factor.positions for factor in train), capacity // max(f.positions for f in x)))
     return rows, min(GRAM_TOKENS, capacity // rows)
 
 
@@ -83,13 +85,13 @@ def _runs(
     room = most_tokens
     for number, factor in enumerate(factors):
         first = 0
-        while first < factor.size:
-            if run and (not together or room < factor.length):
+        while first < factor.batch_size:
+            if run and (not together or room < factor.positions):
                 yield run
                 run, room = [], most_tokens
-            last = min(factor.size, first + max(1, room // factor.length))
+            last = min(factor.batch_size, first + max(1, room // factor.positions))
             run.append((number, slice(first, last)))
-            room -= (last - first) * factor.length
+            room -= (last - first) * factor.positions
             first = last
     if run:
         yield run
@@ -112,9 +114,9 @@ def _products(
     return found
 
 
-def _whose_positions(factors: Sequence[OuterProducts]) -> Tensor | None:
+def _example_indicator(factors: Sequence[OuterProducts]) -> Tensor | None:
     """Which example each position belongs to, as ones in ``[examples, positions]``; None where all have but one."""
-    if all(factor.length == 1 for factor in factors):
+    if all(factor.positions == 1 for factor in factors):
         return None
-    blocks = [factor.gradients[0].new_ones(1, factor.length) for factor in factors for _ in range(factor.size)]
+    blocks = [factor.gradients[0].new_ones(1, factor.positions) for factor in factors for _ in range(factor.batch_size)]
     return torch.block_diag(*blocks)

@@ -17,9 +17,9 @@ class LayerNormLayer(Layer):
     def factors(self, inputs: Tensor, gradients: Gradients) -> Tensor:
         """Return the gradients of the parameters that count, side by side: ``[B, C, p]``."""
         parts = []
-        if "weight" in self.counted:
+        if "weight" in self.parameter_names:
             parts.append(stack_vectors(gradients, self._normalised(inputs)))
-        if "bias" in self.counted:
+        if "bias" in self.parameter_names:
             parts.append(stack_vectors(gradients))
         return torch.cat(parts, dim=2)
 
