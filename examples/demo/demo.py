@@ -41,10 +41,10 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from gather_result import percent
 from lmntk.config.tool_parser import Parser, exit_status
 from lmntk.errors import UsageError
-from lmntk.runs.log import Trial, read_log, trials_of
+from lmntk.runs.gather import percent
+from lmntk.runs.log import Trial, find_trials, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_SCRIPT = ROOT / "run_fewshot.sh"
@@ -276,7 +276,7 @@ def read_trial(folder: Path) -> Trial | None:
     if not all(path.is_file() for path in (*results, folder / LOG)):
         return None
     try:
-        trials = trials_of(read_log(folder / LOG), TASK_NAME)
+        trials = find_trials(read_log(folder / LOG), TASK_NAME)
     except UsageError:  # it was cut
         return None
     return trials[-1] if trials else None

@@ -117,7 +117,7 @@ def test_the_command_that_is_printed_finds_the_same_numbers_in_the_log(
     lines = capsys.readouterr().out.splitlines()
     python, tool, *words = shlex.split(lines[lines.index("The same numbers from the log:") + 1])
     assert (python, tool) == (sys.executable, str(demo.GATHER_TOOL))
-    gather_result.main(words)
+    assert gather_result.main(words) == 0
     gathered, errors = capsys.readouterr()
     assert errors == ""
     header, _, *rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in gathered.splitlines()]

@@ -68,7 +68,7 @@ def test_an_ensemble_is_made_of_the_logits_that_the_runs_wrote(
 ) -> None:
     (words,) = [words for words in commands(TRAINING) if words[1:2] == ["tools/ensemble.py"]]
     with contextlib.chdir(walked.folder):
-        ensemble.main(words[2:])
+        assert ensemble.main(words[2:]) == 0
     assert "mean" in capsys.readouterr().out
 
 
@@ -88,7 +88,7 @@ def test_the_table_of_results_is_made_from_the_log(walked: Workplace, capsys: py
     (words,) = [words for words in commands(TRAINING) if words[1:2] == ["tools/gather_result.py"]]
     condition = "{'tag': ['adam', 'sgd', 'head', 'no-prompt', 'lora'], 'task_name': ['sst-2', 'mr']}"
     with contextlib.chdir(walked.folder):
-        gather_result.main(["--condition", condition, *words[4:]])
+        assert gather_result.main(["--condition", condition, *words[4:]]) == 0
     rows = [
         line for line in capsys.readouterr().out.splitlines() if re.match(r"\| *(adam|sgd|head|no-prompt|lora) ", line)
     ]

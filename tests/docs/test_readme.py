@@ -87,7 +87,7 @@ def test_every_call_leaves_its_results_where_the_readme_says(walked: Workplace) 
 def test_the_table_of_all_runs_has_a_row_for_each(walked: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     (words,) = [words for words in commands(README) if words[1:2] == ["tools/gather_result.py"]]
     with contextlib.chdir(walked.folder):
-        gather_result.main(words[2:])
+        assert gather_result.main(words[2:]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "| sst-2 " in line]
     assert len(rows) == len(calls(README)) == 7
 

@@ -1,4 +1,4 @@
-"""The command line of tools/ensemble.py, with numbers worked out by hand."""
+"""Ensembles by `ensemble.py`, with numbers worked out by hand."""
 
 import json
 import os
@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ensemble
-from lmntk.errors import UsageError
+from lmntk.commands.ensemble import main
+from lmntk.errors import DataError, FileError, MissingSplitError, SettingError
+from lmntk.runs.ensemble import evaluate_ensemble
+from lmntk.runs.gather import matching_trials
+from lmntk.runs.log import MetricKeys, read_log
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "ensemble.py"
 LABELS = [0, 0, 1, 1]
@@ -60,7 +63,7 @@ def write_logits(name, values, folder="ensemble_predict_results"):
 
 
 def call(condition="{'tag': 'x', 'task_name': 'sst-2'}", *flags, n_models=2):
-    ensemble.main(["--condition", condition, "--n_models", str(n_models), *flags])
+    assert main(["--condition", condition, "--n_models", str(n_models), *flags]) == 0
 
 
 TWO_MODELS = [run(42, 0, 0, 0.5, 0.75), run(42, 1, 1, 0.25, 0.75)]
@@ -157,45 +160,46 @@ def test_a_regression_tasks_single_column_is_the_score(project, capsys):
     assert "seed 42: test 100.0, second metric 100.0\n" in capsys.readouterr().out
 
 
-def refusal(*arguments, **more):
-    with pytest.raises(UsageError) as error:
-        call(*arguments, **more)
+def refusal(kind, condition="{'tag': 'x', 'task_name': 'sst-2'}", folder=None, *, n_models=2, test_key=None):
+    """The error of a kind that an ensemble ends with."""
+    keys, entries = MetricKeys(test=test_key), read_log("log")
+    with pytest.raises(kind) as error:
+        evaluate_ensemble(entries, matching_trials(entries, condition, keys), n_models, keys, folder)
     assert "\n" not in str(error.value)
-    return str(error.value)
+    return error.value
 
 
-AGAIN = "run that model again with --save_logit, or give the right --save_logit_dir"
-FILE = "ensemble_predict_results/sst-2-1-1.npy"
+FILE = Path("ensemble_predict_results/sst-2-1-1.npy")
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (LEFT[:3], f"{FILE} holds an array of shape [3, 2], where [4, 1] or [4, 2] is wanted"),
-        (np.zeros((4, 3)), f"{FILE} holds an array of shape [4, 3], where [4, 1] or [4, 2] is wanted"),
-        (LABELS, f"{FILE} holds an array of shape [4], where [4, 1] or [4, 2] is wanted"),
-        ([[np.nan, 0.0]] * 4, f"{FILE} holds what is no finite number"),
-        ([["a", "b"]] * 4, f"{FILE} holds what is no finite number"),
-    ],
-)
-def test_logits_of_another_shape_or_kind_are_refused(two_models, values, message):
+@pytest.mark.parametrize("values", [LEFT[:3], np.zeros((4, 3)), LABELS])
+def test_logits_of_another_shape_are_refused(two_models, values):
     write_logits("sst-2-1-1.npy", values)
-    assert refusal() == f"{message}: {AGAIN}"
+    error = refusal(FileError)
+    assert error.data == {"path": FILE, "shape": list(np.shape(values))}
+    assert "[4, 1] or [4, 2]" in str(error)
+
+
+@pytest.mark.parametrize("values", [[[np.nan, 0.0]] * 4, [["a", "b"]] * 4])
+def test_logits_that_are_not_finite_numbers_are_refused(two_models, values):
+    write_logits("sst-2-1-1.npy", values)
+    assert refusal(FileError).data == {"path": FILE}
 
 
 def test_logits_with_different_numbers_of_columns_are_not_averaged(two_models):
     write_logits("sst-2-1-1.npy", [[1.0]] * 4)
-    assert refusal().startswith("logits of different numbers of columns cannot be averaged (ensemble_predict_results/")
+    assert refusal(DataError).data["files"] == [FILE.with_name("sst-2-0-0.npy"), FILE]
 
 
 def test_missing_and_damaged_logits_are_named(two_models):
-    path = Path(FILE)
-    whole = path.read_bytes()
+    whole = FILE.read_bytes()
     for damaged in (b"", whole[:-8], b"words"):
-        path.write_bytes(damaged)
-        assert refusal() == f"{FILE} is no file of logits: {AGAIN}"
-    path.unlink()
-    assert refusal() == f"there are no logits {FILE}: {AGAIN}"
+        FILE.write_bytes(damaged)
+        assert refusal(FileError).data == {"path": FILE}
+    FILE.unlink()
+    error = refusal(FileError)
+    assert error.data == {"path": FILE}
+    assert "`save_logit_dir`" in str(error)
 
 
 def test_a_pickle_in_the_place_of_logits_is_not_loaded(two_models):
@@ -204,24 +208,24 @@ def test_a_pickle_in_the_place_of_logits_is_not_loaded(two_models):
             return os.mkdir, (str(two_models / "made"),)
 
     np.save(FILE, np.array([Hostile()], dtype=object), allow_pickle=True)
-    assert refusal() == f"{FILE} is no file of logits: {AGAIN}"
+    assert refusal(FileError).data == {"path": FILE}
     assert not (two_models / "made").exists()
 
 
 def test_logits_that_a_later_run_has_overwritten_are_refused(two_models):
     write_log(*TWO_MODELS, run(13, 0, 0, 0.5, 0.5), run(13, 1, 1, 0.5, 0.5))
-    assert refusal("{'task_name': 'sst-2'}").startswith(
-        "ensemble_predict_results/sst-2-0-0.npy was written again after the chosen run of seed 42 (result/42-0-0), by "
-        "result/13-0-0: give every run its own --array_id or --save_logit_dir"
-    )
+    error = refusal(FileError, "{'task_name': 'sst-2'}")
+    assert error.data == {"path": FILE.with_name("sst-2-0-0.npy"), "writer": "result/13-0-0"}
+    assert "seed 42 (result/42-0-0)" in str(error)
 
 
-def test_a_run_of_another_tag_that_has_overwritten_the_logits_is_noticed_and_one_that_has_not_is_none(two_models):
+def test_a_run_of_another_tag_is_noticed_if_it_has_overwritten_the_logits(two_models):
     later = run(13, 0, 0, 0.5, 0.75, tag="y", save_logit=True, output_dir="later")
     write_log(*TWO_MODELS, later)
-    overwritten = "ensemble_predict_results/sst-2-0-0.npy was written again after the chosen run of seed 42"
-    assert refusal().startswith(f"{overwritten} (result/42-0-0), by later: ")
-    assert refusal("{'tag': 'x'}", "--save_logit_dir", str(two_models / "ensemble_predict_results")).startswith("/")
+    path = FILE.with_name("sst-2-0-0.npy")
+    assert refusal(FileError).data == {"path": path, "writer": "later"}
+    absolute = refusal(FileError, "{'tag': 'x'}", str(two_models / path.parent))
+    assert absolute.data == {"path": two_models / path, "writer": "later"}
     without_test = {key: value for key, value in later.items() if "_test_eval_" not in key}
     innocent = [
         later | {"save_logit": False},
@@ -244,29 +248,28 @@ def test_a_later_run_of_mnli_has_overwritten_the_logits_of_mnli_mm(project):
         run(42, 0, 0, 0.5, 0.5, task="MNLI", metric="mnli/acc", tag="y", save_logit=True, output_dir="later")
         | {"mnli-mm_test_eval_mnli-mm/acc": 0.5},
     )
-    assert ", by later: " in refusal("{'tag': 'x', 'task_name': 'mnli-mm'}", n_models=1)
+    assert refusal(FileError, "{'tag': 'x', 'task_name': 'mnli-mm'}", n_models=1).data["writer"] == "later"
 
 
-def test_a_repeat_without_save_logit_leaves_the_logits_to_the_run_that_saved_them(two_models, capsys):
+def test_a_repeat_without_save_logit_leaves_the_logits_as_they_are(two_models, capsys, caplog):
     runs = [line | {"save_logit": True} for line in TWO_MODELS]
     write_log(*runs, runs[0] | {"save_logit": False, "sst-2_dev_eval_acc": 1.0})
     call()
-    out, err = capsys.readouterr()
-    assert err == "note: 1 of 3 runs were without --save_logit: left out\n"
+    out = capsys.readouterr().out
+    assert caplog.messages == ["1 of 3 runs were without `save_logit`: left out"]
     assert "model 0: dev mean 50.0 " in out
     assert "seed 42: test 100.0\n" in out
     write_log(*(line | {"save_logit": False} for line in runs))
-    assert refusal().startswith("none of the 2 matching runs has saved logits, an array_id and a model_id below")
+    assert refusal(DataError).data == {"n_models": 2}
 
 
 @pytest.mark.parametrize("noted", [0.5, 0.75 + 1e-5, None])
 def test_logits_that_do_not_score_what_their_run_noted_are_refused(two_models, noted):
     write_log(TWO_MODELS[0], TWO_MODELS[1] | {"sst-2_test_eval_acc": noted})
-    told = {None: "nan"}.get(noted, f"{noted}")
-    assert refusal() == (
-        f"{FILE} scores 0.75, but its run (result/42-1-1) noted {told} as sst-2_test_eval_acc: the logits are "
-        f"another run's, or the test set is another; {AGAIN}"
-    )
+    error = refusal(FileError)
+    assert (error.data["path"], error.data["score"]) == (FILE, 0.75)
+    assert error.data["noted"] == pytest.approx(np.nan if noted is None else noted, nan_ok=True)
+    assert "result/42-1-1" in str(error)
 
 
 def test_a_score_may_differ_by_rounding_and_be_no_number_on_both_sides(two_models, capsys):
@@ -283,36 +286,42 @@ def test_a_score_may_differ_by_rounding_and_be_no_number_on_both_sides(two_model
 
 def test_a_model_without_a_run_for_a_seed_is_named(two_models):
     write_log(*TWO_MODELS, run(13, 1, 5, 0.5, 0.5))
-    assert refusal() == (
-        "seed 13 has no run with model_id 0: run it with --save_logit --model_id 0, lower --n_models, or leave the "
-        "seed out by 'data_dir' in --condition"
-    )
+    assert refusal(DataError).data == {"seed": "13", "model_id": 0}
     write_log({key: value for key, value in TWO_MODELS[0].items() if key != "array_id"})
-    assert refusal().startswith(
-        "none of the 1 matching runs has saved logits, an array_id and a model_id below --n_models 2: run"
-    )
+    assert refusal(DataError).data == {"n_models": 2}
 
 
 def test_runs_of_a_seed_on_different_data_are_not_mixed(two_models):
     write_log(TWO_MODELS[0], TWO_MODELS[1] | {"data_dir": "data/SST-2/64-42"})
-    assert refusal() == (
-        "seed 42 has runs on data/SST-2/16-42 and data/SST-2/64-42: choose with 'data_dir' in --condition"
-    )
+    assert refusal(DataError).data == {"seed": "42", "folders": ["data/SST-2/16-42", "data/SST-2/64-42"]}
 
 
-def test_other_mistakes_are_one_sentence(two_models):
-    assert refusal(n_models=0) == "--n_models 0: an ensemble needs at least one model"
-    condition = "{'task_name': 'sst-2'}"
-    assert refusal(condition, "--test_key", "seed") == "--test_key seed: an ensemble is judged by acc"
-    assert refusal(condition, "--save_logits", "x").startswith("unknown flag '--save_logits': did you mean '--save_l")
+def test_a_number_of_models_or_a_key_that_makes_no_sense_is_refused(two_models):
+    assert refusal(SettingError, n_models=0).data == {"setting": "n_models", "value": 0}
+    assert refusal(SettingError, test_key="seed").data == {"setting": "test_key", "value": "seed"}
+
+
+def test_runs_of_several_tasks_or_without_a_test_set_are_refused(two_models):
     write_log(*TWO_MODELS, run(42, 0, 0, 0.5, 0.5, task="RTE"))
-    assert refusal("{'tag': 'x'}") == "the runs are of sst-2, rte: give one 'task_name' in --condition"
+    assert refusal(DataError, "{'tag': 'x'}").data == {"tasks": ["sst-2", "rte"]}
     Path("data/SST-2/16-42/test.tsv").unlink()
-    assert refusal().startswith("data/SST-2/16-42/test.tsv is missing: make")
+    refusal(MissingSplitError)
 
 
-def test_the_command_exits_with_2_on_a_mistake(project):
-    command = [sys.executable, str(TOOL), "--condition", "{}"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: the following arguments are required: --n_models; see --help\n"
+def test_runs_on_the_users_data_need_label_words(project):
+    write_log(run(42, 0, 0, 0.5, 0.5, task="mine", custom_columns=["text", "label"], mapping="{}"))
+    assert refusal(DataError, "{'task_name': 'mine'}", n_models=1).data == {"task": "mine"}
+
+
+def test_the_command_exits_with_2_on_a_mistake_and_names_flags(two_models):
+    def call(*flags):
+        command = [sys.executable, str(TOOL), "--condition", "{}", *flags]
+        done = subprocess.run(command, cwd=two_models, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        return done.stderr
+
+    assert "--n_models" in call()
+    FILE.unlink()
+    error = call("--n_models", "2")
+    assert str(FILE) in error
+    assert "--save_logit," in error and "--save_logit_dir" in error and "`" not in error

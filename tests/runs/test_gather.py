@@ -1,5 +1,6 @@
-"""The command line of tools/gather_result.py, with numbers worked out by hand."""
+"""Results over seeds by `gather_result.py`, with numbers worked out by hand."""
 
+import doctest
 import json
 import subprocess
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import gather_result
-from lmntk.errors import UsageError
+from lmntk.commands.gather import main
+from lmntk.errors import DataError, SettingError
+from lmntk.runs import gather as library
+from lmntk.runs.gather import matching_trials
+from lmntk.runs.log import MetricKeys
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "gather_result.py"
 
@@ -31,14 +35,15 @@ def run(seed, dev, test, *, tag="x", task="SST-2", k=16, folder=None, metric="ac
 
 
 @pytest.fixture
-def gather(tmp_path, capsys):
-    """A function that writes a log, runs the tool on it, and returns what it printed and noted."""
+def gather(tmp_path, capsys, caplog):
+    """A function that writes a log, runs the tool on it, and returns what it printed and its warnings."""
 
     def call(runs, condition, *flags):
         log = tmp_path / "log"
         log.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in runs))
-        gather_result.main(["--log", str(log), "--condition", str(condition), *map(str, flags)])
-        return tuple(capsys.readouterr())
+        caplog.clear()
+        assert main(["--log", str(log), "--condition", str(condition), *map(str, flags)]) == 0
+        return capsys.readouterr().out, caplog.messages
 
     return call
 
@@ -67,7 +72,7 @@ def test_each_seeds_best_trial_on_dev_is_told_and_summarised(gather):
         "    learning_rate: 0.0001 | max_steps: 10 | kernel_lambda: 0.5 | output_dir: b\n"
         "  mean 55.0 (standard deviation 5.0), median 55.0, 2 seeds, 5 runs\n"
     )
-    assert noted == ""
+    assert noted == []
 
 
 def test_one_data_seed_may_have_runs_of_several_seeds(gather):
@@ -84,7 +89,7 @@ def test_repeats_of_an_output_folder_are_ignored_but_for_the_latest(gather):
     runs = [run(42, 0.9, 0.9), run(42, 0.8, 0.8), run(42, 0.5, 0.25), run(42, 0.25, 0.75, folder="other")]
     printed, noted = gather(runs, {"tag": "x"})
     assert "  42-42: best dev 50.0, test 25.0, 2 trials (2 ignored)\n" in printed
-    assert noted == "note: ignored 2 runs whose output_dir a later run has too\n"
+    assert noted == ["ignored 2 runs whose output_dir a later run has too"]
 
 
 def test_a_list_in_the_condition_gives_a_row_for_each_tag_as_csv(gather):
@@ -95,7 +100,7 @@ def test_a_list_in_the_condition_gives_a_row_for_each_tag_as_csv(gather):
         "x,sst-2,16,prompt,kernel,50.0,75.0,12.2,75.0,3,3,\n"
         "y,sst-2,16,prompt,kernel,50.0,75.0,25.0,75.0,2,2,21\n"
     )
-    assert noted == "note: y, sst-2, 16, prompt, kernel: missing seeds 21\n"
+    assert noted == ["y, sst-2, 16, prompt, kernel: missing seeds 21"]
 
 
 def test_markdown_is_aligned_with_numbers_to_the_right(gather):
@@ -113,9 +118,7 @@ def test_markdown_is_aligned_with_numbers_to_the_right(gather):
 
 def test_the_seeds_asked_for_are_those_that_may_be_missing(gather):
     _, noted = gather(TWO_TAGS, {"tag": ["x", "y"]}, "--seeds", 13, 87)
-    assert noted == (
-        "note: x, sst-2, 16, prompt, kernel: missing seeds 87\nnote: y, sst-2, 16, prompt, kernel: missing seeds 87\n"
-    )
+    assert noted == [f"{tag}, sst-2, 16, prompt, kernel: missing seeds 87" for tag in ("x", "y")]
 
 
 def test_another_k_or_task_has_seeds_of_its_own(gather):
@@ -126,7 +129,7 @@ def test_another_k_or_task_has_seeds_of_its_own(gather):
         ["sst-2", "64"],
         ["rte", "16"],
     ]
-    assert noted == ""
+    assert noted == []
 
 
 def test_settings_that_differ_separate_groups_where_the_trainer_heeds_them(gather):
@@ -204,7 +207,7 @@ def test_mnli_mm_takes_the_runs_of_mnli_that_were_tested_on_it_and_its_own(gathe
     ]
     printed, noted = gather(runs, {"task_name": "mnli-mm"})
     assert "  mean 50.0 (standard deviation 25.0), median 50.0, 2 seeds, 2 runs\n" in printed
-    assert noted == "note: 1 of 3 runs of mnli-mm lack a dev or test metric: left out\n"
+    assert noted == ["1 of 3 runs of mnli-mm lack a dev or test metric: left out"]
     printed, _ = gather(runs, {"task_name": "mnli"})
     # 0.25 and 1: the mean is 0.625, and each is 0.375 from it.
     assert "  mean 62.5 (standard deviation 37.5), median 62.5, 2 seeds, 2 runs\n" in printed
@@ -221,7 +224,7 @@ def test_a_metric_that_is_no_number_is_shown_as_such(gather):
     assert printed.splitlines()[1] == "x,sst-2,16,prompt,kernel,50.0,nan,nan,nan,2,2,"
 
 
-def test_older_lines_half_lines_and_hostile_lines_may_be_in_the_log(gather, tmp_path, caplog):
+def test_older_lines_half_lines_and_hostile_lines_may_be_in_the_log(gather, tmp_path):
     made = tmp_path / "made"
     older = run(42, 0.5, 0.75, task="sst-2", folder="o")
     lines = [
@@ -230,43 +233,52 @@ def test_older_lines_half_lines_and_hostile_lines_may_be_in_the_log(gather, tmp_
         f"{{'tag': __import__('os').system('touch {made}'), 'task_name': 'sst-2'}}",
         run(13, 0.5, 0.25),
     ]
-    printed, _ = gather(lines, {"tag": "x"})
+    printed, noted = gather(lines, {"tag": "x"})
     assert "trainer kernel\n" in printed
     assert "  mean 50.0 (standard deviation 25.0), median 50.0, 2 seeds, 2 runs\n" in printed
-    assert caplog.messages == [f"{tmp_path}/log: skipped 1 of 4 lines that cannot be read (the first is line 2)"]
+    assert noted == [f"{tmp_path}/log: skipped 1 of 4 lines that cannot be read (the first is line 2)"]
     assert not made.exists()
 
 
 @pytest.mark.parametrize(
-    ("condition", "flags", "message"),
+    ("condition", "keys", "kind", "data"),
     [
-        ({"tag": "w"}, [], "no run has tag 'w' (6 lines read); tags there: x, y"),
-        ("{'tag': x}", [], "--condition {'tag': x} is no Python dictionary of plain values: write it like"),
-        ({"task_name": "sst-2"}, ["--sed", "3"], "unknown flag '--sed': did you mean '--seeds'? Available: --help"),
-        ({"task_name": "sst-2"}, ["--format", "table"], "argument --format: invalid choice: 'table'"),
-        (
-            {"tag": "x"},
-            ["--key", "loss"],
-            "--key and --test_key name one task's metrics, but the runs are of sst-2, cola: give one 'task_name'",
-        ),
-        (
-            {"task_name": "cola"},
-            [],
-            "none of the 1 runs that meet --condition has both a dev and a test metric: run with --do_eval",
-        ),
+        ({"tag": "w"}, (), DataError, {"condition": {"tag": "w"}, "key": "tag"}),
+        ("{'tag': x}", (), SettingError, {"setting": "condition", "value": "{'tag': x}"}),
+        ({"tag": "x"}, ("loss",), SettingError, {"setting": "key", "tasks": ["sst-2", "cola"]}),
+        ({"task_name": "cola"}, (), DataError, {"tasks": ["cola"]}),
     ],
 )
-def test_a_mistake_is_one_sentence(gather, condition, flags, message):
-    runs = [*TWO_TAGS, run(42, 0.5, 0.5, task="CoLA")]
-    with pytest.raises(UsageError) as error:
-        gather(runs, condition, *flags)
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
+def test_a_condition_or_key_that_selects_nothing_is_refused(condition, keys, kind, data):
+    lacking = {key: value for key, value in run(42, 0.5, 0.5, task="CoLA").items() if "eval" not in key}
+    with pytest.raises(kind) as error:
+        matching_trials([*TWO_TAGS, lacking], str(condition), MetricKeys(*keys))
+    assert error.value.data == data
+
+
+@pytest.mark.parametrize(("flags", "fact"), [(["--sed", "3"], "--seeds"), (["--format", "table"], "--format")])
+def test_a_mistake_in_a_flag_names_the_flag(flags, fact, capsys):
+    assert main(["--condition", "{}", *flags]) == 2
+    assert fact in capsys.readouterr().err
+
+
+def test_latex_is_a_table_in_booktabs(gather):
+    printed, _ = gather(TWO_TAGS, {"tag": ["x", "y"]}, "--format", "latex")
+    assert printed.startswith(
+        "\\begin{tabular}{llrllrrrrrrl}\n\\toprule\ntag & task & K & type & trainer & dev mean & "
+    )
+    assert "\ny & sst-2 & 16 & prompt & kernel & 50.0 & 75.0 & 25.0 & 75.0 & 2 & 2 & 21 \\\\\n" in printed
+
+
+def test_runs_of_several_models_are_noted(gather):
+    runs = [run(42, 0.5, 0.5, model_name_or_path=name, folder=name) for name in ("a", "b")]
+    _, (noted,) = gather(runs, {"tag": "x"})
+    assert "2 models (a, b)" in noted
 
 
 def test_a_task_of_several_without_runs_is_noted(gather):
     _, noted = gather(TWO_TAGS, {"task_name": ["sst-2", "cola"], "tag": "x"})
-    assert noted == "note: no run of cola meets the other conditions\n"
+    assert noted == ["no run of cola meets the other conditions"]
 
 
 def test_the_command_reads_log_in_the_working_directory_and_exits_with_2_on_a_mistake(tmp_path):
@@ -275,12 +287,16 @@ def test_the_command_reads_log_in_the_working_directory_and_exits_with_2_on_a_mi
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     done = call("--condition", "{}")
-    where = "run.py appends to a file log in its working directory"
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: --log log cannot be read (No such file or directory): {where}\n"
+    assert done.stderr.startswith("error: --log log cannot be read (No such file or directory)")
     (tmp_path / "log").write_text(json.dumps(run(42, 0.5, 0.5)) + "\n{'half")
     done = call("--condition", "{'task_name': 'sst-2'}")
     assert done.returncode == 0
     assert "  mean 50.0 (standard deviation 0.0), median 50.0, 1 seed, 1 run\n" in done.stdout
     assert done.stderr == "warning: log: skipped 1 of 2 lines that cannot be read (the first is line 2)\n"
     assert "population" in call("--help").stdout
+
+
+def test_the_examples_run():
+    found = doctest.testmod(library)
+    assert (found.attempted, found.failed) == (1, 0)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from lmntk import interrupts
@@ -38,11 +39,28 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
+def log_parser(description: str | None) -> Parser:
+    """Return a parser with the flags of the tools that read the log: which runs, and which of their metrics."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--condition", required=True, metavar="DICT",
+        help="which runs, as a Python dictionary: \"{'tag': 'x', 'task_name': 'sst-2'}\". A list as a value means "
+        "any of these; mrpc/acc, mrpc/f1, qqp/acc, qqp/f1, sts-b/pearson and sts-b/spearmanr choose a metric; "
+        "without a task_name: all tasks",
+    )  # fmt: skip
+    parser.add_argument("--log", type=Path, default=Path("log"), help="the log that run.py appends to (log)")
+    parser.add_argument("--key", help="metric to choose by (the task's, on dev), such as sst-2_dev_eval_acc")
+    parser.add_argument("--test_key", help="metric to report (the task's, on test)")
+    parser.add_argument("--test_key2", help="second metric to report (the task's other one, if it has two)")
+    return parser
+
+
 def run_tool(
     parser: Parser,
     work: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
     when_stopped: str = interrupts.ANEW,
+    run_settings: Collection[str] = (),
 ) -> int:
     """Read a tool's command line and do its work; warnings, and why it ended early, go to stderr, settings as flags.
 
@@ -51,11 +69,12 @@ def run_tool(
         work: What to do with them; what it returns is the status of an end that is not an error.
         argv: The command line without the program's name; by default that of the process.
         when_stopped: What to say after a signal.
+        run_settings: Settings of run.py that sentences of the tool name; they become flags too.
 
     Returns:
         The exit status, as `interrupts.exit_status` has it.
     """
-    names = {flag.removeprefix("--") for action in parser._actions for flag in action.option_strings}
+    names = {flag.removeprefix("--") for action in parser._actions for flag in action.option_strings} | {*run_settings}
     _log_warnings(names)
     return interrupts.exit_status(lambda: work(parser.read(argv)), when_stopped, wording=lambda e: _wording(e, names))
 
