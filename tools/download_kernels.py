@@ -289,7 +289,7 @@ def provide(archive: Archive, settings: Settings) -> None:
                 f"{settings.url(archive)} itself is damaged, and --base_url names a mirror"
             ) from error
         except Stopped as stop:
-            stop.kept = f"{path}, and what was unpacked of it, is kept"
+            stop.kept_summary = f"{path}, and what was unpacked of it, is kept"
             raise
         whole = all(settings.path(archive, file).exists() for file in contents.files)
         if ours and whole and not settings.keep_archives:

@@ -1,4 +1,4 @@
-"""What several processes share: who is first, whose answer counts, who tells of an error."""
+"""Work that several processes share: which one writes, how answers and errors reach all of them."""
 
 import contextlib
 import json
@@ -8,29 +8,30 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch.distributed as dist
 
 from lmntk.errors import PeerExitedError, ReportedElsewhereError, UsageError, refused
 
+Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 STATUS_FILE = "LMNTK_STATUS_FILE"
-"""The variable in which run_fewshot.sh names the file that it reads its exit status from."""
+"""The environment variable in which run_fewshot.sh names the file that it reads the exit status from."""
 
 
-def meet_after_restart(backend: str, timeout: timedelta) -> None:
-    """Meet the other processes where torchrun has started them again (``--max-restarts``); do nothing on a first start.
+def rejoin_after_restart(backend: str, timeout: timedelta) -> None:
+    """Form the process group where torchrun has restarted the processes (``--max-restarts``); else do nothing.
 
     Args:
         backend: ``"gloo"`` or ``"nccl"``.
-        timeout: How long they wait for each other.
+        timeout: How long the processes wait for each other.
     """
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0" or dist.is_initialized():
         return
-    # torchrun keeps one store for all starts, and torch would find the addresses of processes that are gone in it.
+    # torchrun keeps one store for all starts, and torch would find the addresses of dead processes in it.
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     dist.init_process_group(
         backend,
@@ -42,39 +43,39 @@ def meet_after_restart(backend: str, timeout: timedelta) -> None:
 
 
 def world_size() -> int:
-    """The number of processes that work together."""
+    """Return the number of processes that work together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is; the first, 0, writes files and shows progress."""
+    """Return the number of this process; process 0 writes files and shows progress."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this process writes files and shows progress."""
+    """Return whether this process writes files and shows progress."""
     return rank() == 0
 
 
-def tells(error: UsageError) -> bool:
-    """Whether it is this process that shows an error: what all have met alike is shown by the first."""
+def should_report(error: UsageError) -> bool:
+    """Return whether this process prints an error: one that all processes met is printed by the first alone."""
     if isinstance(error, ReportedElsewhereError):
         return False
-    # Before the processes know each other they have read flags, all of them the same; and all lose the same one.
-    alike = world_size() == 1 or isinstance(error, PeerExitedError)
-    return os.environ.get("RANK", "0") == "0" if alike else True
+    # Before the processes form a group, all have read the same flags; and all of them notice that a peer has exited.
+    met_by_all = world_size() == 1 or isinstance(error, PeerExitedError)
+    return os.environ.get("RANK", "0") == "0" if met_by_all else True
 
 
 def end_with(error: UsageError) -> int:
-    """Show an error on the process that is to show it; return the exit status.
+    """Print an error on the process that reports it; return the exit status.
 
-    torchrun reports every status but 0 at length. Under run_fewshot.sh, processes that all end with one error leave the
-    status in a file and end with 0. Elsewhere torchrun's report gets the sentence to end with.
+    torchrun prints a long report for every status but 0. Under run_fewshot.sh, processes that all end with one error
+    therefore write the status to a file and exit with 0. Elsewhere the sentence goes into torchrun's report.
     """
     path, status = os.environ.get(STATUS_FILE), 2
-    if tells(error):
+    if should_report(error):
         print(f"error: {error}", file=sys.stderr)
-        _leave_for_torchrun(f"error: {error}")
+        _pass_to_torchrun(f"error: {error}")
     with contextlib.suppress(OSError):
         if path is not None and not isinstance(error, PeerExitedError):
             Path(path).write_text(f"{status}\n", encoding="utf-8")
@@ -82,8 +83,8 @@ def end_with(error: UsageError) -> int:
     return status
 
 
-def _leave_for_torchrun(sentence: str) -> None:
-    """Write a sentence where torchrun looks for the traceback of a process."""
+def _pass_to_torchrun(sentence: str) -> None:
+    """Write a sentence to the file in which torchrun looks for the traceback of a process."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     message = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
     if path is not None:
@@ -91,51 +92,73 @@ def _leave_for_torchrun(sentence: str) -> None:
             Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
-def leave() -> None:
-    """Part from the other processes when all is done: torch's threads may abort a process that just ends."""
+def shut_down() -> None:
+    """Destroy the process group: torch's threads may abort a process that exits without this."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def on_rank_zero(work: Callable[[], Answer]) -> Answer:
-    """Do something on the first process alone: all of them get its answer, or fail with its error.
+def on_rank_zero(work: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+    """Call a function on process 0 alone; all processes get its answer, or fail with its error.
 
     Args:
-        work: Returns what can be sent to the others.
+        work: Called on process 0; its answer must be picklable.
+        *args: Arguments of `work`.
+        **kwargs: Keyword arguments of `work`.
+
+    Raises:
+        UsageError: `work` raised it, or an `OSError`, on process 0.
+
+    Examples:
+        >>> on_rank_zero(max, 2, 3)
+        3
     """
     if world_size() == 1:
-        return work()
+        return work(*args, **kwargs)
     message: list[Any] = [None, None]
     if is_first():
         try:
-            message[0] = work()
+            message[0] = work(*args, **kwargs)
         except (UsageError, OSError) as error:
             message[1] = _shared(error)
-    _meet(lambda: dist.broadcast_object_list(message))
+    _run_collective(dist.broadcast_object_list, message)
     answer, failure = message
     if failure is not None:
         raise failure if is_first() else ReportedElsewhereError(str(failure))
     return answer
 
 
-def on_all_ranks(work: Callable[[], Answer]) -> Answer:
-    """Do something on every process; where it fails on one of them all fail, and the first of those tells."""
+def on_all_ranks(work: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+    """Call a function on every process; if it fails on one, all fail, and the first of those that failed reports.
+
+    Args:
+        work: Called on every process.
+        *args: Arguments of `work`.
+        **kwargs: Keyword arguments of `work`.
+
+    Returns:
+        The answer of this process.
+
+    Raises:
+        UsageError: `work` raised it, or an `OSError`, on any process.
+    """
     if world_size() == 1:
-        return work()
-    answer, own = None, None
+        return work(*args, **kwargs)
+    answer, failure = None, None
     try:
-        answer = work()
+        answer = work(*args, **kwargs)
     except (UsageError, OSError) as error:
-        own = _shared(error)
-    errors = gather(None if own is None else str(own))
+        failure = _shared(error)
+    errors = gather(None if failure is None else str(failure))
     failed = [number for number, error in enumerate(errors) if error is not None]
     if failed:
-        raise own if own is not None and rank() == failed[0] else ReportedElsewhereError(str(errors[failed[0]]))
+        is_mine = failure is not None and rank() == failed[0]
+        raise failure if is_mine else ReportedElsewhereError(str(errors[failed[0]]))  # type: ignore[misc]
     return answer  # type: ignore[return-value]  # nothing failed, so there is one
 
 
 def _shared(error: UsageError | OSError) -> UsageError:
-    """The error that all processes end with."""
+    """Return the error that all processes end with."""
     if isinstance(error, OSError):
         if error.errno is None:
             raise error
@@ -144,25 +167,25 @@ def _shared(error: UsageError | OSError) -> UsageError:
     return error
 
 
-def gather(own: Answer) -> list[Answer]:
-    """Return what every process has, in their order, to all of them."""
-    found = [own] * world_size()
+def gather(value: Answer) -> list[Answer]:
+    """Return the values of all processes, in the order of their ranks, to all of them."""
+    found = [value] * world_size()
     if world_size() > 1:
-        _meet(lambda: dist.all_gather_object(found, own))
+        _run_collective(dist.all_gather_object, found, value)
     return found
 
 
 def barrier() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has come here."""
     gather(None)
 
 
-def _meet(exchange: Callable[[], object]) -> None:
-    """Exchange something with the other processes, one of which may be gone."""
+def _run_collective(exchange: Callable[..., object], *args: Any) -> None:
+    """Run a collective operation of torch; raise a sentence where another process has exited."""
     try:
-        exchange()
+        exchange(*args)
     except RuntimeError as error:
         raise PeerExitedError(
-            "another process of this run has ended: it says why itself, or was killed, for lack of memory perhaps; the "
-            f"same command goes on from what was finished ({str(error).partition(chr(10))[0]})"
+            "another process of this run has ended: it prints the reason itself, or was killed, perhaps for lack of "
+            f"memory; the same command continues from what was finished ({str(error).partition(chr(10))[0]})"
         ) from error

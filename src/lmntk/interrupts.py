@@ -1,4 +1,4 @@
-"""How a program ends before its end: a mistake of the user's, a signal, a full disk; each said in one sentence."""
+"""Handle user errors, Ctrl-C, SIGTERM and full disks: print one sentence and return the exit status."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from lmntk.errors import UsageError, refused
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ANEW = "the same command begins anew"
+STARTS_ANEW = "the same command starts anew"
 
 _received: list[signal.Signals] = []
 
@@ -26,25 +26,25 @@ class Stopped(KeyboardInterrupt):
         number: The signal.
 
     Attributes:
-        kept: What of the work at hand is kept, for the user; empty where it is what the program always keeps.
-        way_on: How to go on from there.
+        kept_summary: Which unfinished work is kept, for the user; empty where the program's usual sentence says it.
+        resume_hint: How to continue from there.
     """
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self.number = number
-        self.kept = ""
-        self.way_on = "the same command goes on from there"
+        self.kept_summary = ""
+        self.resume_hint = "the same command goes on from there"
 
     @property
     def status(self) -> int:
-        """The exit status that shells know for it."""
+        """The exit status by which shells know the signal."""
         return 128 + self.number
 
 
 def begin() -> None:
-    """Make the standard streams usable, and let Ctrl-C end the program without a traceback until work has begun."""
-    # A closed stream would give its number to the next file that is opened, and libraries would write into that.
+    """Make the standard streams usable, and let Ctrl-C end the program without a traceback until `exit_status` runs."""
+    # The next file to be opened would get the number of a closed stream, and libraries would write into that file.
     for number in range(3):
         try:
             os.fstat(number)
@@ -56,63 +56,66 @@ def begin() -> None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave_at_once)
+        signal.signal(signal.SIGINT, _exit_at_once)
 
 
 def exit_status(
     work: Callable[[], int | None],
-    when_stopped: str = ANEW,
+    when_stopped: str = STARTS_ANEW,
     prints_results: bool = True,
     wording: Callable[[UsageError], str] = str,
 ) -> int:
-    """Do the work of a program; show on stderr, in a sentence, why it ended early.
+    """Run a program; if it ends early, print one sentence on stderr that says why.
 
-    Messages that nobody can read any more, as behind ``| head`` or on a full disk, end no work.
+    A message that cannot be written, as after ``| head`` or on a full disk, does not end the work.
 
     Args:
-        work: What to do; what it returns is the status of an end that is no error.
-        when_stopped: What to say after a signal, where `Stopped` says nothing else.
-        prints_results: Whether stdout is more than messages: the work ends where that cannot be written.
-        wording: Gives the sentence that the program's command line shows for an error.
+        work: The program; it returns its exit status, or None for 0.
+        when_stopped: The sentence after a signal, unless `Stopped` carries its own.
+        prints_results: Whether stdout carries results: if so, the work ends where stdout cannot be written.
+        wording: Returns the sentence that the program's command line prints for an error.
 
     Returns:
-        0; 2 after a `UsageError` or where a file could not be read or written; 128 and the signal's number after a
-        signal, as shells have it.
+        The status of `work`; 2 after a `UsageError` or where a file could not be read or written; 128 plus the number
+        of a signal, as in shells.
+
+    Examples:
+        >>> exit_status(lambda: None)
+        0
     """
-    with _stopped_by_signals(), _lasting("stderr"), contextlib.ExitStack() as stack:
-        if not prints_results:
-            stack.enter_context(_lasting("stdout"))
+    tolerant = ("stderr",) if prints_results else ("stderr", "stdout")
+    with _stopped_by_signals(), _ignoring_write_errors(*tolerant):
         try:
             status = work()
             sys.stdout.flush()
         except BaseException as error:
             _end_progress_bars()
-            told = _told(error, when_stopped, wording)
-            if told is None:
+            failure_status = _report(error, when_stopped, wording)
+            if failure_status is None:
                 raise
-            return told
+            return failure_status
         finally:
             _flush(sys.stdout)
     return status or 0
 
 
 def check() -> None:
-    """Raise `Stopped` where a signal came whose exception was lost on its way, as in a destructor."""
+    """Raise `Stopped` if a signal came and a library swallowed its exception, as destructors do."""
     if _received:
         raise Stopped(_received[0])
 
 
-def _told(error: BaseException, when_stopped: str, wording: Callable[[UsageError], str]) -> int | None:
-    """Show why the program ends; None for an error that only a traceback explains."""
-    stop = _stop_behind(error)
+def _report(error: BaseException, when_stopped: str, wording: Callable[[UsageError], str]) -> int | None:
+    """Print why the program ends and return its status; None for an error that only a traceback explains."""
+    stop = _signal_of(error)
     if stop is not None:
-        # A reader of stdout that has gone wants no more words.
+        # The reader of stdout has closed it on purpose: no message.
         if stop.number != signal.SIGPIPE and os.environ.get("RANK", "0") == "0":
-            how = f"{stop.kept}; {stop.way_on}" if stop.kept else when_stopped
-            print(f"stopped by {stop}: {how}", file=sys.stderr)
+            rest = f"{stop.kept_summary}; {stop.resume_hint}" if stop.kept_summary else when_stopped
+            print(f"stopped by {stop}: {wording(UsageError(rest))}", file=sys.stderr)
         return stop.status
     if isinstance(error, OSError) and error.errno is not None:
-        logger.debug("what the file system refused", exc_info=error)
+        logger.debug("the file system refused an operation", exc_info=error)
         error = refused(error)
     if not isinstance(error, UsageError):
         return None
@@ -125,8 +128,8 @@ def _told(error: BaseException, when_stopped: str, wording: Callable[[UsageError
     return distributed.end_with(error)
 
 
-def _stop_behind(error: BaseException) -> Stopped | None:
-    """Find the signal that ended the work: libraries catch what they should not, and may then end in any error."""
+def _signal_of(error: BaseException) -> Stopped | None:
+    """Find the signal that ended the work: libraries may catch `Stopped` and then fail with any other error."""
     if isinstance(error, Stopped):
         return error
     if _received:
@@ -137,29 +140,29 @@ def _stop_behind(error: BaseException) -> Stopped | None:
 
 
 def _end_progress_bars() -> None:
-    """Go on below the bars that are still shown: words would stand on their line, and they would be drawn again."""
+    """Close open progress bars, which would otherwise share a line with the message and be redrawn after it."""
     progress = sys.modules.get("tqdm")
     bars = [] if progress is None else list(progress.tqdm._instances)
     for bar in sorted(bars, key=lambda bar: -abs(bar.pos)):  # the lowest first
         bar.close()
 
 
-class _Lasting:
-    """A stream of messages that never fails: what cannot be written is lost, and all that comes after it."""
+class _TolerantStream:
+    """A stream of messages that never fails: what cannot be written is dropped, and so is everything after it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text, or nothing."""
+        """Write a text if the stream takes it."""
         try:
             self._stream.write(text)
         except (OSError, ValueError):
-            _send_nowhere(self._stream)
+            _redirect_to_null(self._stream)
         return len(text)
 
     def flush(self) -> None:
-        """Write what waits, or nothing."""
+        """Flush the stream if it takes that."""
         _flush(self._stream)
 
     def __getattr__(self, name: str) -> Any:
@@ -167,25 +170,27 @@ class _Lasting:
 
 
 @contextlib.contextmanager
-def _lasting(name: str) -> Iterator[None]:
-    """Let one of the standard streams never fail."""
-    stream = getattr(sys, name)
-    setattr(sys, name, cast(TextIO, _Lasting(stream)))
+def _ignoring_write_errors(*names: str) -> Iterator[None]:
+    """Replace some of the standard streams by ones that never fail."""
+    streams = {name: getattr(sys, name) for name in names}
+    for name, stream in streams.items():
+        setattr(sys, name, cast(TextIO, _TolerantStream(stream)))
     try:
         yield
     finally:
-        setattr(sys, name, stream)
+        for name, stream in streams.items():
+            setattr(sys, name, stream)
 
 
 def _flush(stream: TextIO) -> None:
     try:
         stream.flush()
     except (OSError, ValueError):
-        _send_nowhere(stream)
+        _redirect_to_null(stream)
 
 
-def _send_nowhere(stream: TextIO) -> None:
-    """Send what a stream still holds, and gets, to the null device: at the exit Python would fail over it again."""
+def _redirect_to_null(stream: TextIO) -> None:
+    """Redirect a stream, with what it still buffers, to the null device: Python would fail again when it exits."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -194,31 +199,31 @@ def _send_nowhere(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Raise `Stopped` at the first signal, wherever the program is; the second changes nothing, the third kills."""
+    """Raise `Stopped` at the first signal, wherever the program is; ignore the second; die at the third."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     _received.clear()
     try:
         for number, handler in handlers.items():
-            if handler is not signal.SIG_IGN and handler is not None:  # as nohup has it, or a library written in C
+            if handler is not signal.SIG_IGN and handler is not None:  # set by nohup, or by C code
                 signal.signal(number, _stop)
         yield
     finally:
         for number, handler in handlers.items():
             if handler is not None:
-                # Behind the work there is something that was begun.
-                signal.signal(number, signal.SIG_DFL if handler is _leave_at_once else handler)
+                # After the work it is no longer true that nothing was begun.
+                signal.signal(number, signal.SIG_DFL if handler is _exit_at_once else handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     _received.append(signal.Signals(number))
     if len(_received) == 1:
         raise Stopped(_received[0])
-    # torchrun passes on what a terminal has sent to all: two signals are one wish, a third is impatience.
+    # A terminal sends Ctrl-C to torchrun and to its processes, and torchrun passes it on: two signals are one request.
     signal.signal(number, signal.SIG_DFL)
 
 
-def _leave_at_once(number: int, frame: FrameType | None) -> None:
-    """End at once: there is nothing yet to put in order, and an import that is cut short may raise anything."""
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    """Exit at once: there is nothing to clean up yet, and an interrupted import may raise anything."""
     if os.environ.get("RANK", "0") == "0":
         os.write(2, b"stopped by SIGINT: nothing was begun yet\n")
     os._exit(128 + number)

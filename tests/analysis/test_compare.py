@@ -196,4 +196,4 @@ def test_a_command_line_that_is_interrupted_ends_in_a_sentence(
         raise KeyboardInterrupt
 
     assert tool_parser.exit_status(interrupted) == 130
-    assert capsys.readouterr().err == "stopped by SIGINT: the same command begins anew\n"
+    assert capsys.readouterr().err == "stopped by SIGINT: the same command starts anew\n"

@@ -111,9 +111,9 @@ def with_bars(end: BaseException | signal.Signals) -> None:
     ("end", "status", "sentence"),
     [
         (UsageError("no such luck"), 2, "error: no such luck"),
-        (signal.SIGTERM, 143, "stopped by SIGTERM: the same command begins anew"),
-        (signal.SIGHUP, 129, "stopped by SIGHUP: the same command begins anew"),
-        (KeyboardInterrupt(), 130, "stopped by SIGINT: the same command begins anew"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM: the same command starts anew"),
+        (signal.SIGHUP, 129, "stopped by SIGHUP: the same command starts anew"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT: the same command starts anew"),
         (
             OSError(errno.EDQUOT, "Disk quota exceeded", "a/file"),
             2,

@@ -40,7 +40,7 @@ def main() -> int:
         status = run.main(entry["argv"])
         if status:
             return status
-    distributed.leave()
+    distributed.shut_down()
     return 0
 
 

@@ -118,5 +118,5 @@ def end_process(argv: list[str]) -> NoReturn:
     if not status:
         from lmntk import distributed
 
-        distributed.leave()
+        distributed.shut_down()
     sys.exit(status)

@@ -23,7 +23,7 @@ from lmntk.config.flag_fields import flag, required
 from lmntk.config.legacy_flags import full_name, is_flag, translate
 from lmntk.config.old_arguments import OldArguments, translate_old_flags
 from lmntk.data.tasks import TASKS, spelled_columns
-from lmntk.distributed import meet_after_restart
+from lmntk.distributed import rejoin_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.solvers import SOLVERS
@@ -259,7 +259,7 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
     def __post_init__(self) -> None:
         """Let --no_train and --no_predict win over the --do_… flags that run_fewshot.sh always passes."""
         on_cpu = self.use_cpu or not torch.cuda.is_available()
-        meet_after_restart(self.ddp_backend or ("gloo" if on_cpu else "nccl"), timedelta(seconds=self.ddp_timeout))
+        rejoin_after_restart(self.ddp_backend or ("gloo" if on_cpu else "nccl"), timedelta(seconds=self.ddp_timeout))
         translate_old_flags(self)
         super().__post_init__()
         self.do_train = self.do_train and not self.no_train

@@ -59,7 +59,7 @@ def run_tool(
     parser: Parser,
     work: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
-    when_stopped: str = interrupts.ANEW,
+    when_stopped: str = interrupts.STARTS_ANEW,
     run_settings: Collection[str] = (),
 ) -> int:
     """Read a tool's command line and do its work; warnings, and why it ended early, go to stderr, settings as flags.
@@ -98,7 +98,7 @@ class _AnyName:
         return True
 
 
-def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.ANEW) -> int:
+def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.STARTS_ANEW) -> int:
     """Do the work of a tool; its warnings, and why it ended early, are told on stderr.
 
     Args:

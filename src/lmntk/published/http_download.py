@@ -72,7 +72,7 @@ def download(url: str, target: Path, announce: Announce, way_out: str) -> None:
         try:
             _fetch(url, file, _note_of(partial), announce, way_out)
         except Stopped as stop:
-            stop.kept = f"{partial} keeps the {data_size(_size(file))} that came"
+            stop.kept_summary = f"{partial} keeps the {data_size(_size(file))} that came"
             raise
         os.fsync(file.fileno())
         partial.replace(target)

@@ -107,10 +107,10 @@ class FineTuneTrainer(FewShotTrainer):
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except Stopped as stop:
             number = sum(not _missing(path) for path in _checkpoints(Path(self.args.output_dir)))
-            stop.kept = f"{number} checkpoint{' is' if number == 1 else 's are'} kept in {self.args.output_dir}"
-            stop.way_on = "the same command with --resume_from_checkpoint true goes on from the last"
+            stop.kept_summary = f"{number} checkpoint{' is' if number == 1 else 's are'} kept in {self.args.output_dir}"
+            stop.resume_hint = "the same command with `resume_from_checkpoint=true` goes on from the last"
             if number == 0:
-                stop.kept, stop.way_on = "no checkpoint was saved yet", "the same command starts anew"
+                stop.kept_summary, stop.resume_hint = "no checkpoint was saved yet", "the same command starts anew"
             raise
         if self._keeps_model:
             self.save_model()

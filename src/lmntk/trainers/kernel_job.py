@@ -119,11 +119,9 @@ class KernelJob:
         try:
             yield
         except interrupts.Stopped as stop:
-            kept, total = (
-                len(self.store.numbers_there()),
-                self.engine.num_parameter_groups(self.plan) * sum(1 for _ in self.plan),
-            )
-            stop.kept = f"{kept} of {total} tiles of the {self.name} kernel are kept in {self.store.folder}"
+            kept = len(self.store.numbers_there())
+            total = self.engine.num_parameter_groups(self.plan) * sum(1 for _ in self.plan)
+            stop.kept_summary = f"{kept} of {total} tiles of the {self.name} kernel are kept in {self.store.folder}"
             raise
 
     def _own_share(self, missing: Container[Tile]) -> Plan:
