@@ -27,6 +27,7 @@ from lmntk.models.checkpoints import quiet_transformers, restore_extras
 from lmntk.models.classifier import PromptClassifier
 from lmntk.models.families import AUTO_CLASSES, choose_family, family_of, is_causal
 from lmntk.models.gguf import files_in
+from lmntk.models.given_model import float32_copy
 from lmntk.models.heads import OneTokenClassifier, SequenceClassifier
 from lmntk.models.lora import add_adapters, names_in
 from lmntk.models.lora_files import CONFIG_FILE, LoraSettings
@@ -69,6 +70,18 @@ def load_tokenizer(
     """
     with _as_usage_error(name_or_path, "--tokenizer_name", "a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, local_files_only=local_only)
+    check_tokenizer(tokenizer, name_or_path, needs_mask, model_size)
+    return tokenizer
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, name_or_path: str, needs_mask: bool = True, model_size: int = 0
+) -> None:
+    """See that prompts can be made with a tokenizer; the arguments are those of `load_tokenizer`.
+
+    Raises:
+        UsageError: It has no vocabulary, no mask token though it needs one, or two of its tokens have one id.
+    """
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UsageError(
             f"'{name_or_path}' holds no vocabulary of a tokenizer; copy the tokenizer's files there, or name another "
@@ -80,7 +93,6 @@ def load_tokenizer(
             "name another with --tokenizer_name, or another model with --model_name_or_path"
         )
     check_vocabulary(tokenizer, name_or_path, model_size)
-    return tokenizer
 
 
 def load_config(
@@ -114,6 +126,7 @@ class LoadOptions(TypedDict, total=False):
         cache_dir: Where downloads are kept.
         lora: LoRA adapters to add: new ones, or those in a folder.
         longest: The number of tokens of the longest prompt that will be asked, up to which padding is tried.
+        given: A language model that the caller has loaded: a copy of it is asked, and nothing is read from files.
     """
 
     random_segment: bool
@@ -123,6 +136,7 @@ class LoadOptions(TypedDict, total=False):
     cache_dir: str | None
     lora: LoraSettings | None
     longest: int | None
+    given: PreTrainedModel | None
 
 
 def load_prompt_model(
@@ -228,7 +242,10 @@ def _language_model(
     config = copy.deepcopy(config)  # tying and segments are changed below
     absent: set[str] = set()
     auto = AUTO_CLASSES[family_of(config)]
-    if options.get("random_init"):
+    given = options.get("given")
+    if given is not None:
+        lm = float32_copy(given)
+    elif options.get("random_init"):
         config.tie_word_embeddings = True
         lm = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
         untie(lm, stored_names=set())
@@ -279,7 +296,7 @@ def _finished_classifier(make: Callable[[], Model], encoder: Any, name_or_path: 
 
 def _finished(model: Model, name_or_path: str, options: LoadOptions) -> Model:
     """Give a model what lies beside its checkpoint's weights, the dtype asked for, and memory of its own; try it."""
-    if not options.get("random_init"):
+    if not options.get("random_init") and options.get("given") is None:
         restore_extras(model, Path(name_or_path))
     lora = options.get("lora")
     if lora is not None and lora.folder is not None:

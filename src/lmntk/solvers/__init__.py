@@ -223,7 +223,7 @@ def fit(
     if solver not in SOLVERS:
         raise UsageError(suggest(solver, SOLVERS, "kernel solver"))
     kernel = train_directions(train_kernel)
-    _check_requirements(solver, asymmetric=len(kernel) == 2, num_logits=kernel.shape[2], f0=train_f0 is not None)
+    check_requirements(solver, asymmetric=len(kernel) == 2, num_logits=kernel.shape[2], f0=train_f0 is not None)
     # On a busy machine the threads of so many small products wait for each other: measured, ten to forty times longer.
     with threadpool_limits(limits=1):
         train = validate_fit_inputs(kernel, train_labels, train_f0, settings)
@@ -238,8 +238,18 @@ def fit(
     return fitted
 
 
-def _check_requirements(solver: str, *, asymmetric: bool, num_logits: int, f0: bool) -> None:
-    """The solver's row in the table against the kernel at hand."""
+def check_requirements(solver: str, *, asymmetric: bool, num_logits: int, f0: bool) -> None:
+    """See that a solver can work with a kernel, before that is computed.
+
+    Args:
+        solver: A key of `SOLVERS`.
+        asymmetric: Whether the kernel has two directions.
+        num_logits: C.
+        f0: Whether the untrained model's logits are taken into account.
+
+    Raises:
+        UsageError: It cannot.
+    """
     row = SOLVERS[solver]
     lacking = [
         what

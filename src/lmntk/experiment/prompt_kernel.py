@@ -1,0 +1,206 @@
+"""A language model that is asked about texts in memory: their prompts, their logits, and the kernel between them."""
+
+import contextlib
+import dataclasses
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from lmntk.config.arguments import DataArguments, ModelArguments
+from lmntk.config.prompt_settings import resolve_prompts
+from lmntk.data.examples import Example
+from lmntk.data.tasks import Task
+from lmntk.errors import DataError, SettingError
+from lmntk.experiment import build
+from lmntk.experiment.token_checks import check_tokens
+from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError, assemble, make_engine
+from lmntk.models.families import is_causal, max_positions, vocabulary_size
+from lmntk.models.given_model import family_of_model
+from lmntk.models.loading import LoadOptions, check_tokenizer, load_prompt_model, load_tokenizer
+from lmntk.models.parameters import ParameterFilter, select_parameters
+from lmntk.models.self_check import find_out_about_padding
+from lmntk.prompts.features import Collator, FeatureDataset, FeatureExamples, PromptBuilder
+from lmntk.prompts.label_words import label_word_ids
+from lmntk.prompts.render import warn_of_unknown_text
+
+LOGITS_TOGETHER = 32
+
+
+class PromptKernel:
+    """A model that is loaded, and the train texts that its kernels have along their first axis.
+
+    Args:
+        arguments: Those of `lmntk.KernelClassifier`, by attribute.
+        task: Has the labels in the order of the logits, and the limits of prompts.
+        words: The label word of each label.
+        examples: The train texts with their labels.
+
+    Attributes:
+        model: The model, in eval mode, its parameters frozen.
+        train: The prompts of the train texts.
+
+    Raises:
+        UsageError: The model cannot be loaded, or asked about these texts.
+    """
+
+    def __init__(self, arguments: Any, task: Task, words: Mapping[str, str], examples: Sequence[Example]) -> None:
+        self._arguments = arguments
+        with _random_state_kept():
+            self._name, self._config, self._tokenizer, options = self._source()
+            self._builder = self._make_builder(task, words, examples)
+            self.train = self._render(self._builder)
+            self._longest = options["longest"] = self.train.longest
+            self.model = load_prompt_model(
+                self._name,
+                self._config,
+                self._builder.label_word_ids,
+                binary_classification=arguments.binary_classification,
+                **options,
+            ).requires_grad_(False)
+        self._device = torch.device("cuda" if torch.cuda.is_available() and not arguments.use_cpu else "cpu")
+        self.model.to(self._device)
+        segments = self._config.model_type == "bert" and arguments.segments
+        self._collator = Collator(self._tokenizer.pad_token_id or 0, segments)
+        chosen = ParameterFilter(
+            exclude_embeddings=arguments.exclude_embeddings,
+            exclude_head=arguments.exclude_head,
+            only_biases=arguments.only_biases,
+            exclude_first_layers=arguments.exclude_first_layers,
+            only_adapters=arguments.apply_lora,
+        )
+        tokens = {token for feature in self.train.features for token in feature.input_ids}
+        self._logits_fn, self._params = self.model.as_function(select_parameters(self.model, chosen), tokens)
+
+    def prompts_of(self, texts: Sequence[tuple[str, ...]]) -> FeatureDataset:
+        """Render texts that are to be predicted: their labels are not known, and any will do.
+
+        Args:
+            texts: The sentences of each example.
+
+        Raises:
+            UsageError: The texts have more or fewer sentences than the train texts, or cannot be rendered.
+        """
+        task = self._builder.task
+        if len(texts[0]) != task.num_sentences:
+            raise DataError(
+                f"`texts` have {len(texts[0])} sentences each, but those of `fit` have {task.num_sentences}", example=0
+            )
+        examples = [Example(sentences, task.labels[0]) for sentences in texts]
+        data = self._render(replace(self._builder, mode="predict", examples=examples))
+        if data.longest > self._longest and not self.model.equal_lengths:
+            find_out_about_padding(self.model, self._name, data.longest)
+            self._longest = data.longest
+        return data
+
+    def kernel(self, data: FeatureDataset | None = None) -> np.ndarray:
+        """Compute the kernel of the train texts with others, by default with themselves.
+
+        Returns:
+            float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` where the formula has two directions.
+        """
+        arguments, model = self._arguments, self.model
+        problem = KernelProblem(
+            logits_fn=self._logits_fn,
+            params=self._params,
+            train=self._examples(self.train),
+            x=None if data is None else self._examples(data),
+            formula=FORMULAS[arguments.formula],
+            num_logits=model.num_logits,
+            module=model,
+            call=lambda batch: model(**batch),
+        )
+        with torch.inference_mode(False), torch.enable_grad():
+            engine = make_engine(problem, arguments.kernel_engine, arguments.kernel_memory_gb)
+            try:
+                plan = engine.plan(arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size)
+            except MemoryBudgetError as error:
+                raise SettingError(f"`kernel_memory_gb`: {error}", setting="kernel_memory_gb") from error
+            total = sum(1 for _ in plan) * engine.parts(plan)
+            blocks = tqdm(engine.blocks(plan), total=total, unit="tile", disable=not arguments.verbose)
+            kernel = assemble(blocks, plan, problem).numpy()
+        return kernel if problem.formula.is_asymmetric else kernel[0]
+
+    def logits(self, data: FeatureDataset) -> np.ndarray:
+        """Return the logits of the model as it is, ``[X, C]``."""
+        examples, everything = self._examples(data), range(len(data))
+        with torch.inference_mode(False), torch.no_grad():
+            starts = everything[::LOGITS_TOGETHER]
+            batches = (examples.batch(everything[start : start + LOGITS_TOGETHER]) for start in starts)
+            return torch.cat([self.model(**batch).cpu() for batch in batches]).numpy()
+
+    def _examples(self, data: FeatureDataset) -> FeatureExamples:
+        return FeatureExamples(data, self._collator, self._device, self.model.equal_lengths)
+
+    def _render(self, builder: PromptBuilder) -> FeatureDataset:
+        data = FeatureDataset.build(builder)
+        check_tokens({builder.mode: data}, builder.label_word_ids, self._config, self._tokenizer.name_or_path)
+        return data
+
+    def _make_builder(self, task: Task, words: Mapping[str, str], examples: Sequence[Example]) -> PromptBuilder:
+        data_args = self._group(DataArguments, task_name=task.key, data_dir="", mapping=str(dict(words)))
+        prompts = resolve_prompts(task, data_args, max_positions(self._config), "prompt")
+        word_ids = label_word_ids(prompts.mapping, task.labels, self._tokenizer)
+        causal = is_causal(self._config)
+        if causal:
+            build._check_what_is_read(task, prompts)
+        template = build._parse(prompts.templates[0], task, task.num_sentences, True, causal)
+        warn_of_unknown_text([template], self._tokenizer)
+        return PromptBuilder("train", task, examples, [template], self._tokenizer, prompts.limits, word_ids)
+
+    def _group(self, group: Any, **values: Any) -> Any:
+        """A group of run.py's settings, filled with the arguments of the same names."""
+        names = {field.name for field in dataclasses.fields(group)} & vars(self._arguments).keys()
+        return group(**{name: getattr(self._arguments, name) for name in names} | values)
+
+    def _source(self) -> tuple[str, PretrainedConfig, PreTrainedTokenizerBase, LoadOptions]:
+        """Find the model: its name, what prompts are made with, and how it is loaded."""
+        arguments = self._arguments
+        model, tokenizer = arguments.model, arguments.tokenizer
+        dtype = getattr(torch, arguments.kernel_dtype)
+        options: LoadOptions = {"seed": arguments.seed, "dtype": dtype, "cache_dir": arguments.cache_dir}
+        if not isinstance(model, str | os.PathLike):
+            needs_mask = family_of_model(model) == "masked"
+            if tokenizer is None:
+                raise SettingError(
+                    "`tokenizer` is missing: a `model` that is loaded needs its own", setting="tokenizer"
+                )
+            if isinstance(tokenizer, PreTrainedTokenizerBase):
+                check_tokenizer(tokenizer, tokenizer.name_or_path, needs_mask, vocabulary_size(model.config))
+            else:
+                tokenizer = load_tokenizer(os.fspath(tokenizer), arguments.cache_dir, needs_mask)
+            options["given"] = model
+            return model.name_or_path or type(model).__name__, model.config, tokenizer, options
+        path = Path(model)
+        if path.suffix == ".gguf" and path.is_file():
+            given = {"model_name_or_path": str(path.parent), "gguf_file": path.name}
+        else:
+            given = {"model_name_or_path": os.fspath(model)}
+        if isinstance(tokenizer, str | os.PathLike):
+            given["tokenizer_name"] = os.fspath(tokenizer)
+        model_args = self._group(ModelArguments, **given)
+        source = build._find_source(model_args)
+        if model_args.gguf_file is not None:
+            source = build._from_gguf(source, model_args.gguf_file, str(path.parent / "x"), model_args.cache_dir)
+        config, own = build._config_and_tokenizer(model_args, source)
+        options["lora"] = source.lora
+        return source.weights, config, tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else own, options
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Give the process its random numbers back: loading a model seeds its generators."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
