@@ -92,7 +92,15 @@ def assert_same_as_run(classifier: KernelClassifier, folder: Path, task: str, te
             ASYMMETRIC,
         ),
         (
-            ["--kernel_formula", "signgd", "--kernel_dtype", "float64", "--exclude_embeddings", "--max_seq_length", "19"]
+            [
+                "--kernel_formula",
+                "signgd",
+                "--kernel_dtype",
+                "float64",
+                "--exclude_embeddings",
+                "--max_seq_length",
+                "19",
+            ]
             + ["--kernel_regularization", "0.1", "--per_device_train_batch_size", "3"],
             {"formula": "signgd", "kernel_dtype": "float64", "exclude_embeddings": True, "max_seq_length": 19}
             | {"kernel_regularization": 0.1, "per_device_train_batch_size": 3},
@@ -360,6 +368,7 @@ NOT_OF_TEXTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_checks_of_scikit_learn_that_make_sense_for_texts(place: Workplace) -> None:
     results = estimator_checks.check_estimator(
