@@ -123,7 +123,7 @@ class PromptKernel:
                 plan = engine.plan(arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size)
             except MemoryBudgetError as error:
                 raise SettingError(f"`kernel_memory_gb`: {error}", setting="kernel_memory_gb") from error
-            total = sum(1 for _ in plan) * engine.parts(plan)
+            total = sum(1 for _ in plan) * engine.num_parameter_groups(plan)
             blocks = tqdm(engine.blocks(plan), total=total, unit="tile", disable=not arguments.verbose)
             kernel = assemble(blocks, plan, problem).numpy()
         return kernel if problem.formula.is_asymmetric else kernel[0]
