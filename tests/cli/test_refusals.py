@@ -11,7 +11,7 @@ import pytest
 
 from command_line import ROOT, Outcome, Workplace, snapshot, write_rows
 
-NO_DICTIONARY = """--mapping is no Python dictionary: terrible; write for example "{'0': 'word0', '1': 'word1'}\""""
+NO_DICTIONARY = """--mapping is not a Python dictionary: terrible; write for example "{'0': 'word0', '1': 'word1'}\""""
 
 
 @pytest.fixture(scope="module")

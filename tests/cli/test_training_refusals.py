@@ -239,8 +239,8 @@ def test_fewer_examples_than_folds_are_a_warning_that_says_how_many_folds(place:
     ("array", "said"),
     [
         (np.zeros((3, 8), np.float32), "holds 3 embeddings, but train has 4 examples"),
-        (np.full((4, 8), np.nan, np.float32), "is no array of finite floats"),
-        (np.zeros(4, np.float32), "is no array of finite floats"),
+        (np.full((4, 8), np.nan, np.float32), "is not an array of finite floats"),
+        (np.zeros(4, np.float32), "is not an array of finite floats"),
         (np.zeros((4, 7), np.float32), "embeddings of 7 dimensions"),
         (None, "is damaged"),
     ],

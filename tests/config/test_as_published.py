@@ -400,7 +400,7 @@ def test_bare_commands_take_the_general_lengths_and_draws(place: Workplace) -> N
             settings = resolve_prompts(task, data, None, few_shot_type)
             limits = settings.limits
             found[name, len(flags)] = (limits.max_seq_length, limits.first_sent_limit, limits.other_sent_limit,
-                                       settings.draws)  # fmt: skip
+                                       settings.num_demonstration_samples)  # fmt: skip
     assert found["rte", 0] == found["mnli", 0] == (256, 240, None, 1) == found["rte", 3]
     assert found["rte", 1] == found["mnli", 1] == found["mr", 1] == (128, None, None, 1)
     assert found["snli", 0] == (256, None, None, 4) and found["snli", 1] == (128, None, None, 16)

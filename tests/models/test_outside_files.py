@@ -132,10 +132,10 @@ def test_a_description_that_says_something_in_another_form_is_told(path: Path, k
 )  # fmt: skip
 def test_an_array_whose_header_is_odd_is_told(tmp_path: Path, header: str) -> None:
     task = find_task("sst-2")
-    path = embedding_file(task, tmp_path, "train", "m")
+    path = embedding_file(tmp_path / "train.tsv", "m")
     text = header.encode() + b"\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(48))
     with pytest.raises(ValueError):
         read_npy(path)
-    with pytest.raises(UsageError, match="train_m.npy, which --demo_filter needs, is damaged, or no plain numpy array"):
+    with pytest.raises(UsageError, match="train_m.npy.* is damaged, or not a plain numpy array"):
         read_embeddings(task, tmp_path, "train", "m", 4)

@@ -1,7 +1,6 @@
 """Prompts of causal language models token for token: what they read, where they predict, what is refused."""
 
 import itertools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmntk.data.examples import Example
 from lmntk.data.tasks import TASKS, find_task
-from lmntk.errors import UsageError
+from lmntk.errors import DataError, LabelWordError, TemplateError
 from lmntk.prompts.demonstrations import DemonstrationSampler, DemonstrationSettings, template_with_demonstrations
 from lmntk.prompts.label_words import label_word_ids
 from lmntk.prompts.render import Limits, Prompt, render
@@ -88,7 +87,7 @@ def test_each_tasks_own_template_is_read_up_to_the_mask(tokenizers: dict[str, To
     expected = [*beginning(tokenizer), *pieces_of(tokenizer, READ[task])]
     template = Template.parse(row.template, row.num_sentences, len(row.labels)).for_causal()
     if not expected:
-        with pytest.raises(UsageError, match="has no token"):
+        with pytest.raises(DataError, match="has no token"):
             render(template, [FIRST], tokenizer, Limits())
         return
     prompt = render(template, [FIRST, SECOND][: row.num_sentences], tokenizer, Limits())
@@ -106,7 +105,7 @@ def test_each_tasks_own_template_is_read_up_to_the_mask(tokenizers: dict[str, To
         ("llama without a second space", "<s> ▁a ▁dull ▁film ▁It ▁was"),
     ],
 )
-def test_a_prompt_begins_with_bos_where_there_is_one_and_ends_before_the_mask(
+def test_a_prompt_begins_with_bos_and_ends_before_the_mask(
     tokenizers: dict[str, Tokenizer], name: str, expected: str
 ) -> None:
     prompt = fill(SENTIMENT, ["a dull film"], tokenizers[name])
@@ -130,10 +129,11 @@ def test_the_text_of_a_mask_token_is_text(tokenizers: dict[str, Tokenizer]) -> N
     assert prompt.mask_position == len(prompt.input_ids) - 1
 
 
-def test_a_masked_model_still_needs_the_tokens_that_a_causal_one_has_not(tokenizers: dict[str, Tokenizer]) -> None:
+def test_a_masked_model_still_needs_its_special_tokens(tokenizers: dict[str, Tokenizer]) -> None:
     for template, kind in ((SENTIMENT, "cls"), ("*sent_0**mask*", "mask"), ("*sent_0**sep**mask*", "sep")):
-        with pytest.raises(UsageError, match=f"this model's tokenizer has no {kind} token"):
+        with pytest.raises(TemplateError) as caught:
             render(Template.parse(template, 1, 2), ["a film"], tokenizers["gpt2"], Limits())
+        assert caught.value.data["part"] == kind
 
 
 def test_the_same_template_still_asks_a_masked_model_with_all_its_parts(tokenizers: dict[str, Tokenizer]) -> None:
@@ -173,8 +173,9 @@ def test_a_label_word_is_one_piece_where_the_tokenizer_adds_the_space(
     for task in TASKS.values():
         ids = label_word_ids(task.mapping, task.labels, tokenizer)
         assert tokenizer.convert_ids_to_tokens(ids) == [f"▁{task.mapping[label]}" for label in task.labels]
-    with pytest.raises(UsageError, match=re.escape("'dim' (label 0) is 3 pieces for this model (▁d i m)")):
+    with pytest.raises(LabelWordError) as caught:
         label_word_ids({"0": "dim", "1": "great"}, ["0", "1"], tokenizer)
+    assert caught.value.data == {"word": "dim", "label": "0", "pieces": ["▁d", "i", "m"]}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen"])
@@ -210,7 +211,7 @@ def test_sentences_are_cut_to_their_limits(tokenizers: dict[str, Tokenizer]) -> 
     assert tokens(found, gpt2) == "<|endoftext|> t h e Ġfilm Ġwas Ġvery Ġdull . Ġmany ĠIt Ġwas"
 
 
-def test_a_prompt_as_long_as_the_limit_is_whole_though_the_template_goes_on(tokenizers: dict[str, Tokenizer]) -> None:
+def test_a_prompt_as_long_as_the_limit_is_whole(tokenizers: dict[str, Tokenizer]) -> None:
     gpt2 = tokenizers["gpt2"]
     prompt = fill(SENTIMENT, ["a dull film"], gpt2, Limits(max_seq_length=6))
     assert tokens(prompt, gpt2) == "<|endoftext|> a Ġdull Ġfilm ĠIt Ġwas"
@@ -218,38 +219,36 @@ def test_a_prompt_as_long_as_the_limit_is_whole_though_the_template_goes_on(toke
 
 
 @pytest.mark.parametrize(
-    ("template", "limits", "sentence"),
+    ("template", "limits", "length", "remedies"),
     [
-        (
-            SENTIMENT,
-            Limits(max_seq_length=5),
-            "its prompt has 6 tokens: raise --max_seq_length (now 5), or lower --first_sent_limit (now none), or add "
-            "--truncate_head, to lose the beginning instead; its text is 'a dull film'",
-        ),
+        (SENTIMENT, Limits(5), 6, ["raise `max_seq_length` (now 5)", "lower `first_sent_limit` (now none)"]),
         (
             "*cls**sent_1**sent_0*_It_was*mask*.",
-            Limits(max_seq_length=6, first_sent_limit=3, other_sent_limit=2),
-            "its prompt has 8 tokens: raise --max_seq_length (now 6), or lower --first_sent_limit (now 3), or lower "
-            "--other_sent_limit (now 2), or add --truncate_head, to lose the beginning instead; "
-            "its text is 'a dull film | a story of nothing'",
+            Limits(6, first_sent_limit=3, other_sent_limit=2),
+            8,
+            [
+                *("raise `max_seq_length` (now 6)", "lower `first_sent_limit` (now 3)"),
+                "lower `other_sent_limit` (now 2)",
+            ],
         ),
         (
             "*cls**sent_0**labelx_0*_It_was*mask*.",
-            Limits(max_seq_length=6),
-            "its prompt has 7 tokens: lower --gpt3_in_context_num, or lower --first_sent_limit (now none), or add "
-            "--truncate_head, to lose the beginning instead; its text is 'a dull film'",
+            Limits(6),
+            7,
+            ["lower `gpt3_in_context_num`", "lower `first_sent_limit` (now none)"],
         ),
     ],
 )
-def test_an_end_that_is_cut_away_shows_the_example_and_what_helps(
-    tokenizers: dict[str, Tokenizer], template: str, limits: Limits, sentence: str
+def test_an_end_that_is_cut_away_names_the_limits_that_keep_it(
+    tokenizers: dict[str, Tokenizer], template: str, limits: Limits, length: int, remedies: list[str]
 ) -> None:
     texts = ["a dull film", "a story of nothing"][: 2 if "sent_1" in template else 1]
-    with pytest.raises(UsageError) as error:
-        fill(
-            template, texts, tokenizers["gpt2"], limits, name="example 2 of dev", label_word_ids=[5], context_labels=[0]
-        )
-    assert str(error.value) == f"the end of example 2 of dev was cut away, {sentence}"
+    more: dict[str, Any] = {"name": "example 2 of dev", "label_word_ids": [5], "context_labels": [0]}
+    with pytest.raises(DataError) as caught:
+        fill(template, texts, tokenizers["gpt2"], limits, **more)
+    assert caught.value.data == {"example": "example 2 of dev", "length": length, "limits": limits}
+    remedies = [*remedies, "add `truncate_head`, to lose the beginning instead"]
+    assert f": {', or '.join(remedies)}; " in str(caught.value)
 
 
 def test_with_truncate_head_the_beginning_goes_and_bos_with_it(tokenizers: dict[str, Tokenizer]) -> None:
@@ -266,11 +265,9 @@ def test_an_empty_text_leaves_the_rest_and_nothing_at_all_is_told(tokenizers: di
     assert tokens(fill(SENTIMENT, [""], qwen), qwen) == "ĠIt Ġwas"
     assert tokens(fill("*cls**sent_0**mask*", [""], gpt2), gpt2) == "<|endoftext|>"
     for template in ("*cls**sent_0**mask*.", plain_text_template(1)):
-        with pytest.raises(UsageError) as error:
+        with pytest.raises(DataError, match="no token") as caught:
             fill(template, [""], qwen, name="example 3 of test")
-        assert str(error.value) == (
-            "the prompt of example 3 of test has no token, as its text is empty: take it out of its file"
-        )
+        assert caught.value.data == {"example": "example 3 of test"}
 
 
 @given(
@@ -285,14 +282,14 @@ def test_an_empty_text_leaves_the_rest_and_nothing_at_all_is_told(tokenizers: di
     template=st.sampled_from([ENTAILMENT, "*sent_0**+sent_1*_It_was*mask*.", "*cls**sentu_1*:*+sentl-_0**mask*"]),
     name=st.sampled_from(CAUSAL),
 )
-def test_whatever_the_text_the_last_token_before_the_mask_predicts_or_is_said_to_be_cut_away(
+def test_the_last_token_before_the_mask_predicts_or_the_prompt_is_refused(
     tokenizers: dict[str, Tokenizer], texts: tuple[str, str], limits: Limits, template: str, name: str
 ) -> None:
     tokenizer = tokenizers[name]
     whole = fill(template, texts, tokenizer, Limits(10_000, limits.first_sent_limit, limits.other_sent_limit))
     assert whole.mask_position == len(whole.input_ids) - 1
     if len(whole.input_ids) > limits.max_seq_length and not limits.truncate_head:
-        with pytest.raises(UsageError, match="^the end of the example was cut away"):
+        with pytest.raises(DataError, match="^the end of the example was cut away"):
             fill(template, texts, tokenizer, limits)
         return
     prompt = fill(template, texts, tokenizer, limits)
@@ -311,7 +308,7 @@ def test_plain_text_is_bos_and_the_sentences_and_its_last_token_predicts(
     assert prompt.mask_position == len(prompt.input_ids) - 1
 
 
-def test_of_plain_text_that_is_cut_the_last_token_that_is_left_predicts(tokenizers: dict[str, Tokenizer]) -> None:
+def test_the_last_token_of_cut_plain_text_predicts(tokenizers: dict[str, Tokenizer]) -> None:
     gpt2 = tokenizers["gpt2"]
     prompt = fill(plain_text_template(1), ["a dull film"], gpt2, Limits(max_seq_length=3))
     assert tokens(prompt, gpt2) == "<|endoftext|> a Ġdull"
@@ -321,7 +318,7 @@ def test_of_plain_text_that_is_cut_the_last_token_that_is_left_predicts(tokenize
     assert (prompt.mask_position, prompt.full_length) == (1, 4)
 
 
-def test_of_plain_text_a_masked_model_still_predicts_at_the_first_token(tokenizers: dict[str, Tokenizer]) -> None:
+def test_a_masked_model_predicts_at_the_first_token_of_plain_text(tokenizers: dict[str, Tokenizer]) -> None:
     roberta = tokenizers["roberta"]
     template = Template.parse(plain_text_template(2), 2, 2, needs_mask=False)
     prompt = render(template, ["a film", "a story"], roberta, Limits())
@@ -389,7 +386,7 @@ def support_of(name: str) -> list[Example]:
 
 @pytest.mark.parametrize(("in_context", "num_demo"), [("", 1), ("", 2), ("head", 1)], ids=["one", "two", "head"])
 @pytest.mark.parametrize("name", TASKS)
-def test_a_causal_prompt_is_the_masked_one_with_the_query_moved_behind_the_same_demonstrations(
+def test_a_causal_prompt_shows_the_same_demonstrations_before_the_query(
     tokenizers: dict[str, Tokenizer], name: str, in_context: Any, num_demo: int
 ) -> None:
     tokenizer, task, support = tokenizers["roberta"], find_task(name), support_of(name)

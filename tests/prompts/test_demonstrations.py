@@ -1,7 +1,6 @@
 """Which examples go with which query, the templates that show them, and what cannot be drawn."""
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmntk.data.examples import Example
 from lmntk.data.tasks import Task, find_task
-from lmntk.errors import UsageError
+from lmntk.errors import DataError, EmbeddingsError, SettingError, TemplateError
 from lmntk.prompts.demonstrations import (
     Demonstrations,
     DemonstrationSampler,
@@ -210,7 +209,7 @@ def test_a_score_in_the_middle_belongs_to_the_low_half() -> None:
     assert make("STS-B", support).draw(0).texts == ("a", "b", "c", "d")
 
 
-def test_all_prompts_of_a_split_show_what_the_query_with_the_fewest_candidates_can() -> None:
+def test_a_split_shows_what_the_query_with_the_fewest_candidates_allows() -> None:
     # Four of class 0 and two of class 1: 5 // 2 candidates a class. A query of class 1 leaves one of its own.
     support = [Example((str(i),), label) for i, label in enumerate("000011")]
     vectors = make_embeddings(6, 3)
@@ -222,7 +221,7 @@ def test_all_prompts_of_a_split_show_what_the_query_with_the_fewest_candidates_c
     assert make("SST-2", support, 1, True, in_context="head").shown == 5
 
 
-def test_the_filter_keeps_ties_in_file_order_whatever_the_length_of_the_vectors() -> None:
+def test_the_filter_keeps_ties_in_file_order() -> None:
     support = [Example((str(i),), "01"[i % 2]) for i in range(8)]
     train = np.ones((8, 3), np.float32)
     train[6:] *= -1
@@ -321,10 +320,10 @@ def test_parts_that_lack_stars_of_their_own_do_not_run_into_their_neighbours() -
     assert extend("SST-2", 1, "*mask*a*b*cls*sent_0") == "*mask*a*b*cls**sent_0**label_0*a*b*sent_1*"
 
 
-def test_a_template_that_does_not_fit_the_task_is_shown_as_the_user_wrote_it() -> None:
-    message = "--template uses sent_1, but SST-2 has one sentence (sent_0); the template is '*mask**sent_1*'"
-    with pytest.raises(UsageError, match=re.escape(message)):
+def test_a_template_that_does_not_fit_the_task_is_shown_as_it_was_written() -> None:
+    with pytest.raises(TemplateError) as caught:
         extend("SST-2", 2, "*mask**sent_1*")
+    assert caught.value.data == {"template": "*mask**sent_1*", "part": "sent_1"}
 
 
 @pytest.mark.parametrize("in_context", IN_CONTEXT)
@@ -399,122 +398,81 @@ def test_a_rendered_prompt_is_query_and_demonstrations_token_for_token(
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("field", "setting", "value"),
     [
-        ({"num_demo": 0}, "--num_demo is 0, but must be at least 1"),
-        ({"in_context_num": -1}, "--gpt3_in_context_num is -1, but must be at least 1"),
-        ({"filter_rate": 0.0}, "--demo_filter_rate is 0, but must be above 0 and at most 1"),
-        ({"filter_rate": 1.01}, "--demo_filter_rate is 1.01, but"),
-        ({"filter_rate": math.nan}, "--demo_filter_rate is nan, but"),
+        ("num_demo", "num_demo", 0),
+        ("in_context_num", "gpt3_in_context_num", -1),
+        ("filter_rate", "demo_filter_rate", 0.0),
+        ("filter_rate", "demo_filter_rate", 1.01),
+        ("filter_rate", "demo_filter_rate", math.nan),
     ],
 )
-def test_settings_that_leave_nothing_to_draw_are_told_by_their_flag(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match="^" + re.escape(message)):
-        DemonstrationSettings(**settings)
+def test_settings_that_leave_nothing_to_draw_are_refused(field: str, setting: str, value: float) -> None:
+    with pytest.raises(SettingError) as caught:
+        DemonstrationSettings(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.data["setting"] == setting and caught.value.data["value"] is value
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "own_split", "settings", "message"),
+    ("name", "labels", "own_split", "num_demo", "found"),
     [
+        ("RTE", ["entailment", "entailment", "not_entailment"], True, 1, ("not_entailment", 1, 2)),
+        ("trec", list("01235"), False, 1, ("4", 0, 1)),
+        ("SST-2", list("01111"), False, 2, ("0", 1, 2)),
+        ("STS-B", ["2.5", "0"], False, 1, ("1", 0, 1)),
+        ("STS-B", ["2.5", "3", "4"], True, 1, ("0", 1, 2)),
+    ],
+)
+def test_a_class_with_too_few_examples_is_refused_before_any_draw(
+    name: str, labels: list[str], own_split: bool, num_demo: int, found: tuple[str, int, int]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        make(name, examples_with(name, labels), 1, own_split, num_demo=num_demo)
+    assert caught.value.data == dict(zip(("label", "count", "needed"), found, strict=True))
+    sentence = str(caught.value)
+    assert ("the query itself does not count" in sentence) == own_split
+    assert ("lower `num_demo` (now 2)" in sentence) == (num_demo == 2)
+    half = {"0": "low half", "1": "high half"}[found[0]] if name == "STS-B" else "half"
+    assert (half in sentence) == (name == "STS-B")
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "own_split", "settings", "named", "remedy"),
+    [
+        ("SST-2", ["0"], True, {"in_context": "head"}, "gpt3_in_context_head", "raise K"),
+        ("SST-2", [], False, {"in_context": "tail"}, "gpt3_in_context_tail", "raise K"),
+        ("SST-2", list("0011"), True, {"filter_rate": 0.5}, "demo_filter_rate", "raise `demo_filter_rate` (now 0.5)"),
         (
-            "RTE",
-            ["entailment", "entailment", "not_entailment"],
-            True,
-            {},
-            "train has 1 of class 'not_entailment' of RTE, but prompt-demo needs 2 of each class, as the query itself "
-            "does not count: raise K, or give --few_shot_type prompt",
+            *("SST-2", list("00001111"), False, {"filter_rate": 0.25, "num_demo": 2}, "demo_filter_rate"),
+            "raise `demo_filter_rate` (now 0.25)",
         ),
         (
-            "trec",
-            list("01235"),
-            False,
-            {},
-            "train has 0 of class '4' of trec, but prompt-demo needs 1 of each class: raise K, or give "
-            "--few_shot_type prompt",
-        ),
-        (
-            "SST-2",
-            list("01111"),
-            False,
-            {"num_demo": 2},
-            "train has 1 of class '0' of SST-2, but prompt-demo needs 2 of each class: raise K, lower --num_demo "
-            "(now 2), or give --few_shot_type prompt",
-        ),
-        (
-            "STS-B",
-            ["2.5", "0"],
-            False,
-            {},
-            "train has 0 of class '1' (the high half of the scores) of STS-B, but prompt-demo needs 1 of each class: "
-            "raise K, or give --few_shot_type prompt",
-        ),
-        (
-            "STS-B",
-            ["2.5", "3", "4"],
-            True,
-            {},
-            "train has 1 of class '0' (the low half of the scores) of STS-B, but prompt-demo needs 2 of each class, as "
-            "the query itself does not count: raise K, or give --few_shot_type prompt",
-        ),
-        (
-            "SST-2",
-            ["0"],
-            True,
-            {"in_context": "head"},
-            "--gpt3_in_context_head finds no example to show: train has 1 of SST-2, as the query itself does not "
-            "count; raise K, or leave the flag out",
-        ),
-        (
-            "SST-2",
-            [],
-            False,
-            {"in_context": "tail"},
-            "--gpt3_in_context_tail finds no example to show: train has 0 of SST-2; raise K, or leave the flag out",
-        ),
-        (
-            "SST-2",
-            list("0011"),
-            True,
-            {"filter_model": "sbert", "filter_rate": 0.5},
-            "--demo_filter keeps 0 of 1 candidates a class of SST-2, but prompts need 1: raise --demo_filter_rate "
-            "(now 0.5)",
-        ),
-        (
-            "SST-2",
-            list("00001111"),
-            False,
-            {"filter_model": "sbert", "filter_rate": 0.25, "num_demo": 2},
-            "--demo_filter keeps 1 of 4 candidates a class of SST-2, but prompts need 2: raise --demo_filter_rate "
-            "(now 0.25)",
-        ),
-        (
-            "trec",
-            list("01234"),
-            False,
-            {"filter_model": "sbert", "filter_rate": 1.0, "in_context": "head"},
-            "--demo_filter keeps 0 of 0 candidates a class of trec, but prompts need 1: raise K, or leave out "
-            "--demo_filter",
+            *("trec", list("01234"), False, {"filter_rate": 1.0, "in_context": "head"}, "demo_filter_rate"),
+            "leave out `demo_filter`",
         ),
     ],
 )
-def test_queries_that_would_find_too_few_candidates_are_told_before_any_draw(
-    name: str, labels: list[str], own_split: bool, settings: dict[str, Any], message: str
+def test_settings_that_find_too_few_candidates_are_refused_before_any_draw(
+    name: str, labels: list[str], own_split: bool, settings: dict[str, Any], named: str, remedy: str
 ) -> None:
-    support = [Example(("a",) * find_task(name).num_sentences, label) for label in labels]
     vectors = make_embeddings(len(labels), 0)
-    with pytest.raises(UsageError) as error:
-        make(name, support, 1, own_split, (vectors, vectors), **settings)
-    assert str(error.value) == message
+    if "filter_rate" in settings:
+        settings = {"filter_model": "sbert", **settings}
+    with pytest.raises(SettingError) as caught:
+        make(name, examples_with(name, labels), 1, own_split, (vectors, vectors), **settings)
+    assert caught.value.data["setting"] == named
+    assert remedy in str(caught.value)
 
 
-def test_embeddings_of_two_models_are_told() -> None:
+def examples_with(name: str, labels: Sequence[str]) -> list[Example]:
+    return [Example(("a",) * find_task(name).num_sentences, label) for label in labels]
+
+
+def test_embeddings_of_two_models_are_refused() -> None:
     support = make_support("SST-2")
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(EmbeddingsError, match="3 dimensions, queries 2") as caught:
         make("SST-2", support, embeddings=(np.ones((10, 3)), np.ones((4, 2))), filter_model="sbert")
-    assert str(error.value) == (
-        "--demo_filter_model sbert: train has embeddings of 3 dimensions and the queries of 2; "
-        "`python tools/get_sbert_embedding.py --model MODEL --name sbert --do_test` makes both anew"
-    )
+    assert caught.value.data["model"] == "sbert"
 
 
 def test_a_filter_without_embeddings_is_the_callers_mistake() -> None:
@@ -538,44 +496,38 @@ def test_embeddings_are_read_from_beside_the_data(tmp_path: Path, name: str, spl
 
 
 def test_a_slash_in_a_models_name_makes_no_folder(tmp_path: Path) -> None:
-    assert embedding_file(find_task("SST-2"), tmp_path, "dev", "org/sbert") == tmp_path / "dev_sbert.npy"
+    assert embedding_file(tmp_path / "dev.tsv", "org/sbert") == tmp_path / "dev_sbert.npy"
 
 
-def refusal(task: Task, folder: Path, split: str = "dev") -> str:
-    with pytest.raises(UsageError) as error:
-        read_embeddings(task, folder, split, "sbert", 4)
-    message = str(error.value)
-    path = folder / "dev_sbert.npy"
-    start = f"{path}, which --demo_filter needs, "
-    end = ": `python tools/get_sbert_embedding.py --model MODEL --name sbert --do_test` makes it"
-    assert message.startswith(start)
-    assert message.endswith(end)
-    return message.removeprefix(start).removesuffix(end)
+def problem(task: Task, folder: Path) -> str:
+    with pytest.raises(EmbeddingsError) as caught:
+        read_embeddings(task, folder, "dev", "org/sbert", 4)
+    data, path = caught.value.data, folder / "dev_sbert.npy"
+    assert (data["path"], data["model"]) == (path, "sbert")
+    return data["cause"].removeprefix(f"{path}, which `demo_filter` needs, ")
 
 
-def test_embeddings_that_cannot_be_used_are_told_by_file_and_tool(tmp_path: Path) -> None:
+def test_embeddings_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     task, path = find_task("SST-2"), tmp_path / "dev_sbert.npy"
-    assert refusal(task, tmp_path) == "is missing"
+    assert problem(task, tmp_path) == "is missing"
 
     np.save(path, make_embeddings(3, 0))
-    assert refusal(task, tmp_path) == "holds 3 embeddings, but dev has 4 examples"
+    assert problem(task, tmp_path) == "holds 3 embeddings, but dev has 4 examples"
 
-    damaged = "is damaged, or no plain numpy array"
     path.write_bytes(path.read_bytes()[:-1])
-    assert refusal(task, tmp_path) == damaged
+    assert "is damaged" in problem(task, tmp_path)
     np.save(path, np.array([{}, {}, {}, {}]), allow_pickle=True)
-    assert refusal(task, tmp_path) == damaged
+    assert "is damaged" in problem(task, tmp_path)
     with path.open("wb") as file:
         np.savez(file, make_embeddings(4, 0))
-    assert refusal(task, tmp_path) == damaged
+    assert "is damaged" in problem(task, tmp_path)
     path.write_bytes(b"")
-    assert refusal(task, tmp_path) == damaged
+    assert "is damaged" in problem(task, tmp_path)
 
-    no_floats = "is no array of finite floats [examples, dimensions]"
     for array in (np.ones(4), np.ones((4, 2), int), np.array([[1.0], [2.0], [np.nan], [3.0]])):
         np.save(path, array)
-        assert refusal(task, tmp_path) == no_floats
+        assert "is not an array of finite floats" in problem(task, tmp_path)
 
     path.unlink()
     path.mkdir()
-    assert refusal(task, tmp_path) == "cannot be read (Is a directory)"
+    assert problem(task, tmp_path) == "cannot be read (Is a directory)"

@@ -1,22 +1,19 @@
 """Label words with and without a space before them, and text that a tokenizer does not know."""
 
-import json
 import logging
-import re
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from command_line import Workplace
 from lmntk.data.examples import Example
 from lmntk.data.tasks import TASKS
-from lmntk.errors import UsageError
+from lmntk.errors import LabelWordError
 from lmntk.prompts.features import FeatureDataset, PromptBuilder
 from lmntk.prompts.label_words import label_word_ids
 from lmntk.prompts.render import Limits, render, warn_of_unknown_text
 from lmntk.prompts.templates import Template
-from tiny_tokenizers import make_bert_tokenizer, make_gpt2_tokenizer, make_llama_tokenizer, make_roberta_tokenizer
+from tiny_tokenizers import make_bert_tokenizer, make_gpt2_tokenizer, make_llama_tokenizer
 
 Tokenizer = PreTrainedTokenizerBase
 LOOKED_UP = "label words looked up without a space before them, since with one they are no token of this model"
@@ -47,7 +44,7 @@ def test_words_that_are_one_token_without_a_space_alone_are_found_and_told(
     assert caplog.messages == [f"{LOOKED_UP}: '好', '坏'", f"{LOOKED_UP}: '好'; the others have one"]
 
 
-def test_a_word_with_both_forms_is_looked_up_with_a_space_unless_the_mapping_says_otherwise(
+def test_a_word_with_both_forms_is_looked_up_with_a_space_by_default(
     gpt2: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert tokens_of(gpt2, "great", "terrible") == [" great", " terrible"]
@@ -57,21 +54,18 @@ def test_a_word_with_both_forms_is_looked_up_with_a_space_unless_the_mapping_say
 
 
 @pytest.mark.parametrize(
-    ("word", "sentence"),
-    [
-        (" 好", "label word ' 好' (label 0) is 2 pieces for this model (Ġ å¥½)"),
-        ("-dull", "label word '-dull' (label 0) is 4 pieces for this model (d u l l)"),
-        ("好好", "label word '好好' (label 0) is 3 pieces for this model (Ġ å¥½ å¥½)"),
-    ],
+    ("word", "pieces"),
+    [(" 好", ["Ġ", "å¥½"]), ("-dull", ["d", "u", "l", "l"]), ("好好", ["Ġ", "å¥½", "å¥½"])],
 )
-def test_a_word_that_has_not_the_form_that_is_asked_for_is_an_error(gpt2: Tokenizer, word: str, sentence: str) -> None:
-    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}: choose a word of one piece with --mapping"):
+def test_a_word_without_the_form_that_is_asked_for_is_an_error(gpt2: Tokenizer, word: str, pieces: list[str]) -> None:
+    with pytest.raises(LabelWordError) as caught:
         tokens_of(gpt2, word, "great")
+    assert caught.value.data == {"word": word, "label": "0", "pieces": pieces}
 
 
 def test_a_dash_that_is_a_word_stays_one_and_bert_makes_no_difference(bert: Tokenizer) -> None:
     assert tokens_of(bert, "-", "-great", " dull", " .") == ["-", "great", "dull", "."]
-    with pytest.raises(UsageError, match="'great' .* and '-great' .* are the same token"):
+    with pytest.raises(LabelWordError, match="same token"):
         tokens_of(bert, "great", "-great")
 
 
@@ -80,18 +74,8 @@ def test_a_tokenizer_that_adds_a_space_itself_has_words_without_it_too(tmp_path:
     llama = make_llama_tokenizer(tmp_path, always_adds_space)
     ids = label_word_ids({"0": "-g", "1": "great", "2": "q", "3": " dull"}, list("0123"), llama)
     assert llama.convert_ids_to_tokens(ids) == ["g", "▁great", "q", "▁dull"]
-    with pytest.raises(UsageError, match="'-great' .* is unknown to this model"):
+    with pytest.raises(LabelWordError, match="is unknown to this model"):
         label_word_ids({"0": "-great"}, ["0"], llama)
-
-
-def test_the_description_of_a_kernel_shows_which_form_was_taken(tmp_path: Path) -> None:
-    place = Workplace(tmp_path)
-    outcome = place.call(place.argv("--mapping", "{'0': '-b', '1': 'q'}", "--no_predict"))
-    assert (outcome.status, outcome.err) == (0, "")
-    assert f"{LOOKED_UP}: 'q'; the others have one" in outcome.messages
-    description = json.loads((tmp_path / "out" / "dev_kernels_sst-2.json").read_text(encoding="utf-8"))
-    tokenizer = make_roberta_tokenizer(tmp_path / "tokenizer")
-    assert tokenizer.convert_ids_to_tokens(description["label_word_ids"]) == ["b", "q"]
 
 
 def test_text_of_a_template_that_the_tokenizer_does_not_know_is_named(
@@ -100,8 +84,8 @@ def test_text_of_a_template_that_the_tokenizer_does_not_know_is_named(
     template = Template.parse("*sent_0*_It_was☃*é*mask*\u200d*[UNK]*.", 1, 2)
     warn_of_unknown_text([template, template], bert)
     assert caplog.messages == [
-        "--template: this model's tokenizer does not know ' It was☃' and gives the token [UNK] in its place",
-        "--template: this model's tokenizer makes no token of '\u200d'",
+        "`template`: this model's tokenizer does not know ' It was☃' and gives the token [UNK] in its place",
+        "`template`: this model's tokenizer makes no token of '\u200d'",
     ]
     caplog.clear()
     warn_of_unknown_text([template], gpt2)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from lmntk.errors import UsageError
-from lmntk.prompts.prompt_files import choose_prompts, parse_mapping
+from lmntk.data.tasks import TASKS
+from lmntk.errors import FileError, SettingError, TemplateError
+from lmntk.prompts.label_words import parse_mapping
+from lmntk.prompts.prompt_files import PromptSources, choose_prompts
 
 WORDS = '{"0": "bad", "1": "good"}'
 Write = Callable[[str | bytes], str]
@@ -25,7 +27,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def choose(**flags: Any) -> tuple[list[str], Any]:
-    return choose_prompts(default_template="*mask*", default_mapping={"0": "terrible", "1": "great"}, **flags)
+    return choose_prompts(TASKS["SST-2"], PromptSources(**flags))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_the_scores_of_a_search_are_no_part_of_its_templates(
     path = write(lines)
     assert choose(template_path=path)[0] == ["*cls*a*mask*", "*mask*b"]
     assert choose(template_path=path, template_id=1)[0] == ["*mask*b"]
-    told = f"--template_path {path}: the number before each line is taken for its score and left out"
+    told = f"`template_path={path}`: the number before each line is taken for its score and left out"
     assert caplog.messages == [told, told]
 
 
@@ -67,7 +69,7 @@ def test_numbers_that_are_text_of_a_template_stay(write: Write, lines: str) -> N
     [
         (
             "*mask*a\n0.56 *mask*b",
-            "line 1 (from 0) begins with 0.56 and a space: remove a score, or put a tab behind it",
+            "line 1 (from 0) begins with 0.56 and a space: remove a score, or put a tab after it",
         ),
         ("0.56360 It was*mask*", "line 0 (from 0) begins with 0.56360 and a space"),
         ("0.56360 *mask*a\n*mask*b", "some lines begin with a score and line 1 (from 0) does not: '*mask*b'; give all"),
@@ -75,12 +77,12 @@ def test_numbers_that_are_text_of_a_template_stay(write: Write, lines: str) -> N
 )
 def test_what_may_be_a_score_and_may_be_text_is_asked_for(write: Write, lines: str, sentence: str) -> None:
     path = write(lines)
-    with pytest.raises(UsageError, match="^" + re.escape(f"--template_path {path}: {sentence}")):
+    with pytest.raises(TemplateError, match="^" + re.escape(f"`template_path={path}`: {sentence}")):
         choose(template_path=path)
 
 
 def test_a_template_on_the_command_line_may_not_begin_with_a_score_either() -> None:
-    with pytest.raises(UsageError, match="^--template begins with 0.56360 and a space: remove a score"):
+    with pytest.raises(TemplateError, match="^`template` begins with 0.56360 and a space: remove a score"):
         choose(template="0.56360 *cls**sent_0**mask*")
 
 
@@ -91,33 +93,36 @@ def test_a_byte_order_mark_is_no_part_of_the_first_template(write: Write) -> Non
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16le", "utf-16be", "latin1"])
 def test_another_encoding_is_named_with_the_command_that_converts_it(write: Write, encoding: str) -> None:
     path = write("*cls*schön*mask*\n".encode(encoding))
-    with pytest.raises(
-        UsageError, match=f"^--template_path {re.escape(path)} is not UTF-8 .*iconv -f {encoding} -t utf-8"
-    ):
+    with pytest.raises(FileError, match=f"not UTF-8 .*iconv -f {encoding} -t utf-8") as caught:
         choose(template_path=path)
+    assert caught.value.data["path"] == path
 
 
 def test_bytes_on_the_command_line_that_are_no_utf_8_are_told() -> None:
-    with pytest.raises(UsageError, match="^--template holds bytes that are not UTF-8: "):
-        choose(template="*mask*\udcff")
-    with pytest.raises(UsageError, match="^--mapping holds bytes that are not UTF-8: "):
-        parse_mapping({"0": "\udcff", "1": "good"}, ["0", "1"])
+    for setting, call in (
+        ("template", lambda: choose(template="*mask*\udcff")),
+        ("mapping", lambda: parse_mapping({"0": "\udcff", "1": "good"}, ["0", "1"])),
+    ):
+        with pytest.raises(SettingError, match="not UTF-8") as caught:
+            call()
+        assert caught.value.data["setting"] == setting
 
 
 @pytest.mark.parametrize(
     ("mapping", "sentence"),
     [
-        ("{'0': 'bad', '0': 'dull', '1': 'good'}", "--mapping gives label '0' twice"),
-        ('{"0": "bad", "1": "dull", "1": "good"}', "--mapping gives label '1' twice"),
-        ("{0: 'bad', 1: 'dull', '1': 'good'}", "--mapping gives label '1' twice"),
-        ("{0: 'bad', 1: 'dull', 1.0: 'good'}", "--mapping has label '1.0', unknown here"),
-        ("{None: 'bad', 1: 'good'}", "--mapping is no Python dictionary"),
-        ("{b'0': 'bad', 1: 'good'}", "--mapping is no Python dictionary"),
-        ("{**{}, 1: 'good'}", "--mapping is no Python dictionary"),
-        ("{0x" + "f" * 5000 + ": 'bad', 1: 'good'}", "--mapping is no Python dictionary"),
-        ("{" * 1000, "--mapping is no Python dictionary"),
+        ("{'0': 'bad', '0': 'dull', '1': 'good'}", "gives label '0' twice"),
+        ('{"0": "bad", "1": "dull", "1": "good"}', "gives label '1' twice"),
+        ("{0: 'bad', 1: 'dull', '1': 'good'}", "gives label '1' twice"),
+        ("{0: 'bad', 1: 'dull', 1.0: 'good'}", "has label '1.0', unknown here"),
+        ("{None: 'bad', 1: 'good'}", "is not a Python dictionary"),
+        ("{b'0': 'bad', 1: 'good'}", "is not a Python dictionary"),
+        ("{**{}, 1: 'good'}", "is not a Python dictionary"),
+        ("{0x" + "f" * 5000 + ": 'bad', 1: 'good'}", "is not a Python dictionary"),
+        ("{" * 1000, "is not a Python dictionary"),
     ],
 )  # fmt: skip
 def test_no_key_of_a_mapping_wins_silently(mapping: str, sentence: str) -> None:
-    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}"):
+    with pytest.raises(SettingError, match=re.escape(sentence)) as caught:
         parse_mapping(mapping, ["0", "1"])
+    assert caught.value.data == {"setting": "mapping", "value": mapping}

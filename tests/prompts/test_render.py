@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from lmntk.errors import UsageError
-from lmntk.prompts.label_words import label_word_ids
-from lmntk.prompts.prompt_files import choose_prompts, parse_mapping
+from lmntk.data.tasks import TASKS
+from lmntk.errors import DataError, FileError, LabelWordError, SettingError, TemplateError, UsageError
+from lmntk.prompts.label_words import label_word_ids, parse_mapping
+from lmntk.prompts.prompt_files import PromptSources, choose_prompts
 from lmntk.prompts.render import Limits, Prompt, render
 from lmntk.prompts.templates import Template
 from tiny_tokenizers import make_bert_tokenizer, make_roberta_tokenizer
@@ -85,7 +86,7 @@ def test_label_words_are_put_in_as_tokens(roberta: Tokenizer) -> None:
     text = "*mask**label_1**labelx_0**labelx_1*"
     prompt = fill(text, [""], roberta, label_word_ids=words, context_labels=[0, 1])
     assert tokens(prompt, roberta) == "<mask> Ġgreat Ġterrible Ġgreat"
-    with pytest.raises(UsageError, match="labelx_1, but the prompt has 1 in-context examples"):
+    with pytest.raises(TemplateError, match="labelx_1, but the prompt has 1 in-context examples"):
         fill(text, [""], roberta, label_word_ids=words, context_labels=[0])
 
 
@@ -119,40 +120,39 @@ def test_a_mask_token_inside_a_sentence_is_not_taken_for_the_templates(roberta: 
 
 
 @pytest.mark.parametrize(
-    ("template", "limits", "ways"),
+    ("template", "limits", "length", "remedies"),
     [
-        (
-            SENTIMENT,
-            Limits(max_seq_length=7),
-            "has 10 tokens: raise --max_seq_length (now 7), or lower --first_sent_limit (now none); "
-            "its text is 'the film was dull'",
-        ),
+        (SENTIMENT, Limits(7), 10, ["raise `max_seq_length` (now 7)", "lower `first_sent_limit` (now none)"]),
         (
             "*cls**sent_1**sent_0**mask*",
-            Limits(max_seq_length=7, first_sent_limit=4, other_sent_limit=3),
-            "has 9 tokens: raise --max_seq_length (now 7), or lower --first_sent_limit (now 4), "
-            "or lower --other_sent_limit (now 3); its text is 'the film was dull | nothing much more'",
+            Limits(7, first_sent_limit=4, other_sent_limit=3),
+            9,
+            [
+                *("raise `max_seq_length` (now 7)", "lower `first_sent_limit` (now 4)"),
+                "lower `other_sent_limit` (now 3)",
+            ],
         ),
         (
             "*mask*:*+sent_0*",
-            Limits(max_seq_length=5, truncate_head=True),
-            "has 6 tokens: raise --max_seq_length (now 5), or lower --first_sent_limit (now none), "
-            "or leave out --truncate_head; its text is 'the film was dull'",
+            Limits(5, truncate_head=True),
+            6,
+            [
+                *("raise `max_seq_length` (now 5)", "lower `first_sent_limit` (now none)"),
+                "leave out `truncate_head`",
+            ],
         ),
-        (
-            "*cls*_It_was*mask*.*+sent_0*",
-            Limits(max_seq_length=3),
-            "has 9 tokens: raise --max_seq_length (now 3); its text is 'the film was dull'",
-        ),
+        ("*cls*_It_was*mask*.*+sent_0*", Limits(3), 9, ["raise `max_seq_length` (now 3)"]),
     ],
 )
-def test_a_mask_that_is_cut_away_shows_the_example_and_the_limits_that_help(
-    bert: Tokenizer, template: str, limits: Limits, ways: str
+def test_a_mask_that_is_cut_away_names_the_limits_that_keep_it(
+    bert: Tokenizer, template: str, limits: Limits, length: int, remedies: list[str]
 ) -> None:
     texts = ["the film was dull", "nothing much more"][: 2 if "sent_1" in template else 1]
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(DataError) as caught:
         fill(template, texts, bert, limits, name="example 3 of dev")
-    assert str(error.value) == f"the mask of example 3 of dev was cut away, its prompt {ways}"
+    assert caught.value.data == {"example": "example 3 of dev", "length": length, "limits": limits}
+    assert f": {', or '.join(remedies)}; " in str(caught.value)
+    assert str(caught.value).endswith(f"'{' | '.join(texts)}'")
 
 
 def test_a_long_text_is_shortened_in_messages(bert: Tokenizer) -> None:
@@ -161,19 +161,19 @@ def test_a_long_text_is_shortened_in_messages(bert: Tokenizer) -> None:
     assert str(error.value).endswith(f"its text is '{('dull ' * 200)[:59]}…'")
 
 
-def test_a_tokenizer_without_a_mask_token_is_told(tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
     tokenizer = make_bert_tokenizer(tmp_path)
     tokenizer.mask_token = None
-    with pytest.raises(
-        UsageError, match=re.escape("--template uses *mask*, but this model's tokenizer has no mask token")
-    ):
+    with pytest.raises(TemplateError, match="no mask token") as caught:
         fill(SENTIMENT, ["a film"], tokenizer)
+    assert caught.value.data["part"] == "mask"
 
 
-@pytest.mark.parametrize("flag", ["max_seq_length", "first_sent_limit", "other_sent_limit"])
-def test_a_limit_below_one_is_an_error(flag: str) -> None:
-    with pytest.raises(UsageError, match=f"--{flag} is 0, but must be at least 1"):
-        Limits(**{flag: 0})  # type: ignore[arg-type]
+@pytest.mark.parametrize("setting", ["max_seq_length", "first_sent_limit", "other_sent_limit"])
+def test_a_limit_below_one_is_an_error(setting: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Limits(**{setting: 0})  # type: ignore[arg-type]
+    assert caught.value.data == {"setting": setting, "value": 0}
 
 
 @given(
@@ -223,26 +223,29 @@ def test_a_dictionary_is_checked_like_a_flag() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "problem"),
     [
-        (
-            "terrible,great",
-            "--mapping is no Python dictionary: terrible,great; write for example \"{'0': 'word0', '1': 'word1'}\"",
-        ),
-        ("['terrible', 'great']", "--mapping is no Python dictionary"),
-        ("{[]: 'a'}", "--mapping is no Python dictionary"),
-        ("__import__('os').getcwd()", "--mapping is no Python dictionary"),
-        ("{'0': 'terrible'}", "--mapping has no word for label '1': {'0': 'terrible'}; the labels are 0, 1"),
-        ("{}", "--mapping has no word for labels '0', '1'"),
-        ("{0: 'a', 1: 'b', 2: 'c'}", "--mapping has label '2', unknown here"),
-        ("{0: 'a', '0': 'b', 1: 'c'}", "--mapping gives label '0' twice"),
-        ("{0: 'a', 1: 2}", "--mapping gives label '1' 2, which is no word"),
-        ("{0: 'a', 1: ' '}", "--mapping gives label '1' ' ', which is no word"),
+        ("terrible,great", "is not a Python dictionary"),
+        ("['terrible', 'great']", "is not a Python dictionary"),
+        ("{[]: 'a'}", "is not a Python dictionary"),
+        ("__import__('os').getcwd()", "is not a Python dictionary"),
+        ("{'0': 'terrible'}", "no word for label '1'"),
+        ("{}", "no word for labels '0', '1'"),
+        ("{0: 'a', 1: 'b', 2: 'c'}", "label '2'"),
+        ("{0: 'a', '0': 'b', 1: 'c'}", "label '0' twice"),
     ],
 )
-def test_a_mapping_that_does_not_fit_the_task_is_told(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match="^" + re.escape(message)):
+def test_a_mapping_that_does_not_fit_the_task_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(problem)) as caught:
         parse_mapping(text, ["0", "1"])
+    assert caught.value.data == {"setting": "mapping", "value": text}
+
+
+@pytest.mark.parametrize("word", [2, " "])
+def test_a_label_word_must_be_a_word(word: object) -> None:
+    with pytest.raises(LabelWordError) as caught:
+        parse_mapping(str({0: "a", 1: word}), ["0", "1"])
+    assert caught.value.data == {"word": word, "label": "1"}
 
 
 def test_label_words_are_looked_up_after_a_space_but_for_four_first_characters(
@@ -256,27 +259,30 @@ def test_label_words_are_looked_up_after_a_space_but_for_four_first_characters(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "label", "pieces"),
     [
-        (("great", "good film"), "label word 'good film' (label 1) is 2 pieces for this model (good film): choose"),
-        (("dim", "great"), "label word 'dim' (label 0) is 3 pieces for this model (d ##i ##m): choose a word of one"),
-        (
-            ("great", "[great]"),
-            "label word '[great]' (label 1) is unknown to this model: choose another with --mapping",
-        ),
-        (("great", "☃"), "label word '☃' (label 1) is unknown to this model"),
-        (("Yes", "yes"), "label words 'Yes' (label 0) and 'yes' (label 1) are the same token"),
+        (("great", "good film"), "1", ["good", "film"]),
+        (("dim", "great"), "0", ["d", "##i", "##m"]),
+        (("great", "[great]"), "1", ["[great]"]),
+        (("great", "☃"), "1", ["[UNK]"]),
     ],
 )
-def test_label_words_that_are_not_one_token_each_are_told(
-    bert: Tokenizer, words: tuple[str, str], message: str
+def test_a_label_word_that_is_not_one_known_token_is_refused(
+    bert: Tokenizer, words: tuple[str, str], label: str, pieces: list[str]
 ) -> None:
-    with pytest.raises(UsageError, match="^" + re.escape(message)):
+    problem = "is unknown to this model" if len(pieces) == 1 else f"is {len(pieces)} pieces"
+    with pytest.raises(LabelWordError, match=problem) as caught:
         label_word_ids(dict(zip("01", words, strict=True)), ["0", "1"], bert)
+    assert caught.value.data == {"word": words[int(label)], "label": label, "pieces": pieces}
+
+
+def test_two_label_words_may_not_be_one_token(bert: Tokenizer) -> None:
+    with pytest.raises(LabelWordError, match="same token"):
+        label_word_ids({"0": "Yes", "1": "yes"}, ["0", "1"], bert)
 
 
 def choose(**flags: Any) -> tuple[list[str], str | Mapping[str, str]]:
-    return choose_prompts(default_template=SENTIMENT, default_mapping={"0": "terrible", "1": "great"}, **flags)
+    return choose_prompts(TASKS["SST-2"], PromptSources(**flags))
 
 
 @pytest.fixture
@@ -315,48 +321,45 @@ def test_files_of_mappings_and_of_prompts_give_the_line_asked_for(files: dict[st
 def test_a_file_beats_a_flag_and_says_so(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "lmntk.prompts.prompt_files"):
         assert choose(template="*mask*x", template_path=files["templates"], template_id=0)[0] == ["*mask*a"]
-    assert caplog.messages == [f"--template is not used: {files['templates']} takes its place"]
+    assert caplog.messages == [f"`template` is not used: {files['templates']} takes its place"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("sources", "setting"),
     [
-        (
-            {"template_path": "templates", "template_id": 3},
-            "--template_id 3 is out of range: --template_path templates holds 3 lines, 0 to 2",
-        ),
-        ({"template_path": "templates", "template_id": -1}, "--template_id -1 is out of range"),
-        (
-            {"template_path": "templates", "template_id": 1, "top_n_template": 2},
-            "--top_n_template takes several templates and --template_id takes one",
-        ),
-        ({"template_path": "templates", "top_n_template": 0}, "--top_n_template is 0, but must be at least 1"),
-        ({"template_path": "empty"}, "--template_path empty is empty"),
-        ({"template_path": "missing"}, "--template_path missing cannot be read: No such file or directory"),
-        ({"template_id": 0}, "--template_id 0 needs --template_path"),
-        ({"top_n_template": 2}, "--top_n_template 2 needs --template_path"),
-        ({"mapping_id": 0}, "--mapping_id 0 needs --mapping_path"),
-        ({"prompt_id": 0}, "--prompt_id 0 needs --prompt_path"),
-        ({"mapping_path": "mappings"}, "--mapping_path needs --mapping_id, the line to take (the first is 0)"),
-        ({"prompt_path": "prompts"}, "--prompt_path needs --prompt_id"),
-        (
-            {"mapping_path": "mappings", "mapping_id": 2},
-            "--mapping_id 2 is out of range: --mapping_path mappings holds 2 lines",
-        ),
-        ({"prompt_path": "prompts", "prompt_id": 2}, "--prompt_id 2 is out of range"),
-        (
-            {"prompt_path": "spaces", "prompt_id": 0},
-            "--prompt_path spaces: line 0 (from 0) is not template, tab, mapping: '*mask*p {0:",
-        ),
-        (
-            {"prompt_path": "prompts", "prompt_id": 0, "template_path": "templates"},
-            "--prompt_path holds templates and mappings: leave out --template_path",
-        ),
+        ({"template_path": "templates", "template_id": 3}, "template_id"),
+        ({"template_path": "templates", "template_id": -1}, "template_id"),
+        ({"template_path": "templates", "template_id": 1, "top_n_template": 2}, "top_n_template"),
+        ({"template_path": "templates", "top_n_template": 0}, "top_n_template"),
+        ({"template_id": 0}, "template_id"),
+        ({"top_n_template": 2}, "top_n_template"),
+        ({"mapping_id": 0}, "mapping_id"),
+        ({"prompt_id": 0}, "prompt_id"),
+        ({"mapping_path": "mappings"}, "mapping_id"),
+        ({"prompt_path": "prompts"}, "prompt_id"),
+        ({"mapping_path": "mappings", "mapping_id": 2}, "mapping_id"),
+        ({"prompt_path": "prompts", "prompt_id": 2}, "prompt_id"),
+        ({"prompt_path": "prompts", "prompt_id": 0, "template_path": "templates"}, "template_path"),
     ],
 )
-def test_files_and_ids_that_do_not_fit_are_told_by_their_flag(
-    files: dict[str, str], monkeypatch: pytest.MonkeyPatch, flags: dict[str, object], message: str
+def test_settings_that_do_not_fit_their_files_are_refused(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch, sources: dict[str, object], setting: str
 ) -> None:
     monkeypatch.chdir(Path(files["empty"]).parent)
-    with pytest.raises(UsageError, match="^" + re.escape(message)):
-        choose(**flags)
+    with pytest.raises(SettingError, match=f"`{setting}") as caught:
+        choose(**sources)
+    assert caught.value.data == {"setting": setting, "value": sources.get(setting)}
+
+
+@pytest.mark.parametrize(("name", "problem"), [("empty", "is empty"), ("missing", "No such file or directory")])
+def test_a_file_of_templates_that_has_none_is_refused(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "empty").write_text("\n", encoding="utf-8")
+    with pytest.raises(FileError, match=f"`template_path=.*{problem}") as caught:
+        choose(template_path=str(tmp_path / name))
+    assert caught.value.data["path"] == str(tmp_path / name)
+
+
+def test_a_line_of_prompts_without_a_tab_is_refused(files: dict[str, str]) -> None:
+    with pytest.raises(TemplateError) as caught:
+        choose(prompt_path=files["spaces"], prompt_id=0)
+    assert (caught.value.data["path"], caught.value.data["line"]) == (files["spaces"], 0)

@@ -10,7 +10,8 @@ from lmntk.config.arguments import GENERAL_MAX_SEQ_LENGTH, GENERAL_NUM_SAMPLE, D
 from lmntk.data.tasks import CUSTOM, Task, custom_task, find_task
 from lmntk.errors import UsageError
 from lmntk.prompts.demonstrations import DemonstrationSettings
-from lmntk.prompts.prompt_files import choose_prompts, parse_mapping, read_mapping
+from lmntk.prompts.label_words import parse_mapping, read_mapping
+from lmntk.prompts.prompt_files import PromptSources, choose_prompts
 from lmntk.prompts.render import Limits
 from lmntk.prompts.templates import plain_text_template
 
@@ -28,19 +29,19 @@ class PromptSettings:
         templates: One, or several whose logits are averaged; without their demonstrations.
         mapping: The label word of each label; empty where a classification head stands for the classes.
         limits: Where tokens are cut.
-        draws: How many draws of demonstrations a dev or test example gets with each template.
+        num_demonstration_samples: How many draws of demonstrations a dev or test example gets with each template.
         demonstrations: How they are drawn and shown; None where there are none.
     """
 
     templates: tuple[str, ...]
     mapping: Mapping[str, str]
     limits: Limits
-    draws: int = 1
+    num_demonstration_samples: int = 1
     demonstrations: DemonstrationSettings | None = None
 
     def samples(self, split: str) -> int:
         """How often each example of a split is asked; train examples have one draw of demonstrations."""
-        return len(self.templates) * (1 if split == "train" else self.draws)
+        return len(self.templates) * (1 if split == "train" else self.num_demonstration_samples)
 
 
 def task_of(data_args: DataArguments, few_shot_type: str) -> Task:
@@ -105,26 +106,15 @@ def resolve_prompts(
     settings = PromptSettings(tuple(templates), parse_mapping(words, task.labels), limits)
     if few_shot_type == "prompt":
         return settings
-    draws = _first_given(data_args.num_sample, _row(task, data_args).num_sample, GENERAL_NUM_SAMPLE)
-    assert draws is not None
-    return dataclasses.replace(settings, draws=draws, demonstrations=_demonstrations(data_args))
+    samples = _first_given(data_args.num_sample, _row(task, data_args).num_sample, GENERAL_NUM_SAMPLE)
+    assert samples is not None
+    return dataclasses.replace(settings, num_demonstration_samples=samples, demonstrations=_demonstrations(data_args))
 
 
 def _chosen_prompts(task: Task, data_args: DataArguments) -> tuple[list[str], str | Mapping[str, str]]:
     """The templates and the mapping that flags and files give, or else the task."""
-    return choose_prompts(
-        default_template=task.template,
-        default_mapping=task.mapping,
-        template=data_args.template,
-        mapping=data_args.mapping,
-        template_path=data_args.template_path,
-        template_id=data_args.template_id,
-        mapping_path=data_args.mapping_path,
-        mapping_id=data_args.mapping_id,
-        prompt_path=data_args.prompt_path,
-        prompt_id=data_args.prompt_id,
-        top_n_template=data_args.top_n_template,
-    )
+    names = (field.name for field in dataclasses.fields(PromptSources))
+    return choose_prompts(task, PromptSources(**{name: getattr(data_args, name) for name in names}))
 
 
 def _demonstrations(data_args: DataArguments) -> DemonstrationSettings:

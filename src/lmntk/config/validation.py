@@ -13,6 +13,9 @@ from lmntk.config.prompt_settings import TASK_DEFAULTS, task_of
 from lmntk.data.tasks import Task
 from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.kernels.formulas import FORMULAS
+from lmntk.prompts.demonstrations import DEMONSTRATION_BOUNDS
+from lmntk.prompts.prompt_files import SOURCE_BOUNDS
+from lmntk.prompts.render import LIMIT_BOUNDS
 from lmntk.solvers import SOLVERS
 from lmntk.solvers.bounds import SOLVER_BOUNDS
 
@@ -20,9 +23,6 @@ BOUNDS = (
     Bounds("num_k", 1),
     Bounds("seed", 0, 2**32 - 1),
     Bounds("num_sample", 1),
-    Bounds("num_demo", 1),
-    Bounds("gpt3_in_context_num", 1),
-    Bounds("demo_filter_rate", 0, 1, above=True),
     Bounds("lora_r", 1),
     Bounds("lora_alpha", 1),
     Bounds("fix_layers", 0),
@@ -33,10 +33,9 @@ BOUNDS = (
     Bounds("gradient_accumulation_steps", 1),
     Bounds("eval_steps", 0, above=True),
     Bounds("label_smoothing_factor", 0, 1),
-    Bounds("top_n_template", 1),
-    Bounds("max_seq_length", 1),
-    Bounds("first_sent_limit", 1),
-    Bounds("other_sent_limit", 1),
+    *SOURCE_BOUNDS,
+    *LIMIT_BOUNDS,
+    *DEMONSTRATION_BOUNDS,
     Bounds("per_device_train_batch_size", 1, 10**9),
     Bounds("per_device_eval_batch_size", 1, 10**9),
     Bounds("exclude_first_layers", 0),

@@ -1,4 +1,4 @@
-"""Text files from outside: UTF-8 is read; a sentence says of any other file what it is and how to convert it."""
+"""Text files that users bring: UTF-8 is read; an error names any other encoding and the command that converts it."""
 
 import codecs
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from lmntk.errors import UsageError
+from lmntk.errors import FileError
 
 _MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -17,33 +17,33 @@ _MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
 
 
 @contextmanager
-def open_text(path: str | Path, flag: str = "") -> Iterator[TextIO]:
+def open_text(path: str | Path, setting: str = "") -> Iterator[TextIO]:
     """Open a text file; line ends are not translated, and a byte order mark stays the first character.
 
     Args:
         path: The file.
-        flag: The flag that named it, for the sentence.
+        setting: The setting that names the file, for error messages.
 
     Raises:
-        UsageError: The file cannot be read or is not UTF-8; names the encoding and the command that converts it.
+        FileError: The file cannot be read or is not UTF-8; names the encoding and the command that converts it.
     """
-    name = f"--{flag} {path}" if flag else f"{path}"
+    name = f"`{setting}={path}`" if setting else f"{path}"
     try:
         with Path(path).open("rb") as file:
             head = file.read(64)
         if encoding := _other_encoding(head):
-            raise UsageError(f"{name} is not UTF-8 text but {encoding.upper()}: {_conversion(encoding)}")
+            raise FileError(f"{name} is not UTF-8 text but {encoding.upper()}: {_conversion(encoding)}", path=path)
         with Path(path).open(encoding="utf-8", newline="") as text:
             yield text
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text: {_conversion('latin1', 'for instance ')}") from error
+        raise FileError(f"{name} is not UTF-8 text: {_conversion('latin1', 'for instance ')}", path=path) from error
     except OSError as error:
-        cause = error.strerror
-        raise UsageError(f"{name} cannot be read: {cause}" if flag else f"cannot read {path}: {cause}") from error
+        sentence = f"{name} cannot be read" if setting else f"cannot read {path}"
+        raise FileError(f"{sentence}: {error.strerror}", path=path) from error
 
 
 def _other_encoding(head: bytes) -> str | None:
-    """The encoding that a byte order mark names, or that the zeros in every other byte of Latin text give away."""
+    """Find the encoding from a byte order mark, or from the zeros in every other byte of Latin text."""
     marked = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
     if marked or len(head) < 4:
         return marked

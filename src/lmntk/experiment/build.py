@@ -198,7 +198,7 @@ def _ask(
     warn_of_unknown_text((template for renderer in renderers.values() for template in renderer.templates), tokenizer)
     sampled = training_args.fits_linear_head and training_args.linear_head_order == "sampler"
     datasets = {
-        split: FeatureDataset.build(renderer, prompts.draws)
+        split: FeatureDataset.build(renderer, prompts.num_demonstration_samples)
         if split != "train"
         else FeatureDataset.build(renderer, sampler_seed=training_args.seed if sampled else None)
         for split, renderer in renderers.items()

@@ -61,7 +61,7 @@ def spec_from_arguments(
         **({} if run.segments is not False else {"segments": "left out"}),
         **({"random_model_init": True} if training_args.random_model_init else {}),
         **({} if run.lora is None else {"lora": run.lora.description}),
-        **({} if shown is None else {"demonstrations": vars(shown) | {"draws": run.prompts.draws}}),
+        **({} if shown is None else {"demonstrations": vars(shown) | {"draws": run.prompts.num_demonstration_samples}}),
     }
 
 

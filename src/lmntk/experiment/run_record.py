@@ -113,5 +113,5 @@ def _flags(run: Experiment, arguments: Sequence[Any]) -> dict[str, Any]:
     if run.lora is not None:
         line |= {"lora_r": run.lora.rank, "lora_alpha": run.lora.alpha}
     if run.prompts.demonstrations is not None:
-        line["num_sample"] = run.prompts.draws
+        line["num_sample"] = run.prompts.num_demonstration_samples
     return line

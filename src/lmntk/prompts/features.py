@@ -1,4 +1,4 @@
-"""Examples become token features; a data set holds them, a collator makes padded batches of them."""
+"""Turn examples into token features, a data set of them, and padded batches."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANY_PROMPTS = 2000
-"""From this number on a progress bar is worth its line: fewer are there in a second or two."""
+"""The number of prompts from which a progress bar is shown: fewer take a second or two."""
 
 MUCH_UNKNOWN = 0.05
-"""The share of unknown tokens from which on a run tells of them."""
+"""The share of unknown tokens from which a warning is logged."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Feature:
     """One prompt as the model takes it.
 
     Attributes:
-        input_ids: `[L]` token ids.
-        token_type_ids: `[L]` segment ids.
-        mask_position: Where the logits are read.
-        label: Class id, or a score where the task is a regression.
+        input_ids: Token ids, `[L]`.
+        token_type_ids: Segment ids, `[L]`.
+        mask_position: The index of the token whose logits are read.
+        label: The class id, or the score of a regression task.
     """
 
     input_ids: list[int]
@@ -52,14 +52,14 @@ class PromptBuilder:
     """Makes the prompts of a split.
 
     Attributes:
-        mode: The split: ``"train"``, ``"dev"`` or ``"test"``; of a second test set ``"test:<its task>"``.
-        task: Gives the order of the labels.
-        examples: In file order.
-        templates: At least one; each is a sample of its own.
-        tokenizer: The model's.
-        limits: Where to cut.
-        label_word_ids: ``[C]``, for templates with label words.
-        demonstrator: Draws the demonstrations of each prompt; None where there are none.
+        mode: The split: ``"train"``, ``"dev"`` or ``"test"``; for a second test set ``"test:<its task>"``.
+        task: The task, which gives the order of the labels.
+        examples: The examples, in file order.
+        templates: At least one template; each makes its own sample of every example.
+        tokenizer: The model's tokenizer.
+        limits: Where sentences and prompts are cut.
+        label_word_ids: Token ids of the label words, `[C]`, for templates with label words.
+        demonstrator: What draws the demonstrations of each prompt; None for prompts without demonstrations.
     """
 
     mode: str
@@ -72,15 +72,19 @@ class PromptBuilder:
     demonstrator: DemonstrationSampler | None = None
 
     def feature(self, index: int, sample: int, generator: np.random.RandomState | None = None) -> tuple[Feature, bool]:
-        """Render an example with the template of a sample, demonstrations drawn anew; and tell whether it was cut.
+        """Render an example with the template of a sample and newly drawn demonstrations.
 
         Args:
-            index: Which example.
-            sample: Which sample of it.
-            generator: Draws the demonstrations; by default the demonstrator's own.
+            index: The example's index.
+            sample: The sample's number.
+            generator: The generator of the demonstrations; None takes the demonstrator's own.
+
+        Returns:
+            The feature, and whether the prompt was cut.
 
         Raises:
-            UsageError: See `lmntk.prompts.render` and `lmntk.prompts.demonstrations.DemonstrationSampler.draw`.
+            TemplateError: See `lmntk.prompts.render`.
+            DataError: See `lmntk.prompts.render`.
         """
         example = self.examples[index]
         shown = Demonstrations((), ()) if self.demonstrator is None else self.demonstrator.draw(index, generator)
@@ -100,28 +104,28 @@ class PromptBuilder:
 
 @dataclass
 class ResampledDemonstrations(Dataset[Feature]):
-    """The prompts of the train split with demonstrations that are new at every visit, as fine-tuning has them.
+    """The prompts of the train split with new demonstrations at every visit, as fine-tuning has them.
 
-    A draw depends on the seed, the epoch and the example alone: not on processes, workers and interruptions.
+    A draw depends only on the seed, the epoch and the example, not on processes, workers or interruptions.
 
     Attributes:
-        renderer: Makes them.
-        seed: What the draws start from.
-        epoch: Which visit of each prompt it is; the trainer counts.
+        builder: What makes the prompts.
+        seed: The seed of the draws.
+        epoch: The number of the visit; the trainer counts.
     """
 
-    renderer: PromptBuilder
+    builder: PromptBuilder
     seed: int
     epoch: int = 0
 
     def __len__(self) -> int:
-        """Number of templates times number of examples."""
-        return len(self.renderer.examples) * len(self.renderer.templates)
+        """Return the number of templates times the number of examples."""
+        return len(self.builder.examples) * len(self.builder.templates)
 
     def __getitem__(self, index: int) -> Feature:
-        """The feature at `index`, sample by sample; another one each time."""
-        sample, example = divmod(index, len(self.renderer.examples))
-        return self.renderer.feature(example, sample, np.random.RandomState([self.seed, self.epoch, index]))[0]
+        """Return the feature at `index`, sample by sample."""
+        sample, example = divmod(index, len(self.builder.examples))
+        return self.builder.feature(example, sample, np.random.RandomState([self.seed, self.epoch, index]))[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +134,9 @@ class FeatureDataset(Dataset[Feature]):
 
     Attributes:
         mode: The split, see `PromptBuilder`.
-        task: What the labels mean.
-        features: One per sample and example.
-        num_sample: How often each example is there; its logits are to be averaged over them.
+        task: The task of the labels.
+        features: One feature per sample and example.
+        num_sample: Number of samples of each example, over which its logits are averaged.
     """
 
     mode: str
@@ -141,54 +145,56 @@ class FeatureDataset(Dataset[Feature]):
     num_sample: int = 1
 
     @classmethod
-    def build(cls, renderer: PromptBuilder, draws: int = 1, sampler_seed: int | None = None) -> FeatureDataset:
-        """Render every example with every template.
+    def build(
+        cls, builder: PromptBuilder, num_demonstration_samples: int = 1, sampler_seed: int | None = None
+    ) -> FeatureDataset:
+        """Render every example with every template; one warning counts the prompts that were cut.
 
         Args:
-            renderer: Makes the prompts. Those cut at `max_seq_length` are counted in one warning.
-            draws: How many draws of demonstrations an example gets with each template.
-            sampler_seed: Prompts draw their demonstrations in the order of the training sampler with this seed; None:
-                in that of the file.
+            builder: What makes the prompts.
+            num_demonstration_samples: How many draws of demonstrations an example gets with each template.
+            sampler_seed: The seed of the training sampler in whose order demonstrations are drawn; None for file order.
 
         Raises:
-            UsageError: See `PromptBuilder.feature`.
+            TemplateError: See `lmntk.prompts.render`.
+            DataError: See `lmntk.prompts.render`.
         """
-        mode, task, limits = renderer.mode, renderer.task, renderer.limits
-        samples = draws * len(renderer.templates)
-        places = [(sample, index) for sample in range(samples) for index in range(len(renderer.examples))]
+        mode, task, limits = builder.mode, builder.task, builder.limits
+        samples = num_demonstration_samples * len(builder.templates)
+        places = [(sample, index) for sample in range(samples) for index in range(len(builder.examples))]
         work = places
         if sampler_seed is not None:
             work = [places[number] for number in sampled_order(len(places), sampler_seed)]
         bar = tqdm(work, desc=f"{task.name} {mode}", unit="prompt", disable=len(work) < MANY_PROMPTS)
-        rendered = {(sample, index): renderer.feature(index, sample) for sample, index in bar}
+        rendered = {(sample, index): builder.feature(index, sample) for sample, index in bar}
         found = [rendered[place] for place in places]
         cut = sum(was_cut for _, was_cut in found)
         if cut:
             limit = limits.max_seq_length
-            logger.warning("%d of %d prompts of %s were cut to --max_seq_length %d tokens", cut, len(work), mode, limit)
+            logger.warning("%d of %d prompts of %s were cut to `max_seq_length=%d` tokens", cut, len(work), mode, limit)
         features = [feature for feature, _ in found]
-        _warn_of_unknown_tokens(features, renderer.tokenizer, mode)
+        _warn_of_unknown_tokens(features, builder.tokenizer, mode)
         return cls(mode, task, features, samples)
 
     @classmethod
     def labelled(cls, mode: str, task: Task, examples: Sequence[Example], samples: int) -> FeatureDataset:
-        """Make features of which only the labels are known: no tokenizer is asked; none where there are no examples.
+        """Make features that have labels only, without a tokenizer.
 
         Args:
             mode: The split, see `PromptBuilder`.
-            task: What the labels mean.
-            examples: In file order.
-            samples: How often each example is there.
+            task: The task of the labels.
+            examples: The examples, in file order.
+            samples: Number of samples of each example.
         """
         labels = [task.labels.index(example.label) for example in examples]
         return cls(mode, task, [Feature([], [], 0, label) for label in labels] * samples, samples)
 
     def __len__(self) -> int:
-        """Number of samples times number of examples."""
+        """Return the number of samples times the number of examples."""
         return len(self.features)
 
     def __getitem__(self, index: int) -> Feature:
-        """The feature at `index`."""
+        """Return the feature at `index`."""
         return self.features[index]
 
     @property
@@ -203,12 +209,12 @@ class FeatureDataset(Dataset[Feature]):
 
     @property
     def labels(self) -> list[int | float]:
-        """One label per feature; those of the examples are the first `num_examples`."""
+        """One label per feature; the first `num_examples` are those of the examples."""
         return [feature.label for feature in self.features]
 
 
 def _warn_of_unknown_tokens(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, mode: str) -> None:
-    """Tell where much of the texts is unknown to the tokenizer; GPT-2's unknown token is what begins a text."""
+    """Warn if the tokenizer does not know much of the texts; GPT-2's unknown token is the one that begins a text."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
         return
@@ -222,17 +228,17 @@ def _warn_of_unknown_tokens(features: Sequence[Feature], tokenizer: PreTrainedTo
 
 
 def sampled_order(number: int, seed: int) -> list[int]:
-    """Return the order in which the stock trainer's sampler hands out so many prompts in its first epoch."""
+    """Return the order of `number` prompts in the first epoch of the stock trainer's sampler."""
     order: list[int] = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist()
     return order
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of features, padded on the right to the longest of them.
+    """Makes a batch of features, padded on the right to the longest one.
 
     Attributes:
-        pad_token_id: The tokenizer's.
+        pad_token_id: The tokenizer's padding token.
         segments: Whether the model takes token type ids (BERT does).
     """
 
@@ -243,9 +249,15 @@ class Collator:
         """Batch features.
 
         Returns:
-            ``input_ids`` `[B, L]`; ``attention_mask`` `[B, L]`, left out when nothing is padded, which spares the
-            model its masking; ``token_type_ids`` `[B, L]` if `segments`; ``mask_pos`` `[B]`; ``labels`` `[B]`. All
-            int64, but labels float32 where they are scores.
+            ``input_ids`` `[B, L]`; ``attention_mask`` `[B, L]`, left out if nothing is padded, which spares the model
+            its masking; ``token_type_ids`` `[B, L]` if `segments`; ``mask_pos`` `[B]`; ``labels`` `[B]`. All are
+            int64, except that scores are float32.
+
+        Examples:
+            >>> Collator(pad_token_id=1, segments=False)([Feature([5, 6], [0, 0], 1, 0), Feature([7], [0], 0, 1)])[
+            ...     "input_ids"
+            ... ].tolist()
+            [[5, 6], [7, 1]]
         """
         lengths = [len(feature.input_ids) for feature in features]
         longest = max(lengths)
@@ -260,13 +272,13 @@ class Collator:
 
 
 class FeatureExamples:
-    """The prompts of a split as the kernel engines take them, padded where lengths differ.
+    """The prompts of a split as the kernel engines take them.
 
     Args:
         dataset: The prompts.
-        collator: Makes batches of them.
-        device: Where the model computes.
-        equal_lengths: Whether the model sees its padding, so that prompts of one length only may share a batch.
+        collator: What makes batches of them.
+        device: The model's device.
+        equal_lengths: Whether padding changes the model's logits, so that a batch has prompts of one length only.
     """
 
     def __init__(
@@ -283,11 +295,11 @@ class FeatureExamples:
         return len(self._features)
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return the prompts at `indices` as the model takes them, without their labels."""
+        """Return a batch of the prompts at `indices` on the device, without their labels."""
         batch = self._collator([self._features[index] for index in indices])
         return {name: tensor.to(self._device) for name, tensor in batch.items() if name != "labels"}
 
 
-def _pad(rows: Sequence[list[int]], length: int, value: int) -> torch.Tensor:
-    """`[B, length]` int64, each row followed by `value`."""
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+def _pad(sequences: Sequence[list[int]], length: int, value: int) -> torch.Tensor:
+    """Return int64 `[B, length]`, each sequence filled up with `value`."""
+    return torch.tensor([sequence + [value] * (length - len(sequence)) for sequence in sequences])

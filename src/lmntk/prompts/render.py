@@ -1,31 +1,42 @@
-"""A template, an example's texts and label words become the tokens of a prompt.
+"""Fill a template with an example's texts and label words: the result is the tokens of a prompt.
 
-Templates (`lmntk.prompts.templates`) and label words (`lmntk.prompts.prompt_files`) are those of LM-BFF (Gao et al.
+Templates (`lmntk.prompts.templates`) and label words (`lmntk.prompts.label_words`) are those of LM-BFF (Gao et al.
 2021, arXiv 2012.15723): the same tokens come out.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmntk.errors import UsageError
+from lmntk.errors import Bounds, DataError, TemplateError, check_numbers
+from lmntk.prompts.encoding import encode, encode_literal, quoted
 from lmntk.prompts.templates import MASK, SEGMENT_END, LabelPart, LiteralPart, SentencePart, SpecialPart, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
+
+
+LIMIT_BOUNDS = tuple(Bounds(name, 1) for name in ("max_seq_length", "first_sent_limit", "other_sent_limit"))
+"""The values that the numbers of `Limits` can take."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many tokens of a sentence and of a prompt are kept; each name is also the flag that sets it.
+    """How many tokens of a sentence and of a prompt are kept.
+
+    Attributes:
+        max_seq_length: Tokens in a prompt.
+        first_sent_limit: Tokens of the first sentence; None for no limit.
+        other_sent_limit: Tokens of each further sentence; None for no limit.
+        truncate_head: Whether a prompt that is too long loses its beginning and not its end.
 
     Raises:
-        UsageError: A limit is below 1.
+        SettingError: A limit is below 1.
     """
 
     max_seq_length: int = 128
@@ -35,10 +46,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse limits that keep nothing (and would turn slices around)."""
-        for flag in ("max_seq_length", "first_sent_limit", "other_sent_limit"):
-            limit = getattr(self, flag)
-            if limit is not None and limit < 1:
-                raise UsageError(f"--{flag} is {limit}, but must be at least 1")
+        check_numbers(LIMIT_BOUNDS, vars(self))
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class Prompt:
     Attributes:
         input_ids: `[L]` token ids.
         segment_ids: `[L]` token type ids.
-        mask_position: Where in `input_ids` the template's mask stands; of a template without one, the first token. For
-            a causal model it is the last token: what comes behind it is predicted.
+        mask_position: The index in `input_ids` where the model predicts: that of the template's mask, or of the first
+            token if the template has no mask. For a causal model it is the last token.
         full_length: Number of tokens before the cut to `max_seq_length`.
     """
 
@@ -68,23 +76,32 @@ def render(
     context_labels: Sequence[int] = (),
     name: str = "the example",
 ) -> Prompt:
-    """Fill a template in.
+    """Fill a template with the texts of an example.
 
-    For a causal model ``*cls*`` is the tokenizer's BOS token, or nothing where it has none, ``*sep*`` is nothing, and
-    the prompt ends where the mask would stand.
+    For a causal model ``*cls*`` becomes the tokenizer's BOS token, or nothing if it has none; ``*sep*`` becomes
+    nothing; and the prompt ends before the mask.
 
     Args:
-        template: From `Template.parse`.
+        template: A template from `Template.parse`.
         texts: The texts of ``sent_0``, ``sent_1``, …
-        tokenizer: Every part is encoded on its own, without special tokens.
-        limits: Sentences are cut first, then the whole prompt.
-        label_word_ids: `[C]` token ids for ``label_i`` and ``labelx_i``; needed where the template has them.
+        tokenizer: The model's tokenizer; it encodes each part separately, without special tokens.
+        limits: The limits; sentences are cut first, then the whole prompt.
+        label_word_ids: Token ids of the label words, `[C]`, for templates with ``label_i`` or ``labelx_i``.
         context_labels: Class ids of the in-context examples, for ``labelx_i``.
-        name: What messages call the example, such as ``example 3 of train``.
+        name: The example's name in error messages, such as ``example 3 of train``.
 
     Raises:
-        UsageError: The mask does not survive the cut, the tokenizer lacks a special token of the template,
-            ``labelx_i`` has no in-context example, or nothing is left for a causal model to read.
+        TemplateError: The tokenizer lacks a special token of the template, or ``labelx_i`` has no in-context example.
+        DataError: The cut removed the mask, or the prompt has no token.
+
+    Examples:
+        >>> class Characters:  # a tokenizer with one token for each character
+        ...     unk_token_id, cls_token_id, mask_token_id = None, 0, 1
+        ...     def tokenize(self, text): return list(text)
+        ...     def convert_tokens_to_ids(self, token): return ord(token)
+        ...     def encode(self, text, **options): return [ord(character) for character in text]
+        >>> render(Template.parse("*cls**sent_0**mask*", 1, 2), ["ab"], Characters(), Limits())
+        Prompt(input_ids=(0, 97, 98, 1), segment_ids=(0, 0, 0, 0), mask_position=3, full_length=4)
     """
     ids: list[int] = []
     segments: list[int] = []
@@ -95,14 +112,14 @@ def render(
                 tokens = _special_ids(part, tokenizer, template.causal)
             case SentencePart():
                 limit = limits.first_sent_limit if part.index == 0 else limits.other_sent_limit
-                tokens = _encode(part.apply(texts[part.index]), tokenizer)[:limit]
+                tokens = encode(part.apply(texts[part.index]), tokenizer)[:limit]
             case LabelPart():
                 tokens = [label_word_ids[_label_of(part, context_labels)]]
             case LiteralPart():
-                tokens = _literal_ids(part.text, tokenizer)
+                tokens = encode_literal(part.text, tokenizer)
         # The template's own mask counts: a sentence may hold the text of a mask token before it.
         if part == MASK:
-            mask_position = len(ids) - template.causal
+            mask_position = len(ids) - 1 if template.causal else len(ids)
         ids += tokens
         segments += [segment] * len(tokens)
         if part == SEGMENT_END:
@@ -111,41 +128,14 @@ def render(
     start = max(0, len(ids) - limits.max_seq_length) if limits.truncate_head else 0
     kept = slice(start, start + limits.max_seq_length)
     if not ids:
-        raise UsageError(f"the prompt of {name} has no token, as its text is empty: take it out of its file")
+        raise DataError(
+            f"the prompt of {name} has no token, as its text is empty: remove it from its file", example=name
+        )
     if MASK not in template.parts:
         mask_position = start + len(ids[kept]) - 1 if template.causal else start
     elif not start <= mask_position < start + limits.max_seq_length:
-        raise UsageError(_mask_cut_away(template, texts, limits, len(ids), name))
+        raise _mask_cut_away(template, texts, limits, len(ids), name)
     return Prompt(tuple(ids[kept]), tuple(segments[kept]), mask_position - start, len(ids))
-
-
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if text.startswith(" ") and _adds_space(tokenizer):
-        text = text[1:]
-    # Not verbose: it would warn of texts longer than the model takes, which are cut here anyway.
-    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
-
-
-@functools.lru_cache(maxsize=4)  # asked for every part of every prompt
-def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer puts a space (``▁``) in front of a text that has one already, as Llama 2's does."""
-    pieces = tokenizer.tokenize("a")
-    return bool(pieces) and pieces[0].startswith("▁") and tokenizer.tokenize(" a") != pieces
-
-
-def _literal_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    # Encoding may split or prefix a lone character (sentence-piece models put a space before it), the lookup does not.
-    # Byte-level vocabularies spell lone bytes as letters, too: their é is the byte E9, which decodes to no character.
-    token = _known_id(text, tokenizer) if len(text) == 1 else None
-    if token is not None and (text.isascii() or "\ufffd" not in tokenizer.decode([token])):
-        return [token]
-    return _encode(text, tokenizer)
-
-
-def _known_id(token: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of a token, None where the vocabulary does not hold it."""
-    token_id = tokenizer.convert_tokens_to_ids(token)
-    return token_id if isinstance(token_id, int) and token_id != tokenizer.unk_token_id else None
 
 
 def _special_ids(part: SpecialPart, tokenizer: PreTrainedTokenizerBase, causal: bool) -> list[int]:
@@ -154,10 +144,11 @@ def _special_ids(part: SpecialPart, tokenizer: PreTrainedTokenizerBase, causal: 
         return [tokenizer.bos_token_id] if kind == "cls" and tokenizer.bos_token_id is not None else []
     token_id = getattr(tokenizer, f"{kind}_token_id")
     if token_id is None:
-        raise UsageError(
-            f"--template uses *{part.name}*, but this model's tokenizer has no {kind} token: "
-            f"choose a model that has one (--model_name_or_path, --tokenizer_name)"
-            + ("" if part == MASK else " or leave it out of --template")
+        raise TemplateError(
+            f"`template` uses *{part.name}*, but this model's tokenizer has no {kind} token: "
+            f"choose a model that has one (`model_name_or_path`, `tokenizer_name`)"
+            + ("" if part == MASK else " or leave it out of `template`"),
+            part=part.name,
         )
     return [token_id]
 
@@ -166,56 +157,54 @@ def _label_of(part: LabelPart, context_labels: Sequence[int]) -> int:
     if not part.in_context:
         return part.index
     if part.index >= len(context_labels):
-        raise UsageError(
-            f"--template uses labelx_{part.index}, but the prompt has {len(context_labels)} in-context examples: "
-            f"leave the label word out of the template"
+        raise TemplateError(
+            f"`template` uses labelx_{part.index}, but the prompt has {len(context_labels)} in-context examples: "
+            f"leave the label word out of the template",
+            part=f"labelx_{part.index}",
         )
     return context_labels[part.index]
 
 
-def _mask_cut_away(template: Template, texts: Sequence[str], limits: Limits, length: int, name: str) -> str:
-    """The sentence that shows the example and names the limits that bring its mask back."""
+def _mask_cut_away(template: Template, texts: Sequence[str], limits: Limits, length: int, name: str) -> DataError:
+    """Return the error that shows the example and names the limits that keep its mask."""
     mask = template.parts.index(MASK)
-    # What stands between the mask and the end that is kept pushed it out; shortening anything else is of no use.
+    # The parts between the mask and the end that is kept pushed it out; shortening any other is of no use.
     pushing = template.parts[mask + 1 :] if limits.truncate_head else template.parts[:mask]
     indices = {part.index for part in pushing if isinstance(part, SentencePart)}
-    ways = [f"raise --max_seq_length (now {limits.max_seq_length})"]
+    ways = [f"raise `max_seq_length` (now {limits.max_seq_length})"]
     if any(isinstance(part, LabelPart) and part.in_context for part in template.parts):
         # In-context prompts have all the room that the model has.
-        ways = ["lower --gpt3_in_context_num"]
+        ways = ["lower `gpt3_in_context_num`"]
     if 0 in indices:
-        ways.append(f"lower --first_sent_limit (now {limits.first_sent_limit or 'none'})")
+        ways.append(f"lower `first_sent_limit` (now {limits.first_sent_limit or 'none'})")
     if indices - {0}:
-        ways.append(f"lower --other_sent_limit (now {limits.other_sent_limit or 'none'})")
+        ways.append(f"lower `other_sent_limit` (now {limits.other_sent_limit or 'none'})")
     if limits.truncate_head:
-        ways.append("leave out --truncate_head")
-    if template.causal:
-        ways.append("add --truncate_head, to lose the beginning instead")
+        ways.append("leave out `truncate_head`")
+    elif template.causal:
+        ways.append("add `truncate_head`, to lose the beginning instead")
     lines = (" ".join(text.split()) for text in texts)
     shown = " | ".join(line if len(line) <= 60 else line[:59] + "…" for line in lines)
     lost = "end" if template.causal else "mask"
     what = f"the {lost} of {name} was cut away, its prompt has {length} tokens"
-    return f"{what}: {', or '.join(ways)}; its text is '{shown}'"
+    sentence = f"{what}: {', or '.join(ways)}; its text is '{shown}'"
+    return DataError(sentence, example=name, length=length, limits=limits)
 
 
 def warn_of_unknown_text(templates: Iterable[Template], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Name the text of templates that the tokenizer does not know, or of which it leaves nothing."""
+    """Warn of text in templates that the tokenizer does not know, or that it drops."""
     literals = {part.text: None for template in templates for part in template.parts if isinstance(part, LiteralPart)}
     unknown, lost = [], []
     for text in literals:
-        ids = _literal_ids(text, tokenizer)
+        ids = encode_literal(text, tokenizer)
         if tokenizer.unk_token_id in ids and text.strip() != tokenizer.unk_token:
             unknown.append(text)
         elif not ids and text.strip():
             lost.append(text)
     if unknown:
         logger.warning(
-            "--template: this model's tokenizer does not know %s and gives the token %s in its place",
-            *(_quoted(unknown), tokenizer.unk_token),
+            "`template`: this model's tokenizer does not know %s and gives the token %s in its place",
+            *(quoted(unknown), tokenizer.unk_token),
         )
     if lost:
-        logger.warning("--template: this model's tokenizer makes no token of %s", _quoted(lost))
-
-
-def _quoted(texts: Iterable[str]) -> str:
-    return ", ".join(f"'{text}'" for text in texts)
+        logger.warning("`template`: this model's tokenizer makes no token of %s", quoted(lost))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lmntk.errors import UsageError, suggest
+from lmntk.errors import TemplateError, suggest
 
 EXAMPLE_TEMPLATE = "*cls**sent_0*_It_was*mask*.*sep+*"
 
@@ -31,7 +31,12 @@ class SentencePart:
     drop_last: bool
 
     def apply(self, text: str) -> str:
-        """The text that is tokenised: first character in another case, last one dropped, a space in front."""
+        """Change the case of the first character, drop the last one, put a space in front, as the name says.
+
+        Examples:
+            >>> SentencePart(0, space=True, case="l", drop_last=True).apply("The end.")
+            ' the end'
+        """
         if self.case:
             first = text[:1].lower() if self.case == "l" else text[:1].upper()
             text = first + text[1:]
@@ -50,7 +55,7 @@ class LabelPart:
 
 @dataclass(frozen=True)
 class LiteralPart:
-    """Text of the template's own, spaces already in place."""
+    """The template's own text, with its spaces."""
 
     text: str
 
@@ -63,8 +68,8 @@ _SPECIAL = {"cls": SpecialPart("cls"), "mask": MASK, "sep": SpecialPart("sep"), 
 _SENTENCE = re.compile(r"(\+?)sent([lu]?)(-?)_([0-9]+)")
 _LABEL = re.compile(r"label(x?)_([0-9]+)")
 _FORMS = ("sent", "sent-", "sentl", "sentl-", "sentu", "+sent", "+sentl", "+sentu", "label", "labelx")
-# What can only be a slip of the pen. Parts that begin like a variable are in it because the published program takes
-# them for one; `sentence_1` and `Label_1` are not, since they may well be text.
+# Misspelt variables. A part that begins like a variable counts, because the published program takes it for one;
+# `sentence_1` and `Label_1` do not, since they may well be text.
 _MISSPELT = re.compile(
     r"\+?sent[lu]?-?_.*|labelx?_.*|labelx?[0-9]+|(?i:\+?sents?[lu]?-?_?-?[0-9]+|\+?(?:cls|mask|sep)\+?)", re.DOTALL
 )
@@ -72,12 +77,12 @@ _MISSPELT = re.compile(
 
 @dataclass(frozen=True)
 class Template:
-    """A template taken apart, fit for the sentences and classes it was parsed for.
+    """A template in parts, checked against the sentences and classes it was parsed for.
 
     Attributes:
-        text: As it was written.
-        parts: In their order.
-        causal: Whether it asks a causal model, which predicts what comes behind its last token.
+        text: The template as it was written.
+        parts: The parts, in their order.
+        causal: Whether it is for a causal model, which predicts the token after the last one.
     """
 
     text: str
@@ -88,7 +93,7 @@ class Template:
     def parse(
         cls, text: str, num_sentences: int, num_labels: int, task_name: str = "the task", needs_mask: bool = True
     ) -> Template:
-        """Take a template apart at ``*``.
+        """Split a template at ``*`` into its parts.
 
         Parts: ``cls``, ``mask``, ``sep``, ``sep+`` (sep, then the segment id goes up); ``sent_i`` the i-th sentence,
         with ``l`` / ``u`` after ``sent`` for its first character in lower / upper case, ``-`` after that for all but
@@ -97,13 +102,18 @@ class Template:
 
         Args:
             text: The template.
-            num_sentences: How many texts will be given to `render`: those of the query and of all demonstrations.
+            num_sentences: How many texts `render` will get: those of the query and of all demonstrations.
             num_labels: Number of classes.
-            task_name: For error messages.
-            needs_mask: Whether a label word is asked for, which stands at ``*mask*``.
+            task_name: The task's name in error messages.
+            needs_mask: Whether the model predicts a label word, which stands at ``*mask*``.
 
         Raises:
-            UsageError: No ``*mask*`` or several, a sentence or class the task has not, or a misspelt variable.
+            TemplateError: It has no ``*mask*`` or several, a sentence or class that the task does not have, or a
+                misspelt variable. The error's `data` has the template and, if one part is wrong, the part.
+
+        Examples:
+            >>> Template.parse("*cls**sent_0*_It_was*mask*.", num_sentences=1, num_labels=2).parts[2:]
+            (LiteralPart(text=' It was'), SpecialPart(name='mask'), LiteralPart(text='.'))
         """
         parts = []
         for word in text.split("*"):
@@ -111,25 +121,31 @@ class Template:
                 parts.append(_parse_part(word, text, num_sentences, num_labels, task_name))
         if needs_mask and parts.count(MASK) != 1:
             count = "no *mask*" if MASK not in parts else f"*mask* {parts.count(MASK)} times"
-            raise UsageError(
-                f"--template has {count}, but the label word needs exactly one place, as in {EXAMPLE_TEMPLATE}; "
-                f"the template is '{text}'"
+            raise TemplateError(
+                f"`template` has {count}, but the label word needs exactly one place, as in {EXAMPLE_TEMPLATE}; "
+                f"the template is '{text}'",
+                template=text,
             )
         return cls(text, tuple(parts))
 
     def for_causal(self) -> Template:
-        """The same for a causal model: its label word stands where the mask does, and nothing behind it is read."""
+        """Return the template for a causal model, which reads up to the mask and predicts the label word there.
+
+        Examples:
+            >>> len(Template.parse("*sent_0**mask*.*sep+*", 1, 2).for_causal().parts)
+            2
+        """
         end = self.parts.index(MASK) + 1 if MASK in self.parts else len(self.parts)
         return Template(self.text, self.parts[:end], causal=True)
 
     @property
     def sentences(self) -> set[int]:
-        """The indices of the sentences that get into the prompt."""
+        """The indices of the sentences in the prompt."""
         return {part.index for part in self.parts if isinstance(part, SentencePart)}
 
     @property
     def has_sentence(self) -> bool:
-        """Whether anything of an example gets into its prompt."""
+        """Whether the prompt shows any sentence of its example."""
         return bool(self.sentences)
 
 
@@ -139,34 +155,34 @@ def _parse_part(word: str, template: str, num_sentences: int, num_labels: int, t
     if match := _SENTENCE.fullmatch(word):
         space, case, minus, digits = match.groups()
         if (index := _index(digits)) >= num_sentences:
-            raise UsageError(
-                f"--template uses {word}, but {task_name} has {_there_are(num_sentences, 'sentence', 'sent_')}; "
-                f"the template is '{template}'"
-            )
+            raise _unknown_part(word, f"{task_name} has {_there_are(num_sentences, 'sentence', 'sent_')}", template)
         return SentencePart(index, bool(space), case, bool(minus))
     if match := _LABEL.fullmatch(word):
         in_context, digits = match.groups()
         if (index := _index(digits)) >= num_labels and not in_context:
-            raise UsageError(
-                f"--template uses {word}, but {task_name} has {_there_are(num_labels, 'label', 'label_')}; "
-                f"the template is '{template}'"
-            )
+            raise _unknown_part(word, f"{task_name} has {_there_are(num_labels, 'label', 'label_')}", template)
         return LabelPart(index, bool(in_context))
     if _MISSPELT.fullmatch(word):
         number = re.search("[0-9]+", word)
         meant = _index(number.group()) if number else 0
         names = [*_SPECIAL, *(f"{form}_{meant}" for form in _FORMS)]
-        raise UsageError(f"--template: {suggest(word, names, 'variable')}; the template is '{template}'")
+        unknown = suggest(word, names, "variable")
+        raise TemplateError(f"`template`: {unknown}; the template is '{template}'", template=template, part=word)
     return LiteralPart(word.replace("_", " "))
 
 
+def _unknown_part(part: str, available: str, template: str) -> TemplateError:
+    sentence = f"`template` uses {part}, but {available}; the template is '{template}'"
+    return TemplateError(sentence, template=template, part=part)
+
+
 def _index(digits: str) -> int:
-    """The number; of one with more than ten digits the first ten, which are more than anything there is."""
+    """Read a number; one with more than ten digits is cut to ten, which is more than any index."""
     return int(digits.lstrip("0")[:10] or "0")
 
 
 def _there_are(count: int, noun: str, prefix: str) -> str:
-    """``one sentence (sent_0)``, ``two sentences (sent_0 to sent_1)``."""
+    """Write ``one sentence (sent_0)``, ``two sentences (sent_0 to sent_1)``."""
     if count == 0:
         return f"no {noun}"
     if count == 1:
@@ -175,5 +191,10 @@ def _there_are(count: int, noun: str, prefix: str) -> str:
 
 
 def plain_text_template(num_sentences: int) -> str:
-    """Give the template of a text without a prompt: the cls token, and each sentence with a sep token behind it."""
+    """Return the template of plain text without a prompt: a cls token, then each sentence and a sep token.
+
+    Examples:
+        >>> plain_text_template(2)
+        '*cls**sent_0**sep+**sent_1**sep+*'
+    """
     return "*cls*" + "".join(f"*sent_{i}**sep+*" for i in range(num_sentences))

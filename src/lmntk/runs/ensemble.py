@@ -15,7 +15,7 @@ from lmntk.data.examples import read_examples, split_file
 from lmntk.data.metrics import compute_metrics
 from lmntk.data.tasks import Task, custom_task, find_task
 from lmntk.errors import DataError, FileError, SettingError
-from lmntk.prompts.prompt_files import read_mapping
+from lmntk.prompts.label_words import read_mapping
 from lmntk.runs.gather import as_numbers
 from lmntk.runs.log import LogEntry, MetricKeys, Trial, best_trial, data_seed, metric_keys
 from lmntk.solvers.problem import two_logits
