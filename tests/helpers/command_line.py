@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import transformers
 
+from lmntk.config.arguments import flag_names
+from lmntk.config.flag_names import FlagFormatter
 from tiny_models import save_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +50,7 @@ def load_run_module() -> ModuleType:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call left: its exit status, what it printed, and the messages that it logged."""
+    """What a call left: its exit status, what it printed, and the messages that it logged, with flags."""
 
     status: int
     out: str
@@ -80,6 +82,7 @@ class Workplace:
         out, err, messages = io.StringIO(), io.StringIO(), io.StringIO()
         logger, handler = logging.getLogger("lmntk"), logging.StreamHandler(messages)
         level, verbosity = logger.level, transformers.utils.logging.get_verbosity()
+        handler.setFormatter(FlagFormatter("%(message)s", None, flag_names()))
         logger.addHandler(handler)
         try:
             with contextlib.chdir(self.folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
