@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,26 @@ MAY_REQUIRE = {
     "report": {"numpy", "matplotlib"},
     "runs": {"numpy", "pandas", "tqdm"},
     "published": {"tqdm"},
+    "commands/main": set(),
+    "commands/tasks": set(),
+}
+
+# What pip installs besides torch and numpy, by extra, and the rooms that this must be enough for.
+ROOMS_OF_EXTRAS = {
+    "core": {"errors", "kernels"},
+    "report": {
+        "errors",
+        "distributed",
+        "interrupts",
+        "kernels",
+        "solvers",
+        "storage",
+        "data",
+        "analysis",
+        "report",
+        "runs",
+    },
+    "lm": set(MAY_IMPORT) - {"report", "commands"},
 }
 
 SPEAK_OF_FLAGS = {"config", "commands"}
@@ -136,6 +157,16 @@ def test_the_requirements_are_the_packages_that_the_program_imports() -> None:
     required = {re.split("[=<>]", line)[0] for line in lines if line and not line.startswith("#")}
     # Nothing here imports these: transformers' Trainer needs accelerate, and pandas writes LaTeX with jinja2.
     assert required - {"accelerate", "jinja2"} == {name.replace("sklearn", "scikit-learn") for name in imported}
+
+
+@pytest.mark.parametrize("extra", ROOMS_OF_EXTRAS)
+def test_an_extra_installs_what_its_rooms_import(extra: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = project["dependencies"] + ([] if extra == "core" else project["optional-dependencies"][extra])
+    installed = {re.split("[=<>]", line)[0].replace("scikit-learn", "sklearn") for line in lines}
+    files = [path for path in package_files() if part_of(path) in ROOMS_OF_EXTRAS[extra]]
+    imported = {name.split(".")[0] for path in files for name in imported_modules(path)}
+    assert imported - {"lmntk", *sys.stdlib_module_names} <= installed
 
 
 def test_the_table_of_parts_has_no_circle() -> None:

@@ -1,0 +1,11 @@
+"""Fine-tune a language model, or fit its last layer: run.py with `--trainer standard` unless another is given."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(argv: Sequence[str]) -> NoReturn:
+    """Run one command line, and end the process."""
+    from lmntk.commands.run import end_process
+
+    end_process(["--trainer", "standard", *argv])
