@@ -145,7 +145,7 @@ def test_a_file_beside_adapters_is_refused(place: Workplace, made: Made, adapter
     (base,) = (path for path in (place.folder / "data" / "converted-models").iterdir() if "F32" in path.name)
     call = ("--model_name_or_path", str(adapters), "--apply_lora", "--gguf_file", "tiny-F32.gguf")
     assert error_of(place.call(place.argv(*call, output="refused"))) == (
-        f"--gguf_file: {adapters} holds LoRA adapters, which name their own model ({base}): leave the flag out"
+        f"--gguf_file: {adapters} holds LoRA adapters, which name their own model ({base}): leave it out"
     )
 
 

@@ -353,11 +353,9 @@ def test_adapters_of_another_rank_or_scale_than_the_flags_are_refused(
     refuse: Callable[..., str], adapters: Path
 ) -> None:
     use = ("--no_train", "--apply_lora", "--model_name_or_path", str(adapters))
-    assert refuse(*use, "--lora_r", "4") == (
-        f"--lora_r is 4, but the adapters in {adapters} have 8: leave the flag out"
-    )
+    assert refuse(*use, "--lora_r", "4") == (f"--lora_r is 4, but the adapters in {adapters} have 8: leave it out")
     assert refuse(*use, "--lora_alpha", "4") == (
-        f"--lora_alpha is 4, but the adapters in {adapters} have 16: leave the flag out"
+        f"--lora_alpha is 4, but the adapters in {adapters} have 16: leave it out"
     )
 
 

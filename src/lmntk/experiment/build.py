@@ -33,11 +33,10 @@ from lmntk.experiment.run_splits import (
 from lmntk.experiment.token_checks import check_tokens
 from lmntk.models.checkpoints import HEAD_FILE
 from lmntk.models.classifier import PromptClassifier
-from lmntk.models.families import is_causal, max_positions, vocabulary_size
-from lmntk.models.gguf import converted
-from lmntk.models.loading import LoadOptions, load_classifier, load_config, load_prompt_model, load_tokenizer
-from lmntk.models.lora_files import CONFIG_FILE as ADAPTER_CONFIG_FILE
-from lmntk.models.lora_files import LoraSettings, stored_adapters
+from lmntk.models.families import is_causal, max_positions
+from lmntk.models.loading import LoadOptions, load_classifier, load_prompt_model
+from lmntk.models.lora_files import LoraSettings
+from lmntk.models.source import GGUF_CACHE, ModelSource, converted_source, find_source, load_config_and_tokenizer
 from lmntk.prompts.demonstrations import DemonstrationSampler, DemonstrationSettings, template_with_demonstrations
 from lmntk.prompts.features import Collator, FeatureDataset, PromptBuilder, ResampledDemonstrations
 from lmntk.prompts.label_words import label_word_ids
@@ -47,7 +46,6 @@ from lmntk.prompts.templates import EXAMPLE_TEMPLATE, Template
 
 logger = logging.getLogger(__name__)
 
-GGUF_CACHE = "converted-models"
 MANY_SENTENCES = 10**6  # more than demonstrations can have
 
 
@@ -118,10 +116,11 @@ def build(
         for label in (label for label in task.labels if label not in seen):
             logger.warning("no training example has the label '%s' of --mapping: its logit counts all the same", label)
 
-    source = _find_source(model_args)
+    source, downloads = source_of(model_args), model_args.cache_dir
     if model_args.gguf_file is not None:
-        source = _from_gguf(source, model_args.gguf_file, data_args.data_dir, model_args.cache_dir)
-    config, tokenizer = _config_and_tokenizer(model_args, source)
+        cache = _gguf_cache(data_args.data_dir, downloads)
+        source = on_rank_zero(converted_source, source, model_args.gguf_file, cache, downloads)
+    config, tokenizer = config_and_tokenizer(model_args, source)
     asked = _ask(model_args, data_args, training_args, task, splits, examples, config, tokenizer)
     redrawn = None
     if shows_others and "train" in asked.renderers:
@@ -146,16 +145,6 @@ def _segments(model_args: ModelArguments, config: PretrainedConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where a model comes from: a checkpoint, and perhaps adapters on it."""
-
-    weights: str
-    tokenizer: str
-    adapters: Path | None
-    lora: LoraSettings | None
-
-
-@dataclass(frozen=True)
 class _Asked:
     """What a tokenizer makes of the examples."""
 
@@ -165,15 +154,19 @@ class _Asked:
     datasets: Mapping[str, FeatureDataset]
 
 
-def _config_and_tokenizer(
-    model_args: ModelArguments, source: _Source, *, local_only: bool = False
+def config_and_tokenizer(
+    model_args: ModelArguments, source: ModelSource, *, local_only: bool = False
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """Load what prompts are made with; `local_only` fetches nothing."""
-    name, cache = model_args.config_name or source.weights, model_args.cache_dir
-    config = load_config(name, cache, model_args.model_family, local_only=local_only)
-    needs_mask = model_args.few_shot_type != "finetune" and not is_causal(config)
-    name = model_args.tokenizer_name or source.tokenizer
-    return config, load_tokenizer(name, cache, needs_mask, vocabulary_size(config), local_only=local_only)
+    """Load what prompts are made with; `local_only` downloads nothing."""
+    return load_config_and_tokenizer(
+        source,
+        config_name=model_args.config_name,
+        tokenizer_name=model_args.tokenizer_name,
+        family=model_args.model_family,
+        fills_masks=model_args.few_shot_type != "finetune",
+        cache_dir=model_args.cache_dir,
+        local_only=local_only,
+    )
 
 
 def _ask(
@@ -216,7 +209,7 @@ def _without_model(
 ) -> Experiment:
     """Build what loaded kernels are compared with: the examples and their tokens, as far as they are at hand."""
     prompts = resolve_prompts(task, data_args, None, model_args.few_shot_type)
-    folder, source = str(training_args.load_kernels), _find_source(model_args)
+    folder, source = str(training_args.load_kernels), source_of(model_args)
     # Demonstrations of all splits are drawn by one generator, one split after the other.
     drawn = splits if prompts.demonstrations is None else stored_splits(folder, task, splits)
     places = {split: place_of(task, data_args.data_dir, split) for split in drawn}
@@ -243,7 +236,7 @@ def _without_model(
     if model_args.gguf_file is not None:
         return replace(run, missing=[*missing, f"{model_args.gguf_file} is not opened"])
     try:
-        config, tokenizer = _config_and_tokenizer(model_args, source, local_only=True)
+        config, tokenizer = config_and_tokenizer(model_args, source, local_only=True)
     except UsageError:
         name = model_args.tokenizer_name or source.tokenizer
         return replace(run, missing=[*missing, f"no tokenizer of '{name}' is at hand"])
@@ -360,48 +353,26 @@ def _parse(text: str, task: Task, num_sentences: int, needs_mask: bool, causal: 
     return template
 
 
-def _from_gguf(source: _Source, gguf_file: str, data_dir: str, cache_dir: str | None) -> _Source:
-    """Convert a GGUF file, or find it converted: in ``--cache_dir``, or else beside the folder of k-shot splits."""
-    if source.adapters is not None:
-        raise UsageError(
-            f"--gguf_file: {source.adapters} holds LoRA adapters, which name their own model ({source.weights}): leave "
-            "the flag out"
-        )
+def source_of(model_args: ModelArguments) -> ModelSource:
+    """Find out what `model_name_or_path` is: a checkpoint, or LoRA adapters that name theirs."""
+    rank, alpha = model_args.lora_r, model_args.lora_alpha
+    new = LoraSettings(rank or GENERAL_LORA_RANK, alpha or GENERAL_LORA_ALPHA) if model_args.apply_lora else None
+    return find_source(model_args.model_name_or_path, new, rank, alpha)
+
+
+def _gguf_cache(data_dir: str, cache_dir: str | None) -> Path:
+    """The folder of converted GGUF files: `cache_dir`, else beside the folder of k-shot splits."""
+    if cache_dir:
+        return Path(cache_dir)
     place = Path(data_dir).absolute()
-    modes = [folder.parent for folder in place.parents if folder.name.startswith("k-shot")]
-    cache = Path(cache_dir) if cache_dir else [*modes, place.parent][0] / GGUF_CACHE
-    folder = str(on_rank_zero(lambda: converted(source.weights, gguf_file, cache, cache_dir)))
-    return replace(source, weights=folder, tokenizer=folder)
-
-
-def _find_source(model_args: ModelArguments) -> _Source:
-    """Find out what `--model_name_or_path` is: a checkpoint, or LoRA adapters that name theirs."""
-    name = model_args.model_name_or_path
-    given = {"rank": model_args.lora_r, "alpha": model_args.lora_alpha}
-    stored = stored_adapters(Path(name))
-    if stored is None:
-        rank, alpha = given["rank"] or GENERAL_LORA_RANK, given["alpha"] or GENERAL_LORA_ALPHA
-        return _Source(name, name, None, LoraSettings(rank, alpha) if model_args.apply_lora else None)
-    settings, base = stored
-    if not model_args.apply_lora:
-        raise UsageError(f"--model_name_or_path {name} holds LoRA adapters for '{base}': add --apply_lora to use them")
-    for flag, attribute in (("lora_r", "rank"), ("lora_alpha", "alpha")):
-        value, own = given[attribute], getattr(settings, attribute)
-        if value is not None and value != own:
-            raise UsageError(f"--{flag} is {value}, but the adapters in {name} have {own}: leave the flag out")
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise UsageError(
-            f"--model_name_or_path {name} holds LoRA adapters for the model in {base}, which is not there: bring it "
-            f"back, or name where it is now as base_model_name_or_path in {Path(name) / ADAPTER_CONFIG_FILE}"
-        )
-    has_tokenizer = (Path(name) / "tokenizer_config.json").is_file()
-    return _Source(base, name if has_tokenizer else base, Path(name), settings)
+    beside = next((folder.parent for folder in place.parents if folder.name.startswith("k-shot")), place.parent)
+    return beside / GGUF_CACHE
 
 
 def _load_model(
     model_args: ModelArguments,
     training_args: TrainingArguments,
-    source: _Source,
+    source: ModelSource,
     config: PretrainedConfig,
     task: Task,
     label_words: Sequence[int],

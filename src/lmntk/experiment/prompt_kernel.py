@@ -27,6 +27,7 @@ from lmntk.models.given_model import family_of_model
 from lmntk.models.loading import LoadOptions, check_tokenizer, load_prompt_model, load_tokenizer
 from lmntk.models.parameters import ParameterFilter, select_parameters
 from lmntk.models.self_check import find_out_about_padding
+from lmntk.models.source import GGUF_CACHE, converted_source
 from lmntk.prompts.features import Collator, FeatureDataset, FeatureExamples, PromptBuilder
 from lmntk.prompts.label_words import label_word_ids
 from lmntk.prompts.render import warn_of_unknown_text
@@ -186,10 +187,11 @@ class PromptKernel:
         if isinstance(tokenizer, str | os.PathLike):
             given["tokenizer_name"] = os.fspath(tokenizer)
         model_args = self._group(ModelArguments, **given)
-        source = build._find_source(model_args)
+        source, downloads = build.source_of(model_args), model_args.cache_dir
         if model_args.gguf_file is not None:
-            source = build._from_gguf(source, model_args.gguf_file, str(path.parent / "x"), model_args.cache_dir)
-        config, own = build._config_and_tokenizer(model_args, source)
+            cache = Path(downloads) if downloads else path.parent / GGUF_CACHE
+            source = converted_source(source, model_args.gguf_file, cache, downloads)
+        config, own = build.config_and_tokenizer(model_args, source)
         options["lora"] = source.lora
         return source.weights, config, tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else own, options
 
