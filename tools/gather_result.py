@@ -13,11 +13,5 @@ if __name__ == "__main__":
 
 from lmntk.commands.gather import main
 
-
-def note(text: str) -> None:
-    """Print a note for compare_kernels.py, until that has its own."""
-    print(f"note: {text}", file=sys.stderr)
-
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -242,7 +242,9 @@ class Workshop:
         stamp = hashlib.sha256(json.dumps(what).encode()).hexdigest()
         page = folder / "report.html"
         if read_stamp(folder) != stamp or not page.is_file():
-            from report import write_report  # here, since torch and matplotlib take seconds that --help need not wait
+            from lmntk.report import (
+                write_report,  # here, since torch and matplotlib take seconds that --help need not wait
+            )
 
             page = write_report([self.folder(run) for run in shown], folder)
             (folder / STAMP).write_text(stamp, encoding="utf-8")

@@ -11,15 +11,14 @@ import sys
 import pytest
 import torch
 
-import compare_kernels
 import demo
 import demo_causal
 import gather_result
 import generate_k_shot_data
 import lmntk.kernels
-import report
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in
+from lmntk.commands import compare, report
 from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import find_task
 from lmntk.runs.log import Trial
@@ -95,10 +94,10 @@ def test_the_table_of_all_runs_has_a_row_for_each(walked: Workplace, capsys: pyt
 def test_the_report_and_the_comparison_are_of_runs_that_the_readme_made(
     walked: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, tool in (("tools/report.py", report), ("tools/compare_kernels.py", compare_kernels)):
+    for name, tool in (("tools/report.py", report), ("tools/compare_kernels.py", compare)):
         (words,) = [words for words in commands(README) if words[1:2] == [name]]
         with contextlib.chdir(walked.folder):
-            tool.main(words[2:])
+            assert tool.main(words[2:]) == 0
     page = walked.folder / f"{RESULT}-kernel-kernel-prompting" / "16-42" / "report" / "report.html"
     assert "<h1>" in page.read_text(encoding="utf-8")
     assert "test" in capsys.readouterr().out

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import download_kernels
 from command_line import Outcome
-from lmntk import interrupts
+from lmntk.commands import download
 from lmntk.published import http_download
 from random_kernels import Case
 
@@ -116,8 +115,7 @@ class Place:
         """Run the tool as the command line does."""
         argv = ["--base_url", self.mirror.url, "--cache_dir", str(self.cache), "--output_dir", str(self.result), *flags]
         self.capsys.readouterr()
-        status = interrupts.exit_status(lambda: download_kernels.main(argv))
-        return Outcome(status, *self.capsys.readouterr(), messages="")
+        return Outcome(download.main(argv), *self.capsys.readouterr(), messages="")
 
     def get(self, *flags: str) -> str:
         """Run the tool, which must succeed; return what it printed."""

@@ -13,7 +13,6 @@ from typing import BinaryIO
 import pytest
 import torch
 
-import download_kernels
 from archive_server import (
     ASYMMETRIC,
     NO_PROMPT,
@@ -32,6 +31,7 @@ from archive_server import (
 )
 from command_line import Workplace, read_results
 from doc_commands import argv_of, commands, make_stand_in, page_text
+from lmntk.commands import download
 from lmntk.published import archives, catalogue
 from lmntk.solvers import SOLVERS
 from lmntk.storage.wording import data_size
@@ -255,7 +255,7 @@ def checkout(place: Place, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
     place.folder = workplace.folder
     shutil.rmtree(place.result, ignore_errors=True)
     shutil.rmtree(place.cache, ignore_errors=True)
-    monkeypatch.setattr(download_kernels, "RESULT", place.result)
+    monkeypatch.setattr(download, "RESULT", place.result)
     return place
 
 
@@ -347,7 +347,7 @@ def test_the_commands_of_the_page_do_what_it_says(checkout: Place, workplace: Wo
 
 def test_the_page_is_short_and_its_flags_and_links_exist() -> None:
     assert len(PAGE.splitlines()) <= 40
-    known = set(vars(download_kernels.read_flags([])))
+    known = set(vars(download.make_parser().parse_args([])))
     of_runs = {"load_kernels", "binary_classification", "kernel_solver", "kernel_formula", "from_linearhead"}
     assert set(re.findall(r"--(\w+)", PAGE)) <= known | of_runs
 

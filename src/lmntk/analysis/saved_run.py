@@ -11,28 +11,34 @@ from typing import Any
 
 import numpy as np
 
-from lmntk.analysis.solver_choice import _SETTINGS, DEFAULTS, OF_FLAGS, OF_RUN, SolverChoice
 from lmntk.data.examples import read_examples
 from lmntk.data.tasks import TASKS, Task, custom_task, described_task, find_task
-from lmntk.errors import UsageError
-from lmntk.solvers.problem import Array, ClassIds, SolverSettings, class_ids
+from lmntk.errors import FileError, KernelMismatchError
+from lmntk.solvers import problem
+from lmntk.solvers.problem import Array, ClassIds
 from lmntk.storage import kernel_files, kernel_metadata, logits_files, paths
 from lmntk.storage.readers import read_json
 
 MODES = ("train", "dev", "test")
 _KERNEL = re.compile(r"(train|dev|test)_kernels_(.+)\.pt")
 _OTHERS = (r"()run_(.+)\.json", r"(dev|test)_predictions_(.+)\.csv", r"(eval|test)_results_(.+)\.txt")
+REPEAT = "repeat the run's command"
+RECOMPUTE = "repeat the command that made it, with `overwrite_kernels=True`"
+
+
+class TextsUnavailableError(FileError):
+    """The sentences of a kernel's examples cannot be shown; data: ``path``, None where the kernel records none."""
 
 
 @dataclass(frozen=True)
 class SavedKernel:
-    """A kernel file and what it says of itself.
+    """A kernel file and its description.
 
     Attributes:
         path: The file.
-        values: [N, C, X, C] or [2, N, C, X, C].
-        labels: [X], as the file has them.
-        description: What lies beside it; empty where nothing does.
+        values: The kernel, float64 [N, C, X, C] or [2, N, C, X, C].
+        labels: The labels as the file has them, [X].
+        description: The contents of the description beside the file; empty if there is none.
     """
 
     path: Path
@@ -42,32 +48,38 @@ class SavedKernel:
 
     @property
     def num_logits(self) -> int:
-        """C."""
+        """Logits per example, C."""
         return self.values.shape[-1]
 
     @property
-    def samples(self) -> tuple[int, int]:
-        """How often each example of train, and of the other split, is there: with every template and draw."""
-        asked = self.description.get("template")
-        templates = len(asked) if isinstance(asked, list) else 1
+    def samples_per_example(self) -> tuple[int, int]:
+        """How many rows stand for each train example, and columns for each other one: one for each template and draw.
+
+        Raises:
+            KernelMismatchError: The kernel's size is not a multiple of the number that its description implies.
+        """
+        templates = self.description.get("template")
+        of_train = len(templates) if isinstance(templates, list) else 1
         draws = (self.description.get("demonstrations") or {}).get("draws", 1)
-        both = templates, templates if self.path.name.startswith("train_") else templates * draws
-        sizes = self.values.shape[-4], self.values.shape[-2]
-        if any(size % samples for size, samples in zip(sizes, both, strict=True)):
-            raise UsageError(
-                f"{self.path} has {sizes[0]} × {sizes[1]} examples, which are not {both[0]} and {both[1]} samples of "
-                "each, as its description says: give the command that made it again, with --overwrite_kernels"
+        of_x = of_train if self.path.name.startswith("train_") else of_train * draws
+        rows, columns = self.values.shape[-4], self.values.shape[-2]
+        if rows % of_train or columns % of_x:
+            raise KernelMismatchError(
+                f"{self.path} has {rows} × {columns} examples, but its description implies {of_train} and {of_x} "
+                f"samples of each: {RECOMPUTE}",
+                path=self.path,
+                differences=["samples"],
             )
-        return both
+        return of_train, of_x
 
     @property
-    def classes(self) -> ClassIds:
-        """The class ids of the examples, each once."""
-        return class_ids(self.labels, self.num_logits)[: len(self.labels) // self.samples[1]]
+    def class_ids(self) -> ClassIds:
+        """The class ids of the examples, one for each example whatever the number of samples."""
+        return problem.class_ids(self.labels, self.num_logits)[: len(self.labels) // self.samples_per_example[1]]
 
-    def each_once(self, matrix: Array) -> Array:
-        """Average a matrix of all pairs over the samples of each example: the kernel of the examples' mean logits."""
-        of_train, of_x = self.samples
+    def average_over_samples(self, matrix: Array) -> Array:
+        """Average a matrix [N, X] of all pairs over the samples of each example: the kernel of their mean logits."""
+        of_train, of_x = self.samples_per_example
         rows, columns = matrix.shape
         parts = matrix.reshape(of_train, rows // of_train, of_x, columns // of_x)
         return parts.mean(axis=(0, 2))
@@ -75,11 +87,11 @@ class SavedKernel:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run predicted of a split.
+    """A run's predictions of a split.
 
     Attributes:
         labels: Class ids, or scores of a regression task, [X].
-        predicted: Alike.
+        predicted: The predicted class ids or scores, [X].
     """
 
     labels: Array
@@ -88,12 +100,12 @@ class Predictions:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What the folder of a run holds of one task.
+    """The files of one task in the folder of a run; each is read when it is asked for.
 
     Attributes:
         folder: The folder.
         key: The task in file names.
-        record: The arguments and metrics of the run; empty where no file says.
+        record: The arguments and metrics of the run; empty if the folder has no record.
         metrics: The metrics of each split, as in the result files.
     """
 
@@ -102,62 +114,69 @@ class SavedRun:
     record: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
 
+    @property
+    def record_path(self) -> Path:
+        """The file of the record, which may be missing."""
+        return paths.record_path(self.folder, self.key)
+
     @functools.cached_property
     def kernel_folder(self) -> Path:
-        """Where the kernels are: the folder itself, or the one that the run took them from."""
+        """The folder of the kernels: the run's own, or the one that the run loaded them from."""
         own = any(_KERNEL.fullmatch(path.name) for path in self.folder.glob(f"*_kernels_{self.key}.pt"))
         loaded = self.record.get("load_kernels")
         if own or not loaded:
             return self.folder
-        # The run's working directory, if the path is relative to one: here, or somewhere above the run's folder.
+        # A relative path counts from the run's working directory: this one, or a folder above the run's.
         places = (Path(), *self.folder.absolute().parents)
         return next((place / str(loaded) for place in places if (place / str(loaded)).is_dir()), Path(str(loaded)))
 
     @functools.cached_property
     def kernel_splits(self) -> list[str]:
-        """The splits whose kernels are there, train first, a second test set last; none without that of train.
+        """The splits that have a kernel, train first and a second test set last; empty without any kernel.
 
         Raises:
-            UsageError: There are kernels, but not that of train.
+            FileError: There are kernels, but not that of train.
         """
-        wanted = [*MODES, *(f"test:{key}" for key in _second_keys(self.key))]
-        there = [split for split in wanted if paths.kernel_path(self.kernel_folder, split, self.key).is_file()]
-        if there and there[0] != "train":
-            raise UsageError(
-                f"{self.kernel_folder} holds the kernel of {there[0]}, but no train_kernels_{self.key}.pt, without "
-                "which nothing can be predicted: give the command that made it again"
+        wanted = [*MODES, *(f"test:{key}" for key in second_keys(self.key))]
+        found = [split for split in wanted if paths.kernel_path(self.kernel_folder, split, self.key).is_file()]
+        if found and found[0] != "train":
+            train = paths.kernel_path(self.kernel_folder, "train", self.key)
+            raise FileError(
+                f"{self.kernel_folder} holds the kernel of {found[0]}, but no {train.name}, without which nothing can "
+                "be predicted: repeat the command that made it",
+                path=train,
             )
-        return there
+        return found
 
     @functools.cached_property
     def description(self) -> Mapping[str, Any]:
-        """What the kernel of train says of itself; empty where there is none, or no description."""
+        """The description of the train kernel; empty without the kernel or without a description."""
         if not self.kernel_splits:
             return {}
         return kernel_metadata.read_description(paths.kernel_path(self.kernel_folder, "train", self.key)) or {}
 
     @functools.cached_property
     def task(self) -> Task | None:
-        """The row of the table of tasks, or what the run says of data of the user's own; None where nothing does."""
+        """The task from the table of tasks, or that of the user's own data; None if the folder does not describe it."""
         known = next((task for task in TASKS.values() if task.key == self.key), None)
         if known is not None:
             return known
         if "custom_columns" in self.description:
             return described_task(self.description)
-        columns, labels = self.record.get("custom_columns"), self._labels_of_own_data()
+        columns, labels = self.record.get("custom_columns"), self._labels_of_user_data()
         return custom_task(columns, labels, self.record["task_name"]) if columns and labels else None
 
-    def _labels_of_own_data(self) -> list[str]:
-        """The labels that the run tells, in the order of the logits: by its mapping, or by a column for each."""
+    def _labels_of_user_data(self) -> list[str]:
+        """The labels in the order of the logits, from the label words or from the columns of predictions."""
         if self.label_words:
             return list(self.label_words)
-        paths = (paths.predictions_path(self.folder, mode, self.key) for mode in MODES)
-        headers = [_read_csv(path)[0] for path in paths if path.is_file()]
-        return [name.removeprefix("logit_") for name in (headers or [[]])[0] if name.startswith("logit_")]
+        files = (paths.predictions_path(self.folder, mode, self.key) for mode in MODES)
+        header = next((_read_csv(file)[0] for file in files if file.is_file()), [])
+        return [name.removeprefix("logit_") for name in header if name.startswith("logit_")]
 
     @functools.cached_property
     def label_words(self) -> dict[str, str]:
-        """The label words, by label in the order of the logits; empty without, or where nothing says so."""
+        """The label words by label, in the order of the logits; empty if there are none, or none are recorded."""
         words = self.description.get("mapping")
         if words is None:
             try:
@@ -169,8 +188,11 @@ class SavedRun:
     def kernel(self, split: str) -> SavedKernel:
         """Read a kernel.
 
+        Args:
+            split: One of `kernel_splits`.
+
         Raises:
-            UsageError: It is missing, damaged, or does not go with its description, or with the kernel of train.
+            UsageError: It is missing or damaged, or does not match its description or the train kernel.
         """
         path = paths.kernel_path(self.kernel_folder, split, self.key)
         kernel_metadata.check_one_run(paths.kernel_path(self.kernel_folder, "train", self.key), path)
@@ -178,7 +200,14 @@ class SavedRun:
         return SavedKernel(path, values.numpy(), labels.numpy(), kernel_metadata.read_description(path) or {})
 
     def untrained_logits(self, split: str) -> Array:
-        """Read the logits of the untrained model, [X, C]."""
+        """Read the logits of the untrained model, float64 [X, C].
+
+        Args:
+            split: One of `kernel_splits`.
+
+        Raises:
+            UsageError: They are missing or damaged, or do not match the kernel.
+        """
         places = [paths.logits_path(place, split, self.key) for place in (self.folder, self.kernel_folder)]
         path = next(filter(Path.is_file, places), places[-1])
         logits, targets = logits_files.load_logits(path)
@@ -189,27 +218,23 @@ class SavedRun:
         return logits.double().numpy()
 
     def layer_shares(self) -> dict[str, float]:
-        """Return which part of the train kernel's trace each layer has, from the input on; empty where not kept."""
+        """Return each layer's share of the train kernel's trace, from the input on; empty if layers were not kept."""
         path = paths.layer_kernels_path(self.kernel_folder, "train", self.key)
-        if not path.is_file():
-            return {}
-        traces = {
-            name: float(np.einsum("...iaia->...", part.numpy()).sum())
-            for name, part in kernel_files.load_layer_kernels(path).items()
-        }
-        whole = sum(traces.values())
-        return {name: trace / whole if whole else 0.0 for name, trace in traces.items()}
+        return kernel_files.trace_shares(kernel_files.load_layer_kernels(path)) if path.is_file() else {}
 
     def layer_results(self) -> list[list[str]]:
-        """Return the table that says how the layers predict alone, its header first; empty where there is none."""
+        """Return the run's table of what each layer predicts alone, header first; empty if there is none."""
         path = paths.layer_results_path(self.folder, self.key)
         return _read_csv(path) if path.is_file() else []
 
     def predictions(self, split: str) -> Predictions | None:
-        """Read the predictions that the run wrote of a split; None where there are none.
+        """Read the predictions that the run wrote of a split; None if there are none.
+
+        Args:
+            split: A split of the run's task.
 
         Raises:
-            UsageError: The file is damaged, or of another task.
+            FileError: The file is damaged, or of another task.
         """
         path = paths.predictions_path(self.folder, split, self.key)
         task = task_of(split, self.task)
@@ -223,81 +248,66 @@ class SavedRun:
             convert = float if task.regression else task.labels.index
             numbers = np.array([[convert(text) for text in pair] for pair in pairs], dtype=np.float64).reshape(-1, 2)
         except (ValueError, IndexError) as error:
-            raise UsageError(
-                f"{path} holds no labels and predictions of {task.name}: give the run's command again"
-            ) from (error)
+            raise FileError(f"{path} holds no labels and predictions of {task.name}: {REPEAT}", path=path) from error
         return Predictions(numbers[:, 0], numbers[:, 1]) if len(numbers) else None
 
-    def texts(self, split: str, data_dir: Path | None = None) -> list[tuple[str, ...]] | str:
-        """Read the sentences of a split's examples; or say in a sentence why those of the kernel cannot be shown.
+    def texts(self, split: str, data_dir: Path | None = None) -> list[tuple[str, ...]]:
+        """Read the sentences of the examples of a kernel.
 
         Args:
-            split: ``"train"``, ``"dev"``, ``"test"``.
-            data_dir: Where the files are now; None: where the kernel's description says.
+            split: ``"train"``, ``"dev"`` or ``"test"``.
+            data_dir: The folder that has the data files now; None: where the kernel's description records them.
+
+        Returns:
+            One tuple of sentences for each example.
+
+        Raises:
+            TextsUnavailableError: The description does not name the file, or the file is missing or has changed.
         """
         mode = paths.mode_and_task(split, self.key)[0]
         description = self.kernel(split).description
         name, wanted = (description.get(key, {}).get(mode) for key in ("data_files", "data_sha256"))
         task = task_of(split, self.task)
         if name is None or wanted is None:
-            return "The kernel has no description that says which sentences it is of."
+            raise TextsUnavailableError("The kernel has no description that records its sentences.", path=None)
         if task is None:
-            return f"The task {self.key} is not one whose files this program reads."
+            raise TextsUnavailableError(f"The files of the task {self.key} cannot be read.", path=name)
         path = data_dir / Path(name).name if data_dir else Path(name)
         if not path.is_file():
-            return f"The sentences are not shown: {path} is not there (--data_dir names the folder that has them now)."
+            cause = f"{path} is missing (the setting data_dir names the folder that has them now)"
+            raise TextsUnavailableError(f"The sentences are not shown: {cause}.", path=path)
         if kernel_metadata.file_hash(path) != wanted:
-            return f"The sentences are not shown: {path} has changed since the kernel was computed."
+            cause = f"{path} has changed since the kernel was computed"
+            raise TextsUnavailableError(f"The sentences are not shown: {cause}.", path=path)
         return [example.texts for example in read_examples(task, path)]
-
-    def solving(self, given: Mapping[str, Any]) -> SolverChoice:
-        """Return how the run predicted from its kernels, or what flags say instead.
-
-        Args:
-            given: Values of solver flags by name, None where not given.
-        """
-        flags = {name: value for name, value in given.items() if value is not None}
-        of_run = self.record if self.record.get("trainer") == "kernel" else {}
-        settings = {**{name: of_run[name] for name in _SETTINGS if name in of_run}, **flags}
-        try:
-            numbers: dict[str, Any] = {
-                _SETTINGS[name]: float(value) for name, value in settings.items() if _SETTINGS[name]
-            }
-        except (TypeError, ValueError) as error:
-            path = paths.record_path(self.folder, self.key)
-            raise UsageError(
-                f"{path} holds solver settings that are no numbers: give the run's command again"
-            ) from error
-        return SolverChoice(
-            solver=str(settings.get("kernel_solver", "lstsq")),
-            settings=SolverSettings(**numbers),
-            adjusts=bool(of_run.get("adjust_for_init")),
-            source=OF_FLAGS if flags else OF_RUN if of_run else DEFAULTS,
-        )
 
 
 def read_runs(folder: Path) -> list[SavedRun]:
-    """Find what a folder holds, one `SavedRun` for each task.
+    """Find the runs in a folder, one for each task.
+
+    Args:
+        folder: The output folder of a run, or a folder with kernels of that layout.
 
     Raises:
-        UsageError: It is no folder, or one without kernels and results.
+        FileError: It is not a folder, or holds neither kernels nor results.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is {'a file' if folder.exists() else 'not there'}: give the folder of a run")
+        cause = "is a file" if folder.exists() else "does not exist"
+        raise FileError(f"{folder} {cause}: give the folder of a run", path=folder)
     names = [path.name for path in folder.iterdir()]
     matches = [found for name in names for pattern in (_KERNEL, *_OTHERS) if (found := re.fullmatch(pattern, name))]
     keys = sorted({found[2] for found in matches})
-    second = {other for key in keys for other in _second_keys(key) if other in keys}
+    second = {other for key in keys for other in second_keys(key) if other in keys}
     # The second test set of a task is part of its run; alone, or with a train kernel of its own, it is a task.
     own = {found[2] for found in matches if found[0].startswith(("train_", "run_"))}
     runs = [_read_run(folder, key) for key in keys if key not in second - own]
     if not runs:
-        below = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/*_results_*.txt")]
-        below += [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/*_kernels_*.pt")]
-        inside = sorted(path.parent for path in below)
-        raise UsageError(
+        patterns = [f"{depth}/{name}" for depth in ("*", "*/*") for name in ("*_results_*.txt", "*_kernels_*.pt")]
+        inside = sorted(path.parent for pattern in patterns for path in folder.glob(pattern))
+        raise FileError(
             f"{folder} holds neither kernels nor results of a run (such as test_kernels_sst-2.pt, "
-            f"test_results_sst-2.txt): give {inside[0] if inside else 'the folder that --output_dir named'}"
+            f"test_results_sst-2.txt): give {inside[0] if inside else 'the folder that `output_dir` named'}",
+            path=folder,
         )
     return runs
 
@@ -311,8 +321,8 @@ def _read_run(folder: Path, key: str) -> SavedRun:
         except (OSError, ValueError):
             record = None
         if not isinstance(record, dict):
-            raise UsageError(f"{path} is no JSON object: remove it, or give the run's command again")
-    splits = ["dev", "test", *(f"test:{other}" for other in _second_keys(key))]
+            raise FileError(f"{path} is not a JSON object: remove it, or {REPEAT}", path=path)
+    splits = ["dev", "test", *(f"test:{other}" for other in second_keys(key))]
     metrics = {split: _read_metrics(paths.metrics_path(folder, split, key)) for split in splits}
     return SavedRun(folder, key, record, {split: found for split, found in metrics.items() if found})
 
@@ -324,9 +334,7 @@ def _read_metrics(path: Path) -> dict[str, float]:
         lines = path.read_text(encoding="utf-8").splitlines()
         return {name: float(value) for name, value in (line.split(" = ") for line in lines)}
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} does not hold lines such as 'eval_acc = 0.5': give the run's command again"
-        ) from error
+        raise FileError(f"{path} does not hold lines such as 'eval_acc = 0.5': {REPEAT}", path=path) from error
 
 
 def _read_csv(path: Path) -> list[list[str]]:
@@ -334,33 +342,43 @@ def _read_csv(path: Path) -> list[list[str]]:
         with path.open(encoding="utf-8", newline="") as file:
             return [row for row in csv.reader(file) if row]
     except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as a table: give the run's command again") from error
+        raise FileError(f"{path} cannot be read as a table: {REPEAT}", path=path) from error
 
 
-def _second_keys(key: str) -> Sequence[str]:
-    """The keys of a task's second test set: one or none."""
+def second_keys(key: str) -> Sequence[str]:
+    """Return the keys of a task's second test set, one or none.
+
+    Examples:
+        >>> second_keys("mnli"), second_keys("sst-2")
+        (['mnli-mm'], [])
+    """
     return [task.second_test_set.lower() for task in TASKS.values() if task.key == key and task.second_test_set]
 
 
 def task_of(split: str, task: Task | None) -> Task | None:
-    """Return the task whose labels, files and metric a split of `task` has: its own, but for a second test set."""
+    """Return the task whose labels, files and metric a split of `task` has: another one for a second test set."""
     return find_task(split.partition(":")[2]) if ":" in split else task
 
 
 def label_names(run: SavedRun, count: int) -> list[str]:
-    """Name the classes of a run: the label as the files have it, and its label word where that is another.
+    """Name the classes of a run: the label as the files have it, with its label word if that differs.
 
     Args:
-        run: Whose task and kernel say so.
-        count: How many classes there are; a task that fits has as many labels.
+        run: The run, whose task and kernel name the labels.
+        count: The number of classes; the task's labels are used if there are as many.
     """
     labels = run.task.labels if run.task is not None and len(run.task.labels) == count else range(count)
     names = [(str(label), run.label_words.get(str(label), "")) for label in labels]
     return [label if word in ("", label) else f"{label} ({word})" for label, word in names]
 
 
-def names_of(folders: Sequence[Path]) -> list[str]:
-    """Name folders by what tells them apart: the parts of their paths between what all begin and all end with."""
+def distinguishing_names(folders: Sequence[Path]) -> list[str]:
+    """Name folders by the parts of their paths between those that all begin with and all end with.
+
+    Examples:
+        >>> distinguishing_names([Path("/a/x/16-42"), Path("/a/y/16-42")])
+        ['x', 'y']
+    """
     parts = [folder.resolve().parts for folder in folders]
     if len(parts) == 1:
         return ["/".join(parts[0][-2:])]

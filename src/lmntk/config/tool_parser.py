@@ -12,9 +12,24 @@ from lmntk.config.command_words import check_words
 from lmntk.config.flag_names import FlagFormatter, in_flags
 from lmntk.errors import UsageError, suggest
 
+RUN_SETTINGS = ("overwrite_kernels", "kernel_per_layer", "load_kernels", "output_dir", "trainer")
+"""Settings of run.py that errors about saved kernels and results name."""
+
+SOLVER_FLAGS = ("kernel_solver", "kernel_regularization", "kernel_gamma", "kernel_lambda")
+
 
 class Parser(argparse.ArgumentParser):
-    """A parser that leaves the telling of errors to whoever calls it."""
+    """A parser that raises errors for its caller to report; the description keeps its line breaks.
+
+    Args:
+        description: What the tool does.
+        **settings: As for `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, description: str | None = None, **settings: Any) -> None:
+        super().__init__(
+            description=description, **{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings}
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
@@ -41,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
 def log_parser(description: str | None) -> Parser:
     """Return a parser with the flags of the tools that read the log: which runs, and which of their metrics."""
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     parser.add_argument(
         "--condition", required=True, metavar="DICT",
         help="which runs, as a Python dictionary: \"{'tag': 'x', 'task_name': 'sst-2'}\". A list as a value means "
@@ -53,6 +68,28 @@ def log_parser(description: str | None) -> Parser:
     parser.add_argument("--test_key", help="metric to report (the task's, on test)")
     parser.add_argument("--test_key2", help="second metric to report (the task's other one, if it has two)")
     return parser
+
+
+def add_solver_flags(parser: Parser) -> None:
+    """Add flags that replace the solver settings of saved runs."""
+    from lmntk.solvers import SOLVERS  # here, since few tools need scipy
+    from lmntk.solvers.problem import SolverSettings
+
+    default = SolverSettings()
+    parser.add_argument(
+        "--kernel_solver", choices=tuple(SOLVERS), help="predict with this solver, not the run's (lstsq if unknown)"
+    )
+    for name, what, value in (
+        ("kernel_regularization", "regularization of the solver", default.regularization),
+        ("kernel_gamma", "gamma of the asym solver", default.gamma),
+        ("kernel_lambda", "lambda of the asym solver", default.lambda_),
+    ):
+        parser.add_argument(f"--{name}", type=float, help=f"{what} ({value:g} if unknown)")
+
+
+def solver_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the flags of `add_solver_flags` by name, None where not given."""
+    return {name: getattr(arguments, name) for name in SOLVER_FLAGS}
 
 
 def run_tool(

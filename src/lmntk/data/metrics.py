@@ -33,6 +33,23 @@ def compute_metrics(task: Task, predictions: ArrayLike, labels: ArrayLike) -> di
     return {task.metric_prefix + name: float(value) for name, value in metrics.items()}
 
 
+def mean_over_samples(predictions: NDArray[np.float64], num_examples: int) -> NDArray[np.float64]:
+    """Average predictions over the samples of each example: one sample for each template and demonstration draw.
+
+    Args:
+        predictions: [samples · X, C], all examples of one sample after those of another.
+        num_examples: X.
+
+    Returns:
+        The means, [X, C].
+
+    Examples:
+        >>> mean_over_samples(np.array([[1.0], [2.0], [3.0], [4.0]]), 2).tolist()
+        [[2.0], [3.0]]
+    """
+    return predictions.reshape(-1, num_examples, predictions.shape[1]).mean(axis=0)
+
+
 def _accuracy(predictions: Array, labels: Array) -> dict[str, float]:
     return {"acc": np.mean(predictions == labels)}
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lmntk.errors import UsageError
+from lmntk.errors import FileError
 
 CHUNK = 2**20
 _DAMAGE = (
@@ -20,7 +20,7 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-class DamagedArchiveError(UsageError):
+class DamagedArchiveError(FileError):
     """An archive that does not hold what its table of contents says."""
 
 
@@ -33,7 +33,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
     Raises:
         DamagedArchiveError: It is no zip archive.
-        UsageError: It cannot be read; or names the member that is a link, or would land outside of a folder.
+        FileError: It cannot be read; or names the member that is a link, or would land outside of a folder.
     """
     with contextlib.ExitStack() as stack:
         with _damage_told(path, "its table of contents"):
@@ -45,7 +45,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
         for member in archive.infolist():
             danger = _danger(member) or ("is there twice" if member.filename in seen else "")
             if danger:
-                raise UsageError(
+                raise FileError(
                     f"{path} was not unpacked: its member {member.orig_filename!a} {danger}, which no archive of "
                     "kernels has; look where it comes from, and remove it to fetch another"
                 )
@@ -113,12 +113,12 @@ def _damage_told(path: Path, part: str) -> Iterator[None]:
     except OSError as error:
         # bz2 says it of damaged data; the file system's errors have a number.
         if error.errno is not None:
-            raise UsageError(f"cannot read {path} ({error.strerror})") from error
+            raise FileError(f"cannot read {path} ({error.strerror})") from error
         raise DamagedArchiveError(f"{path} is damaged: {part} cannot be read ({error})") from error
     except NotImplementedError as error:
-        raise UsageError(
+        raise FileError(
             f"{path} cannot be unpacked here: {part} is packed in a way that Python does not know ({error}); unpack it "
-            "by hand, and name a folder of its kernels with --load_kernels of run.py"
+            "by hand, and name a folder of its kernels with `load_kernels` of run.py"
         ) from error
     except _DAMAGE as error:
         raise DamagedArchiveError(f"{path} is damaged: {part} cannot be read ({error})") from error

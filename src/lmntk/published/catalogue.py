@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmntk.data.tasks import TASKS
-from lmntk.errors import UsageError, suggest
+from lmntk.errors import FileError, SettingError, UnknownNameError, suggest
 from lmntk.storage.atomic import write_text
 from lmntk.storage.readers import read_json
 from lmntk.storage.wording import quantity
@@ -89,6 +89,11 @@ class File:
         """Whether it is a kernel or logits, and not a text beside them."""
         return self.name.endswith(".pt")
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a kernel, and not logits or a text."""
+        return self.kind == "kernels" and self.holds_tensors
+
 
 def published_task(name: str) -> str:
     """Look up the folder of a task of which kernels were published; mnli-mm lies in that of MNLI.
@@ -98,9 +103,15 @@ def published_task(name: str) -> str:
     """
     task = next((task.folder for task in TASKS.values() if task.key == name.lower()), None)
     if task is None:
-        raise UsageError(suggest(name, PUBLISHED_TASKS, "task"))
+        message = suggest(name, PUBLISHED_TASKS, "task")
+        raise UnknownNameError(message, name=name, kind="task", options=PUBLISHED_TASKS)
     if task not in PUBLISHED_TASKS:
-        raise UsageError(f"--task {name}: no kernels of {task} were published; available: {', '.join(PUBLISHED_TASKS)}")
+        raise UnknownNameError(
+            f"`task={name}`: no kernels of {task} were published; available: {', '.join(PUBLISHED_TASKS)}",
+            name=name,
+            kind="task",
+            options=PUBLISHED_TASKS,
+        )
     return task
 
 
@@ -147,22 +158,28 @@ class Contents:
         """Keep names, sizes and CRCs of the files that are known."""
         write_text(path, json.dumps([[file.member, file.size, file.crc] for file in self.files], indent=0))
 
+    @property
+    def example_of_others(self) -> str:
+        """How many members are not known, and one of them."""
+        count = quantity(len(self.others), "member")
+        return f"{count}, such as {self.others[0]}" if self.others else "no other member"
+
     def check(self, path: Path) -> None:
-        """Say what of an archive is left out; it must not be all.
+        """Check that the archive holds kernels.
+
+        Args:
+            path: The archive, for the error.
 
         Raises:
-            UsageError: Nothing in it is a kernel of a task.
+            FileError: No member is a kernel of a task.
         """
-        others = quantity(len(self.others), "member")
-        example = f"{others}, such as {self.others[0]}" if self.others else "no other member"
         if not any(file.kind == "kernels" for file in self.files):
-            raise UsageError(
-                f"{path} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but {example}: the archive is "
-                "kept there; remove it to fetch another, or unpack it by hand and name a folder of its kernels with "
-                "--load_kernels of run.py"
+            raise FileError(
+                f"{path} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but {self.example_of_others}: "
+                "the archive is kept; remove it to fetch another, or unpack it by hand and name a folder of its "
+                "kernels with `load_kernels` of run.py",
+                path=path,
             )
-        if self.others:
-            print(f"left out of {path.name}: {example}")
 
     def chosen(self, name: str, tasks: Iterable[str], seeds: Iterable[int]) -> list[File]:
         """Choose the files of tasks and seeds.
@@ -181,13 +198,14 @@ class Contents:
             if file.task in tasks and file.seed in seeds:
                 other = by_place.setdefault((file.task, file.run, file.name), file)
                 if other is not file:
-                    raise UsageError(
-                        f"{name} holds both {other.member} and {file.member}: which of them is meant cannot be told"
-                    )
+                    message = f"{name} holds both {other.member} and {file.member}: it is unclear which one is meant"
+                    raise FileError(message, path=name)
         if not by_place:
             there = ", ".join(dict.fromkeys(f"{file.task} {file.run}" for file in self.files))
-            raise UsageError(
-                f"{name} holds nothing of {', '.join(tasks)} with seed {', '.join(map(str, seeds))}: choose by --task "
-                f"and --seed among {there}"
+            raise SettingError(
+                f"{name} holds nothing of {', '.join(tasks)} with seed {', '.join(map(str, seeds))}: choose by `task` "
+                f"and `seed` among {there}",
+                setting="task",
+                value=tasks,
             )
         return list(by_place.values())

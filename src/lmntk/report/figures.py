@@ -7,7 +7,7 @@ import numpy as np
 
 from lmntk.analysis import statistics
 from lmntk.analysis.saved_run import label_names
-from lmntk.analysis.summary import KernelStudy, Study
+from lmntk.analysis.summary import KernelSummary, RunSummary
 from lmntk.report import plots
 from lmntk.report.formatting import cosine, escaped, metric_of, score_of, short, solver_of
 
@@ -56,23 +56,23 @@ class Kind:
     name: str
     title: str
     text: str
-    draw: Callable[[Study, Scales], Picture | None]
+    draw: Callable[[RunSummary, Scales], Picture | None]
 
 
-def _names(study: Study) -> list[str]:
-    count = study.kernel.num_classes if study.kernel else len(study.run.task.labels) if study.run.task else 2
-    return label_names(study.run, count)
+def _names(summary: RunSummary) -> list[str]:
+    count = summary.kernel.num_classes if summary.kernel else len(summary.run.task.labels) if summary.run.task else 2
+    return label_names(summary.run, count)
 
 
-def _other(kernel: KernelStudy) -> str | None:
+def _other(kernel: KernelSummary) -> str | None:
     return next((split for split in ("test", "dev") if split in kernel.others), None)
 
 
-def _train_map(study: Study, scales: Scales) -> Picture | None:
-    if (kernel := study.kernel) is None:
+def _train_map(summary: RunSummary, scales: Scales) -> Picture | None:
+    if (kernel := summary.kernel) is None:
         return None
     ids = kernel.classes["train"]
-    png = plots.as_png(plots.heat_map(kernel.train, ids, ids, _names(study)))
+    png = plots.as_png(plots.heat_map(kernel.train, ids, ids, _names(summary)))
     return Picture(
         png,
         "Heat map of the kernel of the training examples",
@@ -80,11 +80,11 @@ def _train_map(study: Study, scales: Scales) -> Picture | None:
     )
 
 
-def _other_map(study: Study, scales: Scales) -> Picture | None:
-    if (kernel := study.kernel) is None or (split := _other(kernel)) is None:
+def _other_map(summary: RunSummary, scales: Scales) -> Picture | None:
+    if (kernel := summary.kernel) is None or (split := _other(kernel)) is None:
         return None
     matrix, ids = kernel.others[split], kernel.classes
-    png = plots.as_png(plots.heat_map(matrix, ids["train"], ids[split], _names(study), ("train", split)))
+    png = plots.as_png(plots.heat_map(matrix, ids["train"], ids[split], _names(summary), ("train", split)))
     return Picture(
         png,
         f"Heat map of the kernel of train and {split}",
@@ -92,8 +92,8 @@ def _other_map(study: Study, scales: Scales) -> Picture | None:
     )
 
 
-def _spectrum(study: Study, scales: Scales) -> Picture | None:
-    if (kernel := study.kernel) is None or kernel.spectrum is None:
+def _spectrum(summary: RunSummary, scales: Scales) -> Picture | None:
+    if (kernel := summary.kernel) is None or kernel.spectrum is None:
         return None
     found = kernel.spectrum
     caption = (
@@ -103,27 +103,27 @@ def _spectrum(study: Study, scales: Scales) -> Picture | None:
     return Picture(plots.as_png(plots.spectrum_plot(found, scales.lowest)), "Singular values of the kernel", caption)
 
 
-def _components(study: Study, scales: Scales) -> Picture | None:
-    if (kernel := study.kernel) is None or (split := _other(kernel)) is None:
+def _components(summary: RunSummary, scales: Scales) -> Picture | None:
+    if (kernel := summary.kernel) is None or (split := _other(kernel)) is None:
         return None
     found, ids = kernel.components[split], kernel.classes
     png = plots.as_png(
-        plots.components_plot(found, ids["train"], ids[split], _names(study), split), height=plots.HEIGHT + 0.5
+        plots.components_plot(found, ids["train"], ids[split], _names(summary), split), height=plots.HEIGHT + 0.5
     )
     caption = f"the two axes hold {100 * found.shares.sum():.0f} % of the variance of train"
     return Picture(png, f"Training and {split} examples on two principal axes, coloured by label", caption)
 
 
-def _confusion(study: Study, scales: Scales) -> Picture | None:
-    split = next((split for split in ("test", "dev") if split in study.splits), None)
+def _confusion(summary: RunSummary, scales: Scales) -> Picture | None:
+    split = next((split for split in ("test", "dev") if split in summary.splits), None)
     if split is None:
         return None
-    found = study.splits[split]
-    caption = escaped(score_of(study, split))
-    if study.run.task is not None and study.run.task.regression:
+    found = summary.splits[split]
+    caption = escaped(score_of(summary, split))
+    if summary.run.task is not None and summary.run.task.regression:
         png = plots.as_png(plots.scores_plot(found.labels, found.predicted, split))
         return Picture(png, f"Predicted scores of {split} against the labels", caption)
-    names = _names(study)
+    names = _names(summary)
     counts = statistics.confusion(found.labels, found.predicted, len(names))
     height = plots.HEIGHT if len(names) <= plots.WRITTEN_OUT else plots.HEIGHT + 0.7
     told = "; ".join(
@@ -135,24 +135,24 @@ def _confusion(study: Study, scales: Scales) -> Picture | None:
     return Picture(plots.as_png(plots.confusion_plot(counts, names, split), height=height), alt, caption)
 
 
-def _curve(study: Study, scales: Scales) -> Picture | None:
-    if (kernel := study.kernel) is None or (curve := kernel.curve) is None or len(curve.values) < 2:
+def _curve(summary: RunSummary, scales: Scales) -> Picture | None:
+    if (kernel := summary.kernel) is None or (curve := kernel.curve) is None or len(curve.values) < 2:
         return None
-    png = plots.as_png(plots.curve_plot(curve.values, curve.scores, curve.own, metric_of(study), scales.scores))
+    png = plots.as_png(plots.curve_plot(curve.values, curve.scores, curve.own, metric_of(summary), scales.scores))
     best = [
         f"{escaped(split)} at λ = {curve.values[int(np.nanargmax(line))]:g}"
         for split, line in curve.scores.items()
         if np.isfinite(line).any()
     ]
-    caption = f"{escaped(solver_of(study))}; best on {' and on '.join(best)}"
-    return Picture(png, f"{metric_of(study)} on dev and test against regularisation", caption)
+    caption = f"{escaped(solver_of(summary))}; best on {' and on '.join(best)}"
+    return Picture(png, f"{metric_of(summary)} on dev and test against regularisation", caption)
 
 
-def _layers(study: Study, scales: Scales) -> Picture | None:
-    if not study.layer_shares:
+def _layers(summary: RunSummary, scales: Scales) -> Picture | None:
+    if not summary.layer_shares:
         return None
-    png = plots.as_png(plots.layers_plot(study.layer_shares), height=plots.layers_height(len(study.layer_shares)))
-    largest = max(study.layer_shares, key=lambda name: study.layer_shares[name])
+    png = plots.as_png(plots.layers_plot(summary.layer_shares), height=plots.layers_height(len(summary.layer_shares)))
+    largest = max(summary.layer_shares, key=lambda name: summary.layer_shares[name])
     return Picture(png, "Share of the kernel's trace by layer", f"largest: {escaped(largest)}")
 
 
@@ -207,30 +207,30 @@ KINDS = (
 )
 
 
-def shared_scales(studies: Sequence[Study]) -> Scales:
+def shared_scales(summaries: Sequence[RunSummary]) -> Scales:
     """Find the scales that hold what all of the runs have."""
-    spectra = [study.kernel.spectrum.values for study in studies if study.kernel and study.kernel.spectrum]
+    spectra = [summary.kernel.spectrum.values for summary in summaries if summary.kernel and summary.kernel.spectrum]
     smallest = min((values[-1] / values[0] for values in spectra if values[0]), default=1e-3)
-    curves = [study.kernel.curve.scores for study in studies if study.kernel and study.kernel.curve]
+    curves = [summary.kernel.curve.scores for summary in summaries if summary.kernel and summary.kernel.curve]
     scores = [100 * score for curve in curves for line in curve.values() for score in line if np.isfinite(score)]
     low, high = min(scores, default=0), max(scores, default=100)
     margin = max(3.0, (high - low) / 10)
     return Scales(max(10 ** np.floor(np.log10(max(smallest, 1e-17))), 1e-17), (low - margin, min(high + margin, 101)))
 
 
-def make_overview(study: Study, scales: Scales) -> bytes | None:
+def make_overview(summary: RunSummary, scales: Scales) -> bytes | None:
     """Three pictures of a kernel in one file, to show elsewhere."""
-    kernel = study.kernel
+    kernel = summary.kernel
     if kernel is None or kernel.curve is None or len(kernel.curve.values) < 2 or (split := _other(kernel)) is None:
         return None
-    ids, names, curve = kernel.classes, _names(study), kernel.curve
+    ids, names, curve = kernel.classes, _names(summary), kernel.curve
     return plots.as_png(
         plots.heat_map(kernel.train, ids["train"], ids["train"], names),
         plots.components_plot(kernel.components[split], ids["train"], ids[split], names, split),
-        plots.curve_plot(curve.values, curve.scores, curve.own, metric_of(study), scales.scores),
+        plots.curve_plot(curve.values, curve.scores, curve.own, metric_of(summary), scales.scores),
         titles=(
             "kernel of the training examples",
             f"kernel PCA: train outlined, {split} small",
-            f"{metric_of(study)} against regularisation",
+            f"{metric_of(summary)} against regularisation",
         ),
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import lmntk
-from lmntk.analysis.summary import Study
+from lmntk.analysis.summary import RunSummary
 from lmntk.report.figures import KINDS, Picture, make_overview, shared_scales
 from lmntk.report.formatting import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
 from lmntk.report.plots import LONGEST_NAME
@@ -54,6 +54,23 @@ footer { margin-top: 3rem; padding-top: .75rem; border-top: 1px solid #d0d0d0 }
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """A training example that resembles a test example.
+
+    Attributes:
+        similarity: Relative to the largest similarity of the test example, -1 to 1.
+        label: The name of its label.
+        index: Its place in the file, from 0.
+        texts: Its sentences; empty if they cannot be shown.
+    """
+
+    similarity: float
+    label: str
+    index: int
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Sentence:
     """An example to look at, and the training examples that the kernels of some runs find most alike.
 
@@ -61,13 +78,13 @@ class Sentence:
         index: Its place in the file, from 0.
         texts: Its sentences; none where they cannot be shown.
         label: Its name.
-        neighbours: By run: what was predicted, and the rows (similarity, label, index, texts).
+        neighbours: By run: the predicted label, and the most similar training examples.
     """
 
     index: int
     texts: Sequence[str]
     label: str
-    neighbours: Mapping[str, tuple[str, Sequence[tuple[float, str, int, Sequence[str]]]]]
+    neighbours: Mapping[str, tuple[str, Sequence[Neighbour]]]
 
 
 @dataclass(frozen=True)
@@ -76,27 +93,27 @@ class Group:
 
     Attributes:
         key: The task.
-        studies: The runs.
+        summaries: The runs.
         sentences: Examples to look at.
         remarks: Why there are none, or fewer.
     """
 
     key: str
-    studies: Sequence[Study]
+    summaries: Sequence[RunSummary]
     sentences: Sequence[Sentence]
     remarks: Sequence[str] = ()
 
 
-def page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
+def make_page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
     """Make the page and its pictures.
 
     Returns:
         The HTML, and the bytes of each picture by the name of its file.
     """
     files: dict[str, bytes] = {}
-    runs = sum(len(group.studies) for group in groups)
+    runs = sum(len(group.summaries) for group in groups)
     tasks = ", ".join(group.key for group in groups)
-    title = f"{tasks}: {groups[0].studies[0].name}" if runs == 1 else f"{tasks}: {runs} runs"
+    title = f"{tasks}: {groups[0].summaries[0].name}" if runs == 1 else f"{tasks}: {runs} runs"
     body = [f"<header><h1>{escaped(title)}</h1></header>", "<main>"]
     for group in groups:
         heading = f"<h2>{escaped(group.key)}</h2>" if len(groups) > 1 else ""
@@ -110,16 +127,18 @@ def page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
 
 
 def _group(group: Group, files: dict[str, bytes]) -> str:
-    studies = group.studies
-    parts = [lead(studies), _table_of_runs(studies)]
+    summaries = group.summaries
+    parts = [lead(summaries), _table_of_runs(summaries)]
     remarks = [
-        f"<strong>{escaped(study.name)}</strong>: {escaped(text)}" for study in studies for text in study.remarks
+        f"<strong>{escaped(summary.name)}</strong>: {escaped(remark)}"
+        for summary in summaries
+        for remark in summary.remarks
     ]
     remarks += [escaped(text) for text in group.remarks]
     if remarks:
         parts.append('<ul class="note">' + "".join(f"<li>{text}</li>" for text in remarks) + "</ul>")
     parts.append(_kinds(group, files))
-    parts += [_layers_table(study, named=len(studies) > 1) for study in studies]
+    parts += [_layers_table(summary, named=len(summaries) > 1) for summary in summaries]
     parts.append(_sentences(group))
     return "\n".join(filter(None, parts))
 
@@ -151,36 +170,36 @@ def _table(
     return f'<div class="scroll"><table class="{name}">{inside}</table></div>'
 
 
-def _table_of_runs(studies: Sequence[Study]) -> str:
-    others = list(dict.fromkeys(split for study in studies for split in study.scores))
+def _table_of_runs(summaries: Sequence[RunSummary]) -> str:
+    others = list(dict.fromkeys(split for summary in summaries for split in summary.scores))
     others.sort(key=lambda split: (split != "dev", split))
-    kernels = any(study.kernel is not None for study in studies)
+    kernels = any(summary.kernel is not None for summary in summaries)
     header = ["run", "method", *(["solver"] if kernels else []), *map(escaped, others)]
     words = range(3 if kernels else 2)
     if kernels:
         header += ["alignment,<br>train", "alignment,<br>test", "effective<br>rank", "rank", "condition<br>number"]
         header += ["parameters"]
     rows = []
-    for study in studies:
-        row = [escaped(study.name), escaped(method_of(study)), *([escaped(solver_of(study))] if kernels else [])]
-        row += [percent(study.scores.get(split)) for split in others]
+    for summary in summaries:
+        row = [escaped(summary.name), escaped(method_of(summary)), *([escaped(solver_of(summary))] if kernels else [])]
+        row += [percent(summary.scores.get(split)) for split in others]
         if kernels:
-            row += _kernel_cells(study)
-        rows.append([*row, _seconds(study)])
+            row += _kernel_cells(summary)
+        rows.append([*row, _seconds(summary)])
     header.append("seconds")
     # Old folders do not tell all of this.
     told = [column for column in range(len(header)) if any(row[column] for row in rows)]
     header, rows = [header[i] for i in told], [[row[i] for i in told] for row in rows]
-    metric = ", ".join(dict.fromkeys(map(metric_of, studies)))
+    metric = ", ".join(dict.fromkeys(map(metric_of, summaries)))
     caption = f"{metric[0].upper()}{metric[1:]} in percent"
     if kernels:
-        sources = sorted({study.kernel.solving.source for study in studies if study.kernel is not None})
+        sources = sorted({summary.kernel.solver.source.value for summary in summaries if summary.kernel is not None})
         caption += f"; kernels predict here anew, by {escaped(' or '.join(sources))}"
     return _table(header, rows, words=words, name="runs", caption=caption + ".")
 
 
-def _kernel_cells(study: Study) -> list[str]:
-    kernel = study.kernel
+def _kernel_cells(summary: RunSummary) -> list[str]:
+    kernel = summary.kernel
     if kernel is None:
         return [""] * 6
     spectrum = kernel.spectrum
@@ -193,47 +212,47 @@ def _kernel_cells(study: Study) -> list[str]:
             f"{spectrum.rank} of {len(spectrum.values)}",
             short(spectrum.condition),
         ]
-    parameters = study.run.description.get("grad_dim")
+    parameters = summary.run.description.get("grad_dim")
     return [*cells, f"{parameters:,}" if isinstance(parameters, int) else ""]
 
 
-def _seconds(study: Study) -> str:
-    seconds = study.run.record.get("seconds")
+def _seconds(summary: RunSummary) -> str:
+    seconds = summary.run.record.get("seconds")
     return f"{seconds:,.1f}" if isinstance(seconds, int | float) else ""
 
 
-def _layers_table(study: Study, named: bool) -> str:
-    rows = study.run.layer_results()
+def _layers_table(summary: RunSummary, named: bool) -> str:
+    rows = summary.run.layer_results()
     if not rows:
         return ""
-    of = f" of {escaped(study.name)}" if named else ""
+    of = f" of {escaped(summary.name)}" if named else ""
     header, *body = [[escaped(cell) for cell in row] for row in rows]
     caption = "As the run wrote it: each layer's share of the trace, and the scores of its part of the kernel alone."
     return f"<h3>Layers{of}, each alone</h3>" + _table(header, body, words=[0], caption=caption)
 
 
 def _kinds(group: Group, files: dict[str, bytes]) -> str:
-    studies, scales = group.studies, shared_scales(group.studies)
-    named = len(studies) > 1
+    summaries, scales = group.summaries, shared_scales(group.summaries)
+    named = len(summaries) > 1
     sections = []
     for kind in KINDS:
-        drawn = [(study, kind.draw(study, scales)) for study in studies]
+        drawn = [(summary, kind.draw(summary, scales)) for summary in summaries]
         if not any(picture for _, picture in drawn):
             continue
         figures = []
-        for study, picture in drawn:
-            name = study.name if named else ""
+        for summary, picture in drawn:
+            name = summary.name if named else ""
             if picture is not None:
                 files[file_name(group.key, name, kind.name)] = picture.png
                 figures.append(_figure(picture, name))
-            elif len(studies) <= 3:  # so that each run keeps its column
-                why = "nothing to show" if study.kernel else "no kernel"
+            elif len(summaries) <= 3:  # so that each run keeps its column
+                why = "nothing to show" if summary.kernel else "no kernel"
                 figures.append(f'<p class="note"><strong>{escaped(name)}</strong>: {why}</p>')
         inside = f'<p class="note">{kind.text}</p><div class="grid {_columns(len(figures))}">{"".join(figures)}</div>'
         sections.append(f"<section><h3>{kind.title}</h3>{inside}</section>")
-    for study in studies:
-        if (overview := make_overview(study, scales)) is not None:
-            files[file_name(group.key, study.name if named else "", "overview")] = overview
+    for summary in summaries:
+        if (overview := make_overview(summary, scales)) is not None:
+            files[file_name(group.key, summary.name if named else "", "overview")] = overview
     joined = "\n".join(sections)
     return joined if named else f'<div class="grid alone">{joined}</div>'
 
@@ -263,7 +282,7 @@ def _figure(picture: Picture, name: str) -> str:
 def _sentences(group: Group) -> str:
     if not group.sentences:
         return ""
-    several = len(group.studies) > 1
+    several = len(group.summaries) > 1
     parts = [
         "<section><h3>Most similar training sentences</h3>",
         '<p class="note">Of some test sentences: those that the kernel finds most alike, by '
@@ -285,8 +304,8 @@ def _sentence(sentence: Sentence, several: bool) -> str:
         right = "right" if predicted == sentence.label else "wrong"
         caption = f"{f'<strong>{escaped(name)}</strong>: ' if several else ''}predicted {escaped(predicted)}, {right}"
         cells = [
-            [f"{value:.2f}", _kept_together(label), quoted(texts) or f"sentence {index}"]
-            for value, label, index, texts in rows
+            [f"{row.similarity:.2f}", _kept_together(row.label), quoted(row.texts) or f"sentence {row.index}"]
+            for row in rows
         ]
         header = ["alike", "label", "training sentence"]
         lists.append(_table(header, cells, words=[0, 1, 2], name="texts", caption=caption))

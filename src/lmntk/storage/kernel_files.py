@@ -108,6 +108,24 @@ def load_layer_kernels(path: Path) -> LayerKernels:
     return numbers
 
 
+def trace_shares(layers: LayerKernels) -> dict[str, float]:
+    """Return each layer's share of the trace of the train kernel.
+
+    Args:
+        layers: The layers' parts of the train kernel, [N, C, N, C] or [2, N, C, N, C].
+
+    Returns:
+        Shares by layer, which sum to 1; all 0 if the trace is 0.
+
+    Examples:
+        >>> trace_shares({"embeddings": torch.ones(3, 1, 3, 1), "head": 3 * torch.ones(3, 1, 3, 1)})
+        {'embeddings': 0.25, 'head': 0.75}
+    """
+    traces = {name: float(torch.einsum("...iaia->...", part).sum()) for name, part in layers.items()}
+    whole = sum(traces.values())
+    return {name: trace / whole if whole else 0.0 for name, trace in traces.items()}
+
+
 class _HashingWriter:
     """Passes bytes on to a file and keeps their SHA-256."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy
 
 from lmntk import distributed
-from lmntk.data.metrics import compute_metrics
+from lmntk.data.metrics import compute_metrics, mean_over_samples
 from lmntk.data.tasks import REGRESSION_RANGE, Task
 from lmntk.errors import UsageError
 from lmntk.experiment.build import Experiment
@@ -227,11 +227,6 @@ def log_odds(scores: np.ndarray) -> np.ndarray:
     low, high = REGRESSION_RANGE
     places = np.clip((scores - low) / (high - low), 0.01, 0.99)
     return np.array([math.log(place / (1 - place)) for place in places])
-
-
-def mean_over_samples(predictions: np.ndarray, examples: int) -> np.ndarray:
-    """Average ``[samples · X, C]``, sample by sample, to ``[X, C]``."""
-    return predictions.reshape(-1, examples, predictions.shape[1]).mean(axis=0)
 
 
 def score(task: Task, averaged: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -16,6 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from lmntk import distributed, solvers
 from lmntk.config.arguments import ModelArguments, TrainingArguments
+from lmntk.data.metrics import mean_over_samples
 from lmntk.errors import UsageError
 from lmntk.experiment import provenance
 from lmntk.experiment.build import Experiment
@@ -29,7 +30,7 @@ from lmntk.solvers.problem import SolverSettings, class_ids
 from lmntk.storage import paths
 from lmntk.storage.kernel_cache import Kernel, KernelCache, samples_of
 from lmntk.storage.kernel_files import LayerKernels
-from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, mean_over_samples, score
+from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, score
 from lmntk.trainers.kernel_job import KernelJob
 from lmntk.trainers.layer_scores import LayerScores
 

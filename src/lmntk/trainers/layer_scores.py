@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lmntk.solvers import FittedSolver, Prediction
 from lmntk.storage.atomic import write_atomically
-from lmntk.storage.kernel_files import LayerKernels
+from lmntk.storage.kernel_files import LayerKernels, trace_shares
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,8 @@ class LayerScores:
             fit: Fits the solver of the run to one of them.
             show: Whether to show progress.
         """
-        traces = {layer: _trace(part) for layer, part in layers.items()}
-        whole = sum(traces.values())
+        self._shares = trace_shares(layers)
         for layer, part in tqdm(layers.items(), desc="layers alone", unit="layer", disable=not (layers and show)):
-            self._shares[layer] = traces[layer] / whole if whole else 0.0
             self._fitted[layer] = fit(part.numpy())
 
     def predict(self, layer: str, part: Tensor, labels: Tensor, f0: np.ndarray | None, split: str) -> Prediction:
@@ -62,9 +60,3 @@ class LayerScores:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         logger.info("each layer's share of the kernel's trace, and its part alone (%s):\n%s", path, "\n".join(lines))
-
-
-def _trace(kernel: Tensor) -> float:
-    """The sum over Σ_c K[i, c, i, c]; of an asymmetric kernel the mean of both directions."""
-    directions = kernel if kernel.dim() == 5 else kernel[None]
-    return sum(float(direction.flatten(0, 1).flatten(1).trace()) for direction in directions) / len(directions)
