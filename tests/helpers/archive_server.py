@@ -14,6 +14,7 @@ import torch
 
 from command_line import Outcome
 from lmntk.commands import download
+from lmntk.errors import UsageError
 from lmntk.published import http_download
 from random_kernels import Case
 
@@ -111,11 +112,15 @@ class Place:
     def result(self) -> Path:
         return self.folder / "result"
 
+    def argv(self, *flags: str) -> list[str]:
+        """The command line; the last of equal flags counts."""
+        folders = ["--cache_dir", str(self.cache), "--output_dir", str(self.result)]
+        return ["--base_url", self.mirror.url, *folders, *flags]
+
     def call(self, *flags: str) -> Outcome:
         """Run the tool as the command line does."""
-        argv = ["--base_url", self.mirror.url, "--cache_dir", str(self.cache), "--output_dir", str(self.result), *flags]
         self.capsys.readouterr()
-        return Outcome(download.main(argv), *self.capsys.readouterr(), messages="")
+        return Outcome(download.main(self.argv(*flags)), *self.capsys.readouterr(), messages="")
 
     def get(self, *flags: str) -> str:
         """Run the tool, which must succeed; return what it printed."""
@@ -123,13 +128,13 @@ class Place:
         assert (outcome.status, outcome.err) == (0, "")
         return outcome.out
 
-    def refuse(self, *flags: str) -> str:
-        """Run the tool, which must end with one sentence; return that."""
-        outcome = self.call(*flags)
-        assert outcome.status == 2
-        assert outcome.err.startswith("error: ")
-        assert outcome.err.count("\n") == 1
-        return outcome.err.removeprefix("error: ").rstrip()
+    def refuse(self, kind: type[UsageError], *flags: str) -> UsageError:
+        """Run the tool, which must end with an error of this kind in one line; return that."""
+        with pytest.raises(UsageError) as caught:
+            download.install_chosen(download.make_parser().read(self.argv(*flags)))
+        assert type(caught.value) is kind
+        assert "\n" not in str(caught.value)
+        return caught.value
 
     def unpacked(self) -> dict[str, bytes]:
         """All files below the results."""

@@ -161,7 +161,7 @@ def test_given_settings_replace_the_runs_own_and_defaults_fill_the_rest(tmp_path
     assert (plain.solver.solver, plain.solver.settings) == ("lstsq", SolverSettings())
     assert (own.solver.solver, own.solver.settings) == ("svr", SolverSettings(0.5, 2.0))
     assert (flagged.solver.solver, flagged.solver.settings) == ("lstsq", SolverSettings(0.5, 2.0))
-    assert (plain.solver.source, own.solver.source, flagged.solver.source) == tuple(reversed(Source))
+    assert (plain.solver.source, own.solver.source, flagged.solver.source) == (Source.DEFAULT, Source.RUN, Source.FLAGS)
 
 
 @pytest.mark.parametrize("solver", ["lstsq", "svr", "svc", "asym"])
@@ -389,7 +389,7 @@ BAD = {
     "metrics": (lambda f: (f.path / "test_results_sst-2.txt").write_text("x"), FileError, "test_results_sst-2.txt"),
     "solver": (lambda f: f.record(kernel_gamma="x"), FileError, "run_sst-2.json"),
     "logits": (lambda f: f.record(adjust_for_init=True), UsageError, "train_logits_sst-2.pt"),
-    "samples": (of_many_templates, KernelMismatchError, "train_kernels_sst-2.pt"),
+    "samples": (of_many_templates, KernelMismatchError, "3 and 3 samples"),
 }
 
 

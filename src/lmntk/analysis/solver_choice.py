@@ -10,7 +10,7 @@ from lmntk.errors import FileError
 from lmntk.solvers.bounds import SOLVER_BOUNDS
 from lmntk.solvers.problem import SolverSettings
 
-_FIELDS = {bounds.flag: name for name, bounds in SOLVER_BOUNDS.items()} | {
+_FIELDS = {bounds.setting: name for name, bounds in SOLVER_BOUNDS.items()} | {
     name: name for name in ("flattened_targets", "plain_lbfgs")
 }
 """Fields of `SolverSettings` by the names of the settings in a run's record."""

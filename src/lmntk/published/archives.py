@@ -1,4 +1,4 @@
-"""Zip archives from elsewhere: nothing of an archive is written that could land outside or is not what it says."""
+"""Zip archives from elsewhere: no member is written that is damaged or would leave its folder."""
 
 import contextlib
 import lzma
@@ -21,41 +21,49 @@ _DAMAGE = (
 
 
 class DamagedArchiveError(FileError):
-    """An archive that does not hold what its table of contents says."""
+    """An archive does not hold what its table of contents says; data: ``path``."""
+
+
+class UnsafeArchiveError(FileError):
+    """A member of an archive could be written outside its folder; data: ``path``, ``member``, ``danger``."""
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive all of whose members are safe to write.
+    """Open an archive whose members are all safe to write.
 
     Args:
         path: The archive.
 
     Raises:
-        DamagedArchiveError: It is no zip archive.
-        FileError: It cannot be read; or names the member that is a link, or would land outside of a folder.
+        DamagedArchiveError: It is not a complete zip archive.
+        UnsafeArchiveError: A member is a link, or would be written outside its folder.
+        FileError: The file cannot be read.
     """
     with contextlib.ExitStack() as stack:
-        with _damage_told(path, "its table of contents"):
+        with _reporting_damage(path, "its table of contents"):
             archive = stack.enter_context(zipfile.ZipFile(path))
         if all(member.header_offset for member in archive.infolist()) and archive.infolist():
-            # Of an archive that was cut, zipfile finds the contents of a tensors' file within: a zip archive itself.
-            raise DamagedArchiveError(f"{path} is damaged: its end is missing")
+            # In a truncated archive, zipfile finds the contents of a tensor file, which is a zip archive itself.
+            raise DamagedArchiveError(f"{path} is damaged: its end is missing", path=path)
         seen = set()
         for member in archive.infolist():
-            danger = _danger(member) or ("is there twice" if member.filename in seen else "")
+            danger = _danger(member) or ("occurs twice" if member.filename in seen else "")
             if danger:
-                raise FileError(
-                    f"{path} was not unpacked: its member {member.orig_filename!a} {danger}, which no archive of "
-                    "kernels has; look where it comes from, and remove it to fetch another"
+                raise UnsafeArchiveError(
+                    f"{path} was not unpacked: its member {member.orig_filename!a} {danger}, which does not happen in "
+                    "an archive of kernels; check where it comes from, and remove it to fetch another",
+                    path=path,
+                    member=member.orig_filename,
+                    danger=danger,
                 )
             seen.add(member.filename)
         yield archive
 
 
 def _danger(member: zipfile.ZipInfo) -> str:
-    """What speaks against writing a member, as a predicate; nothing where all is well."""
-    # zipfile cuts names at a zero byte: what counts is the name as the archive has it.
+    """Return the reason against writing a member, as a predicate; empty if it is safe."""
+    # zipfile cuts names at a zero byte: check the name as the archive has it.
     name = member.orig_filename
     if not name:
         return "has no name"
@@ -74,18 +82,18 @@ def _danger(member: zipfile.ZipInfo) -> str:
 
 
 def check(archive: zipfile.ZipFile, members: Iterable[zipfile.ZipInfo], advance: Callable[[int], object]) -> None:
-    """Read members to the end and compare their checksums; nothing is written.
+    """Read members completely and compare their checksums, without writing anything.
 
     Args:
-        archive: From `opened`.
-        members: What to read of it.
-        advance: Called with the number of bytes read, again and again.
+        archive: An archive from `opened`.
+        members: The members to read.
+        advance: Called with the number of bytes after each read.
 
     Raises:
-        DamagedArchiveError: Names the member that is damaged, or that has more bytes than the archive announces.
+        DamagedArchiveError: A member is damaged, or has more bytes than the archive announces.
     """
     for member in members:
-        with _damage_told(_path(archive), f"its member {member.filename}"), archive.open(member) as source:
+        with _reporting_damage(_path(archive), f"its member {member.filename}"), archive.open(member) as source:
             while chunk := source.read(CHUNK):
                 advance(len(chunk))
 
@@ -96,9 +104,8 @@ def copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: BinaryIO) -> N
         with archive.open(member) as source:
             shutil.copyfileobj(source, file, CHUNK)
     except _DAMAGE as error:
-        raise DamagedArchiveError(
-            f"{archive.filename} has changed: {member.filename} cannot be read any more"
-        ) from error
+        message = f"{archive.filename} has changed: {member.filename} cannot be read any more"
+        raise DamagedArchiveError(message, path=_path(archive)) from error
 
 
 def _path(archive: zipfile.ZipFile) -> Path:
@@ -106,19 +113,20 @@ def _path(archive: zipfile.ZipFile) -> Path:
 
 
 @contextlib.contextmanager
-def _damage_told(path: Path, part: str) -> Iterator[None]:
-    """Tell damage, which zipfile and what it calls raise as errors of many kinds, in one way."""
+def _reporting_damage(path: Path, part: str) -> Iterator[None]:
+    """Raise the errors of many kinds that zipfile and its codecs raise for damage as one kind."""
     try:
         yield
     except OSError as error:
-        # bz2 says it of damaged data; the file system's errors have a number.
+        # bz2 raises OSError for damaged data; errors of the file system have a number.
         if error.errno is not None:
-            raise FileError(f"cannot read {path} ({error.strerror})") from error
-        raise DamagedArchiveError(f"{path} is damaged: {part} cannot be read ({error})") from error
+            raise FileError(f"cannot read {path} ({error.strerror})", path=path) from error
+        raise DamagedArchiveError(f"{path} is damaged: {part} cannot be read ({error})", path=path) from error
     except NotImplementedError as error:
         raise FileError(
-            f"{path} cannot be unpacked here: {part} is packed in a way that Python does not know ({error}); unpack it "
-            "by hand, and name a folder of its kernels with `load_kernels` of run.py"
+            f"{path} cannot be unpacked here: Python does not support the compression of {part} ({error}); unpack it "
+            "by hand, and name a folder of its kernels with `load_kernels` of run.py",
+            path=path,
         ) from error
     except _DAMAGE as error:
-        raise DamagedArchiveError(f"{path} is damaged: {part} cannot be read ({error})") from error
+        raise DamagedArchiveError(f"{path} is damaged: {part} cannot be read ({error})", path=path) from error

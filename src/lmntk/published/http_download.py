@@ -1,4 +1,4 @@
-"""A file fetched over HTTP that goes on where it stopped, and has its name only when it is whole."""
+"""Download a file over HTTP: an interrupted download continues, and the file has its name only when it is complete."""
 
 import contextlib
 import fcntl
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from lmntk.errors import UsageError
+from lmntk.errors import FileError, UsageError
 from lmntk.interrupts import Stopped
 from lmntk.storage.atomic import write_text
 from lmntk.storage.readers import read_json
@@ -25,22 +25,26 @@ from lmntk.storage.wording import data_size
 PARTIAL = ".partial"
 TIMEOUT_SECONDS = 60
 PAUSES = (1, 2, 4, 8)
-"""Seconds to wait after a try that got no further than those before."""
+"""Seconds to wait after an attempt that received nothing new."""
 CHUNK = 2**18
-_WORTH_WAITING = (408, 429, 500, 502, 503, 504)
+_RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 
 Announce = Callable[[int | None, int], None]
-"""Called with a file's size, where the server tells it, and how much of that is here; may refuse by a UsageError."""
+"""Called with a file's size, None if the server does not send it, and the bytes received; may raise UsageError."""
+
+
+class DownloadError(UsageError):
+    """An address gives no file; data: ``url``, ``reason``."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which of the files that a server may have had under an address.
+    """One version of the file at an address.
 
     Attributes:
         url: The address.
-        size: Bytes in all, None where the server does not say.
-        validator: The strong ETag or else Last-Modified, ``""`` where the server gives neither.
+        size: Bytes of the file; None if the server does not send its size.
+        validator: The strong ETag or else Last-Modified, ``""`` if the server sends neither.
     """
 
     url: str
@@ -49,30 +53,31 @@ class Version:
 
 
 def partial_of(target: Path) -> Path:
-    """Where what was received of a file lies until it is whole."""
+    """Return where the received part of a file is kept until the file is complete."""
     return target.with_name(target.name + PARTIAL)
 
 
-def download(url: str, target: Path, announce: Announce, way_out: str) -> None:
-    """Fetch a file, or the rest of it; what was received stays when the connection, or the program, breaks off.
+def download(url: str, target: Path, announce: Announce, remedy: str) -> None:
+    """Fetch a file, or the rest of it; the received part is kept when the connection or the program is interrupted.
 
     Args:
         url: An http or https address.
-        target: Where the file is to be. Until it is whole it lies beside that, see `partial_of`.
+        target: The path of the complete file; see `partial_of` for the path until then.
         announce: Called before bytes are received.
-        way_out: What else can be done where the address gives no file, for the error.
+        remedy: What else the user can do if the address gives no file, for the error.
 
     Raises:
-        UsageError: Names the address and what is wrong there, or the file that cannot be written.
+        DownloadError: The address gives no file.
+        FileError: The file cannot be written.
     """
     partial = partial_of(target)
     with _claimed(partial) as file:
         if target.exists():
-            return  # by another process, while this one waited for its turn
+            return  # another process completed it in the meantime
         try:
-            _fetch(url, file, _note_of(partial), announce, way_out)
+            _fetch(url, file, _note_of(partial), announce, remedy)
         except Stopped as stop:
-            stop.kept_summary = f"{partial} keeps the {data_size(_size(file))} that came"
+            stop.kept_summary = f"{partial} keeps the {data_size(_size(file))} received so far"
             raise
         os.fsync(file.fileno())
         partial.replace(target)
@@ -81,14 +86,14 @@ def download(url: str, target: Path, announce: Announce, way_out: str) -> None:
 
 @contextlib.contextmanager
 def _claimed(partial: Path) -> Iterator[BinaryIO]:
-    """Open the file to append to, for this process alone."""
+    """Open the file to append to, locked for this process."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             while True:
                 file = stack.enter_context(partial.open("ab"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Between opening and locking another process may have finished it, and given it its name.
+                # Between opening and locking, another process may have completed and renamed it.
                 if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
                     break
             try:
@@ -98,23 +103,24 @@ def _claimed(partial: Path) -> Iterator[BinaryIO]:
                     partial.unlink(missing_ok=True)
                     _note_of(partial).unlink(missing_ok=True)
     except BlockingIOError as error:
-        raise UsageError(f"another process is fetching {partial}: wait until it is done") from error
+        raise FileError(f"another process is fetching {partial}: wait until it is done", path=partial) from error
     except OSError as error:
-        raise UsageError(f"cannot write {partial} ({error.strerror}): make room, or name another folder") from error
+        message = f"cannot write {partial} ({error.strerror}): make room, or name another folder"
+        raise FileError(message, path=partial) from error
 
 
-def _fetch(url: str, file: BinaryIO, note: Path, announce: Announce, way_out: str) -> None:
-    """Try until the file is whole, as long as tries get further or a few times more."""
+def _fetch(url: str, file: BinaryIO, note: Path, announce: Announce, remedy: str) -> None:
+    """Repeat until the file is complete; give up after a few attempts in a row without anything new."""
     known = _read_note(note)
     if known is not None and known.url == url and known.size == _size(file):
         return
-    furthest, vain, met = _size(file), 0, False
+    furthest, vain, reached = _size(file), 0, False
     while True:
         try:
             with _open(url, _size(file), _read_note(note)) as response:
-                met = True
-                whole = _receive(url, response, file, note, announce)
-            if whole:
+                reached = True
+                complete = _receive(url, response, file, note, announce)
+            if complete:
                 return
             reason = "the connection was dropped"
         except _FileError as error:
@@ -122,21 +128,24 @@ def _fetch(url: str, file: BinaryIO, note: Path, announce: Announce, way_out: st
         except (OSError, http.client.HTTPException, ValueError) as error:
             code = error.code if isinstance(error, urllib.error.HTTPError) else None
             reason = _in_words(error)
-            if code not in _WORTH_WAITING if code else not met:
-                raise UsageError(f"cannot fetch {url} ({reason}): {way_out}") from error
+            is_worth_repeating = code in _RETRIED_STATUSES if code else reached
+            if not is_worth_repeating:
+                raise DownloadError(f"cannot fetch {url} ({reason}): {remedy}", url=url, reason=reason) from error
         vain = 0 if _size(file) > furthest else vain + 1
         furthest = max(furthest, _size(file))
         if vain > len(PAUSES):
-            raise UsageError(
-                f"cannot fetch {url} ({reason}, {vain} times with nothing new): the {data_size(_size(file))} that "
-                f"came are kept, and the same command goes on; or {way_out}"
+            raise DownloadError(
+                f"cannot fetch {url} ({reason}, {vain} times with nothing new): the {data_size(_size(file))} received "
+                f"so far are kept, and the same command continues; or {remedy}",
+                url=url,
+                reason=reason,
             )
         print(f"{reason} after {data_size(_size(file))}: trying again", flush=True)
         time.sleep(PAUSES[vain - 1] if vain else 0)
 
 
 class _FileError(Exception):
-    """The disk refused what the network gave."""
+    """The disk refused received bytes."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(str(cause))
@@ -144,7 +153,7 @@ class _FileError(Exception):
 
 
 def _open(url: str, have: int, known: Version | None) -> http.client.HTTPResponse:
-    """Ask for what is missing; where the server cannot give just that, for all."""
+    """Request the missing part of a file, or all of it if the server cannot send just that."""
     if have and known is not None and known.url == url:
         headers = {"Range": f"bytes={have}-"} | ({"If-Range": known.validator} if known.validator else {})
         try:
@@ -154,7 +163,7 @@ def _open(url: str, have: int, known: Version | None) -> http.client.HTTPRespons
                 raise
             error.close()
         else:
-            # A server may not heed If-Range: what it says of the file counts.
+            # A server may ignore If-Range: compare the version that it sends.
             if response.status != http.client.PARTIAL_CONTENT or (_start(response), _version(url, response)) == (
                 have,
                 known,
@@ -170,7 +179,7 @@ def _ask(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 
 
 def _start(response: http.client.HTTPResponse) -> int:
-    """Where in the file an answer begins."""
+    """Return the byte of the file that a response begins with; -1 if the server does not say."""
     if response.status != http.client.PARTIAL_CONTENT:
         return 0
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -184,52 +193,53 @@ def _version(url: str, response: http.client.HTTPResponse) -> Version:
     else:
         size = headers.get("Content-Length", "")
     tag = headers.get("ETag", "")
-    # A weak one promises the same meaning, not the same bytes.
+    # A weak ETag promises equivalent content, not equal bytes.
     validator = headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
     return Version(url, int(size) if size.isdecimal() else None, validator)
 
 
 def _receive(url: str, response: http.client.HTTPResponse, file: BinaryIO, note: Path, announce: Announce) -> bool:
-    """Append what the server sends; return whether the file is whole."""
+    """Append what the server sends; return whether the file is complete."""
     version, have = _version(url, response), _size(file)
-    with _told_apart():
+    with _marking_disk_errors():
         if response.headers.get_content_type() == "text/html":
-            raise UsageError(f"{url} gives a web page and no archive: look at it in a browser (is there a log-in?)")
+            message = f"{url} gives a web page and no archive: look at it in a browser (is there a log-in?)"
+            raise DownloadError(message, url=url, reason="a web page")
         if not _start(response):
-            _start_anew(version, file, note, have)
+            _restart(version, file, note, have)
             have = 0
         announce(version.size, have)
     with tqdm(
         total=version.size, initial=have, unit="B", unit_scale=True, desc=url.rpartition("/")[2], disable=None
     ) as bar:
         while chunk := response.read(CHUNK):
-            with _told_apart():
+            with _marking_disk_errors():
                 file.write(chunk)
                 file.flush()
             bar.update(len(chunk))
     return version.size is None or _size(file) == version.size
 
 
-def _start_anew(version: Version, file: BinaryIO, note: Path, have: int) -> None:
+def _restart(version: Version, file: BinaryIO, note: Path, have: int) -> None:
     known = _read_note(note)
     if have:
         if known is None:
-            reason = "nothing says what the part that is here is of"
+            reason = "the part received earlier has no record of its address"
         elif known.url != version.url:
-            reason = f"the part that is here is of {known.url}"
+            reason = f"the part received earlier is of {known.url}"
         elif known != version:
-            reason = "the server has another file by now"
+            reason = "the file on the server has changed"
         else:
-            reason = "the server sends whole files only"
-        print(f"{reason}: starting anew", flush=True)
-    # Bytes stand beside a note of their own, wherever this is interrupted.
+            reason = "the server sends complete files only"
+        print(f"{reason}: starting again", flush=True)
+    # The bytes always match the note beside them, wherever this is interrupted.
     file.truncate(0)
     write_text(note, json.dumps(asdict(version)))
 
 
 @contextlib.contextmanager
-def _told_apart() -> Iterator[None]:
-    """Let errors of the disk not pass for errors of the network."""
+def _marking_disk_errors() -> Iterator[None]:
+    """Keep errors of the disk apart from errors of the network."""
     try:
         yield
     except OSError as error:
@@ -252,7 +262,7 @@ def _size(file: BinaryIO) -> int:
 
 
 def _in_words(error: Exception) -> str:
-    """Say in a few words what went wrong on the network."""
+    """Describe an error of the network in a few words."""
     if isinstance(error, urllib.error.HTTPError):
         return f"{error.code} {error.reason}"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error

@@ -253,7 +253,7 @@ def _write(opened: ZipFile, file: File, out: BinaryIO) -> None:
         raise FileError(
             f"{file.member} in {opened.filename} is not what its name says, {file.kind} as a pair of tensors; nothing "
             "else is read from it or run, and it was not unpacked: `task` and `seed` choose other members",
-            path=opened.filename,
+            path=Path(opened.filename or ""),
             member=file.member,
         ) from error
 
