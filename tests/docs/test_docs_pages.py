@@ -17,7 +17,7 @@ TESTED_BY = {
     "published-kernels": "published/test_install.py",
     "report": "report/test_report.py",
     "scaling": "docs/test_docs_cost.py",
-    "solvers": "docs/test_docs_solvers.py",
+    "solvers-compared": "docs/test_docs_solvers.py",
     "templates": "docs/test_docs_templates.py",
     "training": "docs/test_docs.py",
     "troubleshooting": "docs/test_docs_troubleshooting.py",
@@ -55,7 +55,7 @@ def test_every_link_within_the_repository_leads_to_a_file(page: str) -> None:
     assert [link for link in links if link and not PATHS[page].parent.joinpath(link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["as-published", "solvers", "scaling", "performance"])
+@pytest.mark.parametrize("name", ["as-published", "solvers", "solvers-compared", "scaling", "performance", "limits", "engines"])
 def test_every_flag_and_file_that_it_names_exists(name: str) -> None:
     page = PAGES[name]
     tools = "".join(
