@@ -12,6 +12,7 @@ from lmntk.config.arguments import flag_names
 TESTED_BY = {
     "README": "docs/test_readme.py",
     "as-published": "config/test_as_published.py",
+    "first-kernel": "docs/test_docs_tutorial.py",
     "own-data": "docs/test_docs_own_data.py",
     "performance": "docs/test_docs_cost.py",
     "published-kernels": "published/test_install.py",
@@ -55,7 +56,9 @@ def test_every_link_within_the_repository_leads_to_a_file(page: str) -> None:
     assert [link for link in links if link and not PATHS[page].parent.joinpath(link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["as-published", "solvers", "solvers-compared", "scaling", "performance", "limits", "engines"])
+@pytest.mark.parametrize(
+    "name", ["as-published", "solvers", "solvers-compared", "scaling", "performance", "limits", "engines"]
+)
 def test_every_flag_and_file_that_it_names_exists(name: str) -> None:
     page = PAGES[name]
     tools = "".join(
