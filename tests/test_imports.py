@@ -36,7 +36,7 @@ MAY_IMPORT = {
     },
     "analysis": {"errors", "solvers", "storage", "data"},
     "report": {"errors", "solvers", "storage", "analysis"},
-    "runs": {"errors", "solvers", "storage", "data", "prompts"},
+    "runs": {"errors", "interrupts", "solvers", "storage", "data", "prompts"},
     "published": {"errors", "interrupts", "kernels", "storage", "data"},
 }
 MAY_IMPORT["commands"] = set(MAY_IMPORT)

@@ -25,7 +25,7 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = "*sent_0*_It_was*mask*"
 DEMO = demo.Demo(
     name="demo-causal",
-    what="Tell good film reviews from bad ones by a causal language model, as it is and by its kernel.",
+    purpose="Tell good film reviews from bad ones by a causal language model, as it is and by its kernel.",
     model="smollm2-135m",
     tasks=("film-reviews",),
     methods=tuple(method for method in demo.DEMO.methods if method.name in ("zero-shot", "kernel-sgd")),
@@ -35,4 +35,4 @@ DEMO = demo.Demo(
 )
 
 if __name__ == "__main__":
-    sys.exit(demo.command_line(DEMO))
+    sys.exit(demo.main(DEMO))

@@ -1,4 +1,4 @@
-"""The demo's script against a stand-in for run_fewshot.sh: what it starts, what it reads, what it prints."""
+"""The demo against a stand-in for run_fewshot.sh: what it starts, reads and prints."""
 
 import csv
 import itertools
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import demo
-import gather_result
-from lmntk.errors import UsageError
+from lmntk.commands import gather
+from lmntk.runs import processes
 
 # Notes its settings, leaves results that depend on seed and method, and fails for the folder that `fail` names.
 STAND_IN = """
@@ -39,7 +40,7 @@ echo "eval_acc = 0.$SEED" | tee "$output/eval_results_mr.txt" > "$output/test_re
 case $TAG in *-kernel-sgd) test=0.75 ;; *) test=0.$SEED ;; esac
 metrics="\\"mr_dev_eval_acc\\": 0.$SEED, \\"mr_test_eval_acc\\": $test, \\"seconds\\": $SEED"
 folders="\\"data_dir\\": \\"$data\\", \\"output_dir\\": \\"$output\\""
-echo "{\\"tag\\": \\"$TAG\\", \\"task_name\\": \\"$TASK\\", $folders, $metrics}" >> log
+echo "{\\"tag\\": \\"$TAG\\", \\"task_name\\": \\"$TASK\\", $folders, $metrics}" | tee "$output/run_mr.json" >> log
 """
 NAMES = ("zero-shot", "kernel-sgd", "tuning-adam")  # a few of the methods: a run more is a process more
 METHODS = tuple(method for method in demo.DEMO.methods if method.name in NAMES)
@@ -63,10 +64,12 @@ class Workplace:
     def calls(self) -> list[str]:
         return (self.stand_in / "calls").read_text(encoding="utf-8").splitlines()
 
-    def run_demo(self, monkeypatch: pytest.MonkeyPatch, of: demo.Demo = DEMO) -> None:
+    def status(self, of: demo.Demo = DEMO) -> int:
         flags = ["--model", str(self.stand_in), "--data_dir", str(self.data), "--output_dir", str(self.output)]
-        monkeypatch.setattr(sys, "argv", ["demo.py", *flags])
-        demo.main(of)
+        return demo.main(of, flags)
+
+    def run_demo(self, of: demo.Demo = DEMO) -> None:
+        assert self.status(of) == 0
 
 
 @pytest.fixture
@@ -83,7 +86,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
             place.original(task, split).parent.mkdir(parents=True, exist_ok=True)
             with place.original(task, split).open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows((i % 2, f"{split} sentence {i}") for i in range(80))
-    monkeypatch.setattr(demo, "RUN_SCRIPT", place.stand_in / "run.sh")
+    monkeypatch.setattr(processes, "RUN_SCRIPT", place.stand_in / "run.sh")
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(demo, "ROOT", place.program)
     return place
 
@@ -91,16 +95,16 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
 def test_the_table_holds_means_over_the_seeds_for_every_task_and_method(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     table = (workplace.output / "table.md").read_text(encoding="utf-8")
     assert f"\n\n{table}\n" in capsys.readouterr().out
     header, line, *rows = table.splitlines()
-    assert header == "| task         | method            |  dev | test | standard deviation |"
-    assert line == "|--------------|-------------------|-----:|-----:|-------------------:|"
+    assert header == "| task         | method      |  dev | test | standard deviation |"
+    assert line == "|--------------|-------------|-----:|-----:|-------------------:|"
     usual = "| 27.5 | 27.5 |               14.5 |"
     kernel = "| 27.5 | 75.0 |                0.0 |"
     assert rows == [
-        f"| {task:12} | {name:17} {kernel if name == 'kernel-sgd' else usual}"
+        f"| {task:12} | {name:11} {kernel if name == 'kernel-sgd' else usual}"
         for task in ("tweets", "film-reviews")
         for name in NAMES
     ]
@@ -113,11 +117,11 @@ def test_the_command_that_is_printed_finds_the_same_numbers_in_the_log(
     stale = {"tag": "demo-tweets-zero-shot", "task_name": "mr", "data_dir": "16-13", "output_dir": "an older one"}
     stale_line = json.dumps({**stale, "mr_dev_eval_acc": 0.99, "mr_test_eval_acc": 0.99})
     (workplace.output / "log").write_text(stale_line + "\n", encoding="utf-8")
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     lines = capsys.readouterr().out.splitlines()
     python, tool, *words = shlex.split(lines[lines.index("The same numbers from the log:") + 1])
-    assert (python, tool) == (sys.executable, str(demo.GATHER_TOOL))
-    assert gather_result.main(words) == 0
+    assert (python, tool) == (sys.executable, str(workplace.program / "tools" / "gather_result.py"))
+    assert gather.main(words) == 0
     gathered, errors = capsys.readouterr()
     assert errors == ""
     header, _, *rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in gathered.splitlines()]
@@ -130,11 +134,11 @@ def test_the_command_that_is_printed_finds_the_same_numbers_in_the_log(
     assert {row["runs"] for row in found.values()} == {"2"}
 
 
-def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one_logit(
+def test_every_run_has_a_split_and_folder_and_takes_the_classes_as_one_logit(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOAD_KERNELS_TAG", "of-another-experiment")
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     expected = [
         f"demo-{task}-{method.name} mr {seed} 16 prompt {method.trainer} 0 unset 1 {sys.executable} | "
         f"{workplace.stand_in} | --data_dir {workplace.data}/{task}/k-shot-1k-test/mr/16-{seed} "
@@ -151,14 +155,14 @@ def test_every_run_gets_its_own_split_and_folder_and_all_take_the_classes_as_one
             assert len((split / "train.csv").read_text(encoding="utf-8").splitlines()) == 32
 
 
-@pytest.mark.parametrize("lost", ["test_results_mr.txt", "log"])
+@pytest.mark.parametrize("lost", ["test_results_mr.txt", "run_mr.json"])
 def test_a_run_whose_results_are_there_is_not_started_again(
     lost: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     first = capsys.readouterr().out
     (workplace.output / "tweets" / "tuning-adam" / "16-42" / lost).unlink()
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     second = capsys.readouterr().out
     assert len(workplace.calls) == RUNS + 1
     assert second.count("(there already)") == RUNS - 1
@@ -187,7 +191,7 @@ def append(path: Path) -> None:
             id="the sentences of one task",
         ),
         pytest.param(
-            lambda place: (place.output / "tweets" / "kernel-sgd" / "16-13" / demo.STAMP).write_text(""),
+            lambda place: (place.output / "tweets" / "kernel-sgd" / "16-13" / processes.STAMP).write_text(""),
             1,
             id="one stamp",
         ),
@@ -197,22 +201,22 @@ def append(path: Path) -> None:
 def test_results_count_only_for_the_command_split_model_and_program_that_gave_them(
     change: Callable[[Workplace], None], again: int, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     stale = workplace.output / "tweets" / "kernel-sgd" / "16-13" / "stale"
     stale.touch()
     change(workplace)
     before = len(workplace.calls)
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     assert len(workplace.calls) == before + again
     assert stale.exists() == (again == 0), "what a stale run left is deleted before it is started again"
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     assert len(workplace.calls) == before + again
 
 
 def test_another_command_is_another_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     other = demo.Method("zero-shot", "standard", "--no_train --num_sample 1")
-    workplace.run_demo(monkeypatch, replace(DEMO, methods=(other, *METHODS[1:])))
+    workplace.run_demo(replace(DEMO, methods=(other, *METHODS[1:])))
     assert [call.split()[-3:] for call in workplace.calls[RUNS:]] == [["--no_train", "--num_sample", "1"]] * 4
 
 
@@ -224,7 +228,7 @@ def test_runs_that_go_one_at_a_time_have_all_cores_and_show_what_they_say(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    workplace.run_demo(monkeypatch, ALONE)
+    workplace.run_demo(ALONE)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "6 runs, one at a time, on all cores; each prints a line when it is done."
     for number, (method, seed) in enumerate(itertools.product(METHODS, (13, 42))):
@@ -233,11 +237,11 @@ def test_runs_that_go_one_at_a_time_have_all_cores_and_show_what_they_say(
         said = f"what demo-alone-tweets-{method.name} says of {seed}"
         assert shown[1 + 4 * number : 5 + 4 * number] == [
             "",
-            f"{name}: what it says, which {folder / 'run.log'} keeps too:",
+            f"{name}: its messages, which {folder / processes.LOG} keeps too:",
             said,
             f"[{number + 1:2}/6] {name}: test accuracy {accuracy}% (0 s)",
         ]
-        assert (folder / "run.log").read_text(encoding="utf-8") == f"{said}\n"
+        assert (folder / processes.LOG).read_text(encoding="utf-8") == f"{said}\n"
         assert f" 0 unset unset {sys.executable} | " in workplace.calls[number]
         flags = f"--disable_tqdm False --template *sent_0* --gguf_file a.gguf {method.flags}"
         assert workplace.calls[number].endswith(f"--binary_classification {flags}")
@@ -246,24 +250,24 @@ def test_runs_that_go_one_at_a_time_have_all_cores_and_show_what_they_say(
 def test_shared_flags_are_part_of_the_command_that_results_count_for(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workplace.run_demo(monkeypatch, ONE)
-    workplace.run_demo(monkeypatch, ONE)
+    workplace.run_demo(ONE)
+    workplace.run_demo(ONE)
     assert len(workplace.calls) == 1
-    workplace.run_demo(monkeypatch, replace(ONE, flags="--template *sent_0* --gguf_file b.gguf"))
+    workplace.run_demo(replace(ONE, flags="--template *sent_0* --gguf_file b.gguf"))
     assert len(workplace.calls) == 2
 
 
 def test_of_one_seed_the_table_has_no_deviation(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workplace.run_demo(monkeypatch, replace(ALONE, seeds=(42,)))
+    workplace.run_demo(replace(ALONE, seeds=(42,)))
     table = (workplace.output / "table.md").read_text(encoding="utf-8")
     assert table.splitlines() == [
-        "| task         | method            |  dev | test |",
-        "|--------------|-------------------|-----:|-----:|",
-        "| tweets       | zero-shot         | 42.0 | 42.0 |",
-        "| tweets       | kernel-sgd        | 42.0 | 75.0 |",
-        "| tweets       | tuning-adam       | 42.0 | 42.0 |",
+        "| task   | method      |  dev | test |",
+        "|--------|-------------|-----:|-----:|",
+        "| tweets | zero-shot   | 42.0 | 42.0 |",
+        "| tweets | kernel-sgd  | 42.0 | 75.0 |",
+        "| tweets | tuning-adam | 42.0 | 42.0 |",
     ]
     assert f"\n\nAccuracies in percent, seed 42; guessing is right half of the time.\n\n{table}\n" in (
         capsys.readouterr().out
@@ -273,43 +277,43 @@ def test_of_one_seed_the_table_has_no_deviation(
 def test_it_ends_by_writing_a_report_of_some_runs_which_is_written_once(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     page = workplace.output / "report" / "report.html"
     assert capsys.readouterr().out.endswith(f"Kernels to look at, of tweets and seed 42, in a browser:\n  {page}\n")
     assert re.findall(r'<th scope="row">(.*?)</th>', page.read_text(encoding="utf-8")) == ["kernel-sgd", "tuning-adam"]
     written = page.stat().st_mtime_ns
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     assert page.stat().st_mtime_ns == written
     append(workplace.program / "run.py")
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     assert page.stat().st_mtime_ns > written
     page.unlink()
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     assert page.exists()
 
 
 def test_a_missing_folder_is_named_with_the_script_that_fetches_it(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(workplace.data / "film-reviews")
-    with pytest.raises(UsageError) as caught:
-        workplace.run_demo(monkeypatch)
-    assert str(caught.value) == f"{workplace.data / 'film-reviews'} is missing: make demo fetches it"
+    assert workplace.status() == 2
+    error = capsys.readouterr().err
+    assert f"{workplace.data / 'film-reviews'} is missing" in error
+    assert "make demo" in error
 
 
-def test_a_run_that_fails_is_named_with_its_last_lines_and_goes_on_the_next_time(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_fails_is_named_and_goes_on_the_next_time(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = workplace.output / "tweets" / "tuning-adam" / "16-42"
     (workplace.stand_in / "fail").write_text(str(folder), encoding="utf-8")
-    with pytest.raises(UsageError) as caught:
-        workplace.run_demo(monkeypatch)
-    assert str(caught.value) == (
-        f"run.sh ended with status 3; all it said is in {folder / 'run.log'}, which ends so:\n    error: no such luck"
-    )
+    assert workplace.status() == 2
+    error = capsys.readouterr().err
+    for fact in ("tweets, tuning-adam, seed 42", "status 3", str(folder / processes.LOG), "error: no such luck"):
+        assert fact in error
     (folder / "tile").touch()
     (workplace.stand_in / "fail").unlink()
-    workplace.run_demo(monkeypatch)
+    workplace.run_demo()
     assert (folder / "tile").exists(), "what a stopped run kept is there for the next one"
     assert (folder / "test_results_mr.txt").exists()
 
@@ -317,10 +321,6 @@ def test_a_run_that_fails_is_named_with_its_last_lines_and_goes_on_the_next_time
 def test_a_stopped_demo_says_so_in_a_sentence(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys, "argv", ["demo.py"])
-    monkeypatch.setattr(demo, "main", stop)
-    assert demo.command_line(DEMO) == 130
+    monkeypatch.setattr(demo, "run_all", lambda *_, **__: processes.Outcome(0, [], [signal.SIGINT]))
+    assert workplace.status() == 130
     assert capsys.readouterr().err == "stopped by SIGINT: what is done is kept; the same command goes on from there\n"

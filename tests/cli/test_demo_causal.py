@@ -14,6 +14,7 @@ import demo_causal
 import fetch_demo_assets
 from command_line import ROOT, read_kernel, read_results, sst2_rows
 from lmntk.runs.log import read_log
+from lmntk.runs.processes import LOG
 from tiny_gguf import random_lm, write_gguf
 from tiny_tokenizers import make_gpt2_tokenizer
 
@@ -78,7 +79,7 @@ def test_the_kernel_is_that_of_the_gguf_file_on_all_of_the_data(workplace: Workp
 
 def test_what_the_runs_say_is_shown(workplace: Workplace) -> None:
     for method in demo_causal.DEMO.methods:
-        said = (workplace.result(method) / "run.log").read_text(encoding="utf-8")
+        said = (workplace.result(method) / LOG).read_text(encoding="utf-8")
         assert f"keeps too:\n{said}[" in workplace.out
         assert "results are in" in said
 

@@ -74,12 +74,12 @@ def test_an_ensemble_is_made_of_the_logits_that_the_runs_wrote(
 
 def test_the_grids_are_those_that_the_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (words,) = [words for words in commands(TRAINING) if words[1:2] == ["tools/run_grid.py"]]
-    run_grid.main([*words[2:], "--list"])
+    assert run_grid.main([*words[2:], "--list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "run_fewshot.sh" in line]
     assert len(lines) == 2 * 2 * 3 * 2
     (grid,) = blocks(TRAINING, "json")
     (tmp_path / "grid.json").write_text(grid, encoding="utf-8")
-    run_grid.main(["--grid", str(tmp_path / "grid.json"), "--list"])
+    assert run_grid.main(["--grid", str(tmp_path / "grid.json"), "--list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "run_fewshot.sh" in line]
     assert len(lines) == 2 * 2 * 3
 

@@ -150,7 +150,7 @@ def test_settings_that_differ_separate_groups_where_the_trainer_heeds_them(gathe
     ]
 
 
-def test_a_kernel_run_is_zero_shot_only_by_no_train_and_a_zero_shot_run_heeds_no_trainers_settings(gather):
+def test_a_kernel_run_is_zero_shot_only_by_no_train_which_uses_no_settings(gather):
     settings = {"optimizer": "adam", "optimizer_variant": "", "kernel_solver": "lstsq"}
     runs = [
         run(42, 0.5, 0.5, folder="a", do_train=False, **settings),
@@ -281,7 +281,7 @@ def test_a_task_of_several_without_runs_is_noted(gather):
     assert noted == ["no run of cola meets the other conditions"]
 
 
-def test_the_command_reads_log_in_the_working_directory_and_exits_with_2_on_a_mistake(tmp_path):
+def test_the_command_reads_log_in_the_working_directory_or_exits_with_2(tmp_path):
     def call(*flags):
         command = [sys.executable, str(TOOL), *flags]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -1,19 +1,24 @@
-"""tools/run_grid.py against a stand-in for run_fewshot.sh: what it starts, what it skips, what it refuses."""
+"""Grids of runs against a stand-in for run_fewshot.sh: what they start, skip and refuse."""
 
+import doctest
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-import run_grid
-from lmntk.errors import UsageError
+from lmntk.commands import grid as command
+from lmntk.errors import FileError, SettingError, UnknownNameError, UsageError
+from lmntk.runs import grid as library
+from lmntk.runs import processes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "run_fewshot.sh"
 # Notes its call, leaves results, and fails or waits for a signal where a file beside it names its task and seed.
@@ -47,14 +52,16 @@ class Workplace:
     def run(self, *argv: str) -> tuple[int, str, str]:
         """Status, stdout and stderr of a call."""
         self.capture.readouterr()
-        status = run_grid.main(argv)
+        status = command.main(argv)
         return status, *self.capture.readouterr()
 
-    def refusal(self, *argv: str) -> str:
+    def refusal(self, *argv: str) -> UsageError:
+        """The error that a command line ends with."""
         with pytest.raises(UsageError) as caught:
-            run_grid.main(argv)
+            command.GridParser().read(argv)
+        assert command.main(argv) == 2
         assert not (self.root / "calls").exists()
-        return str(caught.value)
+        return caught.value
 
     def note(self, name: str, *points: str) -> None:
         """Say for which task and seed a run fails, waits or is idle."""
@@ -81,13 +88,13 @@ class Workplace:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Workplace:
-    for name in (*run_grid.DEFAULTS, "GRID_TAG", "PYTHON", "OMP_NUM_THREADS"):
+    for name in (*library.DEFAULTS, "GRID_TAG", "PYTHON", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     root = (tmp_path / "my repository").resolve()
     root.mkdir()
     (root / "run_fewshot.sh").write_text(STAND_IN, encoding="utf-8")
-    monkeypatch.setattr(run_grid, "RUN_SCRIPT", root / "run_fewshot.sh")
-    monkeypatch.setattr(run_grid, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "RUN_SCRIPT", root / "run_fewshot.sh")
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.01)
     monkeypatch.chdir(root)
     return Workplace(root, capsys)
 
@@ -179,7 +186,8 @@ def test_a_folder_that_cannot_be_made_fails_its_run_alone(place: Workplace) -> N
     (place.root / "result" / "mr-roberta-base-prompt-standard-").touch()
     status, out, _ = place.run("TASK=mr,cr")
     assert (status, [call.split()[0] for call in place.calls]) == (1, ["cr"])
-    assert "    cannot start it: [Errno 20] Not a directory" in out or "    cannot start it: [Errno 17]" in out
+    assert "    cannot start it: " in out
+    assert "Not a directory" in out or "File exists" in out
 
 
 def test_a_switch_that_is_off_is_said_and_is_another_run_than_one_left_out(place: Workplace) -> None:
@@ -310,64 +318,102 @@ def test_so_many_jobs_run_at_the_same_time_and_all_are_stopped(place: Workplace)
     assert (place.root / "stopped").read_text() == "stopped\n" * 2
 
 
-KNOWN = "Available: TASK, SEED, K, MODEL, TYPE, TRAINER, TAG, NUM_GPU, LOAD_KERNELS_TAG"
-
-
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "kind", "data", "fact"),
     [
-        ([], "the grid is empty: give variables (SEED=13,42), flags (--learning_rate 1e-5 2e-5) or --grid"),
-        (["--jobs", "2"], "the grid is empty: give variables"),
-        (["--grid", "{}"], "the grid is empty: give variables"),
-        (["SEEDS=13"], f"unknown variable 'SEEDS': did you mean 'SEED'? {KNOWN}"),
-        (["--x", "1", "seed=13"], f"unknown variable 'seed': did you mean 'SEED'? {KNOWN}"),
-        (["GRID_TAG=x"], "GRID_TAG is made of the flags that vary: give the grid a TAG"),
-        (["SEED=13,,42"], "SEED=13,,42 has a comma without a value beside it"),
-        (["SST-2"], "'SST-2' belongs to no flag: variables are NAME=value, values follow their --flag"),
-        (["--output_dir", "here"], "--output_dir would send all runs into one folder: "),
-        (["--output-d=here"], "--output_d would send all runs into one folder: "),
-        (["SEED=1", "--dry_run"], "--dry_run leaves no results: --list prints the runs, and run.py itself says what"),
-        (["--dry-r"], "--dry_r leaves no results: "),
-        (["--jobs", "0", "SEED=1"], "--jobs 0: at least one run at a time"),
-        (["--jobs", "many"], "argument --jobs: invalid int value: 'many'; see --help"),
-        (["--grid", "none.json"], "--grid none.json: [Errno 2] No such file or directory: 'none.json'"),
+        ([], SettingError, {"setting": "grid"}, "SEED=13,42"),
+        (["--jobs", "2"], SettingError, {"setting": "grid"}, "the grid is empty"),
+        (["--grid", "{}"], SettingError, {"setting": "grid"}, "the grid is empty"),
+        (["SEEDS=13"], UnknownNameError, {"name": "SEEDS", "options": [*library.DEFAULTS]}, "did you mean 'SEED'?"),
+        (["--x", "1", "seed=13"], UnknownNameError, {"name": "seed", "options": [*library.DEFAULTS]}, "'SEED'?"),
+        (["GRID_TAG=x"], SettingError, {"setting": "GRID_TAG"}, "TAG"),
+        (["SEED=13,,42"], UsageError, {"word": "SEED=13,,42"}, "comma"),
+        (["SST-2"], UsageError, {"word": "SST-2"}, "NAME=value"),
+        (["--output_dir", "here"], SettingError, {"setting": "output_dir"}, "TAG"),
+        (["--output-d=here"], SettingError, {"setting": "output_d"}, "TAG"),
+        (["SEED=1", "--dry_run"], SettingError, {"setting": "dry_run"}, "`list`"),
+        (["--dry-r"], SettingError, {"setting": "dry_r"}, "`list`"),
+        (["--jobs", "0", "SEED=1"], SettingError, {"setting": "jobs", "value": 0}, "at least one"),
+        (["--jobs", "many"], UsageError, {}, "--jobs"),
+        (["--grid", "none.json"], FileError, {"path": Path("none.json")}, "No such file or directory"),
         (
             ["MODEL=a/b,a_b"],
-            "two runs would share the folder result/SST-2-a_b-prompt-standard-/16-13, `MODEL=",
+            SettingError,
+            {"setting": "TAG", "folder": Path("result/SST-2-a_b-prompt-standard-/16-13")},
+            "MODEL=a/b",
         ),
-        (["--template", "a*b", "a/b"], "two runs would share the folder result/SST-2-roberta-base-prompt-standard--te"),
+        (
+            ["--template", "a*b", "a/b"],
+            SettingError,
+            {"setting": "TAG", "folder": Path("result/SST-2-roberta-base-prompt-standard--template=a_b/16-13")},
+            "--template=a/b",
+        ),
     ],
 )
-def test_a_mistake_is_one_sentence_and_starts_nothing(place: Workplace, argv: list[str], sentence: str) -> None:
-    assert place.refusal(*(place.grid(word) if word == "{}" else word for word in argv)).startswith(sentence)
+def test_a_mistake_is_refused_and_starts_nothing(
+    place: Workplace, argv: list[str], kind: type[UsageError], data: dict[str, object], fact: str
+) -> None:
+    error = place.refusal(*(place.grid(word) if word == "{}" else word for word in argv))
+    assert (type(error), error.data) == (kind, data)
+    assert fact in str(error)
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "fact"),
     [
-        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("[]", 'it must hold an object, {"TASK": …, "flag": …}, or a list of objects'),
-        ([["TASK"]], 'it must hold an object, {"TASK": …, "flag": …}, or a list of objects'),
-        ({"SEEED": 1}, f"unknown variable 'SEEED': did you mean 'SEED'? {KNOWN}"),
-        ({"SEED": []}, '"SEED" takes text, a number or null, or a list of them with one for each run'),
-        ({"TAG": False}, '"TAG" takes text, a number or null, or a list of them with one for each run'),
-        ({"TAG": True}, '"TAG" takes text, a number or null, or a list of them with one for each run'),
-        ({"mapping": {"0": "bad"}}, '"mapping" takes text, a number, true, false or null, or a list of them with one'),
-        ({"a": [[1]]}, '"a" takes text, a number, true, false or null, or a list of them with one for each run'),
-        ({"output_dir": "x"}, "--output_dir would send all runs into one folder: "),
-        ({"GRID_TAG": "x"}, "GRID_TAG is made of the flags that vary"),
+        ("{", "line 1 column 2 (char 1)"),
+        ("[]", "a list of objects"),
+        ([["TASK"]], "a list of objects"),
+        ({"SEEED": 1}, "did you mean 'SEED'?"),
+        ({"SEED": []}, '"SEED" takes text, a number or null'),
+        ({"TAG": False}, '"TAG" takes text, a number or null'),
+        ({"TAG": True}, '"TAG" takes text, a number or null'),
+        ({"mapping": {"0": "bad"}}, '"mapping" takes text, a number, true, false or null'),
+        ({"a": [[1]]}, '"a" takes text, a number, true, false or null'),
+        ({"output_dir": "x"}, "`output_dir`"),
+        ({"GRID_TAG": "x"}, "GRID_TAG"),
     ],
 )
-def test_a_mistake_in_the_file_names_it(place: Workplace, content: object, sentence: str) -> None:
+def test_a_mistake_in_the_file_names_the_file(place: Workplace, content: object, fact: str) -> None:
     file = place.grid(content)
-    assert place.refusal("--grid", file, "K=16").startswith(f"--grid {file}: {sentence}")
+    error = place.refusal("--grid", file, "K=16")
+    assert (type(error), error.data) == (FileError, {"path": Path(file)})
+    assert fact in str(error)
 
 
-def test_as_a_program_a_mistake_is_status_2(place: Workplace) -> None:
+def test_as_a_program_a_mistake_is_status_2() -> None:
     tool = SCRIPT.parent / "tools" / "run_grid.py"
-    done = run_grid.subprocess.run([sys.executable, str(tool), "SEEED=1"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, str(tool), "--output_dir", "x"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: unknown variable 'SEEED': did you mean 'SEED'? {KNOWN}\n"
+    assert done.stderr.startswith("error: --output_dir would")
+
+
+def test_without_a_checkout_a_grid_lists_its_runs_but_starts_none(place: Workplace) -> None:
+    (place.root / "run_fewshot.sh").unlink()
+    assert place.run("--list", "SEED=1,2")[0] == 0
+    status, out, err = place.run("SEED=1,2")
+    assert (status, "run_fewshot.sh" in err) == (2, True)
+    assert not (place.root / "result").exists()
+
+
+def test_processes_are_stopped_if_nobody_can_see_them(place: Workplace) -> None:
+    class Broken(processes.Progress[library.GridRun]):
+        def waiting(self) -> None:
+            if place.waiting:
+                raise BrokenPipeError
+
+    place.note("wait", "SST-2 1")
+    with pytest.raises(BrokenPipeError):
+        processes.run_all(library.expand([{"SEED": ["1", "2"]}]), 1, Broken())
+    assert (place.root / "stopped").read_text() == "stopped\n"
+    assert len(place.calls) == 1
+
+
+@pytest.mark.parametrize("module", [library, command], ids=lambda module: module.__name__)
+def test_the_examples_run(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -388,7 +434,7 @@ def test_the_folders_are_those_that_the_real_script_gives_to_run_py(
         {"LOAD_KERNELS_TAG": ["old", None], "binary_classification": True, "TAG": "é"},
     ]
     argv = ["--grid", place.grid(grids)]
-    _, runs = run_grid.read_grid(argv)
+    runs = command.GridParser().read(argv).runs
     assert len(runs) == 12
     assert place.run(*argv)[0] == 1
     calls = [call.split("\0") for call in (tmp_path / "python calls").read_text().split("\0\n")[:-1]]

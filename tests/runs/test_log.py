@@ -229,7 +229,7 @@ def trial(folder, dev, test=0.0):
     return Trial({"output_dir": folder}, dev, test, None)
 
 
-def test_the_best_trial_has_the_best_dev_metric_the_first_by_output_folder_among_equals():
+def test_the_best_trial_is_best_on_dev_and_first_by_folder_among_equals():
     best, count, ignored = best_trial([trial("c", 0.75), trial("b", 0.75), trial("a", 0.5), trial("d", math.nan)])
     assert (best.entry["output_dir"], count, ignored) == ("b", 4, 0)
 

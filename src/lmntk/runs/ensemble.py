@@ -60,7 +60,7 @@ def evaluate_ensemble(
         folder: The folder of the logits; by default the one that each run noted.
 
     Raises:
-        DataError: Runs of several tasks match, or a model or its logits are missing.
+        DataError: Runs of several tasks match, or a model has no run for a seed.
         FileError: A file of logits cannot be used, or is not the chosen run's.
         SettingError: There is no model, or the test key does not name a metric of the task.
     """
@@ -71,26 +71,20 @@ def evaluate_ensemble(
         sentence = f"the runs are of {', '.join(found)}: give one 'task_name' in `condition`"
         raise DataError(sentence, tasks=[*found])
     ((asked, trials),) = found.items()
-    task = run_task(trials[-1].entry, asked.partition("/")[0])
-    members = choose_members(trials, num_models)
-    check_writers(members, trials, entries, task, folder)
+    task = _task_of_run(trials[-1].entry, asked.partition("/")[0])
+    members = _choose_members(trials, num_models)
+    _check_writers(members, trials, entries, task, folder)
     usual = metric_keys(asked, task.key)
     test, second = keys.test or str(usual.test), keys.second or usual.second
     scores = {}
     for seed, chosen in members.items():
-        files = [logits_path(trial.entry, task, folder) for trial in chosen]
-        metrics = score_mean(chosen, files, task, test)
-        scores[seed] = [metric_of(key, metrics) for key in (test, second) if key]
+        metrics = _score_mean(chosen, [_logits_path(trial.entry, task, folder) for trial in chosen], task, test)
+        scores[seed] = [_metric(key, metrics) for key in (test, second) if key]
     return Ensemble(members, scores)
 
 
-def run_task(entry: LogEntry, name: str) -> Task:
-    """Return the task of a run: a known one, or one made of what a run on a user's data noted.
-
-    Raises:
-        UnknownNameError: There is no such task.
-        DataError: The run noted no labels.
-    """
+def _task_of_run(entry: LogEntry, name: str) -> Task:
+    """The task of that name, or one made of what a run on a user's data noted."""
     columns = entry.get("custom_columns")
     if columns is None:
         return find_task(name)
@@ -104,15 +98,10 @@ def run_task(entry: LogEntry, name: str) -> Task:
     return custom_task(columns, labels, name)
 
 
-def choose_members(trials: Sequence[Trial], num_models: int) -> dict[str, list[Trial]]:
-    """Choose each model's best trial on dev, for each data seed; a warning counts the runs without logits.
-
-    Raises:
-        DataError: A model has no run for a seed, or the runs of a seed are on different data.
-    """
-    numbered = [
-        trial for trial in trials if trial.entry.get("model_id") in range(num_models) and "array_id" in trial.entry
-    ]
+def _choose_members(trials: Sequence[Trial], num_models: int) -> dict[str, list[Trial]]:
+    """Each model's best trial on dev, for each data seed."""
+    models = range(num_models)
+    numbered = [trial for trial in trials if trial.entry.get("model_id") in models and "array_id" in trial.entry]
     saved = [trial for trial in numbered if trial.entry.get("save_logit", True)]  # older logs lack it
     if not saved:
         raise DataError(
@@ -128,15 +117,12 @@ def choose_members(trials: Sequence[Trial], num_models: int) -> dict[str, list[T
         by_seed.setdefault(data_seed(trial.entry), {}).setdefault(int(trial.entry["model_id"]), []).append(trial)
     members = {}
     for seed in sorted(by_seed, key=as_numbers):
-        for model in range(num_models):
-            if model not in by_seed[seed]:
-                raise DataError(
-                    f"seed {seed} has no run with model_id {model}: run it with `save_logit` and `model_id={model}`, "
-                    "lower `n_models`, or exclude the seed by 'data_dir' in `condition`",
-                    seed=seed,
-                    model_id=model,
-                )
-        members[seed] = [best_trial(by_seed[seed][model]).trial for model in range(num_models)]
+        missing = next((model for model in models if model not in by_seed[seed]), None)
+        if missing is not None:
+            remedy = f"run it with `save_logit` and `model_id={missing}`, lower `n_models`, or exclude the seed"
+            sentence = f"seed {seed} has no run with model_id {missing}: {remedy} by 'data_dir' in `condition`"
+            raise DataError(sentence, seed=seed, model_id=missing)
+        members[seed] = [best_trial(by_seed[seed][model]).trial for model in models]
         folders = sorted({str(trial.entry.get("data_dir", "")).rstrip("/") for trial in members[seed]})
         if len(folders) > 1:
             sentence = f"seed {seed} has runs on {' and '.join(folders)}: choose with 'data_dir' in `condition`"
@@ -144,25 +130,14 @@ def choose_members(trials: Sequence[Trial], num_models: int) -> dict[str, list[T
     return members
 
 
-def check_writers(
+def _check_writers(
     members: Mapping[str, Sequence[Trial]],
     trials: Sequence[Trial],
     entries: Sequence[LogEntry],
     task: Task,
     folder: str | None,
 ) -> None:
-    """Check that the logits in each chosen run's file are its own.
-
-    Args:
-        members: The chosen trials, from `choose_members`.
-        trials: The matching trials; their logits are all in `folder` if one is given.
-        entries: All entries of the log; the others wrote into the folders that they noted.
-        task: The task of the trials.
-        folder: The folder of the logits, see `logits_path`.
-
-    Raises:
-        FileError: A later run wrote the same file, so its numbers would pass for those of the chosen run.
-    """
+    """Check that no later run wrote a chosen run's file: its numbers would pass for those of the chosen run."""
     matching = {id(trial.entry) for trial in trials}
     writers: dict[Path, LogEntry] = {}
     for entry in entries:
@@ -170,48 +145,36 @@ def check_writers(
         # Older logs do not say whether logits were saved. A run of mnli saves those of mnli-mm too.
         saved = entry.get("save_logit", matches) and {"model_id", "array_id"} <= entry.keys()
         if saved and (matches or any(key.startswith(f"{task.key}_test_eval_") for key in entry)):
-            writers[logits_path(entry, task, folder if matches else None).absolute()] = entry
+            # Only the matching runs' logits are all in the folder that is given.
+            writers[_logits_path(entry, task, folder if matches else None).absolute()] = entry
     for seed, chosen in members.items():
         for trial in chosen:
-            path = logits_path(trial.entry, task, folder)
+            path = _logits_path(trial.entry, task, folder)
             writer = writers[path.absolute()]
             if writer is not trial.entry:
-                raise FileError(
-                    f"{path} was written again after the chosen run of seed {seed} "
-                    f"({trial.entry.get('output_dir')}), by {writer.get('output_dir')}: give every run a different "
-                    "`array_id` or `save_logit_dir`",
-                    path=path,
-                    writer=writer.get("output_dir"),
-                )
+                later, remedy = writer.get("output_dir"), "give every run a different `array_id` or `save_logit_dir`"
+                run = f"the chosen run of seed {seed} ({trial.entry.get('output_dir')})"
+                raise FileError(f"{path} was written again after {run}, by {later}: {remedy}", path=path, writer=later)
 
 
-def logits_path(entry: LogEntry, task: Task, folder: str | None) -> Path:
-    """Return the file of a run's logits: in the folder given, or in the one that the run noted."""
+def _logits_path(entry: LogEntry, task: Task, folder: str | None) -> Path:
+    """The file of a run's logits: in the folder given, or in the one that the run noted."""
     where = folder or entry.get("save_logit_dir") or DEFAULT_FOLDER
     return ensemble_path(where, "test", task.key, entry["model_id"], entry["array_id"])
 
 
-def score_mean(members: Sequence[Trial], files: Sequence[Path], task: Task, key: str) -> dict[str, float]:
-    """Average the logits of the chosen trials and compute the metrics of what the mean predicts.
-
-    Args:
-        members: One trial of each model, all on the same data.
-        files: The file of each trial's logits.
-        task: The task of the trials.
-        key: The key of their test metric in the log.
-
-    Raises:
-        FileError: A file cannot be used, or does not score what its run noted.
-        DataError: The logits have different numbers of columns.
-    """
-    labels = _test_labels(task, str(members[0].entry.get("data_dir", "")))
-    logits = [load_logits(file, task, len(labels)) for file in files]
+def _score_mean(members: Sequence[Trial], files: Sequence[Path], task: Task, key: str) -> dict[str, float]:
+    """The metrics of what the mean of the logits predicts, after a check that each file scores what its run noted."""
+    data_dir = str(members[0].entry.get("data_dir", ""))
+    examples = read_examples(task, split_file(task, data_dir, "test"))
+    labels = [float(item.label) if task.regression else task.labels.index(item.label) for item in examples]
+    logits = [_load_logits(file, task, len(labels)) for file in files]
     if len({array.shape for array in logits}) > 1:
         columns = ", ".join(f"{file} {array.shape[1]}" for file, array in zip(files, logits, strict=True))
         sentence = f"logits with different numbers of columns cannot be averaged ({columns}): choose runs of one kind"
         raise DataError(sentence, files=[*files])
     for trial, file, array in zip(members, files, logits, strict=True):
-        score = metric_of(key, compute_metrics(task, _predictions(array, task), labels))
+        score = _metric(key, compute_metrics(task, _predictions(array, task), labels))
         same = math.isclose(score, trial.test, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
         if not same and not (math.isnan(score) and math.isnan(trial.test)):
             raise FileError(
@@ -224,20 +187,13 @@ def score_mean(members: Sequence[Trial], files: Sequence[Path], task: Task, key:
     return compute_metrics(task, _predictions(np.mean(logits, axis=0), task), labels)
 
 
-def load_logits(path: Path, task: Task, num_examples: int) -> np.ndarray:
-    """Read the logits of one run.
+def _predictions(logits: np.ndarray, task: Task) -> np.ndarray:
+    """The class ids [X] of logits [X, C], or the scores of a regression task."""
+    return logits[:, 0] if task.regression else two_logits(logits).argmax(axis=1)
 
-    Args:
-        path: The file, from `logits_path`.
-        task: The task whose number of labels the columns must fit.
-        num_examples: The number of rows that there must be.
 
-    Returns:
-        Float64 [X, C]; C is 1 for a regression task or for two classes as one logit.
-
-    Raises:
-        FileError: The file is missing, damaged, or holds anything else.
-    """
+def _load_logits(path: Path, task: Task, num_examples: int) -> np.ndarray:
+    """The logits of one run, float64 [X, C]; C is 1 for a regression task or for two classes as one logit."""
     try:
         logits = read_npy(path)
     except FileNotFoundError as error:
@@ -255,25 +211,10 @@ def load_logits(path: Path, task: Task, num_examples: int) -> np.ndarray:
     return logits.astype(np.float64)
 
 
-def metric_of(key: str, metrics: Mapping[str, float]) -> float:
-    """Return the metric that a key of the log names.
-
-    Raises:
-        SettingError: The task has no metric of that name.
-    """
+def _metric(key: str, metrics: Mapping[str, float]) -> float:
+    """The metric that a key of the log names."""
     name = key.rpartition("_test_eval_")[2]
     if name not in metrics:
         sentence = f"`test_key={key}` is not a metric of an ensemble: it has {', '.join(metrics)}"
         raise SettingError(sentence, setting="test_key", value=key)
     return metrics[name]
-
-
-def _predictions(logits: np.ndarray, task: Task) -> np.ndarray:
-    """Class ids [X] of logits [X, C], or the scores of a regression task."""
-    return logits[:, 0] if task.regression else two_logits(logits).argmax(axis=1)
-
-
-def _test_labels(task: Task, data_dir: str) -> list[float]:
-    """The class ids, or the scores, of the test examples."""
-    examples = read_examples(task, split_file(task, data_dir, "test"))
-    return [float(item.label) if task.regression else task.labels.index(item.label) for item in examples]

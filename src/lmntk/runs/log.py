@@ -137,13 +137,7 @@ def task_of(entry: LogEntry) -> str:
 
 
 def split_folder(entry: LogEntry) -> tuple[str, str]:
-    """Return K and the data seed of a run, as the name of its data folder has them.
-
-    Args:
-        entry: One line of the log.
-
-    Returns:
-        What precedes and what follows the last dash of the folder's name; K is empty if there is no dash.
+    """Return K and the data seed of a run: what precedes and follows the last dash of its data folder's name.
 
     Examples:
         >>> split_folder({"data_dir": "data/k-shot-1k-test/SST-2/16-42/"})
@@ -159,13 +153,7 @@ def data_seed(entry: LogEntry) -> str:
 
 
 class MetricKeys(NamedTuple):
-    """The keys of an entry's metrics.
-
-    Attributes:
-        dev: The metric by which a trial is chosen; None in a request: the task's own.
-        test: The metric that is reported; None in a request: the task's own.
-        second: A second metric to report, if there is one.
-    """
+    """The keys of the metrics to choose a trial by, to report, and to report beside it; None stands for the task's."""
 
     dev: str | None = None
     test: str | None = None
@@ -201,12 +189,12 @@ def metric_keys(asked: str, task: str) -> MetricKeys:
 
 @dataclass(frozen=True)
 class Trial:
-    """An entry of the log with its metrics.
+    """An entry of the log with its metrics as fractions, NaN where the run noted that there was no number.
 
     Attributes:
         entry: The line of the log.
-        dev: The dev metric as a fraction; NaN if the run noted that it was not a number.
-        test: The test metric, likewise.
+        dev: The metric by which trials are chosen.
+        test: The metric that is reported.
         second: The second test metric, NaN also if the entry lacks it; None if the task has no second metric.
     """
 
