@@ -2,14 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-import get_sbert_embedding
-from lmntk.errors import UsageError
+from command_line import refusal
+from lmntk.commands.embed import main
+from lmntk.prompts import sentence_embeddings
 from tiny_models import save_tiny_checkpoint
 
 # Means of float32 states, once of one text and once of a padded batch: sums of 16 to 64 terms in another order.
@@ -25,9 +27,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Data:
     """A folder of k-shot data, two examples a label, and calls of the tool on it."""
 
-    def __init__(self, root: Path, model: Path) -> None:
+    def __init__(self, root: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.root = root / "k-shot-1k-test"
         self.model = model
+        self._capsys = capsys
 
     def write(self, task: str, name: str, rows: list[str], seed: int = 42) -> Path:
         path = self.root / task / f"2-{seed}" / name
@@ -40,26 +43,26 @@ class Data:
             rows = [f"{sentence}\t{number % 2}" for number, sentence in enumerate(sentences)]
             self.write("SST-2", f"{split}.tsv", ["sentence\tlabel", *rows], seed)
 
+    def argv(self, *flags: str) -> list[str]:
+        model = [] if "--sbert_model" in flags else ["--model", str(self.model)]
+        seed = [] if "--seed" in flags else ["--seed", "42"]
+        return ["--data_dir", str(self.root), "--k", "2", *model, *seed, *flags]
+
     def run(self, *flags: str) -> list[str]:
-        """Call the tool; the files that are there afterwards."""
-        given = ["--data_dir", str(self.root), "--k", "2"] + ["--model", str(self.model)] * (
-            "--sbert_model" not in flags
-        )
-        get_sbert_embedding.main([*given, *([] if "--seed" in flags else ["--seed", "42"]), *flags])
+        """Call the tool; return the files that are there afterwards."""
+        assert main(self.argv(*flags)) == 0
         return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*.npy"))
 
     def load(self, name: str) -> np.ndarray:
         return np.load(self.root / name)
 
     def refusal(self, *flags: str) -> str:
-        with pytest.raises(UsageError) as caught:
-            self.run(*flags)
-        return str(caught.value)
+        return refusal(self._capsys, main, self.argv(*flags))
 
 
 @pytest.fixture
-def data(tmp_path: Path, model: Path) -> Data:
-    return Data(tmp_path, model)
+def data(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> Data:
+    return Data(tmp_path, model, capsys)
 
 
 def by_hand(model: Path, text: str, limit: int = 64) -> np.ndarray:
@@ -143,7 +146,7 @@ def test_what_is_there_is_kept_and_said_unless_it_is_to_be_overwritten(
     right = data.load(str(train))
     np.save(train, np.zeros((6, 16), dtype=np.float32))
     with monkeypatch.context() as patched:
-        patched.delattr(get_sbert_embedding, "load_encoder")  # nothing to do, no model
+        patched.delattr(sentence_embeddings, "load_encoder")  # nothing to do, no model
         data.run("--task", "SST-2")
     assert f"{train} is there already: kept (--overwrite computes it again)\n" in capsys.readouterr().out
     assert not data.load(str(train)).any()
@@ -160,7 +163,7 @@ def test_a_kept_file_that_cannot_be_that_of_the_split_is_refused(data: Data, dam
     data.write_sst2()
     path = data.root / "SST-2/2-42/dev_tiny-sentences.npy"
     path.write_text("") if damage == "no array" else np.save(path, np.zeros((4, 16)))
-    reason = "is no array that can be read (" if damage == "no array" else "has the shape [4, 16], for 3 examples: "
+    reason = "is not an array that can be read (" if damage == "no array" else "has the shape [4, 16], for 3 examples: "
     assert data.refusal("--task", "SST-2").startswith(f"{path} {reason}")
 
 
@@ -169,8 +172,13 @@ def test_lm_bffs_spelling_means_its_sentence_models_and_their_file_names(
 ) -> None:
     data.write_sst2()
     asked: list[str] = []
-    load = get_sbert_embedding.load_encoder
-    monkeypatch.setattr(get_sbert_embedding, "load_encoder", lambda name: asked.append(name) or load(str(data.model)))
+    load = sentence_embeddings.load_encoder
+
+    def load_tiny(name: str, max_positions: Any) -> sentence_embeddings.Encoder:
+        asked.append(name)
+        return load(str(data.model), max_positions)
+
+    monkeypatch.setattr(sentence_embeddings, "load_encoder", load_tiny)
     files = data.run("--sbert_model", "roberta-large")
     assert asked == ["sentence-transformers/roberta-large-nli-stsb-mean-tokens"]
     assert files == [f"SST-2/2-42/{split}_sbert-roberta-large.npy" for split in ("dev", "train")]
@@ -203,7 +211,7 @@ def test_weights_that_would_be_random_are_refused(data: Data, tmp_path: Path) ->
         (["--task", "sst2"], "unknown task 'sst2': did you mean 'SST-2'?"),
         (["--batch_size", "0"], "--batch_size 0: at least one text at a time"),
         (["--name", "a/b"], "--name a/b: it is part of a file's name and cannot hold a slash"),
-        (["--model", "no/where/at/all"], "--model no/where/at/all: the name, which is no local folder, gives no model"),
+        (["--model", "no/where/at/all"], "--model no/where/at/all: the name, which is not a local folder, gives no mo"),
         (
             ["--sbert_model", "x", "--model", "y"],
             "argument --model: not allowed with argument --sbert_model; see --hel",

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lmntk.data.kshot import missing_originals, read_originals, write_splits
+from lmntk.data.kshot import choose_tasks, missing_originals, read_originals, write_splits
 from lmntk.data.tasks import TASKS
-from lmntk.errors import UsageError
+from lmntk.errors import DataError, FileError, UnknownNameError
 
 MODES = ("k-shot", "k-shot-10x", "k-shot-1k-test")
 SEEDS = (100, 13, 21, 42, 87)
@@ -278,27 +278,39 @@ def test_torn_rows_of_qqp_are_drawn_as_published_and_told(tmp_path, caplog):
     expected = published_splits("QQP", tmp_path / "original", "k-shot", 4, (13,))
     assert splits("QQP", tmp_path / "original", tmp_path, "k-shot", 4, (13,)) == expected
     assert caplog.messages == [
-        "QQP: 1 rows end in 'Why is', which is no label of the task: drawn as published, skipped in reading"
+        "QQP: 1 rows end in 'Why is', which is not a label of the task: drawn as published, skipped in reading"
     ]
 
 
 @pytest.mark.parametrize(
-    ("task", "content", "message"),
+    ("task", "content", "line"),
     [
-        ("SST-2", "sentence\tlabel\na\t0\nb\t2\n", "line 3: label '2' is not among the labels of SST-2, 0, 1"),
-        ("CoLA", "gj04\t1\t\tFine.\ngj04\n", "line 2 has no label, which belongs into column 2"),
-        ("STS-B", "header\na\thigh\n", "line 2: 'high' is not a score of STS-B, a number from 0 to 5"),
-        ("RTE", "index\ts\ts\tlabel\n", "holds no examples"),
-        ("mr", "0,a\n\n1,b\n2,c\n", "line 4: label '2' is not among the labels of mr, 0, 1"),
+        ("SST-2", "sentence\tlabel\na\t0\nb\t2\n", 3),
+        ("CoLA", "gj04\t1\t\tFine.\ngj04\n", 2),
+        ("STS-B", "header\na\thigh\n", 2),
+        ("RTE", "index\ts\ts\tlabel\n", None),
+        ("mr", "0,a\n\n1,b\n2,c\n", 4),
     ],
 )
-def test_originals_without_valid_labels_name_file_and_line(tmp_path, task, content, message):
+def test_originals_without_valid_labels_name_file_and_line(tmp_path, task, content, line):
     write_originals(task, tmp_path)
     path = tmp_path / task / TASKS[task].file_name("train")
     path.write_text(content)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FileError if line is None else DataError) as caught:
         read_originals(TASKS[task], tmp_path)
-    assert str(caught.value).removeprefix(f"{path}").lstrip(" ") == message
+    assert (caught.value.data["path"], caught.value.data.get("line")) == (path, line)
+
+
+def test_tasks_are_those_named_or_the_usual_ones_with_a_folder_each_folder_once(tmp_path):
+    for name in ("MNLI", "mr", "WNLI"):
+        (tmp_path / name).mkdir()
+    assert [task.name for task in choose_tasks(["mnli-mm", "MR", "MNLI"], tmp_path)] == ["MNLI", "mr"]
+    assert [task.name for task in choose_tasks(None, tmp_path)] == ["mr", "MNLI"]
+    with pytest.raises(UnknownNameError):
+        choose_tasks(["mrr"], tmp_path)
+    with pytest.raises(FileError) as caught:
+        choose_tasks(None, tmp_path / "mr")
+    assert caught.value.data["path"] == tmp_path / "mr"
 
 
 def test_what_is_missing_of_the_originals_is_named(tmp_path):

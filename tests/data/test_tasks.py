@@ -3,7 +3,7 @@
 import pytest
 
 from lmntk.data.tasks import TASKS, Task, find_task
-from lmntk.errors import UsageError
+from lmntk.errors import UnknownNameError
 
 IT_WAS = "*cls**sent_0*_It_was*mask*.*sep+*"
 THIS_IS = "*cls**sent_0*_This_is*mask*.*sep+*"
@@ -126,10 +126,10 @@ def test_a_task_is_found_in_any_case(spelling):
     assert find_task(spelling) is TASKS["SST-2"]
 
 
-def test_an_unknown_task_is_told_with_the_likely_one_and_the_list():
-    with pytest.raises(UsageError) as caught:
+def test_an_unknown_task_is_refused_with_the_likely_one_and_the_list():
+    with pytest.raises(UnknownNameError, match="did you mean 'SST-2'") as caught:
         find_task("sst2")
-    assert str(caught.value) == f"unknown task 'sst2': did you mean 'SST-2'? Available: {', '.join(ROWS)}, custom"
+    assert caught.value.data == {"name": "sst2", "kind": "task", "options": [*TASKS, "custom"]}
 
 
 def test_a_new_task_is_one_row():
@@ -142,6 +142,6 @@ def test_the_sampler_finds_the_label_of_a_new_csv_task_wherever_it_stands():
     assert task.sampling_label_column == 1
 
 
-def test_data_of_ones_own_are_told_from_an_unknown_task():
-    with pytest.raises(UsageError, match="^task 'Custom' is for data of one's own, whose columns are not given here"):
+def test_a_users_own_data_are_not_an_unknown_task():
+    with pytest.raises(UnknownNameError, match="task 'Custom' is for your own data, .* see docs/how-to/own-data.md"):
         find_task("Custom")

@@ -10,10 +10,10 @@ import pytest
 
 import ensemble
 import gather_result
-import get_sbert_embedding
 import run_grid
 from command_line import ROOT, Workplace, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in, page_text
+from lmntk.commands import embed
 from lmntk.config.arguments import flag_names
 
 TRAINING = page_text("training")
@@ -36,7 +36,8 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
         if words[:2] == ["python", "tools/get_sbert_embedding.py"]:
             name = words[words.index("--model") + 1].rpartition("/")[2]
             with contextlib.chdir(place.folder):
-                get_sbert_embedding.main([*words[2:], "--model", str(place.model), "--name", name, "--seed", "42"])
+                more = ["--model", str(place.model), "--name", name, "--seed", "42"]
+                assert embed.main([*words[2:], *more]) == 0
         if "run_fewshot.sh" not in words:
             continue
         argv = [*argv_of(words, stand_in), "--model_name_or_path", str(place.model), *SHORT]

@@ -14,10 +14,9 @@ import torch
 import demo
 import demo_causal
 import gather_result
-import generate_k_shot_data
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.commands import compare, report
+from lmntk.commands import compare, report, splits
 from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import find_task
 from lmntk.runs.log import Trial
@@ -37,7 +36,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     with contextlib.chdir(place.folder):
         for words in commands(README):
             if words[:2] == ["python", "tools/generate_k_shot_data.py"]:
-                generate_k_shot_data.main(words[2:])
+                assert splits.main(words[2:]) == 0
     for path in (place.folder / "data/k-shot-1k-test/SST-2/16-42").iterdir():
         header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A quarter of the examples, the calls take less time so.

@@ -5,12 +5,13 @@ import importlib.util
 import io
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -102,6 +103,15 @@ class Workplace:
     def last_record(self) -> dict[str, Any]:
         """The last line of the log."""
         return json.loads((self.folder / "log").read_text(encoding="utf-8").splitlines()[-1])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], argv: list[str]) -> str:
+    """Call a command that must fail; return its one sentence."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    _, error, sentence = capsys.readouterr().err.rpartition("error: ")
+    assert error and sentence.count("\n") == 1, sentence
+    return sentence.removesuffix("\n")
 
 
 def sst2_rows(number: int, split: str = "") -> list[tuple[str, str]]:

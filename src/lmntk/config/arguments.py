@@ -22,7 +22,7 @@ from lmntk.config.command_words import check_words
 from lmntk.config.flag_fields import flag, required
 from lmntk.config.legacy_flags import full_name, is_flag, translate
 from lmntk.config.old_arguments import OldArguments, translate_old_flags
-from lmntk.data.tasks import TASKS, spelled_columns
+from lmntk.data.tasks import TASKS, join_columns
 from lmntk.distributed import rejoin_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
@@ -378,7 +378,7 @@ def _read_config(path: Path, flags: Collection[str]) -> list[str]:
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
         if flag == "--custom_columns" and isinstance(value, list):
-            argv.append(f"{flag}={spelled_columns(map(str, value))}")
+            argv.append(f"{flag}={join_columns(map(str, value))}")
         elif isinstance(value, list):
             argv += [flag, *map(str, value)]
         elif value is not None:

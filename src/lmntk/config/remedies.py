@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmntk.data.formats import known_endings
 from lmntk.data.kshot import KSHOT_MODES, PUBLISHED_SEEDS
-from lmntk.data.tasks import TASKS, Task, spelled_columns
+from lmntk.data.tasks import TASKS, Task, join_columns
 from lmntk.errors import EmbeddingsError, MissingSplitError, UsageError
 
 K_SHOT_TOOL = "python tools/generate_k_shot_data.py"
@@ -56,7 +56,7 @@ def _draw_user_split(task: Task, folder: Path) -> str:
         f"put train, dev and test there (ending in {known_endings()}), or draw them from one file FILE with "
         f"`{K_SHOT_TOOL} --mode {mode} --k {k} --seed {seed} "
         f"--task {shlex.quote(folder.parent.name) if in_place else task.name} "
-        f"--custom_columns {shlex.quote(spelled_columns(task.columns))} --input FILE"
+        f"--custom_columns {shlex.quote(join_columns(task.columns))} --input FILE"
         f"{f' --output_dir {shlex.quote(str(root))}' if in_place and not _is_usual(root) else ''}`"
     )
 

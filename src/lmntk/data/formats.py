@@ -1,7 +1,7 @@
-"""The rows of data files: TSV, CSV and JSON lines, read and written so that every value stays the text it is.
+"""Read and write the rows of TSV, CSV and JSON-lines files without changing any value.
 
-A TSV line is split on tabs alone, since the quotation marks of GLUE's files belong to the text. A CSV row has ordinary
-quoting. A line of JSON is an object, of which the task's columns are taken. An ``NA`` in a review is a word, not a gap.
+A TSV line is split only at tabs, since the quotation marks of GLUE's files belong to the text. A CSV row has ordinary
+quoting. A line of JSON is an object, and the task's columns are its keys. An ``NA`` in a review is a word, not a gap.
 """
 
 import csv
@@ -14,16 +14,20 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 
 from lmntk.data.tasks import Task
 from lmntk.data.text_files import open_text
-from lmntk.errors import UsageError, suggest
+from lmntk.errors import DataError, FileError, suggest
+from lmntk.storage.wording import quantity
 
 _NEEDS_QUOTES = re.compile('[",\r\n]')
-_SHOWN = 40  # characters
+_PREVIEW_LENGTH = 40  # characters
 
 
 class Row(NamedTuple):
-    """The fields of a row, the line of the file, counted from 1, on which it starts, and its text where that is kept.
+    """One row of a file.
 
-    Fields are not all that a line of JSON says: it is kept as it stands.
+    Attributes:
+        line: The line of the file on which the row starts, counted from 1; 0 for the header of JSON lines.
+        fields: The columns; those of the task for a line of JSON.
+        text: The whole line of JSON, which may hold more than the fields; empty for other formats.
     """
 
     line: int
@@ -32,13 +36,17 @@ class Row(NamedTuple):
 
 
 def read_rows(task: Task, path: str | Path) -> Iterator[Row]:
-    """Yield every row of a file in the task's format, the header included; blank lines do not count.
+    """Yield every row of a file, the header included; blank lines are skipped.
 
-    JSON lines have the names of the task's columns for a header.
+    The header of JSON lines is the names of the task's columns.
+
+    Args:
+        task: The task, which gives the format unless the file's ending does.
+        path: The file.
 
     Raises:
-        UsageError: The file cannot be read, is not UTF-8, or is not well formed; names file and, for CSV and JSON,
-            line.
+        FileError: The file cannot be read, or is not UTF-8.
+        DataError: The file is not well formed; `data` has path and line.
     """
     reader = _FORMATS[format_of(task, path)].read
     with open_text(path) as file:
@@ -46,125 +54,143 @@ def read_rows(task: Task, path: str | Path) -> Iterator[Row]:
 
 
 def format_row(task: Task, fields: Sequence[str]) -> str:
-    """Write one row as text in the task's format, line ending included: the inverse of `read_rows`.
+    r"""Return the text of one row in the task's format, with its line ending: the inverse of `read_rows`.
 
-    The file that is to be written decides for data of a user's own: see `Task.file_format`.
+    Args:
+        task: The task; a user's task needs a `file_format`.
+        fields: The columns of the row.
+
+    Examples:
+        >>> from lmntk.data.tasks import find_task
+        >>> format_row(find_task("mr"), ["0", 'a "dull" film'])
+        '0,"a ""dull"" film"\n'
     """
     return _FORMATS[task.file_format].format(fields, task)
 
 
 def format_of(task: Task, path: str | Path) -> str:
-    """Say in which format a file of a task is.
+    """Return the format of a file.
+
+    Args:
+        task: The task whose file it is.
+        path: The file, whose ending gives the format of a user's data.
 
     Raises:
-        UsageError: The ending of a user's own file names none.
+        FileError: The ending is not that of a known format.
     """
     if task.file_format:
         return task.file_format
     ending = Path(path).suffix[1:].lower()
     if ending not in _FORMATS:
-        raise UsageError(f"{path}: the file's ending must say what it is, {known_endings()}")
+        raise FileError(f"{path}: the file's ending must name its format, {known_endings()}", path=path)
     return ending
 
 
 def known_endings() -> str:
-    """The endings of a user's own files, for a sentence."""
+    """List the endings of a user's files, for a sentence."""
     *most, last = (f".{ending}" for ending in ENDINGS)
     return f"{', '.join(most)} or {last}"
 
 
-def shown(name: str) -> str:
-    """A column's name or a label for a sentence, on one line: a long one is cut, as it may be a whole text."""
+def preview(name: str) -> str:
+    """Write a column's name or a label on one line, for a sentence; a long one is cut, as it may be a whole text."""
     name = " ".join(name.split())
-    return name if len(name) <= _SHOWN else name[: _SHOWN - 1] + "…"
-
-
-def columns(count: int) -> str:
-    """``1 column``, ``2 columns``."""
-    return f"{count} column{'' if count == 1 else 's'}"
+    return name if len(name) <= _PREVIEW_LENGTH else name[: _PREVIEW_LENGTH - 1] + "…"
 
 
 def _read_tsv(file: TextIO, task: Task, path: str | Path) -> Iterator[Row]:
-    # The published programs take a byte order mark for a part of the first line; headers of one's own are read by name.
-    for number, line in enumerate(_without_byte_order_mark(file) if task.columns else file, start=1):
+    # The published programs take a byte order mark for a part of the first line; a user's header is read by name.
+    for number, line in enumerate(_without_bom(file) if task.columns else file, start=1):
         text = line.rstrip("\r\n")
         if text:
             yield Row(number, text.split("\t"))
 
 
 def _read_csv(file: TextIO, task: Task, path: str | Path) -> Iterator[Row]:
-    # The blank line put behind the last comes back as an empty row, unless an open quotation has swallowed it.
-    reader = csv.reader(chain(_without_byte_order_mark(file), ["\n"]))
+    # A blank line is added after the last; it comes back as an empty row, unless an open quotation swallows it.
+    reader = csv.reader(chain(_without_bom(file), ["\n"]))
     start, width, fields = 1, 0, [""]
     try:
         for fields in reader:
             if len(fields) > 1 or any(field.strip() for field in fields):
                 width = width or len(fields)
                 if len(fields) != width:
-                    cause = (
-                        "there a comma in a text without" if len(fields) > width else "a column missing, or a pair of"
-                    )
-                    raise UsageError(
-                        f"{path} line {start} has {columns(len(fields))}, but the rows before it have {width}: is "
-                        f"{cause} quotation marks?"
+                    comma = "there a comma in a text without"
+                    cause = comma if len(fields) > width else "a column missing, or a pair of"
+                    raise DataError(
+                        f"{path} line {start} has {quantity(len(fields), 'column')}, but the rows before it have "
+                        f"{width}: is {cause} quotation marks?",
+                        **{"path": path, "line": start},
                     )
                 if not task.columns:
                     fields[task.label_column] = _plain_number(fields[task.label_column])
                 yield Row(start, fields)
             last_start, start = start, reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{path} line {start}: {error}; is a quotation mark never closed?") from error
+        sentence = f"{path} line {start}: {error}; is a quotation mark never closed?"
+        raise DataError(sentence, path=path, line=start) from error
     if fields:
-        raise UsageError(f"{path} line {last_start}: a quotation mark is opened and never closed")
+        sentence = f"{path} line {last_start}: a quotation mark is opened and never closed"
+        raise DataError(sentence, path=path, line=last_start)
 
 
 def _read_json_lines(file: TextIO, task: Task, path: str | Path) -> Iterator[Row]:
     yield Row(0, list(task.columns))
-    for number, line in enumerate(_without_byte_order_mark(file), start=1):
+    for number, line in enumerate(_without_bom(file), start=1):
         if text := line.strip():
-            yield Row(number, _json_fields(text, task, f"{path} line {number}"), text + "\n")
+            try:
+                fields = _json_fields(text, task)
+            except _BadLine as error:
+                raise DataError(f"{path} line {number}{error}", path=path, line=number) from error
+            yield Row(number, fields, text + "\n")
 
 
-def _json_fields(text: str, task: Task, where: str) -> list[str]:
-    """What a line of JSON has in the task's columns; numbers and truth values stay spelled as they are there."""
+class _BadLine(Exception):
+    """The end of a sentence that begins with the place of a line."""
+
+
+def _json_fields(text: str, task: Task) -> list[str]:
+    """Return the task's columns of a line of JSON; numbers and truth values keep their spelling."""
     try:
         found = json.loads(
             text, object_pairs_hook=tuple, parse_int=str, parse_float=str, parse_constant=_no_constant
         )  # fmt: skip
     except (ValueError, RecursionError) as error:
         lines = "; a list over many lines becomes JSON lines with jq -c '.[]'" if text[0] == "[" or text == "{" else ""
-        raise UsageError(f"{where} is not one JSON object ({error}){lines}") from error
+        raise _BadLine(f" is not one JSON object ({error}){lines}") from error
     if not isinstance(found, tuple):
         lines = ": jq -c '.[]' makes JSON lines of a list" if isinstance(found, list) else ""
-        raise UsageError(f'{where} must be one JSON object, {{"{task.columns[0]}": …}}{lines}')
+        raise _BadLine(f' must be one JSON object, {{"{task.columns[0]}": …}}{lines}')
     names = [name for name, _ in found]
     fields = []
     for column in task.columns:
-        if names.count(column) != 1:
-            told = f" has '{column}' twice" if column in names else f": {suggest(column, map(shown, names), 'column')}"
-            raise UsageError(where + told)
-        fields.append(_json_text(dict(found)[column], f"{where}: '{column}'"))
+        if column not in names:
+            raise _BadLine(f": {suggest(column, map(preview, names), 'column')}")
+        if names.count(column) > 1:
+            raise _BadLine(f" has '{column}' twice")
+        fields.append(_json_text(dict(found)[column], column))
     return fields
 
 
-def _json_text(value: Any, what: str) -> str:
+def _json_text(value: Any, column: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str):
         kind = "null" if value is None else "a list or an object"
-        raise UsageError(f"{what} is {kind}, where a text or a number belongs")
+        raise _BadLine(f": '{column}' is {kind}, where a text or a number belongs")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{what} holds half a character, \\u{ord(value[error.start]):04x}: mend the text") from error
+        half = f"\\u{ord(value[error.start]):04x}"
+        raise _BadLine(f": '{column}' holds half a character, {half}: correct the text") from error
     return value
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
-def _without_byte_order_mark(lines: TextIO) -> Iterator[str]:
+def _without_bom(lines: TextIO) -> Iterator[str]:
     first = next(lines, "")
     return chain([first.removeprefix("\ufeff")], lines)
 
@@ -180,9 +206,9 @@ def _format_tsv(fields: Sequence[str], task: Task) -> str:
 
 
 def _format_csv(fields: Sequence[str], task: Task) -> str:
-    """Quote a field where it needs it: as Python's csv module and pandas do.
+    """Quote a field that needs it, as Python's csv module and pandas do.
 
-    They leave a lone carriage return bare, though, at which readers would end the row.
+    They leave a lone carriage return without quotes, at which readers would end the row; here it gets them.
     """
     quoted = ['"' + field.replace('"', '""') + '"' if _NEEDS_QUOTES.search(field) else field for field in fields]
     return ",".join(quoted) + "\n"
@@ -204,7 +230,7 @@ _FORMATS = {
     "jsonl": _JSON_LINES,
     "json": _JSON_LINES,
 }
-"""How a file is read and written, by its ending."""
+"""How to read and write a file, by its ending."""
 
 ENDINGS = tuple(_FORMATS)
-"""The endings that a user's own files may have."""
+"""The endings that a user's files may have."""

@@ -1,12 +1,12 @@
-"""Drawing k-shot splits from a task's original files.
+"""Draw k-shot splits from a task's original files.
 
 ``data/original/<TASK>`` becomes ``data/<mode>/<TASK>/<k>-<seed>``: k training and k dev examples of each label, drawn
 from the original training file, and the original test set. The draws are those of LM-BFF (Gao et al. 2021) and of the
-published kernels (Malladi et al. 2023), line for line. That fixes more than one would choose: numpy's legacy generator,
-another way of drawing a test set for CSV files than for TSV files, and CoLA's seeds, which build on each other.
+published kernels (Malladi et al. 2023), line for line. That fixes numpy's legacy generator, a draw of test sets that
+differs between CSV and TSV files, and the seeds of CoLA, which build on each other.
 
-Data of a user's own are drawn alike, from original files or from one file, of which what is neither train nor dev is
-the test set.
+A user's own data are drawn in the same way, from original files or from one file, whose rows that are in neither train
+nor dev are the test set.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ import numpy as np
 
 from lmntk.data.examples import check_label, find_user_file, open_examples, read_examples
 from lmntk.data.formats import Row, format_of, format_row, known_endings
-from lmntk.data.tasks import MIDDLE_SCORE, TASKS, Task, custom_task
-from lmntk.errors import UsageError
+from lmntk.data.tasks import MIDDLE_SCORE, TASKS, Task, custom_task, find_task
+from lmntk.errors import DataError, FileError, SettingError
 from lmntk.storage.atomic import write_text
 
 logger = logging.getLogger(__name__)
@@ -37,16 +37,21 @@ DEFAULT_TASKS = (
     *("SST-2", "sst-5", "mr", "cr", "mpqa", "subj", "trec", "CoLA"),
     *("MRPC", "QQP", "STS-B", "MNLI", "SNLI", "QNLI", "RTE"),
 )
-"""The tasks that are sampled where none is named, as published."""
+"""The tasks to draw if none is named, as published."""
 
 MAX_TEST_ROWS = 1000
-"""What ``k-shot-1k-test`` cuts a test set to."""
+"""The size to which ``k-shot-1k-test`` cuts a test set."""
 
 _TEST_SEED = 42
 
 
 class Line(NamedTuple):
-    """A row as the files hold it, its line ending included, and the label it is sampled by."""
+    """A row.
+
+    Attributes:
+        label: The label by which it is drawn.
+        text: Its text in the file, line ending included.
+    """
 
     label: str
     text: str
@@ -57,11 +62,11 @@ class Originals:
     """The original files of a task.
 
     Attributes:
-        task: Whose files they are.
-        header: The header line of the training file, which the dev file is given too; empty where there is none.
+        task: The task of the files.
+        header: The header line of the training file, which the dev file gets too; empty if there is none.
         train: The training rows.
-        tests: Header and rows of each test set, by the name of the file it is to be written to; none where the rows of
-            `train` that are not drawn are the test set.
+        tests: Header and rows of each test set, by the name of the file to write; empty if the rows of `train` that
+            are not drawn are the test set.
     """
 
     task: Task
@@ -70,8 +75,32 @@ class Originals:
     tests: dict[str, tuple[str, list[Line]]]
 
 
+def choose_tasks(names: Sequence[str] | None, data_dir: Path) -> list[Task]:
+    """Look up tasks by their names, or the usual ones that have a folder; tasks that share a folder count once.
+
+    Args:
+        names: The names; None for the usual tasks.
+        data_dir: The folder of the tasks' folders.
+
+    Raises:
+        UnknownNameError: There is no task of a name.
+        FileError: No name is given, and no usual task has a folder.
+    """
+    tasks = list({(task := TASKS[find_task(name).folder]).name: task for name in names or DEFAULT_TASKS}.values())
+    if not names:
+        tasks = [task for task in tasks if (data_dir / task.folder).is_dir()]
+    if not tasks:
+        raise FileError(f"{data_dir} holds none of the usual tasks", path=data_dir)
+    return tasks
+
+
 def missing_originals(task: Task, data_dir: Path) -> Path | None:
-    """Name what is not there of a task's original files: its folder or a file, or None if all is there."""
+    """Return the folder or the first file that a task's original files lack; None if all exist.
+
+    Args:
+        task: The task.
+        data_dir: The folder of the tasks' folders, ``data/original``.
+    """
     folder = data_dir / task.folder
     if not folder.is_dir():
         return folder
@@ -80,10 +109,15 @@ def missing_originals(task: Task, data_dir: Path) -> Path | None:
 
 
 def read_originals(task: Task, data_dir: Path) -> Originals:
-    """Read the original files of a task, checking every label.
+    """Read the original files of a task and check every label.
+
+    Args:
+        task: The task.
+        data_dir: The folder of the tasks' folders, ``data/original``.
 
     Raises:
-        UsageError: A file cannot be read, has no rows, or has a row without a valid label; names file and line.
+        FileError: A file cannot be read or has no rows.
+        DataError: A row has no valid label; `data` has path and line.
     """
     folder = data_dir / task.folder
     header, train = _read_lines(task, folder / task.original_name("train"))
@@ -91,18 +125,19 @@ def read_originals(task: Task, data_dir: Path) -> Originals:
     return Originals(task, header, train, tests)
 
 
-def read_own_file(task: Task, path: Path) -> Originals:
-    """Read one file of a user's own, to draw train, dev and test from.
+def read_user_file(task: Task, path: Path) -> Originals:
+    """Read one file of a user's data, from which train, dev and test are drawn.
 
     Args:
-        task: From `tasks.custom_task`, without labels: they are those of the file, in order of first appearance.
+        task: A task from `tasks.custom_task`, without labels: those of the file are taken, in order of appearance.
         path: The file.
 
     Raises:
-        UsageError: The file cannot be read, or its rows have no labels that tell classes apart.
+        FileError: The file cannot be read.
+        DataError: A row is not valid, or the labels do not separate classes.
     """
     examples = read_examples(task, path)
-    originals = _own_originals(task, [example.label for example in examples], path, None)
+    originals = _user_originals(task, [example.label for example in examples], path, None)
     repeated = len(examples) - len({example.texts for example in examples})
     if repeated:
         logger.warning(
@@ -112,59 +147,86 @@ def read_own_file(task: Task, path: Path) -> Originals:
     return originals
 
 
-def read_own_originals(task: Task, folder: Path) -> Originals:
-    """Read the train and test files of a user's own; as `read_own_file` does, with the labels of both.
+def read_user_originals(task: Task, folder: Path) -> Originals:
+    """Read the train and test files of a user's data; the labels are those of both.
+
+    Args:
+        task: As for `read_user_file`.
+        folder: The folder of the files.
 
     Raises:
-        UsageError: As there, or a file is missing or there twice.
+        FileError: A file is missing, cannot be read, or exists with two endings.
+        DataError: A row is not valid, or the labels do not separate classes.
     """
     train, test = find_user_file(folder, "train"), find_user_file(folder, "test")
     if train is None or test is None:
-        raise UsageError(
+        raise FileError(
             f"{folder} has no {'test' if train else 'train'} file ending in {known_endings()}: put train and test "
-            "there, or name one file of all examples with --input"
+            "there, or name one file of all examples with `input`",
+            path=folder,
         )
     labels = [example.label for path in (train, test) for example in read_examples(task, path)]
-    return _own_originals(task, labels, train, test)
+    return _user_originals(task, labels, train, test)
 
 
 def write_splits(originals: Originals, output_dir: Path, mode: str, k: int, seeds: Sequence[int]) -> Iterator[Path]:
     """Draw and write a k-shot folder for each seed, in order, and yield the folders.
 
     Args:
-        originals: What to draw from. Where seeds build on each other, the order of the rows changes with every draw.
-        output_dir: Where the folder of the mode stands: ``data``.
+        originals: The rows to draw from. If seeds build on each other, every draw changes their order.
+        output_dir: The folder that holds the folder of the mode: ``data``.
         mode: One of `KSHOT_MODES`.
         k: Training examples of each label.
         seeds: Seeds of numpy's legacy generator.
 
     Raises:
-        UsageError: A file cannot be written.
+        FileError: A file cannot be written, or a user's file that this draw did not write is in its place.
+        SettingError: No row is left for the test set.
     """
     _warn_of_rare_labels(originals, mode, k)
     for seed in seeds:
         folder = output_dir / mode / originals.task.folder / f"{k}-{seed}"
         files = draw(originals, mode, k, seed)
         if originals.task.columns:
-            _spare_what_is_there(folder, files)
+            _check_no_other_files(folder, files)
         for name, text in files.items():
             write_text(folder / name, text)
         yield folder
 
 
-def _spare_what_is_there(folder: Path, files: Mapping[str, str]) -> None:
-    """Refuse to write over files of a user's own, or beside such of another ending, that this draw did not make."""
+def _check_no_other_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse to replace a user's files that this draw did not write, or to write beside some of another ending."""
     paths = [path for split in ("train", "dev", "test") for path in sorted(folder.glob(f"{split}.*"))]
     for path in paths:
         if path.read_bytes() != files.get(path.name, "").encode():
-            raise UsageError(
-                f"{path} is there already, and not what this command would write: move {folder} away, or choose "
-                "another --output_dir, or another name with --task"
+            raise FileError(
+                f"{path} exists already and is not what this command would write: move {folder} away, or choose "
+                "another `output_dir`, or another name with `task`",
+                path=path,
             )
 
 
 def draw(originals: Originals, mode: str, k: int, seed: int) -> dict[str, str]:
-    """Draw one split; returns the text of each file by its name."""
+    r"""Draw one split.
+
+    Args:
+        originals: The rows to draw from.
+        mode: One of `KSHOT_MODES`.
+        k: Training examples of each label.
+        seed: The seed of numpy's legacy generator.
+
+    Returns:
+        The text of each file, by its name.
+
+    Raises:
+        SettingError: No row is left for the test set.
+
+    Examples:
+        >>> rows = [Line(str(n % 2), f"{n % 2},review {n}\n") for n in range(8)]
+        >>> files = draw(Originals(TASKS["mr"], "", rows, {"test.csv": ("", rows[:2])}), "k-shot", k=1, seed=13)
+        >>> sorted(files), files["train.csv"]
+        (['dev.csv', 'test.csv', 'train.csv'], '1,review 1\n0,review 4\n')
+    """
     task = originals.task
     # A header is cut off by copying the list, and CSV rows are copied out of a table, so that every seed starts from
     # the file's order; the published sampler shuffles a list without a header in place, again for each seed.
@@ -182,9 +244,10 @@ def draw(originals: Originals, mode: str, k: int, seed: int) -> dict[str, str]:
         drawn = {id(line) for group in by_label.values() for line in group[:dev_end]}
         rest = [line for line in originals.train if id(line) not in drawn]
         if not rest:
-            raise UsageError(
-                f"--k {k}: train and dev take all {len(originals.train)} rows of {task.name}, and none is left for "
-                "test: lower --k, or give a file of more rows"
+            raise SettingError(
+                f"`k={k}`: train and dev take all {len(originals.train)} rows of {task.name}, and none is left for "
+                "test: lower `k`, or give a file of more rows",
+                **{"setting": "k", "value": k},
             )
         chosen = _cut_test(task, rest) if mode == "k-shot-1k-test" else rest
         files[task.file_name("test")] = _join(originals.header, chosen)
@@ -197,30 +260,31 @@ def draw(originals: Originals, mode: str, k: int, seed: int) -> dict[str, str]:
     return files
 
 
-def _own_originals(task: Task, labels: Sequence[str], train: Path, test: Path | None) -> Originals:
-    """Read a user's rows, which have these labels, each as often as it comes."""
+def _user_originals(task: Task, labels: Sequence[str], train: Path, test: Path | None) -> Originals:
+    """Read a user's rows, given the label of every row."""
     labels = list(dict.fromkeys(labels))
     if len(labels) < 2:
-        raise UsageError(f"{train}: all rows have the label '{labels[0]}', where two at least are to be told apart")
+        raise DataError(f"{train}: all rows have the label '{labels[0]}', but two classes are needed", path=train)
     folded: dict[str, str] = {}
     for label in labels:
         if (other := folded.setdefault(label.casefold(), label)) != label:
-            logger.warning("%s: labels '%s' and '%s' differ in case alone, and are two classes", train, other, label)
+            logger.warning("%s: labels '%s' and '%s' differ only in case, and are two classes", train, other, label)
     known = dataclasses.replace(custom_task(task.columns, labels, task.name), file_format=format_of(task, train))
-    header, lines = _own_lines(known, train)
+    header, lines = _user_lines(known, train)
     if 2 * len(labels) > len(lines):
-        raise UsageError(
-            f"{train}: column '{task.columns[-1]}' has {len(labels)} labels in {len(lines)} rows: --custom_columns "
-            "names the text columns and, last, that of a label which many rows share"
+        raise DataError(
+            f"{train}: column '{task.columns[-1]}' has {len(labels)} labels in {len(lines)} rows: `custom_columns` "
+            "names the text columns and, last, that of a label which many rows share",
+            path=train,
         )
     if test is None:
         return Originals(known, header, lines, {})
-    of_test = dataclasses.replace(known, file_format=format_of(task, test))
-    return Originals(known, header, lines, {of_test.file_name("test"): _own_lines(of_test, test)})
+    test_task = dataclasses.replace(known, file_format=format_of(task, test))
+    return Originals(known, header, lines, {test_task.file_name("test"): _user_lines(test_task, test)})
 
 
-def _own_lines(task: Task, path: Path) -> tuple[str, list[Line]]:
-    """Read header and rows of a user's own file; lines of JSON have no header."""
+def _user_lines(task: Task, path: Path) -> tuple[str, list[Line]]:
+    """Read header and rows of a user's file; lines of JSON have no header."""
     located, header, rows = open_examples(task, path)
     lines = [Line(row.fields[located.label_column].strip(), row.text or format_row(task, row.fields)) for row in rows]
     return format_row(task, header.fields) if header is not None and header.line else "", lines
@@ -245,11 +309,11 @@ def _test_files(task: Task) -> dict[str, str]:
 
 
 def _read_lines(task: Task, path: Path) -> tuple[str, list[Line]]:
-    """Read header and rows. A last line without its line ending is given one: it may not stay the last."""
+    """Read header and rows. A last line without a line ending gets one, since it may not stay the last."""
     _, header, rows = open_examples(task, path)
     lines = [Line(_sampling_label(task, path, row), format_row(task, row.fields)) for row in rows]
     if not lines:
-        raise UsageError(f"{path} holds no examples")
+        raise FileError(f"{path} holds no examples", path=path)
     return format_row(task, header.fields) if header else "", lines
 
 
@@ -257,9 +321,10 @@ def _sampling_label(task: Task, path: Path, row: Row) -> str:
     # The published sampler strips the whole line first, and with it empty columns at the ends.
     fields = format_row(task, row.fields).strip().split("\t") if task.file_format == "tsv" else row.fields
     if len(fields) <= task.sampling_label_column:
-        raise UsageError(f"{path} line {row.line} has no label, which belongs into column {task.label_column + 1}")
+        sentence = f"{path} line {row.line} has no label, which belongs into column {task.label_column + 1}"
+        raise DataError(sentence, path=path, line=row.line)
     label = fields[task.sampling_label_column]
-    # Rows of QQP that miss columns are drawn as published, with whatever stands last; they are skipped in reading.
+    # Rows of QQP that lack columns are drawn as published, by their last column; they are skipped in reading.
     if not task.skip_short_rows:
         check_label(task, label, path, row.line)
     if task.regression:
@@ -283,7 +348,7 @@ def _warn_of_rare_labels(originals: Originals, mode: str, k: int) -> None:
             )
     for label in sorted(counts.keys() - set(originals.task.labels)):
         logger.warning(
-            "%s: %d rows end in '%s', which is no label of the task: drawn as published, skipped in reading",
+            "%s: %d rows end in '%s', which is not a label of the task: drawn as published, skipped in reading",
             *(originals.task.name, counts[label], label),
         )
 

@@ -13,18 +13,23 @@ Array = NDArray[np.generic]
 
 
 def compute_metrics(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Judge predictions by the task's metric.
+    """Compute the task's metrics.
 
     Args:
-        task: Whose `metric` is looked up in `METRICS`, and whose `metric_prefix` stands before each name.
-        predictions: [X], class ids, or numbers for a regression task.
-        labels: [X], alike.
+        task: The task, whose `metric` is a key of `METRICS` and whose `metric_prefix` begins each name.
+        predictions: Predicted class ids, or predicted scores for a regression task, `[X]`.
+        labels: True class ids or scores, `[X]`.
 
     Returns:
-        Plain floats under names without ``eval_``, e.g. ``{"mnli/acc": 0.5}``.
+        The metrics, by names without ``eval_``.
 
     Raises:
-        ValueError: Shapes that differ or are not [X] with X > 0.
+        ValueError: The shapes differ, or are not `[X]` with X > 0.
+
+    Examples:
+        >>> from lmntk.data.tasks import TASKS
+        >>> compute_metrics(TASKS["MNLI"], predictions=[0, 1], labels=[0, 2])
+        {'mnli/acc': 0.5}
     """
     predicted, wanted = np.asarray(predictions), np.asarray(labels)
     if predicted.ndim != 1 or predicted.shape != wanted.shape or not len(predicted):
@@ -55,19 +60,19 @@ def _accuracy(predictions: Array, labels: Array) -> dict[str, float]:
 
 
 def _accuracy_and_f1(predictions: Array, labels: Array) -> dict[str, float]:
-    """F1 is that of class 1, and 0 where no example is or is thought to be of it."""
+    """Compute accuracy and the F1 of class 1, which is 0 if no example has or is predicted to have class 1."""
     accuracy = np.mean(predictions == labels)
     f1 = f1_score(labels, predictions, zero_division=0)
     return {"acc": accuracy, "f1": f1, "acc_and_f1": (accuracy + f1) / 2}
 
 
 def _matthews(predictions: Array, labels: Array) -> dict[str, float]:
-    """Matthews' correlation, 0 where predictions or labels are all of one class."""
+    """Compute Matthews' correlation, which is 0 if all predictions or all labels have one class."""
     return {"mcc": 0.0 if _is_constant(predictions) or _is_constant(labels) else matthews_corrcoef(labels, predictions)}
 
 
 def _correlations(predictions: Array, labels: Array) -> dict[str, float]:
-    """Pearson's and Spearman's correlation and their mean: NaN, as scipy has it, where one side is constant."""
+    """Compute Pearson's and Spearman's correlation and their mean: NaN, as in scipy, if one side is constant."""
     if _is_constant(predictions) or _is_constant(labels):
         return dict.fromkeys(("pearson", "spearmanr", "corr"), float("nan"))
     pearson, spearman = pearsonr(predictions, labels)[0], spearmanr(predictions, labels)[0]

@@ -1,8 +1,8 @@
-"""The table of tasks: the one place that knows labels, prompts, columns and files of each.
+"""The table of tasks, with the labels, prompt, columns and files of each.
 
 Labels, templates, label words and limits are those of LM-BFF (Gao et al. 2021) and of the kernels published with
-Malladi et al. 2023 (arXiv 2210.05643). Adding a task is adding a row. Data of a user's own have no row: flags say of
-them what a row says of others (`custom_task`).
+Malladi et al. 2023 (arXiv 2210.05643). To add a task, add an entry. A user's own data have no entry: settings describe
+them (`custom_task`).
 """
 
 import csv
@@ -12,38 +12,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmntk.errors import UsageError, suggest
+from lmntk.errors import SettingError, UnknownNameError, suggest
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is particular to one task; see `TASKS`.
+    """The definition of a task; see `TASKS`.
 
     Attributes:
         name: The task's usual spelling, ``"SST-2"``.
-        labels: The labels as the files hold them, in the order of the logits. For regression the two ends of the scale.
-            Empty only for data of a user's own of which nobody has said them: any label will do.
+        labels: The labels as the files spell them, in the order of the logits; for regression the two ends of the
+            scale. Empty only for a user's own data without known labels: any label is valid.
         template: The prompt.
         mapping: The label word of each label.
-        text_columns: Where the sentences stand in a row, counted from 0.
-        label_column: Where the label stands, counted from 0; -1 is the last column.
-        file_format: ``"tsv"`` (split on tabs alone) or ``"csv"``; also the ending of the file names. Empty for data of
-            a user's own, whose files say by their endings what they are.
+        text_columns: The columns of the sentences, counted from 0.
+        label_column: The column of the label, counted from 0; -1 is the last one.
+        file_format: ``"tsv"`` (split only at tabs) or ``"csv"``; also the ending of the file names. Empty for a user's
+            own data, where each file's ending gives its format.
         header: Whether the files start with a line of column names.
         metric: The key of the task's metric in `lmntk.data.metrics.METRICS`.
-        metric_prefix: What comes before a metric's name, ``"mnli/"``.
-        max_seq_length: Tokens in a prompt, where the task differs from the general default.
-        first_sent_limit: Tokens of the first sentence; None is no limit.
-        other_sent_limit: Tokens of each further sentence; None is no limit.
-        num_sample: Draws of demonstrations, where the task differs from the general default.
-        regression: Whether the label is a score between the ends and not a class.
-        skip_short_rows: Whether rows that miss columns are passed over: the published QQP files have some.
+        metric_prefix: The prefix of a metric's name, ``"mnli/"``.
+        max_seq_length: Tokens in a prompt, if the task differs from the general default.
+        first_sent_limit: Tokens of the first sentence; None for no limit.
+        other_sent_limit: Tokens of each further sentence; None for no limit.
+        num_sample: Draws of demonstrations, if the task differs from the general default.
+        regression: Whether the label is a score on a scale and not a class.
+        skip_short_rows: Whether rows that lack columns are skipped: the published QQP files have some.
         split_names: File stems of the splits that are not called train, dev or test.
         data_folder: Name of the task's folder where that is not `name`.
         second_test_set: The task whose test set, in the same folder, is predicted too.
-        columns: Of data of a user's own the names of the text columns and, last, of the label's: each file's header
-            says where they stand, not `text_columns` and `label_column`. Numbers are places, counted from 0, in a file
-            without a header. Empty for the rows of the table.
+        columns: For a user's own data, the names of the text columns and, last, of the label column. Each file's
+            header gives their places, not `text_columns` and `label_column`. In a file without a header, numbers are
+            places, counted from 0. Empty for the tasks of the table.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Task:
 
     @property
     def main_metrics(self) -> tuple[str, ...]:
-        """The metric by which one model is better than another, and the one that is told beside it, if there is one.
+        """The metric that compares models, and the second one to report, if there is one.
 
         F1 before Matthews before Pearson before accuracy, as in LM-BFF; without `metric_prefix`.
         """
@@ -92,18 +92,18 @@ class Task:
 
     @property
     def min_columns(self) -> int:
-        """How many columns a row must have: a label counted from the end stands behind the texts."""
-        behind_texts = max(self.text_columns) + 1
-        return behind_texts + 1 if self.label_column < 0 else max(behind_texts, self.label_column + 1)
+        """How many columns a row must have; a label counted from the end comes after the texts."""
+        after_texts = max(self.text_columns) + 1
+        return after_texts + 1 if self.label_column < 0 else max(after_texts, self.label_column + 1)
 
     @property
     def sampling_label_column(self) -> int:
-        """Where the published sampler looks for the label: at the end of a TSV line unless it stands before the texts.
+        """Where the published sampler looks for the label: the last column of a TSV line unless it precedes the texts.
 
-        It differs from `label_column` for rows of QQP that miss columns, which the sampler does not pass over.
+        It differs from `label_column` for rows of QQP that lack columns, which the sampler does not skip.
         """
-        in_front = 0 <= self.label_column < min(self.text_columns)
-        return self.label_column if in_front or self.file_format == "csv" else -1
+        before_texts = 0 <= self.label_column < min(self.text_columns)
+        return self.label_column if before_texts or self.file_format == "csv" else -1
 
     @property
     def seeds_build_on_each_other(self) -> bool:
@@ -112,19 +112,19 @@ class Task:
 
     @property
     def numbered(self) -> bool:
-        """Whether the columns of a user's own data may be places, counted from 0."""
+        """Whether all columns of a user's own data are numbers, which may be places counted from 0."""
         return bool(self.columns) and all(re.fullmatch("0|[1-9][0-9]{0,5}", column) for column in self.columns)
 
     def file_name(self, split: str) -> str:
-        """Give the name of the file that holds ``train``, ``dev`` or ``test`` in a k-shot folder.
+        """Return the name of the file of ``train``, ``dev`` or ``test`` in a k-shot folder.
 
-        Without an ending where `file_format` leaves that open; `lmntk.data.examples.split_file` finds the file.
+        Without a `file_format` it has no ending, and `lmntk.data.examples.split_file` finds the file.
         """
         stem = self.split_names.get(split, split)
         return f"{stem}.{self.file_format}" if self.file_format else stem
 
     def original_name(self, split: str) -> str:
-        """Give the name of the original file that a k-shot folder's ``train`` or ``test`` is drawn from.
+        """Return the name of the original file from which ``train`` or ``test`` of a k-shot folder is drawn.
 
         The labels of GLUE's test files were never published: its dev file serves as the test set.
         """
@@ -156,7 +156,7 @@ _INFERENCE = {"contradiction": "No", "entailment": "Yes", "neutral": "Maybe"}
 _SECTIONS = {"1": "world", "2": "sports", "3": "business", "4": "tech"}
 
 # fmt: off
-_ROWS = (
+_TABLE = (
     Task("SST-2", _TWO, _IT_WAS, _SENTIMENT, (0,), 1),
     Task("sst-5", tuple(_STARS), _IT_WAS, _STARS, (1,), 0, "csv", header=False),
     Task("mr", _TWO, _IT_WAS, _SENTIMENT, (1,), 0, "csv", header=False, first_sent_limit=110, other_sent_limit=50),
@@ -178,7 +178,7 @@ _ROWS = (
          max_seq_length=256, first_sent_limit=240, data_folder="MNLI",
          split_names={"dev": "dev_matched", "test": "test_mismatched"}),
     Task("SNLI", tuple(_INFERENCE), _QUESTION, _INFERENCE, (7, 8), -1, max_seq_length=256, num_sample=4),
-    # Of label, title and description the last is the text.
+    # The columns are label, title and description; the description is the text.
     Task("ag_news", tuple(_SECTIONS), _ARTICLE, _SECTIONS, (2,), 0, "csv", header=False,
          max_seq_length=256, first_sent_limit=240),
     Task("STS-B", _TWO, _PAIR, _NO_YES, (7, 8), -1, metric="pearson_and_spearman", regression=True),
@@ -186,100 +186,132 @@ _ROWS = (
 )
 # fmt: on
 
-TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
+TASKS: dict[str, Task] = {task.name: task for task in _TABLE}
 """The tasks by name."""
 
 REGRESSION_RANGE = (0.0, 5.0)
 """The scores of a regression task, from its first label to its last."""
 
 MIDDLE_SCORE = sum(REGRESSION_RANGE) / 2
-"""Where scores part into low and high. LM-BFF has two rules for the middle itself, so that published splits and prompts
-come out the same: k-shot sampling counts it as high, demonstrations as low."""
+"""The score between the low and the high half. LM-BFF has two rules for this score itself, and both are kept so that
+published splits and prompts come out the same: k-shot sampling counts it as high, demonstrations as low."""
 
 
 CUSTOM = "custom"
-"""The name of data of a user's own, unless the user gives them another that no row has."""
+"""The name of a user's own data, unless the user gives them another that is not in the table."""
 
 
 def find_task(name: str) -> Task:
-    """Look a task up by its name in any case.
+    """Look up a task by its name, in upper or lower case.
+
+    Args:
+        name: The name.
 
     Raises:
-        UsageError: There is no such task; says which was probably meant, and lists them.
+        UnknownNameError: There is no such task; names the likely one and lists them all.
+
+    Examples:
+        >>> find_task("sst-2").labels
+        ('0', '1')
     """
     task = _by_key().get(name.lower())
     if task is not None:
         return task
+    options = [*TASKS, CUSTOM]
+    sentence = suggest(name, options, "task")
     if name.lower() == CUSTOM:
-        raise UsageError(
-            f"task '{name}' is for data of one's own, whose columns are not given here: see docs/how-to/own-data.md"
-        )
-    raise UsageError(suggest(name, [*TASKS, CUSTOM], "task"))
+        sentence = f"task '{name}' is for your own data, whose columns are not given here: see docs/how-to/own-data.md"
+    raise UnknownNameError(sentence, name=name, kind="task", options=options)
 
 
 def custom_task(columns: str | Sequence[str], labels: Sequence[str] = (), name: str = CUSTOM) -> Task:
-    """Make the task of data of a user's own.
+    """Return the task of a user's own data.
 
     Args:
-        columns: The names of the text columns and, last, of the label's, as files' headers have them; or all of them
-            as ``--custom_columns`` has them: see `split_columns`.
-        labels: The labels in the order of the logits; none to let any label pass.
-        name: What the task is called in file names and in the log.
+        columns: The names of the text columns and, last, of the label column, as the files' headers spell them; or
+            one text with all of them, see `split_columns`.
+        labels: The labels in the order of the logits; none to accept any label.
+        name: The task's name in file names and in the log.
 
     Returns:
-        A task without template and label words: flags must give them.
+        A task without template and label words: settings must give them.
 
     Raises:
-        UsageError: A name that a task of the table has or that no file can have, columns too few or named twice, or
-            labels that are one number.
+        SettingError: The name is that of another task or cannot be part of a file's name, a column is missing or named
+            twice, or two labels are the same number.
+
+    Examples:
+        >>> custom_task("review,stars", labels=["1", "2"]).num_sentences
+        1
     """
     if isinstance(columns, str):
         columns = split_columns(columns)
-    given = f"--custom_columns {spelled_columns(columns)}"
+    given = f"`custom_columns={join_columns(columns)}`"
     if name.lower() in _by_key():
-        raise UsageError(
-            f"--custom_columns is for data of one's own, but {_by_key()[name.lower()].name} is a task whose files are "
-            f"known: leave the flag out, or call the data {CUSTOM} or by another name"
+        raise _name_error(
+            f"`custom_columns` is for your own data, but {_by_key()[name.lower()].name} is a task whose files are "
+            f"known: leave `custom_columns` out, or name the data {CUSTOM} or otherwise",
+            name,
         )
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UsageError(f"task '{name}': names of files are made of it: take letters, digits, '-', '_' and '.' alone")
+        raise _name_error(
+            f"task '{name}': the name becomes part of file names: use only letters, digits, '-', '_' and '.'", name
+        )
     if len(columns) < 2 or not all(columns):
-        raise UsageError(
-            f"{given}: name the columns of the texts and, last, that of the label, as in --custom_columns text,label"
+        raise _columns_error(
+            f"{given}: name the columns of the texts and, last, that of the label, as in `custom_columns=text,label`",
+            columns,
         )
     if len(set(columns)) < len(columns):
         twice = next(column for column in columns if columns.count(column) > 1)
-        raise UsageError(f"{given} names '{twice}' twice: each column has one use")
+        raise _columns_error(f"{given} names '{twice}' twice: each column has one use", columns)
     numbers: dict[float, str] = {}
     for label in labels:
         if (number := as_number(label)) is not None and (other := numbers.setdefault(number, label)) != label:
-            raise UsageError(
-                f"the labels '{other}' and '{label}' of column '{columns[-1]}' are one number: spell the label of a "
-                "class in one way, in the files and in --mapping"
+            raise SettingError(
+                f"the labels '{other}' and '{label}' of column '{columns[-1]}' are the same number: use one spelling "
+                "of a class's label in the files and in `mapping`",
+                **{"setting": "mapping", "value": list(labels)},
             )
     texts = range(len(columns) - 1)
     return Task(name, tuple(labels), "", {}, tuple(texts), len(texts), file_format="", columns=tuple(columns))
 
 
+def _name_error(sentence: str, name: str) -> SettingError:
+    return SettingError(sentence, setting="task_name", value=name)
+
+
+def _columns_error(sentence: str, columns: Sequence[str]) -> SettingError:
+    return SettingError(sentence, setting="custom_columns", value=join_columns(columns))
+
+
 def split_columns(columns: str) -> list[str]:
-    """Take ``--custom_columns`` apart at its commas; a name with a comma is quoted, as in the header of a CSV file.
+    """Split names of columns at their commas; a name with a comma is quoted, as in the header of a CSV file.
+
+    Args:
+        columns: The names.
 
     Raises:
-        UsageError: There is a line end in it.
+        SettingError: There is a line end in a name.
+
+    Examples:
+        >>> split_columns('"review, long",stars')
+        ['review, long', 'stars']
     """
     try:
         return [name.strip() for name in next(csv.reader([columns], skipinitialspace=True), [])]
     except csv.Error as error:
-        raise UsageError(f"--custom_columns {columns!r}: {error}") from error
+        sentence = f"`custom_columns={columns!r}`: {error}"
+        raise SettingError(sentence, setting="custom_columns", value=columns) from error
 
 
-def spelled_columns(columns: Iterable[str]) -> str:
-    """Write names of columns as ``--custom_columns`` has them: the inverse of `split_columns`."""
+def join_columns(columns: Iterable[str]) -> str:
+    """Join names of columns in one text: the inverse of `split_columns`."""
     return ",".join('"' + name.replace('"', '""') + '"' if re.search('[",]', name) else name for name in columns)
 
 
 def as_number(text: str) -> float | None:
-    """The finite number that a text spells, if any: ``1``, ``01`` and ``1.0`` are one."""
+    """Return the finite number that a text spells, or None: ``1``, ``01`` and ``1.0`` are the same."""
     try:
         number = float(text)
     except ValueError:
@@ -288,10 +320,13 @@ def as_number(text: str) -> float | None:
 
 
 def described_task(description: Mapping[str, Any]) -> Task:
-    """Look up the task that the description of a kernel names, data of a user's own included.
+    """Look up the task that the description of a kernel names, or make that of a user's own data.
+
+    Args:
+        description: The description, read from the JSON file beside the kernel.
 
     Raises:
-        UsageError: There is no such task.
+        UnknownNameError: There is no such task.
     """
     if "custom_columns" in description:
         return custom_task(description["custom_columns"], description["labels"], description["task"])
