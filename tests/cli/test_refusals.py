@@ -146,7 +146,7 @@ def test_a_row_with_too_few_columns_is_named_by_file_and_line(
 ) -> None:
     flags = data_with(place, tmp_path, "test.tsv", ("a film", "0"), ("no label here",))
     assert refuse(*flags) == (
-        f"{tmp_path}/test.tsv line 3 has 1 column, but a row of SST-2 has at least 2: mend or remove the line"
+        f"{tmp_path}/test.tsv line 3 has 1 column, but a row of SST-2 has at least 2: correct or remove the line"
     )
 
 
