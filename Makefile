@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 # Each core takes a file of tests at a time.
 OMP_NUM_THREADS_FOR_TESTS ?= 1
 
-.PHONY: help venv demo demo-causal test lint format clean
+.PHONY: help venv demo demo-causal test test-quick lint docs format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
@@ -25,10 +25,18 @@ demo-causal: $(VENV)/requirements.stamp ## Tell good film reviews from bad ones 
 test: $(VENV)/requirements-dev.stamp ## Run the tests
 	@OMP_NUM_THREADS=$(OMP_NUM_THREADS_FOR_TESTS) $(RUN) -m pytest -q --numprocesses auto --dist loadfile
 
+test-quick: $(VENV)/requirements-dev.stamp ## Run the tests of kernels, data, prompts and solvers: under a minute
+	@OMP_NUM_THREADS=$(OMP_NUM_THREADS_FOR_TESTS) $(RUN) -m pytest -q --numprocesses auto --dist worksteal \
+		-m "not slow" tests/kernels tests/data tests/prompts tests/solvers
+
 lint: $(VENV)/requirements-dev.stamp ## Check style, docstrings and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: $(VENV)/requirements-docs.stamp ## Build the documentation with its API reference into site/
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	@echo "site/index.html is the first page"
 
 format: $(VENV)/requirements-dev.stamp ## Format the code and apply safe fixes
 	$(RUN) -m ruff check --fix .
@@ -36,7 +44,7 @@ format: $(VENV)/requirements-dev.stamp ## Format the code and apply safe fixes
 
 clean: ## Remove the environment, the caches and what the demos made
 	rm -rf .cache/demo data/demo result/demo result/demo-causal
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis src/lmntk.egg-info
+	rm -rf $(VENV) build site .pytest_cache .ruff_cache .mypy_cache .hypothesis src/lmntk.egg-info
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,3 +58,7 @@ $(VENV)/requirements.stamp: requirements.txt | $(RUN)
 $(VENV)/requirements-dev.stamp: requirements.txt requirements-dev.txt | $(RUN)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/requirements.stamp
+
+$(VENV)/requirements-docs.stamp: requirements-docs.txt | $(RUN)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
