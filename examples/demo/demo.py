@@ -136,22 +136,18 @@ class DemoRun(RunProcess):
 
     @property
     def folder(self) -> Path:
-        """The output folder."""
         return self.runner.output / self.task / self.method.name / f"{K}-{self.seed}"
 
     @property
     def directory(self) -> Path:
-        """The working directory, where the run appends its line to a log of its own."""
-        return self.folder
+        return self.folder  # where the run appends its line to a log of its own
 
     @property
     def split(self) -> Path:
-        """The folder of the k-shot split."""
         return self.runner.data / self.task / MODE / TASK_NAME / f"{K}-{self.seed}"
 
     @property
     def command(self) -> list[str]:
-        """The words of the command."""
         demo = self.runner.demo
         command = ["bash", str(processes.RUN_SCRIPT), "--data_dir", str(self.split), "--output_dir", str(self.folder)]
         command += ["--binary_classification", "--disable_tqdm", str(not demo.alone)]
@@ -159,25 +155,21 @@ class DemoRun(RunProcess):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables that run_fewshot.sh reads."""
         variables = {"TASK": TASK_NAME, "SEED": str(self.seed), "K": str(K), "MODEL": str(self.runner.model)}
         tag = f"{self.runner.demo.name}-{self.task}-{self.method.name}"
         return variables | {"TYPE": "prompt", "TRAINER": self.method.trainer, "TAG": tag, "NUM_GPU": "0"}
 
     def environment(self, jobs: int) -> dict[str, str]:
-        """Return the environment of the process; the model is local, so that no hub need be asked about it."""
         threads = {} if self.runner.demo.alone else {"OMP_NUM_THREADS": "1"}
         usual = {name: text for name, text in os.environ.items() if name not in FOREIGN_SETTINGS}
-        # The interpreter that runs this script has the dependencies.
+        # The model is local: no hub need be asked about it. The interpreter that runs this has the dependencies.
         return usual | self.variables | threads | {"HF_HUB_OFFLINE": "1", "PYTHON": sys.executable}
 
     @functools.cached_property
     def stamp(self) -> str:
-        """A hash of everything that the results depend on."""
         return digest([self.command, self.variables, self.runner.file_hashes, hashes(self.split.iterdir())])
 
     def has_results(self) -> bool:
-        """Return whether all results are there."""
         paths = [metrics_path(self.folder, split, TASK_NAME) for split in ("dev", "test")]
         return all(path.is_file() for path in (*paths, record_path(self.folder, TASK_NAME)))
 
@@ -264,28 +256,24 @@ class Lines(Progress[DemoRun]):
         self._numbers, self._started, self._log = itertools.count(1), {}, None
 
     def started(self, run: DemoRun) -> None:
-        """Note the time."""
         self._started[run] = time.monotonic()
         if self._alone:
             print(f"\n{run}: its messages, which {run.folder / LOG} keeps too:", flush=True)
             self._log = (run.folder / LOG).open("rb")
 
     def waiting(self) -> None:
-        """Print what the run has printed since."""
         if self._log:
             sys.stdout.buffer.write(self._log.read())
             sys.stdout.buffer.flush()
 
     def ended(self, run: DemoRun, problem: str | None) -> None:
-        """Report the result; `finish_runs` reports problems."""
         if self._log:
             self._log.close()
         self._log = None
-        if problem is None:
+        if problem is None:  # `finish_runs` reports the others
             self.report(run, f"{time.monotonic() - self._started[run]:.0f} s")
 
     def report(self, run: DemoRun, how: str) -> None:
-        """Print the line of a run."""
         number = f"[{next(self._numbers):2}/{self._total}]"
         print(f"{number} {run}: test accuracy {run.trial().test:.1%} ({how})", flush=True)
 

@@ -297,6 +297,13 @@ def test_the_command_reads_log_in_the_working_directory_or_exits_with_2(tmp_path
     assert "population" in call("--help").stdout
 
 
+def test_the_help_does_not_wait_for_pandas():
+    command = [sys.executable, "-X", "importtime", str(TOOL), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "lmntk.runs.gather" in done.stderr
+    assert "pandas" not in done.stderr
+
+
 def test_the_examples_run():
     found = doctest.testmod(library)
     assert (found.attempted, found.failed) == (1, 0)

@@ -110,13 +110,7 @@ class Progress(Generic[RunT]):
 
 
 class Outcome(NamedTuple, Generic[RunT]):
-    """How several runs ended.
-
-    Attributes:
-        num_finished: How many ended well.
-        failures: Those that failed, and why.
-        signals: The signals that arrived; each was passed on to the processes.
-    """
+    """How several runs ended: how many well, which failed and why, and the signals that arrived and were passed on."""
 
     num_finished: int
     failures: list[tuple[RunT, str]]
