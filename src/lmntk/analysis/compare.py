@@ -13,7 +13,7 @@ from lmntk.analysis.statistics import Array, Comparison
 from lmntk.analysis.summary import RunSummary, summarise_run
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError
 from lmntk.solvers.problem import check_values, class_ids
-from lmntk.storage import kernel_files, kernel_metadata, paths
+from lmntk.storage import paths
 
 DEFAULT_SOLVER: Mapping[str, Any] = {"kernel_solver": "lstsq", "kernel_regularization": 0.0}
 
@@ -78,56 +78,38 @@ def compare_paths(
     if first.is_dir() != second.is_dir():
         raise FileError(f"{first} and {second}: give two folders, or two kernel files", path=second)
     if first.is_dir():
-        return compare_folders(first, second, given)
-    if given:
-        name, value = next(iter(given.items()))
-        raise SettingError(
-            f"`{name}`: two kernel files without the train kernel predict nothing: give the folders",
-            setting=name,
-            value=value,
-        )
-    a, b = read_kernel(first), read_kernel(second)
-    comparison, notes = compare_kernels(first.name.partition("_")[0], a, b)
+        return _compare_folders(first, second, {**DEFAULT_SOLVER, **given})
+    for name, value in given.items():
+        message = f"`{name}`: two kernel files without the train kernel predict nothing: give the folders"
+        raise SettingError(message, setting=name, value=value)
+    comparison, notes = _compare_kernels(
+        first.name.partition("_")[0], SavedKernel.read(first), SavedKernel.read(second)
+    )
     return [comparison], notes
 
 
-def compare_folders(first: Path, second: Path, settings: Mapping[str, Any]) -> tuple[list[SplitComparison], list[str]]:
-    """Compare every split that two folders have in common, predicting from both with one solver.
-
-    Args:
-        first: The folder of kernels A.
-        second: The folder of kernels B.
-        settings: Solver settings by name; `DEFAULT_SOLVER` where absent.
-
-    Returns:
-        The comparison of each split, and notes on what was compared.
-    """
-    solver = {**DEFAULT_SOLVER, **settings}
-    runs = find_runs(first, second)
-    check_texts(*(run.kernel("train") for run in runs))  # before anything is predicted
-    summaries = [summarise_run(run, str(run.folder), solver, curve=False) for run in runs]
+def _compare_folders(first: Path, second: Path, settings: Mapping[str, Any]) -> tuple[list[SplitComparison], list[str]]:
+    """Compare every split that two folders have in common, predicting from both with one solver."""
+    runs = _find_runs(first, second)
+    _note_different_texts(*(run.kernel("train") for run in runs))  # before anything is predicted
+    summaries = [summarise_run(run, str(run.folder), settings, curve=False) for run in runs]
     comparisons, notes = [], []
     for split in runs[0].kernel_splits:
         if split in runs[1].kernel_splits:
-            comparison, remarks = compare_kernels(split, runs[0].kernel(split), runs[1].kernel(split), summaries)
-            comparisons.append(comparison)
-            notes += remarks
+            found = _compare_kernels(split, runs[0].kernel(split), runs[1].kernel(split), summaries)
+            comparisons.append(found[0])
+            notes += found[1]
     notes.append(
-        f"acc and agreement: predictions by {solver['kernel_solver']}, regularisation "
-        f"{solver['kernel_regularization']:g}, from both kernels, whatever solver the runs used"
+        f"acc and agreement: predictions by {settings['kernel_solver']}, regularisation "
+        f"{settings['kernel_regularization']:g}, from both kernels, whatever solver the runs used"
     )
-    if solver["kernel_solver"] != "asym" and any(run.kernel("train").values.ndim == 5 for run in runs):
+    if settings["kernel_solver"] != "asym" and any(run.kernel("train").values.ndim == 5 for run in runs):
         notes.append("acc and agreement: the first direction of an asymmetric kernel predicts, as in a run")
     return comparisons, list(dict.fromkeys(notes))
 
 
-def find_runs(first: Path, second: Path) -> list[SavedRun]:
-    """Find the runs of one task in two folders.
-
-    Raises:
-        FileError: A folder holds no kernels.
-        KernelMismatchError: The folders have no task in common, or several.
-    """
+def _find_runs(first: Path, second: Path) -> list[SavedRun]:
+    """Find the runs of the one task that two folders have in common."""
     found = []
     for folder in (first, second):
         runs = {run.key: run for run in read_runs(folder) if run.kernel_splits}
@@ -136,54 +118,30 @@ def find_runs(first: Path, second: Path) -> list[SavedRun]:
         found.append(runs)
     common = [key for key in found[0] if key in found[1]]
     if not common:
-        raise KernelMismatchError(
-            f"{first} has kernels of {', '.join(found[0])} and {second} of {', '.join(found[1])}: give two folders of "
-            "one task, or two kernel files",
-            path=second,
-            differences=["task"],
-        )
+        what = f"{first} has kernels of {', '.join(found[0])} and {second} of {', '.join(found[1])}"
+        raise _mismatch(f"{what}: give two folders of one task, or two kernel files", second, "task")
     if len(common) > 1:
-        raise KernelMismatchError(
-            f"{first} and {second} both hold kernels of {', '.join(common)}: give two kernel files, such as "
-            f"{paths.kernel_path(first, 'test', common[0])}",
-            path=second,
-            differences=common,
-        )
+        example = paths.kernel_path(first, "test", common[0])
+        what = f"{first} and {second} both hold kernels of {', '.join(common)}"
+        raise _mismatch(f"{what}: give two kernel files, such as {example}", second, *common)
     return [runs[common[0]] for runs in found]
 
 
-def read_kernel(path: Path) -> SavedKernel:
-    """Read a kernel file.
-
-    Raises:
-        FileError: It is missing or damaged.
-    """
-    values, labels = kernel_files.load_kernel(path)
-    return SavedKernel(path, values.numpy(), labels.numpy(), kernel_metadata.read_description(path) or {})
+def _mismatch(message: str, path: Path, *differences: str) -> KernelMismatchError:
+    return KernelMismatchError(message, path=path, differences=list(differences))
 
 
-def compare_kernels(
+def _compare_kernels(
     split: str, a: SavedKernel, b: SavedKernel, summaries: Sequence[RunSummary] = ()
 ) -> tuple[SplitComparison, list[str]]:
-    """Compare the kernels of a split, and the predictions from them where both runs have some.
-
-    Args:
-        split: What to call it.
-        a: Kernel A.
-        b: Kernel B, of the same examples.
-        summaries: The summaries of the runs of A and of B; none for kernels without predictions.
-
-    Returns:
-        The comparison, and notes on what was compared.
-
-    Raises:
-        NotFiniteError: A kernel holds NaN or infinity.
-        KernelMismatchError: The kernels are of different examples or classes.
-    """
+    """Compare the kernels of a split, and the predictions from them if both runs' summaries have some."""
     for kernel in (a, b):
-        _check_finite(kernel)
-    first, second, notes = make_comparable(a, b)
-    kernels, notes = statistics.compare(first, second), [*notes, *check_texts(a, b)]
+        try:
+            check_values(kernel.values, kernel.path.name.partition("_")[0])
+        except UsageError as error:
+            raise type(error)(f"{kernel.path}: {error}", **error.data | {"path": kernel.path}) from error
+    first, second, notes = _make_comparable(a, b)
+    kernels, notes = statistics.compare(first, second), [*notes, *_note_different_texts(a, b)]
     predictions = [summary.splits[split] for summary in summaries if split in summary.splits]
     if len(predictions) != 2:
         return SplitComparison(split, kernels), notes
@@ -192,23 +150,17 @@ def compare_kernels(
     return SplitComparison(split, kernels, (of_a, of_b), agreement), notes
 
 
-def _check_finite(kernel: SavedKernel) -> None:
-    try:
-        check_values(kernel.values, kernel.path.name.partition("_")[0])
-    except UsageError as error:
-        raise type(error)(f"{kernel.path}: {error}", **error.data | {"path": kernel.path}) from error
-
-
-def make_comparable(a: SavedKernel, b: SavedKernel) -> tuple[Array, Array, list[str]]:
-    """Bring two kernels of the same examples into one shape.
-
-    Returns:
-        Both arrays, of one shape, and a note on each change.
-
-    Raises:
-        KernelMismatchError: The kernels are of different examples or classes.
-    """
-    _check_same_examples(a, b)
+def _make_comparable(a: SavedKernel, b: SavedKernel) -> tuple[Array, Array, list[str]]:
+    """Bring two kernels of the same examples into one shape; return both and a note on each change."""
+    sizes = [(kernel.values.shape[-4], kernel.values.shape[-2]) for kernel in (a, b)]
+    if sizes[0] != sizes[1]:
+        of_a, of_b = (f"{rows} × {columns}" for rows, columns in sizes)
+        what = f"{a.path} is a kernel of {of_a} examples and {b.path} one of {of_b}"
+        raise _mismatch(f"{what}: only kernels of the same examples can be compared", b.path, "examples")
+    different = np.flatnonzero(class_ids(a.labels, a.num_logits) != class_ids(b.labels, b.num_logits))
+    if len(different):
+        what = f"{a.path} and {b.path} have different labels, first for example {different[0]} (counted from 0)"
+        raise _mismatch(f"{what}: their examples, or the order of their examples, differ", b.path, "labels")
     notes = []
     first, second = a.values, b.values
     if first.ndim != second.ndim:
@@ -216,12 +168,8 @@ def make_comparable(a: SavedKernel, b: SavedKernel) -> tuple[Array, Array, list[
         first, second = (statistics.mean_of_directions(values) for values in (first, second))
     if a.num_logits != b.num_logits:
         if {a.num_logits, b.num_logits} != {1, 2}:
-            raise KernelMismatchError(
-                f"{a.path} is a kernel of {a.num_logits} logits and {b.path} one of {b.num_logits}: only kernels of "
-                "the same classes can be compared",
-                path=b.path,
-                differences=["logits"],
-            )
+            what = f"{a.path} is a kernel of {a.num_logits} logits and {b.path} one of {b.num_logits}"
+            raise _mismatch(f"{what}: only kernels of the same classes can be compared", b.path, "logits")
         notes.append("one kernel has one logit, f1 - f0, the other two: the kernels of f1 - f0 are compared")
         # For two logits `logit_differences` is half the kernel of f1 - f0.
         first, second = (
@@ -231,52 +179,17 @@ def make_comparable(a: SavedKernel, b: SavedKernel) -> tuple[Array, Array, list[
     return first, second, notes
 
 
-def _check_same_examples(a: SavedKernel, b: SavedKernel) -> None:
-    sizes = [(kernel.values.shape[-4], kernel.values.shape[-2]) for kernel in (a, b)]
-    if sizes[0] != sizes[1]:
-        of_a, of_b = (f"{rows} × {columns}" for rows, columns in sizes)
-        raise KernelMismatchError(
-            f"{a.path} is a kernel of {of_a} examples and {b.path} one of {of_b}: only kernels of the same examples "
-            "can be compared",
-            path=b.path,
-            differences=["examples"],
-        )
-    classes = [class_ids(kernel.labels, kernel.num_logits) for kernel in (a, b)]
-    different = np.flatnonzero(classes[0] != classes[1])
-    if len(different):
-        raise KernelMismatchError(
-            f"{a.path} and {b.path} have different labels, first for example {different[0]} (counted from 0): their "
-            "examples, or the order of their examples, differ",
-            path=b.path,
-            differences=["labels"],
-        )
+def _note_different_texts(a: SavedKernel, b: SavedKernel) -> list[str]:
+    """Compare the data and tokens that two kernels' descriptions record: equal labels do not imply equal texts.
 
-
-def check_texts(a: SavedKernel, b: SavedKernel) -> list[str]:
-    """Compare the data and tokens that two kernels' descriptions record; equal labels do not imply equal texts.
-
-    Returns:
-        A note if either differs.
-
-    Raises:
-        KernelMismatchError: Both differ: the texts do, as those of k-shot splits of two seeds with the same labels.
+    If only one of the two differs, that is noted; if both do, as for k-shot splits of two seeds, the texts differ.
     """
-    different = {key: _different_modes(a, b, key) for key in ("data_sha256", "tokens_sha256")}
-    if all(different.values()):
-        raise KernelMismatchError(
-            f"{a.path} and {b.path} are kernels of different texts, as the descriptions beside them record: only "
-            "kernels of the same examples can be compared",
-            path=b.path,
-            differences=list(different),
-        )
-    return [
-        f"the descriptions record different {what} of {' and '.join(different[key])}"
-        for key, what in (("data_sha256", "data files"), ("tokens_sha256", "tokens"))
-        if different[key]
-    ]
-
-
-def _different_modes(a: SavedKernel, b: SavedKernel, key: str) -> list[str]:
-    """Return the splits whose hashes differ where both descriptions have some."""
-    of_a, of_b = (kernel.description.get(key) or {} for kernel in (a, b))
-    return [mode for mode in of_a if of_b and of_a[mode] != of_b.get(mode)]
+    different = {}
+    for key, what in (("data_sha256", "data files"), ("tokens_sha256", "tokens")):
+        of_a, of_b = (kernel.description.get(key) or {} for kernel in (a, b))
+        if modes := [mode for mode in of_a if of_b and of_a[mode] != of_b.get(mode)]:
+            different[key] = f"the descriptions record different {what} of {' and '.join(modes)}"
+    if len(different) == 2:
+        what = f"{a.path} and {b.path} are kernels of different texts, as the descriptions beside them record"
+        raise _mismatch(f"{what}: only kernels of the same examples can be compared", b.path, *different)
+    return list(different.values())

@@ -27,7 +27,7 @@ RECOMPUTE = "repeat the command that made it, with `overwrite_kernels=True`"
 
 
 class TextsUnavailableError(FileError):
-    """The sentences of a kernel's examples cannot be shown; data: ``path``, None where the kernel records none."""
+    """The sentences of a kernel's examples cannot be shown; data: ``path``."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class SavedKernel:
     values: Array
     labels: Array
     description: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "SavedKernel":
+        """Read a kernel file and its description."""
+        values, labels = kernel_files.load_kernel(path)
+        return cls(path, values.numpy(), labels.numpy(), kernel_metadata.read_description(path) or {})
 
     @property
     def num_logits(self) -> int:
@@ -186,28 +192,13 @@ class SavedRun:
         return {str(label): str(word) for label, word in words.items()} if isinstance(words, dict) else {}
 
     def kernel(self, split: str) -> SavedKernel:
-        """Read a kernel.
-
-        Args:
-            split: One of `kernel_splits`.
-
-        Raises:
-            UsageError: It is missing or damaged, or does not match its description or the train kernel.
-        """
+        """Read the kernel of one of `kernel_splits`, which must match its description and the train kernel."""
         path = paths.kernel_path(self.kernel_folder, split, self.key)
         kernel_metadata.check_one_run(paths.kernel_path(self.kernel_folder, "train", self.key), path)
-        values, labels = kernel_files.load_kernel(path)
-        return SavedKernel(path, values.numpy(), labels.numpy(), kernel_metadata.read_description(path) or {})
+        return SavedKernel.read(path)
 
     def untrained_logits(self, split: str) -> Array:
-        """Read the logits of the untrained model, float64 [X, C].
-
-        Args:
-            split: One of `kernel_splits`.
-
-        Raises:
-            UsageError: They are missing or damaged, or do not match the kernel.
-        """
+        """Read the untrained model's logits for one of `kernel_splits`, float64 [X, C]; they must match the kernel."""
         places = [paths.logits_path(place, split, self.key) for place in (self.folder, self.kernel_folder)]
         path = next(filter(Path.is_file, places), places[-1])
         logits, targets = logits_files.load_logits(path)
@@ -228,14 +219,7 @@ class SavedRun:
         return _read_csv(path) if path.is_file() else []
 
     def predictions(self, split: str) -> Predictions | None:
-        """Read the predictions that the run wrote of a split; None if there are none.
-
-        Args:
-            split: A split of the run's task.
-
-        Raises:
-            FileError: The file is damaged, or of another task.
-        """
+        """Read the predictions that the run wrote of a split; None if there are none."""
         path = paths.predictions_path(self.folder, split, self.key)
         task = task_of(split, self.task)
         if task is None or not path.is_file():
@@ -268,18 +252,18 @@ class SavedRun:
         description = self.kernel(split).description
         name, wanted = (description.get(key, {}).get(mode) for key in ("data_files", "data_sha256"))
         task = task_of(split, self.task)
+        path = data_dir / Path(name).name if data_dir and name else Path(name or "")
         if name is None or wanted is None:
-            raise TextsUnavailableError("The kernel has no description that records its sentences.", path=None)
-        if task is None:
-            raise TextsUnavailableError(f"The files of the task {self.key} cannot be read.", path=name)
-        path = data_dir / Path(name).name if data_dir else Path(name)
-        if not path.is_file():
+            cause = "the kernel has no description that records them"
+        elif task is None:
+            cause = f"the files of the task {self.key} cannot be read"
+        elif not path.is_file():
             cause = f"{path} is missing (the setting data_dir names the folder that has them now)"
-            raise TextsUnavailableError(f"The sentences are not shown: {cause}.", path=path)
-        if kernel_metadata.file_hash(path) != wanted:
+        elif kernel_metadata.file_hash(path) != wanted:
             cause = f"{path} has changed since the kernel was computed"
-            raise TextsUnavailableError(f"The sentences are not shown: {cause}.", path=path)
-        return [example.texts for example in read_examples(task, path)]
+        else:
+            return [example.texts for example in read_examples(task, path)]
+        raise TextsUnavailableError(f"The sentences are not shown: {cause}.", path=path)
 
 
 def read_runs(folder: Path) -> list[SavedRun]:
@@ -346,12 +330,7 @@ def _read_csv(path: Path) -> list[list[str]]:
 
 
 def second_keys(key: str) -> Sequence[str]:
-    """Return the keys of a task's second test set, one or none.
-
-    Examples:
-        >>> second_keys("mnli"), second_keys("sst-2")
-        (['mnli-mm'], [])
-    """
+    """Return the keys of a task's second test set, one or none."""
     return [task.second_test_set.lower() for task in TASKS.values() if task.key == key and task.second_test_set]
 
 
