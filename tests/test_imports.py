@@ -60,7 +60,7 @@ MAY_REQUIRE = {
     "config/legacy_flags": set(),
     "config/command_words": set(),
     "analysis": {"numpy", "scipy", "tqdm"},
-    "report": {"numpy", "matplotlib"},
+    "report": {"numpy", "matplotlib", "pandas"},
     "runs": {"numpy", "pandas", "tqdm"},
     "published": {"tqdm"},
     "commands/main": set(),

@@ -21,7 +21,7 @@ class Source(enum.Enum):
 
     RUN = "each run's own solver settings"
     FLAGS = "the given solver settings"
-    DEFAULT = "default solver settings, since the folder records none"
+    DEFAULT = "default solver settings (the folder records none)"
 
 
 @dataclass(frozen=True)

@@ -77,16 +77,16 @@ def _make_group(
             by_data.setdefault(str(data), []).append(summary)
     sentences: list[Sentence] = []
     remarks: list[str] = []
-    for alike in by_data.values():
-        chosen = typical_examples(alike[0].splits["test"]) if indices is None else indices
+    for same_data in by_data.values():
+        chosen = typical_examples(same_data[0].splits["test"]) if indices is None else indices
         texts: dict[str, Sequence[Sequence[str]]] = {}
         for split in ("train", "test"):
             try:
-                texts[split] = alike[0].run.texts(split, data_dir)
+                texts[split] = same_data[0].run.texts(split, data_dir)
             except TextsUnavailableError as error:
                 texts[split] = ()
                 remarks.append(str(error))
-        sentences += [_find_neighbours(index, alike, texts) for index in chosen]
+        sentences += [_find_neighbours(index, same_data, texts) for index in chosen]
     return Group(key, summaries, sentences, list(dict.fromkeys(remarks)))
 
 

@@ -1,4 +1,4 @@
-"""The kinds of pictures that a report has, each made for one run."""
+"""The kinds of pictures in a report; each picture shows one run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Picture:
     """A picture of a run.
 
     Attributes:
-        png: The file's bytes.
-        alt: What it shows, for those who do not see it.
-        caption: What its numbers are.
+        png: The bytes of the file.
+        alt: A description for readers who cannot see it.
+        caption: Its numbers, as HTML.
     """
 
     png: bytes
@@ -31,10 +31,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Scales:
-    """What pictures of several runs share, so that they can be compared.
+    """Scales that the pictures of several runs share.
 
     Attributes:
-        lowest: Where the scale of singular values ends.
+        lowest: The lower end of the scale of relative singular values.
         scores: The ends of the scale of scores, in percent.
     """
 
@@ -47,10 +47,10 @@ class Kind:
     """A kind of picture.
 
     Attributes:
-        name: Of its files.
-        title: On the page.
-        text: What it shows; HTML.
-        draw: Draws it for a run; None where the run has nothing to show.
+        name: The name in file names.
+        title: The title on the page.
+        text: An explanation, as HTML.
+        draw: Draws it for a run; returns None if the run has nothing to show.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Kind:
 
 
 def _names(summary: RunSummary) -> list[str]:
-    count = summary.kernel.num_classes if summary.kernel else len(summary.run.task.labels) if summary.run.task else 2
-    return label_names(summary.run, count)
+    count = len(summary.run.task.labels) if summary.run.task else 2
+    return label_names(summary.run, summary.kernel.num_classes if summary.kernel else count)
 
 
 def _other(kernel: KernelSummary) -> str | None:
@@ -126,12 +126,12 @@ def _confusion(summary: RunSummary, scales: Scales) -> Picture | None:
     names = _names(summary)
     counts = statistics.confusion(found.labels, found.predicted, len(names))
     height = plots.HEIGHT if len(names) <= plots.WRITTEN_OUT else plots.HEIGHT + 0.7
-    told = "; ".join(
+    errors = "; ".join(
         f"{names[row]} taken for {names[column]}: {count}"
         for (row, column), count in np.ndenumerate(counts)
         if len(names) < 4
     )
-    alt = f"Confusion matrix of {split}{f'. {told}' if told else ''}"
+    alt = f"Confusion matrix of {split}{f'. {errors}' if errors else ''}"
     return Picture(plots.as_png(plots.confusion_plot(counts, names, split), height=height), alt, caption)
 
 
@@ -160,55 +160,55 @@ KINDS = (
     Kind(
         "train-map",
         "The kernel of the training examples",
-        f"{DIFFERENCES}: the kernel of the logits' differences, as what all logits share changes no prediction. "
-        "Examples are sorted by label; shades span the middle 98 % of the values beside the diagonal. Alignment is "
-        "that with the labels, 1 at best: ⟨HK̃H, YYᵀ⟩ over the norms, both centred (Cortes et al. 2012).",
+        f"{DIFFERENCES}: the kernel of the logits' differences, since a part that all logits share changes no "
+        "prediction. Examples are sorted by label; shades span the middle 98 % of the values off the diagonal. The "
+        "alignment with the labels, at most 1, is ⟨HK̃H, YYᵀ⟩ over the norms, both centred (Cortes et al. 2012).",
         _train_map,
     ),
     Kind(
         "other-map",
         "The kernel of train and test",
-        "The same for training examples, down, and test examples, across.",
+        "The same for training examples (rows) and test examples (columns).",
         _other_map,
     ),
     Kind(
         "components",
         "Kernel PCA",
-        "The principal axes of K̃ centred at the training examples (Schölkopf et al. 1998), and test examples put on "
-        "them.",
+        "The training and test examples on the principal axes of K̃, centred at the training examples (Schölkopf et "
+        "al. 1998).",
         _components,
     ),
     Kind(
         "spectrum",
         "Spectrum",
         "Singular values σ of the matrix that the solver sees, [N·C, N·C]. The effective rank is exp(−Σ p ln p), "
-        "p = σ/Σσ (Roy and Vetterli 2007); the rank counts what is above the solver's cut-off; the condition "
-        "number is the largest over the smallest.",
+        "p = σ/Σσ (Roy and Vetterli 2007); the rank counts the values above the solver's cut-off; the condition "
+        "number is the largest value over the smallest.",
         _spectrum,
     ),
     Kind(
         "confusion",
         "Confusion matrix",
-        "Labels down, predictions across; shades are shares of each label's examples.",
+        "Rows are labels, columns predictions; shades are shares of each label's examples.",
         _confusion,
     ),
     Kind(
         "regularisation",
         "Scores against regularisation",
-        "K + λ‖K‖₂ I in place of the stored K, and the same solver fitted anew.",
+        "The same solver is fitted again to K + λ‖K‖₂ I for each λ.",
         _curve,
     ),
     Kind(
         "layers",
         "Layers",
-        "What each layer's parameters add to the trace of the training kernel, from the input on.",
+        "The share of each layer's parameters in the trace of the training kernel, from the input on.",
         _layers,
     ),
 )
 
 
 def shared_scales(summaries: Sequence[RunSummary]) -> Scales:
-    """Find the scales that hold what all of the runs have."""
+    """Return scales that contain the values of all runs."""
     spectra = [summary.kernel.spectrum.values for summary in summaries if summary.kernel and summary.kernel.spectrum]
     smallest = min((values[-1] / values[0] for values in spectra if values[0]), default=1e-3)
     curves = [summary.kernel.curve.scores for summary in summaries if summary.kernel and summary.kernel.curve]
@@ -219,7 +219,7 @@ def shared_scales(summaries: Sequence[RunSummary]) -> Scales:
 
 
 def make_overview(summary: RunSummary, scales: Scales) -> bytes | None:
-    """Three pictures of a kernel in one file, to show elsewhere."""
+    """Draw three pictures of a kernel in one PNG file, to show elsewhere; None without a kernel and its curve."""
     kernel = summary.kernel
     if kernel is None or kernel.curve is None or len(kernel.curve.values) < 2 or (split := _other(kernel)) is None:
         return None

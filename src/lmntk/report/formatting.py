@@ -1,4 +1,4 @@
-"""What a report says of a run in words and numbers, as HTML."""
+"""The words and numbers of a report, as HTML."""
 
 import html
 from collections.abc import Sequence
@@ -14,27 +14,41 @@ METRICS = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews correlation", "pearso
 
 
 def escaped(value: object) -> str:
-    """Write a user's text as HTML."""
+    """Return a user's text as HTML."""
     return html.escape(str(value), quote=True)
 
 
 def quoted(texts: Sequence[str]) -> str:
-    """Write sentences below each other, each in its script's direction."""
+    """Return sentences one below the other, each in the direction of its script."""
     return "<br>".join(f'<bdi dir="auto">{escaped(text)}</bdi>' for text in texts)
 
 
 def percent(value: float | None) -> str:
-    """Write a fraction in percent, and nothing where there is none."""
-    return "" if value is None else "–" if np.isnan(value) else f"{100 * value:.1f}"
+    """Return a fraction in percent, a dash for NaN, nothing for None.
+
+    Examples:
+        >>> percent(0.5), percent(float("nan")), percent(None)
+        ('50.0', '–', '')
+    """
+    return "" if value is None else _number(100 * value, ".1f")
 
 
 def cosine(value: float | None) -> str:
-    """Write a number from −1 to 1, and nothing where there is none."""
-    return "" if value is None else "–" if np.isnan(value) else f"{value:.3f}"
+    """Return a number from −1 to 1, a dash for NaN, nothing for None."""
+    return "" if value is None else _number(value, ".3f")
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else format(value, form)
 
 
 def short(value: float) -> str:
-    """Write a number above 0 with as many digits as one reads."""
+    """Return a number above 0 with few digits.
+
+    Examples:
+        >>> short(12.345), short(123456), short(1.23e8)
+        ('12.3', '123,456', '1.2 × 10<sup>8</sup>')
+    """
     if np.isnan(value):
         return "–"
     if np.isinf(value):
@@ -46,12 +60,12 @@ def short(value: float) -> str:
 
 
 def metric_of(summary: RunSummary) -> str:
-    """Name the metric of a run's task."""
+    """Return the name of the metric of a run's task."""
     return METRICS.get(summary.metric, summary.metric)
 
 
 def method_of(summary: RunSummary) -> str:
-    """Say in a few words how a run predicts."""
+    """Describe in a few words how a run predicts."""
     record, description, kernel = summary.run.record, summary.run.description, summary.kernel
     adapters = ", LoRA" if description.get("lora") or record.get("apply_lora") else ""
     if kernel is not None or record.get("trainer") == "kernel":
@@ -59,7 +73,7 @@ def method_of(summary: RunSummary) -> str:
         formula = formula or ("asymmetric" if kernel is not None and kernel.asymmetric else "")
         return f"kernel{f', {formula}' if formula else ''}{adapters}"
     if not record:
-        return "not told"
+        return "unknown"
     if is_zero_shot(record):
         return "zero-shot"
     if record.get("trainer") == "linearhead":
@@ -68,7 +82,7 @@ def method_of(summary: RunSummary) -> str:
 
 
 def solver_of(summary: RunSummary) -> str:
-    """Say how the kernel predicts; nothing of a run without."""
+    """Describe the solver of a run's kernel; empty without a kernel."""
     if summary.kernel is None:
         return ""
     choice = summary.kernel.solver
@@ -78,7 +92,7 @@ def solver_of(summary: RunSummary) -> str:
 
 
 def score_of(summary: RunSummary, split: str) -> str:
-    """Say how well a run predicts a split."""
+    """Describe how well a run predicts a split."""
     value = summary.scores[split]
     if summary.metric == "acc" and split in summary.splits:
         return f"{percent(value)} % of {quantity(len(summary.splits[split].labels), 'example')} right"
@@ -86,22 +100,22 @@ def score_of(summary: RunSummary, split: str) -> str:
 
 
 def lead(summaries: Sequence[RunSummary]) -> str:
-    """Say what the runs are, and the result in a sentence."""
+    """Describe the runs and their result in a paragraph."""
     if len(summaries) == 1:
         return f'<p class="lead">{_what_it_is(summaries[0])} {_result(summaries[0])}</p>'
-    models = ", ".join(dict.fromkeys(filter(None, map(_model, summaries)))) or "models that the folders do not name"
+    models = ", ".join(dict.fromkeys(filter(None, map(_model, summaries)))) or "unknown models"
     scored = [summary for summary in summaries if _main_split(summary) in summary.scores]
     best = max(scored, key=lambda summary: summary.scores[_main_split(summary)], default=None)
-    told = ""
+    result = ""
     if best is not None:
         split = _main_split(best)
-        told = f" Best on {escaped(split)} is <strong>{escaped(best.name)}</strong>, {score_of(best, split)}."
-        told += _guess(best)
+        result = f" Best on {escaped(split)} is <strong>{escaped(best.name)}</strong>, {score_of(best, split)}."
+        result += _guess(best)
     first = next((summary.kernel for summary in summaries if summary.kernel is not None), None)
     prompts = {_prompt(summary, summary.kernel) for summary in summaries if summary.kernel is not None}
-    same = prompts.pop() if len(prompts) == 1 else ""
-    kernels = f'<p class="note">The kernels: {_sizes(first)}. {same}</p>' if first is not None else ""
-    return f'<p class="lead">{quantity(len(summaries), "run")} of {escaped(models)}.{told}</p>{kernels}'
+    shared = prompts.pop() if len(prompts) == 1 else ""
+    kernels = f'<p class="note">The kernels: {_sizes(first)}. {shared}</p>' if first is not None else ""
+    return f'<p class="lead">{quantity(len(summaries), "run")} of {escaped(models)}.{result}</p>{kernels}'
 
 
 def _model(summary: RunSummary) -> str:
@@ -110,12 +124,12 @@ def _model(summary: RunSummary) -> str:
 
 
 def _what_it_is(summary: RunSummary) -> str:
-    model = escaped(_model(summary) or "a model that the folder does not name")
+    model = escaped(_model(summary) or "an unknown model")
     if summary.kernel is None:
         method = method_of(summary)
         return f"{escaped(method[0].upper() + method[1:])}: <strong>{model}</strong>."
-    told = summary.run.description.get("formula")
-    which = f"The {f'{escaped(told)} ' if told else ''}kernel of <strong>{model}</strong>"
+    formula = summary.run.description.get("formula")
+    which = f"The {f'{escaped(formula)} ' if formula else ''}kernel of <strong>{model}</strong>"
     return f"{which}: {_sizes(summary.kernel)}. {_prompt(summary, summary.kernel)}"
 
 
@@ -126,7 +140,7 @@ def _sizes(kernel: KernelSummary) -> str:
 
 
 def _prompt(summary: RunSummary, kernel: KernelSummary) -> str:
-    """Examples a class, template and data, as far as they are told."""
+    """Describe the number of examples per class, the template and the data, as far as they are recorded."""
     counts = np.bincount(kernel.classes["train"], minlength=kernel.num_classes)
     per_class = f"{counts[0]} examples a class" if len(set(counts)) == 1 else "Classes of different sizes"
     templates = summary.run.description.get("template") or []
@@ -135,7 +149,7 @@ def _prompt(summary: RunSummary, kernel: KernelSummary) -> str:
     if not templates:
         return f"{per_class}; the folder does not say which prompt."
     file = (summary.run.description.get("data_files") or {}).get("train")
-    # What is in front says which machine it was.
+    # The first folders of the path belong to the machine.
     data = f" Data: <code>{escaped('/'.join(Path(file).parts[-5:-1]))}</code>." if file else ""
     more = f" and {len(templates) - 1} more" if len(templates) > 1 else ""
     return f"{per_class}, asked as <code>{escaped(templates[0])}</code>{more}.{data}"
@@ -146,7 +160,7 @@ def _main_split(summary: RunSummary) -> str:
 
 
 def _guess(summary: RunSummary) -> str:
-    """What always guessing the largest class would reach."""
+    """Give the accuracy of always guessing the largest class."""
     split = summary.splits.get(_main_split(summary))
     if summary.metric != "acc" or split is None:
         return ""
@@ -157,7 +171,7 @@ def _guess(summary: RunSummary) -> str:
 def _result(summary: RunSummary) -> str:
     split = _main_split(summary)
     if split not in summary.scores:
-        return "Nothing is predicted."
+        return "It has no predictions."
     beside = f" (dev {percent(summary.scores['dev'])} %)" if split != "dev" and "dev" in summary.scores else ""
     by = f"With {escaped(solver_of(summary))} it has " if summary.kernel is not None else "It has "
     return f"{by}<strong>{score_of(summary, split)}</strong> on {split}{beside}.{_guess(summary)}"

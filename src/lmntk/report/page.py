@@ -1,8 +1,10 @@
-"""The page of a report: what was found of some runs, as one HTML file that needs nothing else."""
+"""The page of a report: the summaries of some runs as one self-contained HTML file."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from pandas import DataFrame
 
 import lmntk
 from lmntk.analysis.summary import RunSummary
@@ -72,12 +74,12 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Sentence:
-    """An example to look at, and the training examples that the kernels of some runs find most alike.
+    """A test example and the training examples most similar to it by the kernels of some runs.
 
     Attributes:
         index: Its place in the file, from 0.
-        texts: Its sentences; none where they cannot be shown.
-        label: Its name.
+        texts: Its sentences; empty if they cannot be shown.
+        label: The name of its label.
         neighbours: By run: the predicted label, and the most similar training examples.
     """
 
@@ -89,13 +91,13 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one task.
+    """The runs of one task and the sentences to show.
 
     Attributes:
-        key: The task.
-        summaries: The runs.
-        sentences: Examples to look at.
-        remarks: Why there are none, or fewer.
+        key: The task in file names.
+        summaries: The summaries of the runs.
+        sentences: Test examples to show.
+        remarks: Reasons for missing sentences.
     """
 
     key: str
@@ -105,7 +107,10 @@ class Group:
 
 
 def make_page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
-    """Make the page and its pictures.
+    """Write the page, and draw its pictures.
+
+    Args:
+        groups: The runs to show, by task.
 
     Returns:
         The HTML, and the bytes of each picture by the name of its file.
@@ -119,7 +124,7 @@ def make_page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
         heading = f"<h2>{escaped(group.key)}</h2>" if len(groups) > 1 else ""
         body.append(f'<section id="{escaped(group.key)}">{heading}{_group(group, files)}</section>')
     body.append("</main>")
-    body.append(f'<footer class="note"><p>Made by tools/report.py of lmntk {lmntk.__version__}.</p></footer>')
+    body.append(f'<footer class="note"><p>Made by lmntk {lmntk.__version__}.</p></footer>')
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>lmntk report: {escaped(title)}</title><style>{CSS}</style>"
     text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
@@ -143,82 +148,58 @@ def _group(group: Group, files: dict[str, bytes]) -> str:
     return "\n".join(filter(None, parts))
 
 
-def _table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, words: Iterable[int], name: str = "", caption: str = ""
-) -> str:
-    """Lay out a table; cells are HTML, those of the first column name their rows.
+def _table(table: DataFrame, *, words: Collection[str], name: str = "", caption: str = "") -> str:
+    """Write a table; cells are HTML, and those of the first column name their rows.
 
     Args:
-        header: Names of the columns.
-        rows: Cells.
+        table: The cells.
         words: The columns that hold words; the others hold numbers.
-        name: Its class.
-        caption: What it is.
+        name: The class of the table.
+        caption: What the table shows.
     """
-    left = set(words)
-
-    def style(column: int) -> str:
-        return "" if column in left else ' class="number"'
-
-    head = "".join(f'<th scope="col"{style(i)}>{cell}</th>' for i, cell in enumerate(header))
+    styles = ["" if column in words else ' class="number"' for column in table]
+    head = "".join(f'<th scope="col"{style}>{cell}</th>' for cell, style in zip(table, styles, strict=True))
     body = ""
-    for first, *others in rows:
-        cells = "".join(f"<td{style(i)}>{cell}</td>" for i, cell in enumerate(others, 1))
+    for first, *others in table.itertuples(index=False):
+        cells = "".join(f"<td{style}>{cell}</td>" for cell, style in zip(others, styles[1:], strict=True))
         body += f'<tr><th scope="row">{first}</th>{cells}</tr>'
-    told = f"<caption>{caption}</caption>" if caption else ""
-    inside = f"{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    title = f"<caption>{caption}</caption>" if caption else ""
+    inside = f"{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table class="{name}">{inside}</table></div>'
 
 
 def _table_of_runs(summaries: Sequence[RunSummary]) -> str:
-    others = list(dict.fromkeys(split for summary in summaries for split in summary.scores))
-    others.sort(key=lambda split: (split != "dev", split))
-    kernels = any(summary.kernel is not None for summary in summaries)
-    header = ["run", "method", *(["solver"] if kernels else []), *map(escaped, others)]
-    words = range(3 if kernels else 2)
-    if kernels:
-        header += ["alignment,<br>train", "alignment,<br>test", "effective<br>rank", "rank", "condition<br>number"]
-        header += ["parameters"]
-    rows = []
-    for summary in summaries:
-        row = [escaped(summary.name), escaped(method_of(summary)), *([escaped(solver_of(summary))] if kernels else [])]
-        row += [percent(summary.scores.get(split)) for split in others]
-        if kernels:
-            row += _kernel_cells(summary)
-        rows.append([*row, _seconds(summary)])
-    header.append("seconds")
-    # Old folders do not tell all of this.
-    told = [column for column in range(len(header)) if any(row[column] for row in rows)]
-    header, rows = [header[i] for i in told], [[row[i] for i in told] for row in rows]
+    splits = sorted(
+        {split for summary in summaries for split in summary.scores}, key=lambda name: (name != "dev", name)
+    )
+    table = DataFrame([_cells(summary, splits) for summary in summaries]).fillna("")
+    table = table.loc[:, table.ne("").any()]  # folders of older versions lack some numbers
     metric = ", ".join(dict.fromkeys(map(metric_of, summaries)))
     caption = f"{metric[0].upper()}{metric[1:]} in percent"
-    if kernels:
-        sources = sorted({summary.kernel.solver.source.value for summary in summaries if summary.kernel is not None})
-        caption += f"; kernels predict here anew, by {escaped(' or '.join(sources))}"
-    return _table(header, rows, words=words, name="runs", caption=caption + ".")
+    sources = sorted({summary.kernel.solver.source.value for summary in summaries if summary.kernel is not None})
+    if sources:
+        caption += f"; predictions are recomputed from the kernels with {escaped(' or '.join(sources))}"
+    return _table(table, words=("run", "method", "solver"), name="runs", caption=caption + ".")
 
 
-def _kernel_cells(summary: RunSummary) -> list[str]:
-    kernel = summary.kernel
-    if kernel is None:
-        return [""] * 6
-    spectrum = kernel.spectrum
-    cells = [cosine(kernel.alignments.get(split)) for split in ("train", "test")]
-    if spectrum is None:
-        cells += [""] * 3
-    else:
-        cells += [
-            f"{spectrum.effective_rank:.1f}",
-            f"{spectrum.rank} of {len(spectrum.values)}",
-            short(spectrum.condition),
-        ]
-    parameters = summary.run.description.get("grad_dim")
-    return [*cells, f"{parameters:,}" if isinstance(parameters, int) else ""]
-
-
-def _seconds(summary: RunSummary) -> str:
-    seconds = summary.run.record.get("seconds")
-    return f"{seconds:,.1f}" if isinstance(seconds, int | float) else ""
+def _cells(summary: RunSummary, splits: Sequence[str]) -> dict[str, str]:
+    """Return the row of a run by column; its column names and cells are HTML."""
+    record, kernel = summary.run.record, summary.kernel
+    spectrum = kernel.spectrum if kernel is not None else None
+    parameters, seconds = summary.run.description.get("grad_dim"), record.get("seconds")
+    return {
+        "run": escaped(summary.name),
+        "method": escaped(method_of(summary)),
+        "solver": escaped(solver_of(summary)),
+        **{escaped(split): percent(summary.scores.get(split)) for split in splits},
+        "alignment,<br>train": cosine(kernel.alignments.get("train")) if kernel else "",
+        "alignment,<br>test": cosine(kernel.alignments.get("test")) if kernel else "",
+        "effective<br>rank": f"{spectrum.effective_rank:.1f}" if spectrum else "",
+        "rank": f"{spectrum.rank} of {len(spectrum.values)}" if spectrum else "",
+        "condition<br>number": short(spectrum.condition) if spectrum else "",
+        "parameters": f"{parameters:,}" if kernel and isinstance(parameters, int) else "",
+        "seconds": f"{seconds:,.1f}" if isinstance(seconds, int | float) else "",
+    }
 
 
 def _layers_table(summary: RunSummary, named: bool) -> str:
@@ -227,8 +208,10 @@ def _layers_table(summary: RunSummary, named: bool) -> str:
         return ""
     of = f" of {escaped(summary.name)}" if named else ""
     header, *body = [[escaped(cell) for cell in row] for row in rows]
-    caption = "As the run wrote it: each layer's share of the trace, and the scores of its part of the kernel alone."
-    return f"<h3>Layers{of}, each alone</h3>" + _table(header, body, words=[0], caption=caption)
+    caption = "As the run wrote it: each layer's share of the trace, and the score of its part of the kernel alone."
+    return f"<h3>Layers{of}, each alone</h3>" + _table(
+        DataFrame(body, columns=header), words=header[:1], caption=caption
+    )
 
 
 def _kinds(group: Group, files: dict[str, bytes]) -> str:
@@ -245,7 +228,7 @@ def _kinds(group: Group, files: dict[str, bytes]) -> str:
             if picture is not None:
                 files[file_name(group.key, name, kind.name)] = picture.png
                 figures.append(_figure(picture, name))
-            elif len(summaries) <= 3:  # so that each run keeps its column
+            elif len(summaries) <= 3:  # each run keeps its column
                 why = "nothing to show" if summary.kernel else "no kernel"
                 figures.append(f'<p class="note"><strong>{escaped(name)}</strong>: {why}</p>')
         inside = f'<p class="note">{kind.text}</p><div class="grid {_columns(len(figures))}">{"".join(figures)}</div>'
@@ -262,7 +245,7 @@ def _columns(count: int) -> str:
 
 
 def file_name(*parts: str) -> str:
-    """Name a picture's file by what it is of, in letters that any file system takes."""
+    """Name a picture's file by its contents, in letters that every file system accepts."""
     words = [
         "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in part) for part in parts if part
     ]
@@ -271,7 +254,7 @@ def file_name(*parts: str) -> str:
 
 def _figure(picture: Picture, name: str) -> str:
     source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
-    # From the header of the PNG: with them a browser keeps the place free.
+    # From the header of the PNG: a browser reserves the space.
     width, height = (int.from_bytes(picture.png[i : i + 4]) for i in (16, 20))
     title = f"<strong>{escaped(name)}</strong>: " if name else ""
     alt = escaped(f"{name}: {picture.alt}" if name else picture.alt)
@@ -285,8 +268,8 @@ def _sentences(group: Group) -> str:
     several = len(group.summaries) > 1
     parts = [
         "<section><h3>Most similar training sentences</h3>",
-        '<p class="note">Of some test sentences: those that the kernel finds most alike, by '
-        "K̃<sub>ij</sub>/√K̃<sub>ii</sub>, which orders as the cosine does; each value is relative to the largest. "
+        '<p class="note">For some test sentences, the training sentences most similar to them by '
+        "K̃<sub>ij</sub>/√K̃<sub>ii</sub>, which ranks them as the cosine does; values are relative to the largest. "
         "Numbers count from 0 in the files' order.</p>",
     ]
     shown = [_sentence(sentence, several) for sentence in group.sentences]
@@ -304,11 +287,14 @@ def _sentence(sentence: Sentence, several: bool) -> str:
         right = "right" if predicted == sentence.label else "wrong"
         caption = f"{f'<strong>{escaped(name)}</strong>: ' if several else ''}predicted {escaped(predicted)}, {right}"
         cells = [
-            [f"{row.similarity:.2f}", _kept_together(row.label), quoted(row.texts) or f"sentence {row.index}"]
+            {
+                "similarity": f"{row.similarity:.2f}",
+                "label": _kept_together(row.label),
+                "training sentence": quoted(row.texts) or f"sentence {row.index}",
+            }
             for row in rows
         ]
-        header = ["alike", "label", "training sentence"]
-        lists.append(_table(header, cells, words=[0, 1, 2], name="texts", caption=caption))
+        lists.append(_table(DataFrame(cells), words=[*cells[0]], name="texts", caption=caption))
     count = len(sentence.neighbours)
     shown = f"<blockquote>{quoted(sentence.texts)}</blockquote>" if sentence.texts else ""
     return (

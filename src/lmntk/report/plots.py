@@ -1,8 +1,7 @@
-"""The report's pictures: each takes plain numbers and draws on given axes; `as_png` makes a file of them.
+"""The pictures of a report: each function takes numbers and returns a function that draws on axes; see `as_png`.
 
-Class colours are those of Okabe and Ito (2008), which the colour-blind tell apart, and come with markers; shades are
-those of cividis. Sizes are for pictures shown 400 to 500 pixels wide, four inches here: letters of ten points or little
-less stay readable.
+Class colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish, with markers; shades are
+those of cividis. Sizes suit pictures shown 400 to 500 pixels wide, four inches here, with letters of about ten points.
 """
 
 import io
@@ -39,22 +38,22 @@ STYLE: Any = {
     "axes.formatter.use_mathtext": True,
 }
 LONGEST_NAME = 18
-LETTER = 0.076  # inches a letter of ten points takes, on average
-LINE, SLANTED, AXES_INCHES = 0.17, 0.26, 2.0  # those between two lines, level or slanted, and those of an axis
-NAMED, WRITTEN_OUT, LINED = 12, 12, 20  # classes that a legend names, whose counts have room, that lines part
+LETTER = 0.076  # mean width of a letter of ten points, in inches
+LINE, SLANTED, AXES_INCHES = 0.17, 0.26, 2.0  # distance of lines, of slanted lines, and length of an axis, in inches
+NAMED, WRITTEN_OUT, LINED = 12, 12, 20  # most classes for a legend, for written counts, for lines between blocks
 
 
 def as_png(*draws: Draw, titles: Sequence[str] = (), height: float = HEIGHT) -> bytes:
     """Draw pictures side by side and return the bytes of a PNG.
 
     Args:
-        *draws: What to draw, each on axes of its own.
-        titles: What stands above them, if anything.
-        height: Inches.
+        *draws: Draw one picture each.
+        titles: The titles of the pictures, if any.
+        height: The height in inches.
     """
     file = io.BytesIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # A label in a script that the font lacks shows as boxes; the page beside it has the text.
+        # Scripts that the font lacks are drawn as boxes; the page has the text.
         warnings.filterwarnings("ignore", message=".*missing from font")
         layout = ConstrainedLayoutEngine(wspace=0.06)
         figure = Figure(figsize=(WIDTH * len(draws), height), dpi=DPI, layout=layout)
@@ -62,7 +61,7 @@ def as_png(*draws: Draw, titles: Sequence[str] = (), height: float = HEIGHT) -> 
             draw(axes)
         for axes, title in zip(figure.axes, titles, strict=False):
             axes.set_title(title, pad=14)
-        # Labels widen when they are drawn, and a square then moves: the layout settles at the third time.
+        # Drawn labels are wider than expected and move squares: the layout settles when drawn the third time.
         figure.draw_without_rendering()
         figure.draw_without_rendering()
         figure.savefig(file, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.06)
@@ -75,15 +74,15 @@ def heat_map(
     """Draw a kernel as shades, examples sorted by label.
 
     Args:
-        matrix: [N, X].
-        rows: Class ids, [N].
-        columns: Class ids, [X].
-        names: Of the classes.
-        sides: What rows and columns are.
+        matrix: The kernel, [N, X].
+        rows: Class ids of the rows, [N].
+        columns: Class ids of the columns, [X].
+        names: The names of the classes.
+        sides: The names of rows and columns.
     """
     down, across = np.argsort(rows, kind="stable"), np.argsort(columns, kind="stable")
     shown = matrix[np.ix_(down, across)]
-    # The diagonal is far above all else in many kernels, and single examples are.
+    # In many kernels the diagonal, or single examples, are far above all other values.
     square = matrix.shape[0] == matrix.shape[1] and sides[0] == sides[1]
     between = shown[~np.eye(len(shown), dtype=bool)] if square and len(shown) > 1 else shown
     low, high = np.percentile(between, [1, 99])
@@ -113,8 +112,8 @@ def spectrum_plot(spectrum: Spectrum, lowest: float) -> Draw:
     """Draw singular values over the largest, on a logarithmic scale.
 
     Args:
-        spectrum: The values.
-        lowest: Where the scale ends.
+        spectrum: The singular values.
+        lowest: The lower end of the scale.
     """
     values = spectrum.values / (spectrum.values[0] or 1)
 
@@ -122,7 +121,7 @@ def spectrum_plot(spectrum: Spectrum, lowest: float) -> Draw:
         index = np.arange(1, len(values) + 1)
         axes.plot(index, np.maximum(values, lowest / 10), color=TEST, marker="o" if len(values) <= 64 else "", ms=3.5)
         axes.axvline(spectrum.effective_rank, color=COLOURS[1], linestyle="--")
-        # Beside the line, on the side with more room.
+        # On the side of the line that has more room.
         left = spectrum.effective_rank > len(values) / 2
         axes.annotate(
             f"effective rank {spectrum.effective_rank:.1f}", (spectrum.effective_rank, 1), (-5 if left else 5, 0),
@@ -143,10 +142,10 @@ def components_plot(
 
     Args:
         components: From `lmntk.analysis.statistics.kernel_components`.
-        train: Class ids of train, [N].
-        others: Those of the others, [X].
-        names: Of the classes.
-        split: What the others are.
+        train: Class ids of the training examples, [N].
+        others: Class ids of the other examples, [X].
+        names: The names of the classes.
+        split: The split of the other examples.
     """
 
     def draw(axes: Axes) -> None:
@@ -156,16 +155,9 @@ def components_plot(
             axes.scatter(x, y, s=14, color=colour, marker=marker, alpha=0.45, lw=0)
             x, y = components.train[train == label].T
             axes.scatter(
-                x,
-                y,
-                s=52,
-                color=colour,
-                marker=marker,
-                edgecolors="black",
-                lw=0.9,
-                zorder=3,
+                x, y, s=52, color=colour, marker=marker, edgecolors="black", lw=0.9, zorder=3,
                 label=_short(names[label]),
-            )
+            )  # fmt: skip
         axes.set_xlabel(f"first axis ({components.shares[0]:.0%} of train's variance)")
         axes.set_ylabel(f"second ({components.shares[1]:.0%})")
         for axis in (axes.xaxis, axes.yaxis):
@@ -189,9 +181,9 @@ def confusion_plot(counts: ClassIds, names: Sequence[str], split: str) -> Draw:
     """Draw a confusion matrix: counts, on shades of each label's shares.
 
     Args:
-        counts: [label, prediction].
-        names: Of the classes.
-        split: Whose examples they are.
+        counts: Numbers of examples, [label, prediction].
+        names: The names of the classes.
+        split: The split of the examples.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
@@ -231,9 +223,9 @@ def curve_plot(
 
     Args:
         values: λ, ascending.
-        scores: By split, one for each λ.
+        scores: By split, one score for each λ.
         own: The run's λ, which is marked.
-        metric: What the scores are.
+        metric: The name of the scores.
         limits: The ends of the scale, in percent.
     """
     positive = [value for value in values if value > 0] or [1.0]
@@ -262,7 +254,7 @@ def curve_plot(
 
 
 def layers_plot(shares: Mapping[str, float]) -> Draw:
-    """Draw which part of the kernel each layer has, from the input on."""
+    """Draw each layer's share of the kernel's trace, from the input on."""
 
     def draw(axes: Axes) -> None:
         names = [_short(name, 24) for name in shares]
@@ -277,12 +269,12 @@ def layers_plot(shares: Mapping[str, float]) -> Draw:
 
 
 def layers_height(count: int) -> float:
-    """Return the inches that a picture of so many layers takes."""
+    """Return the height in inches of a picture of `count` layers."""
     return max(1.6, 0.24 * count + 0.9)
 
 
 def _short(name: str, longest: int = LONGEST_NAME) -> str:
-    """A label that fits; what stands between dollars is text of the user's, not a formula."""
+    """Shorten a label; dollars in a user's text are escaped, since they do not enclose a formula."""
     return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
 
 
@@ -292,7 +284,7 @@ def _power(value: float) -> str:
 
 
 def _name_blocks(axes: Axes, classes: ClassIds, names: Sequence[str], across: bool) -> None:
-    """Name the blocks of sorted examples at their middles, and part them by lines."""
+    """Name the blocks of sorted examples at their middles, and draw lines between them."""
     sizes = np.bincount(classes, minlength=len(names))
     ends = np.cumsum(sizes)
     for end in ends[:-1]:
@@ -300,7 +292,7 @@ def _name_blocks(axes: Axes, classes: ClassIds, names: Sequence[str], across: bo
             (axes.axvline if across else axes.axhline)(end - 0.5, color="white", lw=1)
     there = np.flatnonzero(sizes)
     middles = (ends - sizes / 2 - 0.5)[there]
-    # Names that would run into the one before are left out.
+    # Names that would overlap the one before are left out.
     inch = AXES_INCHES / len(classes)
     kept: list[int] = []
     for place, middle in enumerate(middles):
