@@ -45,7 +45,7 @@ from lmntk.runs import processes
 from lmntk.runs.gather import percent
 from lmntk.runs.log import Trial, find_trials
 from lmntk.runs.processes import LOG, STAMP, Progress, RunProcess, read_stamp, run_all
-from lmntk.storage.paths import metrics_path, record_path
+from lmntk.storage.paths import RunPaths
 from lmntk.storage.readers import read_json
 from lmntk.storage.run_files import append_log
 from lmntk.storage.tables import format_table
@@ -169,13 +169,17 @@ class DemoRun(RunProcess):
     def stamp(self) -> str:
         return digest([self.command, self.variables, self.runner.file_hashes, hashes(self.split.iterdir())])
 
+    @property
+    def _paths(self) -> RunPaths:
+        return RunPaths(self.folder, TASK_NAME)
+
     def has_results(self) -> bool:
-        paths = [metrics_path(self.folder, split, TASK_NAME) for split in ("dev", "test")]
-        return all(path.is_file() for path in (*paths, record_path(self.folder, TASK_NAME)))
+        paths = self._paths
+        return all(path.is_file() for path in (paths.metrics("dev"), paths.metrics("test"), paths.record()))
 
     def trial(self) -> Trial:
         """Return what the run found."""
-        (trial,) = find_trials([read_json(record_path(self.folder, TASK_NAME))], TASK_NAME)
+        (trial,) = find_trials([read_json(self._paths.record())], TASK_NAME)
         return trial
 
 

@@ -17,8 +17,7 @@ from lmntk.commands import compare
 from lmntk.config import tool_parser
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError
 from lmntk.solvers.problem import SolverSettings
-from lmntk.storage import paths
-from lmntk.storage.paths import kernel_path
+from lmntk.storage.paths import RunPaths
 
 
 def table(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[dict[str, dict[str, str]], str]:
@@ -67,7 +66,7 @@ def test_kernel_files_are_compared_and_the_table_may_be_markdown(
 ) -> None:
     a, b = Folder(tmp_path, "a"), Folder(tmp_path, "b")
     b.write("test", 2 * b.kernel("test"))
-    paths = [kernel_path(folder.path, "test", "sst-2") for folder in (a, b)]
+    paths = [RunPaths(folder.path, "sst-2").kernel("test") for folder in (a, b)]
     assert compare.main([*map(str, paths), "--format", "markdown"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "| split | distance | scaled |    CKA | correlation |",
@@ -201,7 +200,7 @@ def test_a_wrong_command_line_is_reported_in_a_line(
 def test_texts_of_another_split_are_refused_though_labels_agree(tmp_path: Path) -> None:
     a, b = Folder(tmp_path / "1", "a"), Folder(tmp_path / "2", "b")
     for folder in (a, b):
-        path = paths.description_path(folder.path, "train", "sst-2")
+        path = RunPaths(folder.path, "sst-2").description("train")
         told = json.loads(path.read_text(encoding="utf-8"))
         told |= {"data_sha256": {"train": folder.path.name}, "tokens_sha256": {"train": folder.path.name}}
         path.write_text(json.dumps(told), encoding="utf-8")

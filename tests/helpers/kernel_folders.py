@@ -11,7 +11,7 @@ import torch
 
 from lmntk.storage.kernel_files import save_kernel
 from lmntk.storage.logits_files import save_logits
-from lmntk.storage.paths import kernel_path, record_path
+from lmntk.storage.paths import RunPaths
 
 SIZES = {"train": 8, "dev": 6, "test": 10}
 
@@ -84,7 +84,7 @@ class Folder:
             "data_files": {name: str(file) for name, file in files.items()},
             "data_sha256": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()},
         }
-        path = kernel_path(self.path, split, self.task)
+        path = RunPaths(self.path, self.task).kernel(split)
         values = torch.from_numpy(self.kernel(split) if kernel is None else kernel)
         save_kernel(path, values, torch.from_numpy(self.labels(split)), description)
         return path
@@ -114,5 +114,5 @@ class Folder:
     def record(self, **flags: Any) -> Mapping[str, Any]:
         """Write what a run of the kernel trainer records."""
         record = {"trainer": "kernel", "model_name_or_path": "tiny", "do_train": True, "seconds": 2.5, **flags}
-        record_path(self.path, self.task).write_text(json.dumps(record), encoding="utf-8")
+        RunPaths(self.path, self.task).record().write_text(json.dumps(record), encoding="utf-8")
         return record

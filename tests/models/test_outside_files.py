@@ -15,7 +15,8 @@ import torch
 from lmntk.data.tasks import find_task
 from lmntk.errors import UsageError
 from lmntk.prompts.sentence_embeddings import embedding_file, read_embeddings
-from lmntk.storage import kernel_files, kernel_metadata, logits_files, paths
+from lmntk.storage import kernel_files, kernel_metadata, logits_files
+from lmntk.storage.paths import RunPaths
 from lmntk.storage.readers import read_json, read_npy
 
 KERNEL = torch.arange(24, dtype=torch.float64).reshape(2, 2, 3, 2)
@@ -24,7 +25,7 @@ LABELS = torch.tensor([0, 1, 1])
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return paths.kernel_path(tmp_path, "dev", "sst-2")
+    return RunPaths(tmp_path, "sst-2").kernel("dev")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from lmntk.report import plots, write_report
 from lmntk.report.figures import KINDS
 from lmntk.solvers.problem import SolverSettings
 from lmntk.storage.kernel_files import save_layer_kernels
-from lmntk.storage.paths import layer_kernels_path
+from lmntk.storage.paths import RunPaths
 
 DOCS = page_text("report")
 PICTURES = {"train-map", "other-map", "components", "spectrum", "confusion", "regularisation", "overview"}
@@ -338,7 +338,7 @@ def test_layers_that_were_kept_are_shown_with_their_shares(tmp_path: Path) -> No
     folder = Folder(tmp_path)
     whole = torch.from_numpy(folder.kernel("train"))
     parts = {"embeddings": 0.25 * whole, "layer 0": 0.5 * whole, "head": 0.25 * whole}
-    save_layer_kernels(layer_kernels_path(folder.path, "train", "sst-2"), parts)
+    save_layer_kernels(RunPaths(folder.path, "sst-2").layer_kernels("train"), parts)
     (folder.path / "layer_results_sst-2.csv").write_text("layer,share,test_acc\nhead,0.25,0.875\n", encoding="utf-8")
     assert summarise(folder.path).layer_shares == pytest.approx({"embeddings": 0.25, "layer 0": 0.5, "head": 0.25})
     call(folder.path)

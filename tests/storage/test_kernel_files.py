@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from lmntk.errors import FileError, UsageError
-from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, paths, run_files
+from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, run_files
+from lmntk.storage.paths import RunPaths
 
 FORK = multiprocessing.get_context("fork")
 KERNEL = torch.arange(24, dtype=torch.float64).reshape(2, 2, 3, 2)
@@ -26,7 +27,7 @@ LABELS = torch.tensor([0, 1, 1])
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return paths.kernel_path(tmp_path, "dev", "sst-2")
+    return RunPaths(tmp_path, "sst-2").kernel("dev")
 
 
 def names(folder: Path) -> list[str]:
@@ -34,9 +35,9 @@ def names(folder: Path) -> list[str]:
 
 
 def test_file_names_are_the_published_ones() -> None:
-    assert paths.kernel_path("out", "dev", "sst-2") == Path("out/dev_kernels_sst-2.pt")
-    assert paths.description_path("out", "dev", "sst-2") == Path("out/dev_kernels_sst-2.json")
-    assert paths.logits_path(Path("out"), "test", "mnli-mm") == Path("out/test_logits_mnli-mm.pt")
+    assert RunPaths("out", "sst-2").kernel("dev") == Path("out/dev_kernels_sst-2.pt")
+    assert RunPaths("out", "sst-2").description("dev") == Path("out/dev_kernels_sst-2.json")
+    assert RunPaths(Path("out"), "mnli").logits("test:mnli-mm") == Path("out/test_logits_mnli-mm.pt")
 
 
 def test_the_output_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
@@ -348,7 +349,7 @@ def test_differences_are_told_key_by_key_and_only_for_what_is_wanted() -> None:
 
 
 def test_logits_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    target = paths.logits_path(tmp_path, "test", "rte")
+    target = RunPaths(tmp_path, "rte").logits("test")
     logits = torch.randn(3, 2)
     logits_files.save_logits(target, logits, LABELS)
     loaded, targets = logits_files.load_logits(target)

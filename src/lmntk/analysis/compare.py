@@ -13,7 +13,7 @@ from lmntk.analysis.statistics import Array, Comparison
 from lmntk.analysis.summary import RunSummary, summarise_run
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError
 from lmntk.solvers.problem import check_values, class_ids
-from lmntk.storage import paths
+from lmntk.storage.paths import RunPaths
 
 DEFAULT_SOLVER: Mapping[str, Any] = {"kernel_solver": "lstsq", "kernel_regularization": 0.0}
 
@@ -121,7 +121,7 @@ def _find_runs(first: Path, second: Path) -> list[SavedRun]:
         what = f"{first} has kernels of {', '.join(found[0])} and {second} of {', '.join(found[1])}"
         raise _mismatch(f"{what}: give two folders of one task, or two kernel files", second, "task")
     if len(common) > 1:
-        example = paths.kernel_path(first, "test", common[0])
+        example = RunPaths(first, common[0]).kernel("test")
         what = f"{first} and {second} both hold kernels of {', '.join(common)}"
         raise _mismatch(f"{what}: give two kernel files, such as {example}", second, *common)
     return [runs[common[0]] for runs in found]

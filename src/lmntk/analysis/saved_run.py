@@ -16,7 +16,8 @@ from lmntk.data.tasks import TASKS, Task, custom_task, described_task, find_task
 from lmntk.errors import FileError, KernelMismatchError
 from lmntk.solvers import problem
 from lmntk.solvers.problem import Array, ClassIds
-from lmntk.storage import kernel_files, kernel_metadata, logits_files, paths
+from lmntk.storage import kernel_files, kernel_metadata, logits_files
+from lmntk.storage.paths import RunPaths, Split
 from lmntk.storage.readers import read_json
 
 MODES = ("train", "dev", "test")
@@ -121,9 +122,14 @@ class SavedRun:
     metrics: Mapping[str, Mapping[str, float]]
 
     @property
-    def record_path(self) -> Path:
-        """The file of the record, which may be missing."""
-        return paths.record_path(self.folder, self.key)
+    def paths(self) -> RunPaths:
+        """The names of the run's files, which may be missing."""
+        return RunPaths(self.folder, self.key)
+
+    @property
+    def kernel_paths(self) -> RunPaths:
+        """The names of the files in `kernel_folder`."""
+        return RunPaths(self.kernel_folder, self.key)
 
     @functools.cached_property
     def kernel_folder(self) -> Path:
@@ -143,10 +149,10 @@ class SavedRun:
         Raises:
             FileError: There are kernels, but not that of train.
         """
-        wanted = [*MODES, *(f"test:{key}" for key in second_keys(self.key))]
-        found = [split for split in wanted if paths.kernel_path(self.kernel_folder, split, self.key).is_file()]
+        wanted = [*MODES, *map(str, second_splits(self.key))]
+        found = [split for split in wanted if self.kernel_paths.kernel(split).is_file()]
         if found and found[0] != "train":
-            train = paths.kernel_path(self.kernel_folder, "train", self.key)
+            train = self.kernel_paths.kernel("train")
             raise FileError(
                 f"{self.kernel_folder} holds the kernel of {found[0]}, but no {train.name}, without which nothing can "
                 "be predicted: repeat the command that made it",
@@ -159,7 +165,7 @@ class SavedRun:
         """The description of the train kernel; empty without the kernel or without a description."""
         if not self.kernel_splits:
             return {}
-        return kernel_metadata.read_description(paths.kernel_path(self.kernel_folder, "train", self.key)) or {}
+        return kernel_metadata.read_description(self.kernel_paths.kernel("train")) or {}
 
     @functools.cached_property
     def task(self) -> Task | None:
@@ -176,7 +182,7 @@ class SavedRun:
         """The labels in the order of the logits, from the label words or from the columns of predictions."""
         if self.label_words:
             return list(self.label_words)
-        files = (paths.predictions_path(self.folder, mode, self.key) for mode in MODES)
+        files = map(self.paths.predictions, MODES)
         header = next((_read_csv(file)[0] for file in files if file.is_file()), [])
         return [name.removeprefix("logit_") for name in header if name.startswith("logit_")]
 
@@ -193,16 +199,16 @@ class SavedRun:
 
     def kernel(self, split: str) -> SavedKernel:
         """Read the kernel of one of `kernel_splits`, which must match its description and the train kernel."""
-        path = paths.kernel_path(self.kernel_folder, split, self.key)
-        kernel_metadata.check_one_run(paths.kernel_path(self.kernel_folder, "train", self.key), path)
+        path = self.kernel_paths.kernel(split)
+        kernel_metadata.check_one_run(self.kernel_paths.kernel("train"), path)
         return SavedKernel.read(path)
 
     def untrained_logits(self, split: str) -> Array:
         """Read the untrained model's logits for one of `kernel_splits`, float64 [X, C]; they must match the kernel."""
-        places = [paths.logits_path(place, split, self.key) for place in (self.folder, self.kernel_folder)]
+        places = [paths.logits(split) for paths in (self.paths, self.kernel_paths)]
         path = next(filter(Path.is_file, places), places[-1])
         logits, targets = logits_files.load_logits(path)
-        kernel = paths.kernel_path(self.kernel_folder, split, self.key)
+        kernel = self.kernel_paths.kernel(split)
         # Logits in the folder of a run that loaded its kernels are that run's own.
         beside = kernel if path.parent == kernel.parent else path.with_name(kernel.name)
         logits_files.check_logits(path, targets, beside, kernel_files.load_kernel(kernel)[1])
@@ -210,17 +216,17 @@ class SavedRun:
 
     def layer_shares(self) -> dict[str, float]:
         """Return each layer's share of the train kernel's trace, from the input on; empty if layers were not kept."""
-        path = paths.layer_kernels_path(self.kernel_folder, "train", self.key)
+        path = self.kernel_paths.layer_kernels("train")
         return kernel_files.trace_shares(kernel_files.load_layer_kernels(path)) if path.is_file() else {}
 
     def layer_results(self) -> list[list[str]]:
         """Return the run's table of what each layer predicts alone, header first; empty if there is none."""
-        path = paths.layer_results_path(self.folder, self.key)
+        path = self.paths.layer_results()
         return _read_csv(path) if path.is_file() else []
 
     def predictions(self, split: str) -> Predictions | None:
         """Read the predictions that the run wrote of a split; None if there are none."""
-        path = paths.predictions_path(self.folder, split, self.key)
+        path = self.paths.predictions(split)
         task = task_of(split, self.task)
         if task is None or not path.is_file():
             return None
@@ -248,7 +254,7 @@ class SavedRun:
         Raises:
             TextsUnavailableError: The description does not name the file, or the file is missing or has changed.
         """
-        mode = paths.mode_and_task(split, self.key)[0]
+        mode = Split.parse(split).mode
         description = self.kernel(split).description
         name, wanted = (description.get(key, {}).get(mode) for key in ("data_files", "data_sha256"))
         task = task_of(split, self.task)
@@ -281,7 +287,7 @@ def read_runs(folder: Path) -> list[SavedRun]:
     names = [path.name for path in folder.iterdir()]
     matches = [found for name in names for pattern in (_KERNEL, *_OTHERS) if (found := re.fullmatch(pattern, name))]
     keys = sorted({found[2] for found in matches})
-    second = {other for key in keys for other in second_keys(key) if other in keys}
+    second = {split.other_task for key in keys for split in second_splits(key) if split.other_task in keys}
     # The second test set of a task is part of its run; alone, or with a train kernel of its own, it is a task.
     own = {found[2] for found in matches if found[0].startswith(("train_", "run_"))}
     runs = [_read_run(folder, key) for key in keys if key not in second - own]
@@ -297,7 +303,8 @@ def read_runs(folder: Path) -> list[SavedRun]:
 
 
 def _read_run(folder: Path, key: str) -> SavedRun:
-    path = paths.record_path(folder, key)
+    paths = RunPaths(folder, key)
+    path = paths.record()
     record: Any = {}
     if path.is_file():
         try:
@@ -306,8 +313,8 @@ def _read_run(folder: Path, key: str) -> SavedRun:
             record = None
         if not isinstance(record, dict):
             raise FileError(f"{path} is not a JSON object: remove it, or {REPEAT}", path=path)
-    splits = ["dev", "test", *(f"test:{other}" for other in second_keys(key))]
-    metrics = {split: _read_metrics(paths.metrics_path(folder, split, key)) for split in splits}
+    splits = ["dev", "test", *map(str, second_splits(key))]
+    metrics = {split: _read_metrics(paths.metrics(split)) for split in splits}
     return SavedRun(folder, key, record, {split: found for split, found in metrics.items() if found})
 
 
@@ -336,7 +343,8 @@ def second_keys(key: str) -> Sequence[str]:
 
 def task_of(split: str, task: Task | None) -> Task | None:
     """Return the task whose labels, files and metric a split of `task` has: another one for a second test set."""
-    return find_task(split.partition(":")[2]) if ":" in split else task
+    other = Split.parse(split).other_task
+    return find_task(other) if other else task
 
 
 def label_names(run: SavedRun, count: int) -> list[str]:

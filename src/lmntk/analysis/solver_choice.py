@@ -57,7 +57,7 @@ def choose_solver(run: SavedRun, given: Mapping[str, Any]) -> SolverChoice:
     try:
         numbers: dict[str, Any] = {field: float(settings[name]) for name, field in _FIELDS.items() if name in settings}
     except (TypeError, ValueError) as error:
-        path = run.record_path
+        path = run.paths.record()
         raise FileError(
             f"{path} holds solver settings that are not numbers: repeat the run's command", path=path
         ) from error

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from lmntk import solvers
 from lmntk.analysis import statistics
-from lmntk.analysis.saved_run import SavedKernel, SavedRun, second_keys, task_of
+from lmntk.analysis.saved_run import SavedKernel, SavedRun, second_splits, task_of
 from lmntk.analysis.solver_choice import SolverChoice, Source, choose_solver
 from lmntk.analysis.statistics import Components, Spectrum
 from lmntk.data.metrics import compute_metrics, mean_over_samples
@@ -172,7 +172,7 @@ def _omissions(kernel: KernelSummary) -> list[str]:
 def _summarise_results(run: SavedRun, name: str, metric: str) -> RunSummary:
     """Summarise a run without kernels from the files of its predictions and metrics."""
     splits = {}
-    for split in ("dev", "test", *(f"test:{key}" for key in second_keys(run.key))):
+    for split in ("dev", "test", *map(str, second_splits(run.key))):
         found = run.predictions(split)
         if found is not None:
             value = score(run.task, split, found.predicted, found.labels)

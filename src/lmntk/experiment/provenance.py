@@ -18,7 +18,7 @@ from lmntk.experiment.build import Experiment
 from lmntk.models.parameters import ParameterFilter
 from lmntk.prompts.features import FeatureDataset
 from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT, file_hash
-from lmntk.storage.paths import mode_and_task
+from lmntk.storage.paths import Split
 
 
 def parameter_filter(model_args: ModelArguments, training_args: TrainingArguments) -> ParameterFilter:
@@ -120,7 +120,7 @@ def circumstances(run: Experiment, model_args: ModelArguments, split: str) -> di
 
 def _train_and(run: Experiment, split: str) -> dict[str, str]:
     """Train and another split by their modes: a second test set is the test split of its own task."""
-    return {mode_and_task(name, run.task.key)[0]: name for name in ("train", split)}
+    return {Split.parse(name).mode: name for name in ("train", split)}
 
 
 def versions() -> dict[str, str]:

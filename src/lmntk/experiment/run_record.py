@@ -15,7 +15,8 @@ from lmntk.data.tasks import Task
 from lmntk.experiment import provenance
 from lmntk.experiment.build import Experiment
 from lmntk.solvers.problem import two_logits
-from lmntk.storage import atomic, logits_files, paths, run_files
+from lmntk.storage import atomic, logits_files, run_files
+from lmntk.storage.paths import RunPaths, Split
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +42,20 @@ def record_run(
     training_args, task_key = arguments[-1], run.task.key
     line = _flags(run, arguments)
     # A run that is killed here must not leave results of two runs side by side.
-    folder = training_args.output_dir
-    for path_of in (paths.predictions_path, paths.metrics_path):
-        for split in metrics:
-            path_of(folder, split, task_key).unlink(missing_ok=True)
-    paths.record_path(folder, task_key).unlink(missing_ok=True)
+    paths = RunPaths(training_args.output_dir, task_key)
+    for path in [*map(paths.predictions, metrics), *map(paths.metrics, metrics), paths.record()]:
+        path.unlink(missing_ok=True)
     for split, values in metrics.items():
         rows = prediction_rows(run.datasets[split].task, averaged[split], labels[split].tolist())
-        _write_predictions(paths.predictions_path(training_args.output_dir, split, task_key), rows)
-        path = paths.metrics_path(training_args.output_dir, split, task_key)
+        _write_predictions(paths.predictions(split), rows)
+        path = paths.metrics(split)
         run_files.write_metrics(path, values)
         logger.info("%s: %s → %s", split, ", ".join(f"{name} = {value:.6g}" for name, value in values.items()), path)
-        mode, task = paths.mode_and_task(split, task_key)
+        mode, task = Split.parse(split).mode, Split.parse(split).other_task or task_key
         line |= {f"{task}_{mode}_{name}": value for name, value in values.items()}
         if training_args.save_logit and mode == "test":
             numbers = training_args.model_id, training_args.array_id
-            path = paths.ensemble_path(training_args.save_logit_dir, split, task_key, *numbers)
+            path = RunPaths(training_args.save_logit_dir, task_key).ensemble(split, *numbers)
             pairs = training_args.save_logit_pairs and not run.task.regression
             logits_files.save_array(path, two_logits(averaged[split]) if pairs else averaged[split])
     line |= {
@@ -64,7 +63,7 @@ def record_run(
         "seconds": round(seconds, 1),
         "versions": provenance.versions(),
     }
-    run_files.write_record(paths.record_path(training_args.output_dir, task_key), line)
+    run_files.write_record(paths.record(), line)
     run_files.append_log(Path("log"), line)
     logger.info(
         "results are in %s, and a line in %s; %.0f s in all",

@@ -8,7 +8,7 @@ from lmntk.config.arguments import TrainingArguments
 from lmntk.data.examples import find_user_file, split_file
 from lmntk.data.tasks import Task, find_task
 from lmntk.storage.kernel_metadata import read_description
-from lmntk.storage.paths import kernel_path, logits_path, mode_and_task
+from lmntk.storage.paths import RunPaths, Split
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +23,11 @@ def splits_of(task: Task, training_args: TrainingArguments, data_dir: str) -> li
     splits = [split for split, needed in wanted.items() if needed]
     if training_args.do_predict and task.second_test_set:
         second = find_task(task.second_test_set)
-        split = f"test:{second.key}"
+        split = str(Split("test", second.key))
         loaded = training_args.load_kernels  # published kernels are of the first test set alone
-        needed = Path(data_dir) / second.file_name("test") if loaded is None else kernel_path(loaded, split, task.key)
+        needed = (
+            Path(data_dir) / second.file_name("test") if loaded is None else RunPaths(loaded, task.key).kernel(split)
+        )
         if needed.is_file():
             splits.append(split)
         else:
@@ -53,8 +55,8 @@ def place_of(task: Task, data_dir: str, split: str) -> Path:
 
 def mode_and_task_of(split: str, task: Task) -> tuple[str, Task]:
     """Tell which split of which task a data set of a run is: those of a second test set are another task's."""
-    mode, key = mode_and_task(split, task.key)
-    return mode, task if key == task.key else find_task(key)
+    parsed = Split.parse(split)
+    return parsed.mode, find_task(parsed.other_task) if parsed.other_task else task
 
 
 def needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[str]) -> bool:
@@ -62,20 +64,18 @@ def needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[s
     folder = training_args.load_kernels
     if folder is None:
         return True
-    return training_args.adjust_for_init and not all(logits_path(folder, s, task.key).exists() for s in splits)
+    paths = RunPaths(folder, task.key)
+    return training_args.adjust_for_init and not all(paths.logits(split).exists() for split in splits)
 
 
 def are_described(folder: str | Path, task: Task, splits: Iterable[str]) -> bool:
     """Tell whether any of the kernels to load says what it is of."""
-    return any(read_description(kernel_path(folder, split, task.key)) is not None for split in splits)
+    paths = RunPaths(folder, task.key)
+    return any(read_description(paths.kernel(split)) is not None for split in splits)
 
 
 def stored_splits(folder: str | Path, task: Task, splits: Iterable[str]) -> list[str]:
     """List some splits, and the others whose kernels are in a folder, in the order in which runs go through them."""
-    second = [f"test:{find_task(task.second_test_set).key}"] if task.second_test_set else []
-    wanted = set(splits)
-    return [
-        split
-        for split in ("train", "dev", "test", *second)
-        if split in wanted or kernel_path(folder, split, task.key).is_file()
-    ]
+    second = [str(Split("test", find_task(task.second_test_set).key))] if task.second_test_set else []
+    wanted, paths = set(splits), RunPaths(folder, task.key)
+    return [split for split in ("train", "dev", "test", *second) if split in wanted or paths.kernel(split).is_file()]

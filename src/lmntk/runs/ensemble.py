@@ -19,7 +19,7 @@ from lmntk.prompts.label_words import read_mapping
 from lmntk.runs.gather import as_numbers
 from lmntk.runs.log import LogEntry, MetricKeys, Trial, best_trial, data_seed, metric_keys
 from lmntk.solvers.problem import two_logits
-from lmntk.storage.paths import ensemble_path
+from lmntk.storage.paths import RunPaths
 from lmntk.storage.readers import read_npy
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def _check_writers(
 def _logits_path(entry: LogEntry, task: Task, folder: str | None) -> Path:
     """The file of a run's logits: in the folder given, or in the one that the run noted."""
     where = folder or entry.get("save_logit_dir") or DEFAULT_FOLDER
-    return ensemble_path(where, "test", task.key, entry["model_id"], entry["array_id"])
+    return RunPaths(where, task.key).ensemble("test", entry["model_id"], entry["array_id"])
 
 
 def _score_mean(members: Sequence[Trial], files: Sequence[Path], task: Task, key: str) -> dict[str, float]:

@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from lmntk.errors import UsageError
-from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, paths
+from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files
 from lmntk.storage.kernel_files import LayerKernels
 from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT
+from lmntk.storage.paths import RunPaths
 from lmntk.storage.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class KernelCache:
 
     def tiles(self, split: str) -> TileStore:
         """Return the store of a split's finished tiles."""
-        return TileStore(paths.tiles_path(self.output_dir, split, self.task_key))
+        return TileStore(self._paths.tiles(split))
 
     def to_use(self, split: str, wanted: Mapping[str, Any]) -> Path | None:
         """Return the file of a split's kernel; None where it is to be computed.
@@ -79,7 +80,7 @@ class KernelCache:
         """
         if self.load_dir is not None:
             return self._to_load(self.load_dir, split, wanted)
-        path = paths.kernel_path(self.output_dir, split, self.task_key)
+        path = self._paths.kernel(split)
         if path.is_dir():
             raise UsageError(f"{path} is a folder where a kernel's file belongs: remove it")
         if not path.exists():
@@ -106,6 +107,10 @@ class KernelCache:
         return path
 
     @property
+    def _paths(self) -> RunPaths:
+        return RunPaths(self.output_dir, self.task_key)
+
+    @property
     def _overwriting_file(self) -> Path:
         return self.output_dir / f"overwriting_{self.task_key}.json"
 
@@ -123,7 +128,7 @@ class KernelCache:
 
     def _has_layers(self, path: Path, split: str, stored: Mapping[str, Any]) -> bool:
         """Whether the layers' parts lie beside a kernel; a file that another kernel's run left does not count."""
-        return LAYERS_KEY in stored and paths.layer_kernels_path(path.parent, split, self.task_key).is_file()
+        return LAYERS_KEY in stored and RunPaths(path.parent, self.task_key).layer_kernels(split).is_file()
 
     def _is_sound(self, path: Path, split: str, wanted: Mapping[str, Any]) -> bool:
         try:
@@ -136,8 +141,8 @@ class KernelCache:
             return False
 
     def _to_load(self, folder: Path, split: str, wanted: Mapping[str, Any]) -> Path:
-        path = paths.kernel_path(folder, split, self.task_key)
-        kernel_metadata.check_one_run(paths.kernel_path(folder, "train", self.task_key), path)
+        path = RunPaths(folder, self.task_key).kernel(split)
+        kernel_metadata.check_one_run(RunPaths(folder, self.task_key).kernel("train"), path)
         stored = kernel_metadata.read_description(path)
         if stored is None:
             self._check_folder_names(path, folder.name, "its folder is called")
@@ -223,7 +228,7 @@ class KernelCache:
         Raises:
             UsageError: They are missing, or are those of another kernel.
         """
-        beside = paths.layer_kernels_path(path.parent, split, self.task_key)
+        beside = RunPaths(path.parent, self.task_key).layer_kernels(split)
         layers = kernel_files.load_layer_kernels(beside)
         fits = next(iter(layers.values())).shape == kernel.shape
         if not fits or (sum(layers.values()) - kernel).norm() > 1e-9 * kernel.norm():
@@ -244,8 +249,8 @@ class KernelCache:
             UsageError: They cannot be read, or are not of the kernel's examples and run.
         """
         folder = self.load_dir or self.output_dir
-        path = paths.logits_path(folder, split, self.task_key)
-        kernel = paths.kernel_path(folder, split, self.task_key)
+        path = RunPaths(folder, self.task_key).logits(split)
+        kernel = RunPaths(folder, self.task_key).kernel(split)
         logits, targets = logits_files.load_logits(path)
         if not logits_files.check_logits(path, targets, kernel, labels):
             logger.warning("%s: nothing tells whether it is of the model and texts of %s", path, kernel.name)
@@ -253,12 +258,12 @@ class KernelCache:
 
     def save(self, split: str, kernel: Kernel, layers: LayerKernels, description: Mapping[str, Any]) -> Path:
         """Write a kernel, the layers' parts of it where there are any, and its description; return where."""
-        path = paths.kernel_path(self.output_dir, split, self.task_key)
-        beside = paths.layer_kernels_path(self.output_dir, split, self.task_key)
+        path = self._paths.kernel(split)
+        beside = self._paths.layer_kernels(split)
         if layers:
             kernel_files.save_layer_kernels(beside, layers)
             description = {**description, LAYERS_KEY: list(layers)}
-        logits = paths.logits_path(self.output_dir, split, self.task_key)
+        logits = self._paths.logits(split)
         if logits.is_file():
             description = {**description, kernel_metadata.LOGITS_HASH_KEY: kernel_metadata.file_hash(logits)}
         kernel_files.save_kernel(path, *kernel, description)
@@ -279,11 +284,11 @@ class KernelCache:
             renews: The kernel in the output folder is of the same model: its description notes them, and a file that
                 differs from them by rounding stays.
         """
-        path = paths.logits_path(self.output_dir, split, self.task_key)
+        path = self._paths.logits(split)
         if not renews:
             logits_files.save_logits(path, logits, targets)
             return
-        kernel = paths.kernel_path(self.output_dir, split, self.task_key)
+        kernel = self._paths.kernel(split)
         if not logits_files.has_logits(path, logits, targets):
             # A kill between two of these leaves no logits, or new ones of which nothing is noted: both can be used.
             path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lmntk.errors import UsageError
 from lmntk.storage.atomic import write_atomically
 from lmntk.storage.kernel_metadata import HASH_KEY, _write_description, file_hash, read_description
-from lmntk.storage.paths import _description_of
+from lmntk.storage.paths import description_of
 from lmntk.storage.tensor_files import plain, read_pair, read_tensor_file
 
 LayerKernels = dict[str, Tensor]
@@ -59,7 +59,7 @@ def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
     described = read_description(path)
     if described is not None and described.get(HASH_KEY) != file_hash(path):
         raise UsageError(
-            f"{path} is not the kernel that {_description_of(path).name} describes: "
+            f"{path} is not the kernel that {description_of(path).name} describes: "
             "give the command that made it again, with --overwrite_kernels, or remove the description if the kernel is "
             "right"
         )

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from lmntk.errors import UsageError
 from lmntk.storage.atomic import write_atomically
-from lmntk.storage.paths import _description_of
+from lmntk.storage.paths import description_of
 from lmntk.storage.readers import read_json
 
 HASH_KEY = "kernel_sha256"
@@ -33,7 +33,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
     Raises:
         UsageError: It is there, but no JSON object, or says something in a form that no description has.
     """
-    description = _description_of(path)
+    description = description_of(path)
     try:
         content = read_json(description)
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def check_one_run(train: Path, other: Path) -> None:
 
 def _write_description(path: Path, description: Mapping[str, Any]) -> None:
     text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(_description_of(path), lambda file: _write_text(file, text + "\n"))
+    write_atomically(description_of(path), lambda file: _write_text(file, text + "\n"))
 
 
 def file_hash(path: Path) -> str:

@@ -1,64 +1,102 @@
-"""Where the files of a run lie."""
+"""Where the files of a run are: one file name for each kind of file, split and task."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def mode_and_task(split: str, task_key: str) -> tuple[str, str]:
-    """Tell how a split is called in the names of files: ``"test:mnli-mm"`` of mnli is the test split of mnli-mm."""
-    mode, _, other_task = split.partition(":")
-    return mode, other_task or task_key
+@dataclass(frozen=True)
+class Split:
+    """A data set of a run; `str` gives the spelling that dictionaries and command lines use.
+
+    >>> Split.parse("test:mnli-mm")
+    Split(mode='test', other_task='mnli-mm')
+    >>> str(Split("test", "mnli-mm"))
+    'test:mnli-mm'
+
+    Attributes:
+        mode: ``"train"``, ``"dev"`` or ``"test"``.
+        other_task: Key of the task that a second test set belongs to; empty for the data sets of the run's own task.
+    """
+
+    mode: str
+    other_task: str = ""
+
+    @classmethod
+    def parse(cls, spelling: str) -> "Split":
+        """Read a spelling such as ``"dev"`` or ``"test:mnli-mm"``."""
+        mode, _, other_task = spelling.partition(":")
+        return cls(mode, other_task)
+
+    def __str__(self) -> str:
+        """``mode``, or ``mode:other_task`` for a second test set."""
+        return f"{self.mode}:{self.other_task}" if self.other_task else self.mode
 
 
-def kernel_path(directory: str | Path, split: str, task_key: str) -> Path:
-    """Where the kernel of the training examples and those of a split (see `mode_and_task`) lies."""
-    return Path(directory) / "{}_kernels_{}.pt".format(*mode_and_task(split, task_key))
+@dataclass(frozen=True)
+class RunPaths:
+    """The names of a run's files in a folder.
+
+    A split is given in its spelling, see `Split`. Files of a second test set carry the name of its task.
+
+    >>> RunPaths("result", "mnli").kernel("test").as_posix()
+    'result/test_kernels_mnli.pt'
+    >>> RunPaths("result", "mnli").kernel("test:mnli-mm").as_posix()
+    'result/test_kernels_mnli-mm.pt'
+
+    Attributes:
+        folder: The folder that holds the files.
+        task_key: The key of the run's task, as file names have it.
+    """
+
+    folder: str | Path
+    task_key: str
+
+    def kernel(self, split: str) -> Path:
+        """The kernel between the train examples and those of a split."""
+        return self._path(split, "{mode}_kernels_{task}.pt")
+
+    def description(self, split: str) -> Path:
+        """The description of that kernel."""
+        return description_of(self.kernel(split))
+
+    def layer_kernels(self, split: str) -> Path:
+        """The contribution of each layer to that kernel."""
+        return self._path(split, "{mode}_layer_kernels_{task}.pt")
+
+    def tiles(self, split: str) -> Path:
+        """The folder of that kernel's finished tiles, until the kernel is written."""
+        return self._path(split, "{mode}_tiles_{task}")
+
+    def logits(self, split: str) -> Path:
+        """The logits of the untrained model."""
+        return self._path(split, "{mode}_logits_{task}.pt")
+
+    def predictions(self, split: str) -> Path:
+        """The table of predictions, one example a row."""
+        return self._path(split, "{mode}_predictions_{task}.csv")
+
+    def metrics(self, split: str) -> Path:
+        """The metrics of a split; LM-BFF calls those of dev ``eval``."""
+        pattern = "eval_results_{task}.txt" if Split.parse(split).mode == "dev" else "{mode}_results_{task}.txt"
+        return self._path(split, pattern)
+
+    def ensemble(self, split: str, model_id: int, array_id: int) -> Path:
+        """The logits of a test set for `tools/ensemble.py`."""
+        return self._path(split, f"{{task}}-{model_id}-{array_id}.npy")
+
+    def record(self) -> Path:
+        """The arguments and metrics of the run."""
+        return Path(self.folder) / f"run_{self.task_key}.json"
+
+    def layer_results(self) -> Path:
+        """The table of how well each layer predicts on its own."""
+        return Path(self.folder) / f"layer_results_{self.task_key}.csv"
+
+    def _path(self, spelling: str, pattern: str) -> Path:
+        split = Split.parse(spelling)
+        return Path(self.folder) / pattern.format(mode=split.mode, task=split.other_task or self.task_key)
 
 
-def layer_kernels_path(directory: str | Path, split: str, task_key: str) -> Path:
-    """Where the layers' parts of that kernel lie, if they are kept."""
-    return Path(directory) / "{}_layer_kernels_{}.pt".format(*mode_and_task(split, task_key))
-
-
-def layer_results_path(directory: str | Path, task_key: str) -> Path:
-    """Where the table lies that says how each layer predicts alone."""
-    return Path(directory) / f"layer_results_{task_key}.csv"
-
-
-def description_path(directory: str | Path, split: str, task_key: str) -> Path:
-    """Where that kernel's description lies."""
-    return _description_of(kernel_path(directory, split, task_key))
-
-
-def logits_path(directory: str | Path, split: str, task_key: str) -> Path:
-    """Where the logits of the untrained model lie."""
-    return Path(directory) / "{}_logits_{}.pt".format(*mode_and_task(split, task_key))
-
-
-def metrics_path(directory: str | Path, split: str, task_key: str) -> Path:
-    """Where the metrics of a split lie; those of dev are called ``eval``, as in LM-BFF."""
-    mode, task = mode_and_task(split, task_key)
-    return Path(directory) / f"{'eval' if mode == 'dev' else mode}_results_{task}.txt"
-
-
-def predictions_path(directory: str | Path, split: str, task_key: str) -> Path:
-    """Where the predictions of a split lie, example by example."""
-    return Path(directory) / "{}_predictions_{}.csv".format(*mode_and_task(split, task_key))
-
-
-def record_path(directory: str | Path, task_key: str) -> Path:
-    """Where the arguments and metrics of the run lie, as in its line in the log."""
-    return Path(directory) / f"run_{task_key}.json"
-
-
-def tiles_path(directory: str | Path, split: str, task_key: str) -> Path:
-    """Where the finished tiles of a kernel lie until it is there."""
-    return Path(directory) / "{}_tiles_{}".format(*mode_and_task(split, task_key))
-
-
-def ensemble_path(directory: str | Path, split: str, task_key: str, model_id: int, array_id: int) -> Path:
-    """Where ``--save_logit`` puts the logits of a test set for `tools/ensemble.py`."""
-    return Path(directory) / f"{mode_and_task(split, task_key)[1]}-{model_id}-{array_id}.npy"
-
-
-def _description_of(path: Path) -> Path:
-    return path.with_suffix(".json")
+def description_of(kernel: Path) -> Path:
+    """The description of a kernel file lies beside it under the same name."""
+    return kernel.with_suffix(".json")

@@ -27,9 +27,9 @@ from lmntk.kernels.timing import seconds_of
 from lmntk.models.parameters import count_parameters, layers_of, select_parameters
 from lmntk.prompts.features import FeatureDataset, FeatureExamples
 from lmntk.solvers.problem import SolverSettings, class_ids
-from lmntk.storage import paths
 from lmntk.storage.kernel_cache import Kernel, KernelCache, samples_of
 from lmntk.storage.kernel_files import LayerKernels
+from lmntk.storage.paths import RunPaths
 from lmntk.trainers.base import LOGITS_TOGETHER, ZeroShotTrainer, score
 from lmntk.trainers.kernel_job import KernelJob
 from lmntk.trainers.layer_scores import LayerScores
@@ -165,7 +165,7 @@ class KernelTrainer(ZeroShotTrainer):
         """Tell how the layers predict alone, and let the next ``--overwrite_kernels`` begin anew."""
 
         def end() -> None:
-            table = paths.layer_results_path(self.args.output_dir, self._run.task.key)
+            table = RunPaths(self.args.output_dir, self._run.task.key).layer_results()
             if self.args.kernel_per_layer:
                 self._alone.write(table)
             else:
