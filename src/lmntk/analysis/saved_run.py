@@ -336,9 +336,10 @@ def _read_csv(path: Path) -> list[list[str]]:
         raise FileError(f"{path} cannot be read as a table: {REPEAT}", path=path) from error
 
 
-def second_keys(key: str) -> Sequence[str]:
-    """Return the keys of a task's second test set, one or none."""
-    return [task.second_test_set.lower() for task in TASKS.values() if task.key == key and task.second_test_set]
+def second_splits(key: str) -> list[Split]:
+    """Return a task's second test set, one or none."""
+    found = [task.second_test_set.lower() for task in TASKS.values() if task.key == key and task.second_test_set]
+    return [Split("test", other) for other in found]
 
 
 def task_of(split: str, task: Task | None) -> Task | None:
