@@ -140,7 +140,7 @@ class DemoRun(RunProcess):
 
     @property
     def directory(self) -> Path:
-        return self.folder  # where the run appends its line to a log of its own
+        return self.folder  # where the run appends its line to a log
 
     @property
     def split(self) -> Path:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The demo on a causal language model: SmolLM2, of 135 million parameters, tells good film reviews from bad ones.
+"""The demo on a causal language model: SmolLM2, of 135 million parameters, separates good film reviews from bad ones.
 
-As it is, and by its kernel of 16 examples a class. The film reviews, splits and machinery are those of `demo.py`;
-`fetch_demo_assets.py --causal` fetches the model, a GGUF file of four-bit weights. The first run converts it to
-float32, once, into `converted-models` beside the k-shot splits, where half a gigabyte stays for the next time.
+It predicts as it is, and by its kernel of 16 examples a class. The film reviews, splits and runs are those of
+`demo.py`; `fetch_demo_assets.py --causal` fetches the model, a GGUF file of four-bit weights. The first run converts it
+once to float32, into `converted-models` beside the k-shot splits, where half a gigabyte stays for the next time.
 
-A causal model reads from left to right, so the template ends with what predicts: the word after "It was". Test prompts
-come 25 at a time, which bounds the kernel's memory and lets its progress show.
+A causal model reads from left to right, so the template ends with the word that it predicts, after "It was". Test
+prompts come 25 at a time, which bounds the kernel's memory and makes progress visible.
 """
 
 import sys
@@ -25,7 +25,7 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = "*sent_0*_It_was*mask*"
 DEMO = demo.Demo(
     name="demo-causal",
-    purpose="Tell good film reviews from bad ones by a causal language model, as it is and by its kernel.",
+    purpose="Separate good film reviews from bad ones by a causal language model, as it is and by its kernel.",
     model="smollm2-135m",
     tasks=("film-reviews",),
     methods=tuple(method for method in demo.DEMO.methods if method.name in ("zero-shot", "kernel-sgd")),

@@ -1,6 +1,5 @@
 """Results over seeds by `gather_result.py`, with numbers worked out by hand."""
 
-import doctest
 import json
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import pytest
 
 from lmntk.commands.gather import main
 from lmntk.errors import DataError, SettingError
-from lmntk.runs import gather as library
 from lmntk.runs.gather import matching_trials
 from lmntk.runs.log import MetricKeys
 
@@ -302,8 +300,3 @@ def test_the_help_does_not_wait_for_pandas():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "lmntk.runs.gather" in done.stderr
     assert "pandas" not in done.stderr
-
-
-def test_the_examples_run():
-    found = doctest.testmod(library)
-    assert (found.attempted, found.failed) == (1, 0)

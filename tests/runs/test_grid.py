@@ -1,6 +1,5 @@
 """Grids of runs against a stand-in for run_fewshot.sh: what they start, skip and refuse."""
 
-import doctest
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -407,13 +405,6 @@ def test_processes_are_stopped_if_nobody_can_see_them(place: Workplace) -> None:
         processes.run_all(library.expand([{"SEED": ["1", "2"]}]), 1, Broken())
     assert (place.root / "stopped").read_text() == "stopped\n"
     assert len(place.calls) == 1
-
-
-@pytest.mark.parametrize("module", [library, command], ids=lambda module: module.__name__)
-def test_the_examples_run(module: ModuleType) -> None:
-    found = doctest.testmod(module)
-    assert found.attempted > 0
-    assert found.failed == 0
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

@@ -1,6 +1,5 @@
 """Reading the log, and choosing runs, metrics and trials."""
 
-import doctest
 import json
 import logging
 import math
@@ -10,7 +9,6 @@ import pytest
 from lmntk.data.metrics import compute_metrics
 from lmntk.data.tasks import TASKS
 from lmntk.errors import DataError, FileError, SettingError
-from lmntk.runs import log
 from lmntk.runs.log import (
     MetricKeys,
     Trial,
@@ -263,8 +261,3 @@ def test_what_run_py_appends_is_read_back(tmp_path):
     append_log(tmp_path / "log", {"tag": "ü", "mnli_dev_eval_mnli/acc": 0.1, "nan": math.nan})
     assert read_log(tmp_path / "log") == [{"tag": "ü", "mnli_dev_eval_mnli/acc": 0.1, "nan": None}]
     assert json.loads((tmp_path / "log").read_text())["tag"] == "ü"
-
-
-def test_the_examples_run():
-    found = doctest.testmod(log)
-    assert (found.attempted, found.failed) == (5, 0)

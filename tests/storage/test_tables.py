@@ -1,7 +1,5 @@
 """One table in four styles."""
 
-import doctest
-
 import pandas
 import pytest
 
@@ -38,8 +36,3 @@ def test_a_data_frame_is_written_like_its_rows() -> None:
 
 def test_the_word_nan_is_a_cell_like_others() -> None:
     assert format_table([{"mean": "nan"}]) == "mean\n nan\n"
-
-
-def test_the_examples_run() -> None:
-    found = doctest.testmod(tables)
-    assert (found.attempted, found.failed) == (3, 0)

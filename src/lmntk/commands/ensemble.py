@@ -1,6 +1,6 @@
 """Average the logits of several models, each seed's best trial of each, and score them on the test set.
 
-Runs with --save_logit, --model_id 0, 1, ... and an --array_id of their own leave the logits that this reads. Numbers
+Runs with --save_logit, --model_id 0, 1, ... and a different --array_id each leave the logits that this reads. Numbers
 are percentages; the standard deviation is the population's (divided by the number of seeds), as published.
 """
 
