@@ -139,20 +139,24 @@ def run_all(
     todo, running = deque(runs), dict[subprocess.Popen[bytes], RunT]()
     num_finished, failures, passed_on = 0, list[tuple[RunT, str]](), 0
 
+    def may_start() -> bool:
+        return bool(todo) and not signals and not (failures and stop_at_failure)
+
     def end(run: RunT, problem: str | None) -> None:
         if problem is not None:
             failures.append((run, problem))
         progress.ended(run, problem)
 
     with _collected_signals() as signals, _stopping_on_error(running):
-        while running or (todo and not signals and not (failures and stop_at_failure)):
-            while todo and len(running) < jobs and not signals:
+        while running or may_start():
+            while may_start() and len(running) < jobs:
                 run = todo.popleft()
                 try:
                     running[run.start(jobs)] = run
-                    progress.started(run)
                 except (UsageError, OSError) as error:
                     end(run, f"cannot start it: {error}")
+                    continue
+                progress.started(run)
             new = signals[passed_on:]
             passed_on += len(new)
             for process, number in product(running, new):
