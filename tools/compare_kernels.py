@@ -1,17 +1,14 @@
 #!/usr/bin/env python3
-"""Compare two kernels: see `lmntk.commands.compare`."""
+"""The same as `lmntk compare`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from lmntk import interrupts
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+    from lmntk import interrupts
+
     interrupts.begin()
+    from lmntk.commands.compare import main
 
-from lmntk.commands.compare import main
-
-if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ from doc_commands import commands, page_text
 from kernel_folders import Folder
 from lmntk import solvers
 from lmntk.analysis import statistics
-from lmntk.analysis.saved_run import distinguishing_names, read_runs
+from lmntk.analysis.saved_run import TextsUnavailableError, distinguishing_names, read_runs
 from lmntk.analysis.solver_choice import Source
 from lmntk.analysis.summary import RunSummary, SplitSummary, summarise_run, typical_examples
 from lmntk.commands import compare, report
@@ -137,6 +137,25 @@ def test_sentences_are_those_of_the_kernel_or_none(tmp_path: Path) -> None:
     call(folder.path, "--data_dir", moved)
     assert f"{moved / 'train.tsv'} has changed" in text_of(page)
     assert "another" not in text_of(page) and "train sentence" not in text_of(page)
+
+
+def test_texts_that_cannot_be_shown_are_an_error_of_their_own_kind(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.texts("train").unlink()
+    (run,) = read_runs(folder.path)
+    with pytest.raises(TextsUnavailableError) as caught:
+        run.texts("train")
+    assert caught.value.data == {"path": folder.texts("train")}
+
+
+def test_the_labels_of_a_users_data_are_read_from_the_predictions(tmp_path: Path) -> None:
+    record = {"trainer": "standard", "task_name": "reviews", "custom_columns": ["text", "label"]}
+    (tmp_path / "run_reviews.json").write_text(json.dumps(record), encoding="utf-8")
+    rows = "index,label,prediction,logit_bad,logit_good\n0,bad,good,0.0,1.0\n1,good,good,0.0,1.0\n"
+    (tmp_path / "test_predictions_reviews.csv").write_text(rows, encoding="utf-8")
+    summary = summarise(tmp_path)
+    assert summary.run.task is not None and summary.run.task.labels == ("bad", "good")
+    assert summary.scores == {"test": 0.5}
 
 
 def test_texts_of_users_are_shown_and_never_run(tmp_path: Path) -> None:

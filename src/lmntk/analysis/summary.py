@@ -175,7 +175,7 @@ def _summarise_results(run: SavedRun, name: str, metric: str) -> RunSummary:
     for split in ("dev", "test", *map(str, second_splits(run.key))):
         found = run.predictions(split)
         if found is not None:
-            value = score(run.task, split, found.predicted, found.labels)
+            value = _score(run.task, split, found.predicted, found.labels)
             splits[split] = SplitSummary(found.labels, found.predicted, value)
     stored = {split: _stored_score(run, split, metric) for split in run.metrics}
     scores = {split: found.score for split, found in splits.items()}
@@ -189,19 +189,8 @@ def _summarise_results(run: SavedRun, name: str, metric: str) -> RunSummary:
     return RunSummary(run, name, metric, splits, scores, remarks=remarks)
 
 
-def score(task: Task | None, split: str, predicted: Array | ClassIds, labels: Array | ClassIds) -> float:
-    """Return the main metric of predictions.
-
-    Args:
-        task: The run's task; None: accuracy is the metric.
-        split: The split, whose task may be another one.
-        predicted: Class ids or scores, [X].
-        labels: Class ids or scores, [X].
-
-    Examples:
-        >>> score(None, "test", np.array([0, 1, 1]), np.array([0, 1, 0]))
-        0.6666666666666666
-    """
+def _score(task: Task | None, split: str, predicted: Array | ClassIds, labels: Array | ClassIds) -> float:
+    """Return the main metric of a split's own task, or the accuracy if the task is unknown."""
     own = task_of(split, task)
     if own is None:
         return float(np.mean(predicted == labels))
@@ -255,7 +244,7 @@ class _Predictor:
             logits = fitted.predict(kernel.values, kernel.labels, self._f0.get(split), split).logits
             mean = mean_over_samples(logits, len(labels))
             predicted = two_logits(mean).argmax(axis=1)
-            found[split] = SplitSummary(labels, predicted, score(self._run.task, split, predicted, labels), mean)
+            found[split] = SplitSummary(labels, predicted, _score(self._run.task, split, predicted, labels), mean)
         return found
 
 

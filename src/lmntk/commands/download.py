@@ -16,18 +16,8 @@ from typing import TYPE_CHECKING
 from lmntk.config.tool_parser import RUN_SETTINGS, Parser, run_tool
 from lmntk.data.kshot import PUBLISHED_SEEDS
 from lmntk.errors import UsageError
-from lmntk.published.catalogue import (
-    ARCHIVES,
-    BASE_URL,
-    MODEL,
-    PUBLISHED_TASKS,
-    SHOTS,
-    TYPES,
-    Archive,
-    Contents,
-    File,
-    published_task,
-)
+from lmntk.published import catalogue
+from lmntk.published.catalogue import Archive, Contents, File
 from lmntk.storage.wording import data_size
 
 if TYPE_CHECKING:
@@ -46,20 +36,21 @@ def make_parser() -> Parser:
     seeds = sorted(PUBLISHED_SEEDS)
     parser = Parser(description=__doc__)
     # fmt: off
-    parser.add_argument("--prompt", nargs="+", choices=TYPES, default=["prompt"],
+    parser.add_argument("--prompt", nargs="+", choices=catalogue.TYPES, default=["prompt"],
                         help="kernels of prompts, or of a linear layer on the first token (prompt)")
-    parser.add_argument("--formula", nargs="+", choices=SHOTS, default=["sgd"], help="formulas (sgd)")
-    parser.add_argument("--k", nargs="+", type=int, choices=SHOTS["sgd"], default=[16],
+    parser.add_argument("--formula", nargs="+", choices=catalogue.SHOTS, default=["sgd"], help="formulas (sgd)")
+    parser.add_argument("--k", nargs="+", type=int, choices=catalogue.SHOTS["sgd"], default=[16],
                         help="training examples of each label; 512 for sgd only (16)")
-    parser.add_argument("--task", nargs="+", metavar="TASK", default=PUBLISHED_TASKS,
-                        help=f"unpack these only, of {', '.join(PUBLISHED_TASKS)} (all)")
+    parser.add_argument("--task", nargs="+", metavar="TASK", default=catalogue.PUBLISHED_TASKS,
+                        help=f"unpack these only, of {', '.join(catalogue.PUBLISHED_TASKS)} (all)")
     parser.add_argument("--seed", nargs="+", type=int, choices=seeds, default=seeds, help="unpack these only (all)")
     parser.add_argument("--tag", help="tag in the names of the folders (published-<formula>)")
     parser.add_argument("--output_dir", type=Path, default=RESULT, help="where the folders go (%(default)s)")
     parser.add_argument("--cache_dir", type=Path, default=HOME / ".cache/published-kernels",
                         help="where archives are kept until they are unpacked (%(default)s)")
     parser.add_argument("--keep_archives", action="store_true", help="keep archives that are unpacked completely")
-    parser.add_argument("--base_url", default=BASE_URL, help="the folder of a mirror, http or https (%(default)s)")
+    parser.add_argument("--base_url", default=catalogue.BASE_URL,
+                        help="the folder of a mirror, http or https (%(default)s)")
     parser.add_argument("--list", action="store_true", help="list all archives and what of them is here; fetch nothing")
     # fmt: on
     return parser
@@ -77,12 +68,12 @@ def install_chosen(arguments: argparse.Namespace) -> None:
 
     chosen = choose_archives(arguments.prompt, arguments.formula, arguments.k, arguments.tag)
     settings = Settings(
-        tasks=tuple(dict.fromkeys(published_task(name) for name in arguments.task)),
+        tasks=tuple(dict.fromkeys(catalogue.published_task(name) for name in arguments.task)),
         seeds=tuple(dict.fromkeys(arguments.seed)),
         **{name: getattr(arguments, name) for name in ("tag", "output_dir", "cache_dir", "keep_archives", "base_url")},
     )
     if arguments.list:
-        for archive in ARCHIVES:
+        for archive in catalogue.ARCHIVES:
             print(f"{settings.url(archive)}  {_what_is_here(archive, settings)}")
         return
     prepare_output_dir(settings.output_dir)
@@ -150,7 +141,7 @@ def _command(archive: Archive, file: File, flags: tuple[str, ...], settings: "Se
     tag = settings.tag_of(archive)
     variables = {
         "TAG": f"{tag}-{flags[1]}", "TRAINER": "kernel", "TASK": file.task, "K": k, "SEED": seed,
-        "TYPE": archive.few_shot_type, "MODEL": MODEL,
+        "TYPE": archive.few_shot_type, "MODEL": catalogue.MODEL,
     }  # fmt: skip
     if settings.output_dir.resolve() == RESULT.resolve():
         variables = {"LOAD_KERNELS_TAG": tag} | variables

@@ -1,4 +1,4 @@
-"""The kernels published with Malladi et al. 2023 (arXiv 2210.05643): their archives, and what lies in them."""
+"""The kernels published with Malladi et al. 2023 (arXiv 2210.05643): the archives and their members."""
 
 import json
 import re
@@ -15,17 +15,17 @@ from lmntk.storage.wording import quantity
 BASE_URL = "https://nlp.cs.princeton.edu/projects/LM-Kernel-FT/roberta-base"
 MODEL = "roberta-base"
 TYPES = {"prompt": "prompt", "no_prompt": "finetune"}
-"""The `--few_shot_type` of each of the two kinds, as their archives are named."""
+"""The `few_shot_type` of the kernels by the word in the names of their archives."""
 
 SHOTS = {"sgd": (16, 64, 512), "signgd": (16, 64), "asymmetric_signgd": (16, 64)}
-"""Of which numbers of examples a label the kernels of each formula were published."""
+"""The numbers of examples per label for which each formula's kernels were published."""
 
 PUBLISHED_TASKS = (
     *("SST-2", "sst-5", "mr", "cr", "mpqa", "subj", "trec", "MRPC", "QQP", "QNLI", "RTE", "MNLI", "SNLI", "ag_news"),
 )
-"""The data sets of which kernels were published, by the names of their folders."""
+"""The tasks that have published kernels, by the names of their folders."""
 
-# The layout of the archives is nowhere described: what counts are the last folder and the file's name.
+# The layout of the archives is not documented: only the last folder and the name of a file are used.
 _MEMBER = re.compile(
     r"(?:.*/)?(?P<k>\d{1,9})-(?P<seed>\d{1,9})/(?P<split>train|dev|eval|test)_(?P<kind>kernels|logits|results)"
     r"_(?P<task>[\w-]+)\.(?P<ending>\w+)"
@@ -35,7 +35,13 @@ _ENDINGS = {"kernels": ("pt", "json"), "logits": ("pt",), "results": ("txt",)}
 
 @dataclass(frozen=True)
 class Archive:
-    """One of the published archives: a key of `TYPES`, a formula, and a number of examples a label."""
+    """One of the published archives.
+
+    Attributes:
+        prompt: A key of `TYPES`.
+        formula: A key of `SHOTS`.
+        k: Examples per label.
+    """
 
     prompt: str
     formula: str
@@ -43,12 +49,12 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The name of the file."""
         return f"{self.prompt}-{self.formula}-{self.k}-shot.zip"
 
     @property
     def few_shot_type(self) -> str:
-        """The `--few_shot_type` of its kernels."""
+        """The `few_shot_type` of its kernels."""
         return TYPES[self.prompt]
 
 
@@ -60,14 +66,14 @@ class File:
     """A member of an archive that belongs into an output folder.
 
     Attributes:
-        member: Its name in the archive.
-        size: Its bytes.
-        crc: Their CRC-32, as the archive has it.
-        task: The task in whose folder it belongs; that of mnli-mm is MNLI.
-        run: The last folder, ``"16-42"``: examples a label and seed.
+        member: The name in the archive.
+        size: The number of bytes.
+        crc: The CRC-32 of the bytes, as the archive records it.
+        task: The task whose folder it belongs to; MNLI for mnli-mm.
+        run: The last folder, ``"16-42"``: examples per label and seed.
         split: ``"train"``, ``"dev"``, ``"eval"`` or ``"test"``.
         kind: ``"kernels"``, ``"logits"`` or ``"results"``.
-        name: What it is called in the output folder.
+        name: The name in the output folder.
     """
 
     member: str
@@ -86,20 +92,24 @@ class File:
 
     @property
     def holds_tensors(self) -> bool:
-        """Whether it is a kernel or logits, and not a text beside them."""
+        """Whether it holds a kernel or logits, not text."""
         return self.name.endswith(".pt")
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is a kernel, and not logits or a text."""
+        """Whether it holds a kernel, not logits or text."""
         return self.kind == "kernels" and self.holds_tensors
 
 
 def published_task(name: str) -> str:
-    """Look up the folder of a task of which kernels were published; mnli-mm lies in that of MNLI.
+    """Return the folder of a task with published kernels; that of MNLI for mnli-mm.
 
     Raises:
-        UsageError: There is no such task, or none of its kernels.
+        UnknownNameError: The task does not exist, or none of its kernels were published.
+
+    Examples:
+        >>> published_task("mnli-mm")
+        'MNLI'
     """
     task = next((task.folder for task in TASKS.values() if task.key == name.lower()), None)
     if task is None:
@@ -116,7 +126,12 @@ def published_task(name: str) -> str:
 
 
 def recognise(member: str, size: int, crc: int) -> File | None:
-    """Tell what a member of an archive is; None where it is nothing that a kernel run leaves."""
+    """Identify a member of an archive; None if it is not a file that a kernel run writes.
+
+    Examples:
+        >>> recognise("sgd/16-42/train_kernels_sst-2.pt", 1000, 0).run
+        '16-42'
+    """
     found = _MEMBER.fullmatch(member)
     if not found or found["ending"] not in _ENDINGS[found["kind"]]:
         return None
@@ -130,9 +145,9 @@ def recognise(member: str, size: int, crc: int) -> File | None:
 
 @dataclass(frozen=True)
 class Contents:
-    """The members of an archive: files that are known, and the names of others.
+    """The members of an archive: known files, and the names of others.
 
-    It is kept beside the archives: with it, what lies unpacked tells that nothing needs to be fetched again.
+    A list of the known files is kept beside the archives, to find out later whether all of them are unpacked.
     """
 
     files: tuple[File, ...]
@@ -140,14 +155,14 @@ class Contents:
 
     @classmethod
     def of(cls, members: Iterable[tuple[str, int, int]]) -> "Contents":
-        """Sort members, given by name, size and CRC-32."""
+        """Identify members, given by name, size and CRC-32."""
         sorted_out = [(name, recognise(name, size, crc)) for name, size, crc in members]
         files = tuple(file for _, file in sorted_out if file is not None)
         return cls(files, tuple(name for name, file in sorted_out if file is None))
 
     @classmethod
     def read(cls, path: Path) -> "Contents | None":
-        """Read what `write` wrote; None where there is nothing of that kind."""
+        """Read what `write` wrote; None if the file is missing or damaged."""
         try:
             members = read_json(path)
             return cls.of((str(name), int(size), int(crc)) for name, size, crc in members)
@@ -155,24 +170,17 @@ class Contents:
             return None
 
     def write(self, path: Path) -> None:
-        """Keep names, sizes and CRCs of the files that are known."""
+        """Write names, sizes and CRCs of the known files."""
         write_text(path, json.dumps([[file.member, file.size, file.crc] for file in self.files], indent=0))
 
     @property
     def example_of_others(self) -> str:
-        """How many members are not known, and one of them."""
+        """The number of unknown members, and one of them."""
         count = quantity(len(self.others), "member")
         return f"{count}, such as {self.others[0]}" if self.others else "no other member"
 
     def check(self, path: Path) -> None:
-        """Check that the archive holds kernels.
-
-        Args:
-            path: The archive, for the error.
-
-        Raises:
-            FileError: No member is a kernel of a task.
-        """
+        """Raise `FileError` for the archive at `path` if no member is a kernel of a task."""
         if not any(file.kind == "kernels" for file in self.files):
             raise FileError(
                 f"{path} holds no file named like <K>-<SEED>/train_kernels_<task>.pt, but {self.example_of_others}: "
@@ -190,7 +198,8 @@ class Contents:
             seeds: Seeds of k-shot splits.
 
         Raises:
-            UsageError: There is nothing of them; or there are two files for one place.
+            SettingError: No file is of these tasks and seeds.
+            FileError: Two members belong in the same place.
         """
         tasks, seeds = list(tasks), list(seeds)
         by_place: dict[tuple[str, str, str], File] = {}

@@ -58,11 +58,8 @@ class Settings:
         if self.tag is not None and (not self.tag or "/" in self.tag):
             raise SettingError(f"`tag='{self.tag}'`: a tag is a word without '/'", setting="tag", value=self.tag)
         if not _is_address(self.base_url):
-            raise SettingError(
-                f"`base_url={self.base_url}`: it must be an address such as {BASE_URL}",
-                setting="base_url",
-                value=self.base_url,
-            )
+            message = f"`base_url={self.base_url}`: it must be an address such as {BASE_URL}"
+            raise SettingError(message, setting="base_url", value=self.base_url)
 
     @property
     def everything(self) -> bool:
@@ -107,13 +104,7 @@ def _is_address(text: str) -> bool:
 def choose_archives(
     prompts: Sequence[str], formulas: Sequence[str], shots: Sequence[int], tag: str | None = None
 ) -> list[Archive]:
-    """Return the archive of every combination.
-
-    Args:
-        prompts: Keys of `TYPES`.
-        formulas: Keys of `SHOTS`.
-        shots: Numbers of examples of each label.
-        tag: `Settings.tag`, which holds for one formula only.
+    """Return the archive of every combination of keys of `TYPES`, keys of `SHOTS`, and examples per label.
 
     Raises:
         SettingError: A combination was not published, or a tag is given for several formulas.
@@ -123,22 +114,16 @@ def choose_archives(
         ['prompt-sgd-16-shot.zip', 'prompt-sgd-64-shot.zip']
     """
     if tag is not None and len(set(formulas)) > 1:
-        raise SettingError(
-            f"`tag={tag}`: a tag is for the kernels of one `formula`: leave it out to have one for each formula",
-            setting="tag",
-            value=tag,
-        )
+        message = f"`tag={tag}`: a tag is for the kernels of one `formula`: leave it out to have one for each formula"
+        raise SettingError(message, setting="tag", value=tag)
     combinations = product(dict.fromkeys(prompts), dict.fromkeys(formulas), dict.fromkeys(shots))
     chosen = [Archive(*parts) for parts in combinations]
     for archive in chosen:
         if archive not in ARCHIVES:
             published = " and ".join(map(str, SHOTS[archive.formula]))
-            raise SettingError(
-                f"`formula={archive.formula}` `k={archive.k}`: no such kernels were published; {archive.formula} "
-                f"kernels are those of {published} examples per label",
-                setting="k",
-                value=archive.k,
-            )
+            message = f"no such kernels were published; {archive.formula} kernels are those of {published} examples"
+            choice = f"`formula={archive.formula}` `k={archive.k}`"
+            raise SettingError(f"{choice}: {message} per label", setting="k", value=archive.k)
     return chosen
 
 
@@ -209,16 +194,7 @@ def fetch(archive: Archive, settings: Settings) -> None:
 
 
 def unpack(archive: Archive, path: Path, settings: Settings) -> Contents:
-    """Write the files asked for, each completely or not at all, after the archive has passed all checks.
-
-    Args:
-        archive: The archive.
-        path: Its file.
-        settings: What to unpack, and where.
-
-    Returns:
-        What the archive holds.
-    """
+    """Write the files asked for, each completely or not at all, after the archive at `path` has passed all checks."""
     with archives.opened(path) as opened:
         members = {member.filename: member for member in opened.infolist() if not member.is_dir()}
         contents = Contents.of((name, member.file_size, member.CRC) for name, member in members.items())
@@ -259,11 +235,7 @@ def _write(opened: ZipFile, file: File, out: BinaryIO) -> None:
 
 
 def is_installed(path: Path, file: File) -> bool:
-    """Return whether a file is unpacked.
-
-    Raises:
-        FileError: The path holds a different file, such as a kernel of the user's.
-    """
+    """Return whether a file is unpacked; a different file in its place, such as a user's kernel, is an error."""
     if not path.exists():
         return False
     if path.is_file() and path.stat().st_size == file.size and _crc(path) == file.crc:
@@ -327,18 +299,10 @@ class LoadableKernels:
 
 
 def find_loadable(archive: Archive, task: str, files: Mapping[Path, File]) -> LoadableKernels | None:
-    """Look at the smallest kernel of a task, and at which others are in its folder.
-
-    Args:
-        archive: Where the files are from.
-        task: A name from `PUBLISHED_TASKS`.
-        files: From `install`.
-
-    Returns:
-        The kernels of that folder; None if the task has no kernels among the files.
+    """Describe the folder of a task's smallest kernel among the files of `install`; None without any kernel.
 
     Raises:
-        KernelMismatchError: A run with the formula and task of the archive cannot use these kernels.
+        KernelMismatchError: A run with the formula of the archive cannot use these kernels.
     """
     kernels = {path: file for path, file in files.items() if file.task == task and file.is_kernel}
     if not kernels:
