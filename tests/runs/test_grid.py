@@ -386,12 +386,15 @@ def test_as_a_program_a_mistake_is_status_2() -> None:
     assert done.stderr.startswith("error: --output_dir would")
 
 
-def test_without_a_checkout_a_grid_lists_its_runs_but_starts_none(place: Workplace) -> None:
+def test_without_a_checkout_a_grid_lists_its_runs_but_starts_none(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (place.root / "run_fewshot.sh").unlink()
-    assert place.run("--list", "SEED=1,2")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert place.run("--list", "SEED=1,2")[1] == "SEED=1 bash run_fewshot.sh\nSEED=2 bash run_fewshot.sh\n"
     status, out, err = place.run("SEED=1,2")
     assert (status, "run_fewshot.sh" in err) == (2, True)
-    assert not (place.root / "result").exists()
+    assert not (tmp_path / "result").exists()
 
 
 def test_processes_are_stopped_if_nobody_can_see_them(place: Workplace) -> None:

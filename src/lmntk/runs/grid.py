@@ -89,9 +89,9 @@ class GridRun(RunProcess):
 
 
 def base() -> Path:
-    """Return the prefix of paths of the repository: none if it is the working directory, as in run_fewshot.sh."""
+    """Return the prefix of paths of the checkout: none if it is the working directory, as in run_fewshot.sh."""
     root = processes.RUN_SCRIPT.parent
-    return Path() if Path.cwd() == root else root
+    return root if processes.RUN_SCRIPT.is_file() and Path.cwd() != root else Path()
 
 
 def setting_name(name: str) -> str:
