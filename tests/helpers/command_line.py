@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,13 @@ class Outcome:
 class Workplace:
     """A folder to work in, with a tiny RoBERTa in `model` and four, four and six SST-2 examples in `data`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
         self.folder = folder
-        self.model = save_tiny_checkpoint("roberta", folder / "model")
+        self.model = folder / "model"
+        if checkpoint is None:
+            save_tiny_checkpoint("roberta", self.model)
+        else:
+            shutil.copytree(checkpoint, self.model)
         self.data = folder / "data"
         for split, number in SIZES.items():
             write_rows(self.data / f"{split}.tsv", [("sentence", "label"), *sst2_rows(number, split)])

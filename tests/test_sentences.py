@@ -1,0 +1,132 @@
+"""Whole sentences that users read on the command line: the one file that holds them word by word.
+
+Other tests assert an error's class, its data, and perhaps the flag or file in it; so a sentence is improved in one place
+of the source and in one row here. To add a row, write the flags that provoke the error, run the test, and copy what it
+shows. Run.py's flags are added to a command that works (`Workplace.argv`), and the last of two counts. A sentence says
+WORKPLACE where the folder of the test stands.
+"""
+
+import contextlib
+
+import pytest
+
+from command_line import Workplace
+from lmntk.commands.main import main
+
+# fmt: off
+OF_RUN = [
+    (["--task_name", "sst2"],
+     "unknown task 'sst2': did you mean 'SST-2'? Available: SST-2, sst-5, mr, cr, mpqa, subj, trec, CoLA, MRPC, QQP, QNLI, RTE, MNLI, mnli-mm, SNLI, ag_news, STS-B, WNLI, custom"),
+    (["--task_name", "custom"],
+     "--task_name custom is for data of one's own: add --custom_columns, the names of the text columns and, last, of the label's, as in --custom_columns text,label"),
+    (["--data_dir", "nowhere"],
+     "there is no folder nowhere: make k-shot data with `python tools/generate_k_shot_data.py --mode k-shot-1k-test --k 16 --task SST-2` and give --data_dir data/k-shot-1k-test/SST-2/16-42"),
+    (["--kernel_formulas", "sgd"],
+     "unknown flag --kernel_formulas: did you mean --kernel_formula? run.py --help lists all flags"),
+    (["--kernel_formula", "sdg"],
+     "--kernel_formula: invalid choice: 'sdg' (choose from 'sgd', 'signgd', 'asymmetric_signgd')"),
+    (["--kernel_solver", "ridge"],
+     "--kernel_solver: invalid choice: 'ridge' (choose from 'lstsq', 'logistic', 'svr', 'svc', 'asym')"),
+    (["--kernel_solver", "asym"],
+     "--kernel_solver asym needs two classes: add --binary_classification, or take another (lstsq, logistic, svr, svc)"),
+    (["--kernel_formula", "asymmetric_signgd"],
+     "--kernel_formula asymmetric_signgd needs --binary_classification: add --binary_classification, or take another formula (sgd, signgd)"),
+    (["--kernel_regularization", "-1"],
+     "--kernel_regularization is -1.0, but it must be from 0 to 1000000000000.0"),
+    (["--kernel_lambda", "2"],
+     "--kernel_lambda is 2.0, but it must be from 0 to 1"),
+    (["--f0_scaling", "-1"],
+     "--f0_scaling is -1.0, but it must be 0, or from 1e-100 to 1e+100"),
+    (["--kernel_memory_gb", "1e-9"],
+     "--kernel_memory_gb: the tiles take 0.00 GB beside the model, but only 0.00 GB are allowed; give at least 0.01, smaller --per_device_train_batch_size and --per_device_eval_batch_size, or take --kernel_engine jvp"),
+    (["--max_seq_length", "1000"],
+     "--max_seq_length is 1000, but this model reads at most 298 tokens"),
+    (["--max_seq_length", "8"],
+     "the mask of example 1 of train was cut away, its prompt has 17 tokens: raise --max_seq_length (now 8), or lower --first_sent_limit (now none); its text is 'they said it was not for people'"),
+    (["--template", "*cls**sent_0*"],
+     "--template has no *mask*, but the label word needs exactly one place, as in *cls**sent_0*_It_was*mask*.*sep+*; the template is '*cls**sent_0*'"),
+    (["--template", "*cls**sent_1*_It_was*mask*.*sep+*"],
+     "--template uses sent_1, but SST-2 has one sentence (sent_0); the template is '*cls**sent_1*_It_was*mask*.*sep+*'"),
+    (["--template", "*cls**sent0*_It_was*mask*.*sep+*"],
+     "--template: unknown variable 'sent0': did you mean 'sent_0'? Available: cls, mask, sep, sep+, sent_0, sent-_0, sentl_0, sentl-_0, sentu_0, +sent_0, +sentl_0, +sentu_0, label_0, labelx_0; the template is '*cls**sent0*_It_was*mask*.*sep+*'"),
+    (["--mapping", "{'0':'terrible'}"],
+     "--mapping has no word for label '1': {'0':'terrible'}; the labels are 0, 1"),
+    (["--mapping", "no"],
+     "--mapping is not a Python dictionary: no; write for example \"{'0': 'word0', '1': 'word1'}\""),
+    (["--mapping", "{'0':'great','1':'great'}"],
+     "label words 'great' (label 0) and 'great' (label 1) are the same token for this model: give each class its own word with --mapping"),
+    (["--mapping", "{'0':'terrible','1':'unheardof'}"],
+     "label word 'unheardof' (label 1) is 10 pieces for this model (Ġ u n h e a r d o f): choose a word of one piece with --mapping"),
+    (["--binary_classification", "--task_name", "mnli"],
+     "--binary_classification needs two classes, but MNLI has 3; leave the flag out"),
+    (["--task_name", "sts-b"],
+     "--trainer kernel predicts classes, but STS-B is a regression task; take a task with classes"),
+    (["--adjust_for_init", "--kernel_solver", "svc"],
+     "--adjust_for_init does not go with --kernel_solver svc, only with lstsq, svr, asym"),
+    (["--load_kernels", "nowhere"],
+     "--load_kernels nowhere: there is no such folder; name an earlier run's output folder, or leave the flag out to compute the kernels"),
+    (["--kernel_per_layer", "--kernel_engine", "jvp"],
+     "--kernel_per_layer does not go with --kernel_engine jvp, which meets all layers at once: take factored or jacobian"),
+    (["--gpt3_in_context_head"],
+     "--gpt3_in_context_head is for prompts with demonstrations: pass --few_shot_type prompt-demo, or leave it out"),
+    (["--demo_filter", "--few_shot_type", "prompt-demo"],
+     "--demo_filter needs --demo_filter_model, the name under which tools/get_sbert_embedding.py wrote sentence embeddings into --data_dir"),
+    (["--lora_r", "4"],
+     "--lora_r says how LoRA is applied: add --apply_lora, or leave the flag out"),
+    (["--exclude_first_layers", "9"],
+     "--exclude_first_layers 9: the model has 2 layers"),
+    (["--template_id", "0"],
+     "--template_id 0 needs --template_path, the file to choose from"),
+    (["--gguf_file", "tiny.gguf"],
+     "--gguf_file tiny.gguf: there is no such file in WORKPLACE/model; there is no GGUF file"),
+    (["--seed", "-1"],
+     "--seed is -1, but it must be from 0 to 4294967295"),
+    (["--few_shot_type", "promt"],
+     "--few_shot_type: invalid choice: 'promt' (choose from 'finetune', 'prompt', 'prompt-demo')"),
+]
+"""Flags of run.py, and the sentence after ``error: ``."""
+
+OF_COMMANDS = [
+    (["kernle"],
+     "unknown command 'kernle': did you mean 'kernel'? Available: tasks, splits, kernel, train, gather, ensemble, report, compare, grid, download, embed"),
+    (["tasks", "--format", "latx"],
+     "argument --format: invalid choice: 'latx' (choose from 'text', 'csv', 'markdown', 'latex'); see --help"),
+    (["gather", "--condition", "tag"],
+     "--log log cannot be read (No such file or directory): run.py appends to a file log in its working directory"),
+    (["gather", "--condition", "{'tag': 'x'}"],
+     "--log log cannot be read (No such file or directory): run.py appends to a file log in its working directory"),
+    (["splits", "--task", "sst2"],
+     "unknown task 'sst2': did you mean 'SST-2'? Available: SST-2, sst-5, mr, cr, mpqa, subj, trec, CoLA, MRPC, QQP, QNLI, RTE, MNLI, mnli-mm, SNLI, ag_news, STS-B, WNLI, custom"),
+    (["splits", "--task", "SST-2"],
+     "data/original/SST-2 is missing: bash data/download_dataset.sh fetches the originals where there is a network; --data_dir says where they are"),
+    (["compare", "a", "b"],
+     "a does not exist: give the folder of a run, or a kernel file"),
+    (["report", "nowhere"],
+     "nowhere does not exist: give the folder of a run"),
+    (["download", "--formula", "sdg"],
+     "argument --formula: invalid choice: 'sdg' (choose from 'sgd', 'signgd', 'asymmetric_signgd'); see --help"),
+]
+"""Command lines of `lmntk`, run in an empty folder, and the sentence after ``error: ``."""
+# fmt: on
+
+
+def shown(err: str, place: Workplace) -> str:
+    """The one sentence on stderr, without what differs from test to test."""
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line.removeprefix("error: ").replace(str(place.folder), "WORKPLACE")
+
+
+@pytest.mark.parametrize(("flags", "sentence"), OF_RUN, ids=[" ".join(flags)[:60] for flags, _ in OF_RUN])
+def test_run_py_refuses_with_this_sentence(place: Workplace, flags: list[str], sentence: str) -> None:
+    outcome = place.call(place.argv(*flags))
+    assert outcome.status == 2
+    assert shown(outcome.err, place) == sentence
+
+
+@pytest.mark.parametrize(("words", "sentence"), OF_COMMANDS, ids=[" ".join(words)[:60] for words, _ in OF_COMMANDS])
+def test_a_command_refuses_with_this_sentence(
+    place: Workplace, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.chdir(place.folder):
+        assert main(words) == 2
+    assert shown(capsys.readouterr().err, place) == sentence
