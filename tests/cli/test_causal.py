@@ -42,8 +42,7 @@ ADAPTERS = {"adapter_config.json", "adapter_model.safetensors", "head.safetensor
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("causal"))
+def place(place: Workplace) -> Workplace:
     for architecture in MODELS:
         save_tiny_checkpoint(architecture, place.folder / architecture)
     return place

@@ -191,9 +191,8 @@ class TestSplits:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def place(place: Workplace) -> Workplace:
     """The tiny SST-2 data once more, as a user's own CSV, TSV and JSON-lines files."""
-    place = Workplace(tmp_path_factory.mktemp("custom"))
     for (split, size), ending in zip(SIZES.items(), ENDINGS, strict=False):
         rows = [[f"{n}", ("no", "yes")[int(label)], text] for n, (text, label) in enumerate(sst2_rows(size, split))]
         path = place.folder / "own" / f"{split}.{ending}"

@@ -25,8 +25,7 @@ Draw = list[int]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("demonstrations"))
+def place(place: Workplace) -> Workplace:
     write_rows(place.data / "train.tsv", [("sentence", "label"), *ROWS["train"]])
     return place
 

@@ -23,9 +23,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Workplace:
+def place(place: Workplace, made: Made) -> Workplace:
     """A workplace with data in a folder of k-shot splits."""
-    place = Workplace(tmp_path_factory.mktemp("cli"))
     splits = place.folder / "data" / "k-shot-1k-test" / "SST-2" / "4-13"
     shutil.copytree(place.data, splits)
     place.data = splits

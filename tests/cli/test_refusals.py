@@ -15,11 +15,6 @@ NO_DICTIONARY = """--mapping is not a Python dictionary: terrible; write for exa
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(scope="module")
 def refuse(place: Workplace) -> Callable[..., str]:
     """Call a command that must be refused in an output folder that holds results already; return the sentence."""
     folder = place.run()

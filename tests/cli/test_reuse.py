@@ -21,11 +21,6 @@ from command_line import (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(scope="module")
 def made(place: Workplace) -> dict[str, Path]:
     """The output folder of a run of each formula."""
     return {formula: place.run(*flags_of(formula), output=formula) for formula in FORMULAS}

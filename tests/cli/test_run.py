@@ -42,11 +42,6 @@ RESULTS = {name for name in FILES if "kernels" not in name and "logits" not in n
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(scope="module")
 def made(place: Workplace) -> dict[str, Path]:
     """The output folder of a run of each formula."""
     return {formula: place.run(*flags_of(formula), output=formula) for formula in FORMULAS}

@@ -46,11 +46,6 @@ INFERENCE = ("contradiction", "entailment", "neutral")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
 def tuned(place: Workplace) -> Path:
     """The output folder of a plain fine-tuning run."""
     return place.run(*STEPS, "--tag", "a tag", output="tuned")

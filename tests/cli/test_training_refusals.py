@@ -19,8 +19,7 @@ DEMO = ("--few_shot_type", "prompt-demo", "--num_sample", "2")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("refusals"))
+def place(place: Workplace) -> Workplace:
     (place.folder / "log").touch()
     return place
 
