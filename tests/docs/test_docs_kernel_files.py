@@ -21,9 +21,8 @@ SGD, ASYMMETRIC = RESULT.format("kernel-prompting"), RESULT.format("kernel-asymm
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def place(place: Workplace) -> Workplace:
     """A place with the runs whose folders the page names, with the data where a relative path leads."""
-    place = Workplace(tmp_path_factory.mktemp("kernel-files"))
     place.run("--kernel_per_layer", "--data_dir", "data", output=SGD)
     place.run(*flags_of("asymmetric_signgd"), output=ASYMMETRIC)
     return place

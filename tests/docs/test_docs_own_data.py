@@ -50,9 +50,8 @@ def follow(place: Workplace, text: str, capsys: pytest.CaptureFixture[str]) -> l
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def place(place: Workplace) -> Workplace:
     """A place with the files that the page shows, their rows as often as draws need them."""
-    place = Workplace(tmp_path_factory.mktemp("own"))
     header, *rows = FILES["reviews.csv"].splitlines(keepends=True)
     texts = {
         "reviews.csv": header + "".join(row.replace(".", f" {n}.") for n in range(35) for row in rows),

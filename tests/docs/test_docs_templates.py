@@ -133,9 +133,8 @@ def test_the_templates_that_it_prints_are_the_tasks() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def place(place: Workplace) -> Workplace:
     """A place with the models, data and files that the commands of the page name."""
-    place = Workplace(tmp_path_factory.mktemp("docs"))
     save_tiny_checkpoint("gpt2", place.folder / "gpt2")
     for name, content in FILES.items():
         (place.folder / name).write_text(content, encoding="utf-8")

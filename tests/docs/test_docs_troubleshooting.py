@@ -194,11 +194,6 @@ def quoted(beginning: str) -> str:
     return quote
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("troubleshooting"))
-
-
 @pytest.mark.parametrize("beginning", PROVOKED)
 def test_the_sentence_appears_where_the_page_says(
     place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beginning: str

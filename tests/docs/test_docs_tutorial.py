@@ -16,8 +16,7 @@ PAGE = page_text("first-kernel")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("tutorial"))
+def place(place: Workplace) -> Workplace:
     (place.folder / "reviews.csv").write_text(REVIEWS, encoding="utf-8")
     return place
 
