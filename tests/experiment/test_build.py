@@ -16,8 +16,7 @@ SEED = 13
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("build"))
+def place(place: Workplace) -> Workplace:
     for split, number in (("train", 8), ("dev", 3), ("test", 4)):
         write_rows(place.folder / "SST-2" / f"{split}.tsv", [("sentence", "label"), *sst2_rows(number, split)])
     labels = ("contradiction", "entailment", "neutral")

@@ -37,11 +37,6 @@ ASYMMETRIC = {"formula": "asymmetric_signgd", "solver": "asym", "binary_classifi
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("classifier"))
-
-
-@pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint("gpt2", tmp_path_factory.mktemp("gpt2"))
 
