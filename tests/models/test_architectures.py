@@ -57,9 +57,8 @@ def test_rows_are_written_and_read_in_the_order_of_family_and_name(tmp_path) -> 
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def place(place: Workplace) -> Workplace:
     """A place to work in with a tiny FNet."""
-    place = Workplace(tmp_path_factory.mktemp("fnet"))
     tokenizer = make_bert_tokenizer(place.folder / "fnet")
     torch.manual_seed(0)
     lm = AUTO_CLASSES["masked"].from_config(tiny_config("fnet", "masked", vocab_size=len(tokenizer)))

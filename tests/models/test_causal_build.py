@@ -17,8 +17,7 @@ SENTIMENT = "*cls**sent_0*_It_was*mask*.*sep+*"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("causal"))
+def place(place: Workplace) -> Workplace:
     save_tiny_checkpoint("gpt2", place.folder / "gpt2")
     for split, number in (("train", 8), ("dev", 3), ("test", 4)):
         write_rows(place.folder / "SST-2" / f"{split}.tsv", [("sentence", "label"), *sst2_rows(number, split)])

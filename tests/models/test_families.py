@@ -141,8 +141,7 @@ def test_a_causal_model_reads_as_far_as_its_window(config: PretrainedConfig, lon
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("families"))
+def place(place: Workplace) -> Workplace:
     save_tiny_checkpoint("bert", place.folder / "bert")
     return place
 

@@ -26,11 +26,6 @@ WEIGHT = "roberta.encoder.layer.1.output.dense.weight"
 NAN, INFINITY = float("nan"), float("inf")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("weights"))
-
-
 def changed(model: Path, folder: Path, change: Change) -> str:
     """A copy of a checkpoint with other weights."""
     folder.mkdir()
