@@ -16,11 +16,6 @@ from lmntk.storage.tile_store import TileStore
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("survival"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(place: Workplace) -> dict[str, bytes]:
     return undisturbed_kernels(place)
 

@@ -54,11 +54,6 @@ sys.exit(run.main(sys.argv[3:]))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("survival"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(place: Workplace) -> dict[str, bytes]:
     return undisturbed_kernels(place)
 

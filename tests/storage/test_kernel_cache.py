@@ -19,11 +19,6 @@ NOWHERE = ["--model_name_or_path", "no/model", "--data_dir", "no/data"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("loaded"))
-
-
-@pytest.fixture(scope="module")
 def made(place: Workplace) -> Path:
     for seed in ("42", "13"):
         for split, size in SIZES.items():
