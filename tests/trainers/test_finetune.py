@@ -40,9 +40,8 @@ PLAIN = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def place(place: Workplace) -> Workplace:
     """A tiny RoBERTa without dropout, so that training has no luck in it."""
-    place = Workplace(tmp_path_factory.mktemp("finetune"))
     config = AutoConfig.from_pretrained(place.model)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     config.save_pretrained(place.model)

@@ -95,11 +95,6 @@ def test_groups_of_parameters_that_memory_forces_make_the_same_parts() -> None:
         assert oracle.relative_error(tightly[layer], part) <= TOLERANCE[torch.float64], layer
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("per-layer"))
-
-
 def read_layers(folder: Path, split: str) -> dict[str, torch.Tensor]:
     """The layers' parts as users read them."""
     return torch.load(folder / f"{split}_layer_kernels_sst-2.pt", weights_only=True)

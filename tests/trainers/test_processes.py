@@ -25,8 +25,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.paren
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("processes"))
+def place(place: Workplace) -> Workplace:
     words = [sentence.split() for sentence in SENTENCES]
     for split, size in SIZES.items():
         rows = [
