@@ -128,6 +128,24 @@ def on_rank_zero(work: Callable[Arguments, Answer], *args: Arguments.args, **kwa
     return answer
 
 
+def keep_on_rank_zero(
+    work: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Answer | None:
+    """Call a function on process 0 alone, as `on_rank_zero` does, but keep its answer there: the others get None.
+
+    Args:
+        work: Called on process 0.
+        *args: Arguments of `work`.
+        **kwargs: Keyword arguments of `work`.
+
+    Raises:
+        UsageError: `work` raised it, or an `OSError`, on process 0.
+    """
+    kept: list[Answer] = []
+    on_rank_zero(lambda: kept.append(work(*args, **kwargs)))
+    return kept[0] if kept else None
+
+
 def on_all_ranks(work: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
     """Call a function on every process; if it fails on one, all fail, and the first of those that failed reports.
 

@@ -64,7 +64,7 @@ def data_with(place: Workplace, folder: Path, name: str, *rows: tuple[str, ...])
         ),
         (
             ["--task_name", "trec", "--binary_classification"],
-            "--binary_classification needs two classes, but trec has 6; leave the flag out",
+            "--binary_classification needs two classes, but trec has 6; leave it out",
         ),
         (
             ["--dry_run", "--no_train"],
@@ -103,7 +103,7 @@ def data_with(place: Workplace, folder: Path, name: str, *rows: tuple[str, ...])
         ),
         (
             ["--template", "*cls*A*mask*.*sep+*"],
-            "--template has no sentence, such as *sent_0*: all prompts would be alike; it is '*cls*A*mask*.*sep+*'",
+            "--template has no sentence, such as *sent_0*: all prompts would be the same; it is '*cls*A*mask*.*sep+*'",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -79,11 +79,11 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
         (
             [*STEPS, "--evaluate_during_training", "--do_eval", "False"],
             "--evaluate_during_training",
-            "add --do_eval, or leave the flag out",
+            "add --do_eval, or leave it out",
         ),
         ([*STEPS, "--apply_lora", "--lora_r", "0"], "--lora_r is 0", "must be 1 or more"),
         ([*STEPS, "--apply_lora", "--lora_alpha", "0"], "--lora_alpha is 0", "must be 1 or more"),
-        ([*STEPS, "--lora_r", "4"], "--lora_r", "add --apply_lora, or leave the flag out"),
+        ([*STEPS, "--lora_r", "4"], "--lora_r", "add --apply_lora, or leave it out"),
         (["--save_logit", "--no_train"], "--save_logit", "--save_logit_dir"),
         ([*STEPS, "--optimizer_variant", "signgd"], "--optimizer_variant signgd", "add --optimizer sgd"),
         ([*STEPS, "--optimizer", "lion"], "--optimizer", "'adam', 'sgd'"),
@@ -111,7 +111,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
         (
             ["--task_name", "sts-b", "--trainer", "linearhead", "--binary_classification"],
             "--binary_cl",
-            "leave the flag out",
+            "leave it out",
         ),
         ([*STEPS, "--learning_rate", "nan"], "--learning_rate is nan", "must be"),
         ([*STEPS, "--learning_rate", "-1"], "--learning_rate is -1", "must be"),
@@ -158,7 +158,7 @@ def test_flags_that_cannot_work_are_refused(
 def test_training_into_a_folder_that_is_not_empty_is_refused(refuse: Callable[..., str], trained: Path) -> None:
     assert refuse(*STEPS, output="trained") == (
         f"--output_dir {trained} is not empty: choose another folder or TAG, pass --overwrite_output_dir to train "
-        "anew there, or --resume_from_checkpoint true to go on from its last checkpoint"
+        "anew there, or --resume_from_checkpoint true to continue from its last checkpoint"
     )
 
 

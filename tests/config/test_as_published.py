@@ -504,7 +504,7 @@ def test_old_flags_to_which_nothing_answers_are_ignored_with_a_sentence(
     from lmntk.config.validation import unused_flags
 
     sentences = [line for line in unused_flags(*parsed(place, *flags)) if "is ignored" in line]
-    assert [line.split()[0] for line in sentences] == [f"--{name}" for name in names]
+    assert [line.split()[0] for line in sentences] == [f"`{name}`" for name in names]
 
 
 def test_old_flags_stand_in_configuration_files_too(place: Workplace) -> None:

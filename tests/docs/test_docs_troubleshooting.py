@@ -13,6 +13,8 @@ from transformers import AutoConfig
 
 from command_line import ROOT, Workplace, sst2_rows, write_rows
 from doc_commands import commands, environment_with, make_stand_in, page_text
+from lmntk.config.arguments import flag_names
+from lmntk.config.flag_names import in_flags
 from lmntk.storage.output_folder import claimed
 
 PAGE = page_text("troubleshooting")
@@ -47,7 +49,7 @@ def sources() -> list[str]:
 def _strings() -> Iterator[str]:
     for path in [ROOT / "run.py", *(ROOT / "src").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
         found = map(text_of, ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        yield from (text for text in found if text)
+        yield from (in_flags(text, flag_names()) for text in found if text)
     for name in ("run_fewshot.sh", "Makefile"):
         for text in re.findall(r'"([^"\n]+)"', (ROOT / name).read_text(encoding="utf-8")):
             yield re.sub(r"\$\(\w+\)|\$\{\w+\}|\$\w+", VARIABLE, text)

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from command_line import SENTENCES, Workplace, sst2_rows, write_rows
 from lmntk.config.arguments import parse_arguments
-from lmntk.experiment.build import Experiment, build
+from lmntk.experiment.build import build
+from lmntk.experiment.experiment import Experiment
 from lmntk.prompts.features import Feature
 
 SEED = 13
@@ -124,7 +125,7 @@ def test_in_fine_tuning_every_visit_of_a_train_example_is_a_new_draw_by_seed_epo
     place: Workplace,
 ) -> None:
     run, by_hand, train = built(place, "SST-2", "--trainer", "standard"), ByHand(place), sentences(place, "train")
-    data = run.redrawn
+    data = run.resampled
     assert data is not None
     assert len(data) == 8
     found = []

@@ -9,8 +9,9 @@ import pytest
 from command_line import SENTENCES, Workplace, sst2_rows, write_rows
 from lmntk.config.arguments import parse_arguments
 from lmntk.data.tasks import find_task
-from lmntk.errors import UsageError
-from lmntk.experiment.build import Experiment, build
+from lmntk.errors import TemplateError, UsageError
+from lmntk.experiment.build import build
+from lmntk.experiment.experiment import Experiment
 from tiny_models import save_tiny_checkpoint
 
 SENTIMENT = "*cls**sent_0*_It_was*mask*.*sep+*"
@@ -86,7 +87,7 @@ def test_a_template_of_ones_own_shows_demonstrations_where_it_puts_them(place: W
 
 
 def test_in_finetune_mode_the_plain_text_is_read_to_its_end(place: Workplace, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.prompting"):
         run = built(place, "MNLI", "--few_shot_type", "finetune", "--from_linearhead")
     assert not caplog.messages
     first = "".join(read_by(run, "train")[0]).replace("Ġ", " ")
@@ -110,10 +111,8 @@ def test_a_template_that_has_no_sentence_of_the_query_before_its_mask_is_refused
     template = "*cls**sent_1*_so*label_0*.*mask*:*+sent_0*"
     with pytest.raises(UsageError) as error:
         built(place, "SST-2", *flags, template)
-    assert str(error.value) == (
-        "--template: a causal language model reads what stands before *mask*, and in "
-        f"'{template}' that is no sentence of the query: put sent_0 before it, as in {SENTIMENT}"
-    )
+    assert isinstance(error.value, TemplateError) and error.value.data["template"] == template
+    assert f"no sentence of the query: put sent_0 before it, as in {SENTIMENT}" in str(error.value)
 
 
 def test_trec_can_be_asked_with_another_template(place: Workplace) -> None:
@@ -125,38 +124,38 @@ def test_sentences_behind_the_mask_are_told_and_the_run_goes_on(
     place: Workplace, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     never_read = (
-        "{} behind *mask* in '{}': a causal language model never reads {}; a --template with all sentences before "
+        "{} *mask* in '{}': a causal language model never reads {}; a `template` with all sentences before "
         "*mask* asks about them all"
     )
-    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.prompting"):
         run = built(place, "MNLI")
-    assert caplog.messages == [never_read.format("sent_1 stands", find_task("MNLI").template, "it")]
+    assert caplog.messages == [never_read.format("sent_1 follows", find_task("MNLI").template, "it")]
     first = "".join(read_by(run, "train")[0]).replace("Ġ", " ")
     assert first == f"<|endoftext|>{SENTENCES[0].capitalize()}?"
 
     caplog.clear()
     templates = ["*cls**sent_0*_So*mask*,*+sent_1*", "*cls**sent_0**+sent_1*_So*mask*.", "*sent_1*_so*mask**sent_0*"]
     (tmp_path / "templates").write_text("\n".join(templates), encoding="utf-8")
-    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.prompting"):
         built(place, "MNLI", "--template_path", str(tmp_path / "templates"))
     assert caplog.messages == [
-        never_read.format("sent_1 stands", templates[0], "it"),
-        never_read.format("sent_0 stands", templates[2], "it"),
+        never_read.format("sent_1 follows", templates[0], "it"),
+        never_read.format("sent_0 follows", templates[2], "it"),
     ]
 
     caplog.clear()
     flags = ["--few_shot_type", "prompt-demo", "--num_sample", "1", "--auto_demo", "False"]
-    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.prompting"):
         built(place, "SST-2", *flags, "--template", "*sent_0**mask*.*sent_1**label_0**sent_2**label_1*")
     assert caplog.messages == [
         never_read.format(
-            "sent_1 and sent_2 stand", "*sent_0**mask*.*sent_1**label_0**sent_2**label_1*", "them"
+            "sent_1 and sent_2 follow", "*sent_0**mask*.*sent_1**label_0**sent_2**label_1*", "them"
         )
     ]  # fmt: skip
 
 
 def test_masked_models_are_neither_warned_nor_refused(place: Workplace, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "lmntk.experiment.build"):
+    with caplog.at_level(logging.WARNING, "lmntk.experiment.prompting"):
         built(place, "MNLI", model="model")
         built(place, "trec", model="model")
         built(place, "SST-2", "--few_shot_type", "prompt-demo", "--gpt3_in_context_tail", model="model")

@@ -27,7 +27,8 @@ from transformers import (
 from command_line import Workplace
 from lmntk.config.arguments import parse_arguments
 from lmntk.errors import UsageError
-from lmntk.experiment.build import Experiment, build
+from lmntk.experiment.build import build
+from lmntk.experiment.experiment import Experiment
 from lmntk.models.families import choose_family, family_of, is_causal, max_positions
 from lmntk.prompts.features import Collator
 from tiny_models import CAUSAL, MASKED, save_tiny_checkpoint, tiny_config

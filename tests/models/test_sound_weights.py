@@ -116,9 +116,9 @@ def test_floats_of_every_other_size_are_read(dtype: torch.dtype, place: Workplac
 @pytest.mark.parametrize(
     ("trainer", "said"),
     [
-        ("zero-shot", "4 of 4 examples of dev have logits that are no numbers, first example 0 (counted from 0)"),
-        ("fine-tuning", "logits of train are no numbers before the first step"),
-        ("linear head", "train example 0 (counted from 0) gives the last layer inputs that are no numbers"),
+        ("zero-shot", "4 of 4 examples of dev have logits that are NaN or infinite, first example 0 (counted from 0)"),
+        ("fine-tuning", "logits of train are NaN or infinite before the first step"),
+        ("linear head", "train example 0 (counted from 0) gives the last layer inputs that are NaN or infinite"),
     ],
 )
 def test_finite_weights_whose_logits_are_no_numbers_are_told_by_what_happened(

@@ -114,7 +114,7 @@ def test_kernels_without_description_have_the_labels_of_the_data(place: Workplac
     assert outcome.messages.count("has no description: of which model, texts and template it is cannot be checked") == 3
     for rows, sentence in (
         ([(text, str(1 - int(label))) for text, label in sst2_rows(4)], "has other labels than the train examples"),
-        (sst2_rows(6), "is of 4 train examples, but --data_dir has 6"),
+        (sst2_rows(6), "has 4 train examples, but --data_dir has 6"),
     ):
         write_rows(place.folder / "data/other/train.tsv", [("sentence", "label"), *rows])
         outcome = load(place, copy, "--data_dir", "data/other")

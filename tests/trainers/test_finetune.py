@@ -16,8 +16,9 @@ from transformers import AutoConfig, set_seed
 
 from command_line import Workplace
 from lmntk.config.arguments import ModelArguments, TrainingArguments, parse_arguments
-from lmntk.errors import UsageError
-from lmntk.experiment.build import Experiment, build
+from lmntk.errors import SettingError, UsageError
+from lmntk.experiment.build import build
+from lmntk.experiment.experiment import Experiment
 from lmntk.kernels.empirical import empirical_ntk
 from lmntk.models.classifier import PromptClassifier
 from lmntk.models.parameters import ParameterFilter, select_parameters
@@ -91,7 +92,7 @@ def moved_by_training(place: Workplace, output: Path, *flags: str) -> tuple[Tens
     trainer = trainer_of(place, output, "--kernel_dtype", "float64", *PLAIN, *flags)
     model = trainer.model
     assert model is not None
-    batch = batch_of(trainer._run, "test")
+    batch = batch_of(trainer._experiment, "test")
     before = logits_of(model, batch)
     trainer.train()
     return before, logits_of(model, batch), (logits_of(model, batch) - before) / trainer.args.learning_rate
@@ -363,7 +364,7 @@ def test_the_model_that_is_best_on_dev_is_kept_the_first_of_equals(place: Workpl
     kept = load_file(tmp_path / "model.safetensors")
     expected = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
-    assert trainer.evaluate(trainer._run.datasets["dev"])["eval_acc"] == max(accuracies)
+    assert trainer.evaluate(trainer._experiment.datasets["dev"])["eval_acc"] == max(accuracies)
 
 
 def test_save_at_last_keeps_the_last_model_though_dev_is_evaluated(place: Workplace, tmp_path: Path) -> None:
@@ -412,7 +413,7 @@ def test_going_on_with_other_prompts_is_refused_and_with_another_rate_is_told(
     with pytest.raises(UsageError, match="checkpoint-1 was trained on other prompts"):
         trainer_of(place, tmp_path / "b", *flags, *resume, *other).train()
     trainer_of(place, tmp_path / "c", *flags, *resume, "--learning_rate", "1e-5").train()
-    assert [message for message in caplog.messages if "--learning_rate is 1e-05, but was 0.001" in message]
+    assert [message for message in caplog.messages if "`learning_rate` is 1e-05, but was 0.001" in message]
     kept = [load_file(tmp_path / name / "model.safetensors")["lm_head.dense.weight"] for name in "ac"]
     assert torch.equal(*kept)
 
@@ -421,8 +422,9 @@ def test_a_checkpoint_behind_the_last_step_is_refused(place: Workplace, tmp_path
     flags = ["--save_steps", "1", "--save_total_limit", "5"]
     trainer_of(place, tmp_path, *flags, "--max_steps", "3").train()
     again = trainer_of(place, tmp_path, *flags, "--max_steps", "2", "--resume_from_checkpoint", "true")
-    with pytest.raises(UsageError, match="is of step 3, behind --max_steps 2"):
+    with pytest.raises(SettingError, match="is of step 3") as error:
         again.train()
+    assert error.value.data == {"setting": "max_steps", "value": 2}
 
 
 def test_checkpoints_of_another_training_do_not_stay_beside_one_that_is_resumed(
@@ -457,7 +459,7 @@ def test_adapters_that_are_trained_further_stand_on_the_model_and_not_on_the_ada
     config = json.loads((tmp_path / "second" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(place.model)
     again = trainer_of(place, tmp_path / "third", *flags, "--model_name_or_path", str(tmp_path / "second"))
-    batch = batch_of(again._run, "test")
+    batch = batch_of(again._experiment, "test")
     assert further.model is not None and again.model is not None
     assert torch.equal(logits_of(again.model, batch), logits_of(further.model, batch))
 
@@ -467,8 +469,8 @@ def test_logits_that_are_no_numbers_are_told(
 ) -> None:
     trainer = trainer_of(place, tmp_path, *PLAIN, "--max_steps", "3", "--learning_rate", "1e30", "--optimizer", "sgd")
     trainer.train()
-    trainer.evaluate(trainer._run.datasets["test"])
-    assert [message for message in caplog.messages if "of test have logits that are no numbers" in message]
+    trainer.evaluate(trainer._experiment.datasets["test"])
+    assert [message for message in caplog.messages if "of test have logits that are NaN or infinite" in message]
 
 
 def test_any_number_beats_one_that_is_none(place: Workplace, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from lmntk.models.prompt_model import LabelWordDecoder
 from lmntk.solvers.problem import SolverSettings
 from lmntk.storage.tile_store import TileStore
 from lmntk.trainers.kernel_job import KernelJob
-from lmntk.trainers.layer_scores import LayerScores
+from lmntk.trainers.layer_scores import fit_layers
 from tiny_models import ARCHITECTURES, tiny_prompt_model
 
 PER_LAYER = "--kernel_per_layer"
@@ -139,15 +139,13 @@ def test_the_table_says_what_the_solver_makes_of_one_layers_part(place: Workplac
 
 
 def test_a_layer_that_adds_nothing_has_no_share_and_predicts_all_the_same() -> None:
-    alone = LayerScores("acc")
     nothing, something = torch.zeros(2, 1, 2, 1), torch.eye(2).reshape(2, 1, 2, 1)
     labels = np.array([-1.0, 1.0])
-    alone.fit(
-        {"norm": nothing, "head": something},
-        lambda kernel: solvers.fit("lstsq", kernel, labels, SolverSettings()),
-        show=False,
+    fitted = fit_layers(
+        {"norm": nothing, "head": something}, lambda kernel: solvers.fit("lstsq", kernel, labels, SolverSettings())
     )
-    predicted = alone.predict("norm", nothing, torch.tensor(labels), None, "test")
+    assert (fitted["norm"].share, fitted["head"].share) == (0.0, 1.0)
+    predicted = fitted["norm"].solver.predict(nothing.numpy(), labels, None, "test")
     assert predicted.logits.tolist() == [[0.0], [0.0]]
 
 
@@ -222,4 +220,4 @@ def test_what_is_announced_counts_the_layers_files(tmp_path: Path) -> None:
 def test_the_published_method_cannot_keep_layers_apart(place: Workplace) -> None:
     outcome = place.call(place.argv(PER_LAYER, "--kernel_engine", "jvp", output="jvp"))
     assert outcome.status == 2
-    assert "--kernel_per_layer does not go with --kernel_engine jvp" in outcome.err
+    assert "--kernel_per_layer does not work with --kernel_engine jvp" in outcome.err

@@ -11,7 +11,8 @@ from torch import nn
 from command_line import Workplace, sst2_rows, write_rows
 from lmntk.config.arguments import parse_arguments
 from lmntk.errors import UsageError
-from lmntk.experiment.build import Experiment, build
+from lmntk.experiment.build import build
+from lmntk.experiment.experiment import Experiment
 from lmntk.trainers.base import log_odds, regression_loss
 from lmntk.trainers.linear_head import fit_linear_head
 from tiny_models import TYPICAL_CAUSAL, save_tiny_checkpoint

@@ -4,12 +4,14 @@ The names are frozen: scripts and papers carry them. Flags whose default is None
 completed from the task's row in tasks.py, or else from the general defaults below; build.py does that.
 """
 
+import copy
 import dataclasses
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -27,6 +29,7 @@ from lmntk.distributed import rejoin_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.solvers import SOLVERS
+from lmntk.solvers.problem import SolverSettings
 from lmntk.storage.run_files import is_zero_shot
 
 GENERAL_MAX_SEQ_LENGTH = 128
@@ -35,6 +38,15 @@ GENERAL_LORA_RANK = 8
 GENERAL_LORA_ALPHA = 16
 
 _FROM_TASK = "not given: the task's own"
+
+
+class ActiveTrainer(StrEnum):
+    """The trainer that predicts in a run; all but the last are values of `trainer`."""
+
+    STANDARD = "standard"
+    KERNEL = "kernel"
+    LINEARHEAD = "linearhead"
+    ZERO_SHOT = "zero-shot"
 
 
 @dataclass
@@ -266,14 +278,41 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
         self.do_predict = self.do_predict and not self.no_predict
 
     @property
-    def active_trainer(self) -> str:
-        """The trainer that is at work: ``"zero-shot"`` where it has nothing to train."""
-        return "zero-shot" if is_zero_shot(vars(self)) else self.trainer
+    def active_trainer(self) -> "ActiveTrainer":
+        """The trainer that predicts: ``ZERO_SHOT`` where `trainer` has nothing to train."""
+        return ActiveTrainer.ZERO_SHOT if is_zero_shot(vars(self)) else ActiveTrainer(self.trainer)
 
     @property
     def fits_linear_head(self) -> bool:
         """Whether the last layer is fitted, by itself or before anything else."""
-        return self.active_trainer == "linearhead" or (self.from_linearhead and self.active_trainer != "zero-shot")
+        if self.active_trainer == ActiveTrainer.LINEARHEAD:
+            return True
+        return self.from_linearhead and self.active_trainer != ActiveTrainer.ZERO_SHOT
+
+    @property
+    def solver_settings(self) -> SolverSettings:
+        """The settings of the kernel's solver."""
+        return SolverSettings(
+            regularization=self.kernel_regularization,
+            gamma=self.kernel_gamma,
+            lambda_=self.kernel_lambda,
+            f0_scaling=self.f0_scaling,
+            flattened_targets=self.flattened_targets,
+            plain_lbfgs=self.plain_lbfgs,
+        )
+
+    def with_changes(self, **changes: Any) -> "TrainingArguments":
+        """Return a copy with other values.
+
+        `dataclasses.replace` would call ``__post_init__`` again, which joins processes and picks devices.
+
+        Args:
+            **changes: The fields to change, and their values.
+        """
+        changed = copy.copy(self)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        return changed
 
 
 # TrainingArguments goes to the parser in its parts, so that --help shows the flags grouped by purpose.

@@ -1,17 +1,18 @@
-"""Which flags go together: everything that can be refused before a file or a model is opened."""
+"""Which settings go together: everything that can be refused before a file or a model is opened."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from lmntk.config import as_published
-from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArguments
+from lmntk.config.arguments import ActiveTrainer, DataArguments, ModelArguments, TrainingArguments
 from lmntk.config.old_arguments import IGNORED
 from lmntk.config.prompt_settings import TASK_DEFAULTS, task_of
 from lmntk.data.tasks import Task
-from lmntk.errors import Bounds, UsageError, check_numbers
+from lmntk.errors import Bounds, FileError, SettingError, check_numbers
+from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.prompts.demonstrations import DEMONSTRATION_BOUNDS
 from lmntk.prompts.prompt_files import SOURCE_BOUNDS
@@ -53,153 +54,163 @@ BOUNDS = (
     Bounds("dataloader_prefetch_factor", 1),
     Bounds("data_seed", 0, 2**32 - 1),
 )
+LAYER_ENGINES = [name for name, engine in ENGINES.items() if engine.keeps_layers_apart]
 
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
-    """Refuse what cannot work, before anything expensive starts.
+    """Refuse settings that cannot work, before anything expensive starts.
 
     Args:
-        model: The model's flags.
-        data: The data's flags.
-        training: The flags of the run.
+        model: The arguments of the model.
+        data: The arguments of the data.
+        training: The arguments of the run.
 
     Raises:
-        UsageError: One sentence that names the flag and the way out.
+        SettingError: Names the setting and the remedy.
+        UsageError: The task is unknown, or its own data is not described well.
     """
     task = task_of(data, model.few_shot_type)
-    _check_folder(Path(training.output_dir), "output_dir", task.key)
+    _check_folder(training.output_dir, "output_dir", task.key)
     if training.save_logit:
-        _check_folder(Path(training.save_logit_dir or ""), "save_logit_dir", task.key)
-    flags = {**vars(model), **vars(data), **vars(training)}
-    check_numbers(BOUNDS, flags)
+        _check_folder(training.save_logit_dir or "", "save_logit_dir", task.key)
+    check_numbers(BOUNDS, {**vars(model), **vars(data), **vars(training)})
     _check_classes(task, training)
-    if training.active_trainer == "kernel":
+    if training.active_trainer == ActiveTrainer.KERNEL:
         _check_kernel(task, training)
     else:
-        for flag, given in (("load_kernels", training.load_kernels is not None), ("dry_run", training.dry_run)):
-            if given:
-                raise UsageError(f"--{flag} works with --trainer kernel only: add that, or leave out --no_train")
+        for setting in ("load_kernels", "dry_run"):
+            if getattr(training, setting):
+                _refuse(training, setting, "works with `trainer=kernel` only: add that, or leave out `no_train`")
     _check_training(model, training)
     _check_demonstrations(model, data)
     if not (training.do_train or training.do_eval or training.do_predict or training.dry_run):
-        raise UsageError("nothing to do: pass --do_train, --do_eval or --do_predict")
+        raise SettingError("nothing to do: pass `do_train`, `do_eval` or `do_predict`", setting="do_train", value=False)
     if Path("log").is_dir():
-        raise UsageError("./log is a folder, but runs append a line to a file of that name; work in another directory")
+        raise FileError(
+            "./log is a folder, but runs append a line to a file of that name; work in another directory", path="log"
+        )
 
 
-class Idle(NamedTuple):
-    """Flags that change nothing unless something else is asked for."""
+def _refuse(arguments: Any, setting: str, problem: str) -> NoReturn:
+    """Raise the error that a setting has a problem; the sentence begins with the setting and its value."""
+    value = getattr(arguments, setting)
+    raise SettingError(f"`{setting}={value}` {problem}", setting=setting, value=value)
 
-    flags: tuple[str, ...]
+
+class Condition(NamedTuple):
+    """What some settings need to have an effect.
+
+    Attributes:
+        settings: The settings.
+        needed: What they need, for a sentence.
+        is_used: Returns whether a command, all its arguments as one namespace, has that.
+    """
+
+    settings: tuple[str, ...]
     needed: str
-    read: Callable[[Any], bool]  # of all flags, as one namespace
+    is_used: Callable[[Any], bool]
 
 
-IDLE = (
-    Idle(("f0_scaling",), "--adjust_for_init", lambda given: given.adjust_for_init),
-    Idle(("kernel_gamma", "kernel_lambda"), "--kernel_solver asym", lambda given: given.kernel_solver == "asym"),
-    Idle(
-        ("optimizer", "optimizer_variant", "fix_layers", "evaluate_during_training", "save_at_last"),
-        "--trainer standard --do_train",
-        lambda given: given.active_trainer == "standard",
+def _active(*trainers: ActiveTrainer) -> Callable[[Any], bool]:
+    return lambda given: given.active_trainer in trainers
+
+
+def _fits_logistic_kernel(given: Any) -> bool:
+    return given.active_trainer == ActiveTrainer.KERNEL and given.kernel_solver == "logistic"
+
+
+_fine_tunes, _uses_kernel = _active(ActiveTrainer.STANDARD), _active(ActiveTrainer.KERNEL)
+
+CONDITIONS = (
+    Condition(("f0_scaling",), "`adjust_for_init`", lambda given: given.adjust_for_init),
+    Condition(("kernel_gamma", "kernel_lambda"), "`kernel_solver=asym`", lambda given: given.kernel_solver == "asym"),
+    Condition(
+        ("optimizer", "optimizer_variant", "fix_layers", "evaluate_during_training", "save_at_last",
+         "resume_from_checkpoint", "label_smoothing_factor"),
+        "`trainer=standard` `do_train`",
+        _fine_tunes,
     ),
-    Idle(
-        ("l2_loss",),
-        "--trainer standard, or --no_train",
-        lambda given: given.active_trainer in ("standard", "zero-shot"),
+    Condition(
+        ("l2_loss",), "`trainer=standard`, or `no_train`", _active(ActiveTrainer.STANDARD, ActiveTrainer.ZERO_SHOT)
     ),
-    Idle(
+    Condition(
         ("from_linearhead",),
-        "--trainer standard or kernel, or --few_shot_type finetune",
-        lambda given: given.active_trainer in ("standard", "kernel") or given.few_shot_type == "finetune",
+        "`trainer=standard` or kernel, or `few_shot_type=finetune`",
+        lambda given: _fine_tunes(given) or _uses_kernel(given) or given.few_shot_type == "finetune",
     ),
-    Idle(
-        (
-            "kernel_formula",
-            "kernel_solver",
-            "kernel_regularization",
-            "kernel_engine",
-            "kernel_memory_gb",
-            "kernel_per_layer",
-            "exclude_embeddings",
-            "exclude_head",
-            "only_biases",
-            "exclude_first_layers",
-            "adjust_for_init",
-            "overwrite_kernels",
-        ),
-        "--trainer kernel",
-        lambda given: given.active_trainer == "kernel",
-    ),  # fmt: skip
-    Idle(
-        ("resume_from_checkpoint", "label_smoothing_factor"),
-        "--trainer standard --do_train",
-        lambda given: given.active_trainer == "standard",
+    Condition(
+        ("kernel_formula", "kernel_solver", "kernel_regularization", "kernel_engine", "kernel_memory_gb",
+         "kernel_per_layer", "exclude_embeddings", "exclude_head", "only_biases", "exclude_first_layers",
+         "adjust_for_init", "overwrite_kernels"),
+        "`trainer=kernel`",
+        _uses_kernel,
     ),
-    Idle(
+    Condition(
         ("eval_steps",),
-        "--evaluate_during_training or --eval_strategy steps",
+        "`evaluate_during_training` or `eval_strategy=steps`",
         lambda given: given.evaluate_during_training or given.eval_strategy == "steps",
     ),
-    Idle(("label_smoothing_factor",), "cross entropy, in whose place is --l2_loss", lambda given: not given.l2_loss),
-    Idle(
+    Condition(
+        ("label_smoothing_factor",), "cross entropy, which `l2_loss` replaces", lambda given: not given.l2_loss
+    ),
+    Condition(
         ("linear_head_halved", "linear_head_order"),
-        "--trainer linearhead or --from_linearhead",
-        lambda given: given.active_trainer == "linearhead" or given.from_linearhead,
+        "`trainer=linearhead` or `from_linearhead`",
+        lambda given: given.active_trainer == ActiveTrainer.LINEARHEAD or given.from_linearhead,
     ),
-    Idle(
+    Condition(
         ("flattened_targets",),
-        "--trainer kernel --kernel_solver logistic or svc",
-        lambda given: given.active_trainer == "kernel" and given.kernel_solver in ("logistic", "svc"),
+        "`trainer=kernel` `kernel_solver=logistic` or svc",
+        lambda given: _uses_kernel(given) and given.kernel_solver in ("logistic", "svc"),
     ),
-    Idle(
+    Condition(
         ("plain_lbfgs",),
-        "--kernel_solver logistic or a linear head",
+        "`kernel_solver=logistic` or a linear head",
         lambda given: (
-            given.active_trainer == "linearhead"
-            or given.from_linearhead
-            or (given.active_trainer == "kernel" and given.kernel_solver == "logistic")
+            given.active_trainer == ActiveTrainer.LINEARHEAD or given.from_linearhead or _fits_logistic_kernel(given)
         ),
     ),
-    Idle(("clip_frozen",), "--trainer standard --fix_layers", lambda given: given.fix_layers > 0),
-    Idle(("decay_head_norm",), "--trainer standard --weight_decay", lambda given: given.weight_decay > 0),
-    Idle(("truncate_demonstrations_only",), "--truncate_head", lambda given: given.truncate_head),
-    Idle(("overwrite_kernels",), "a command that has no --load_kernels", lambda given: given.load_kernels is None),
-    Idle(("save_logit",), "--do_predict", lambda given: given.do_predict),
-    Idle(
+    Condition(("clip_frozen",), "`trainer=standard` `fix_layers`", lambda given: given.fix_layers > 0),
+    Condition(("decay_head_norm",), "`trainer=standard` `weight_decay`", lambda given: given.weight_decay > 0),
+    Condition(("truncate_demonstrations_only",), "`truncate_head`", lambda given: given.truncate_head),
+    Condition(("overwrite_kernels",), "a command without `load_kernels`", lambda given: given.load_kernels is None),
+    Condition(("save_logit",), "`do_predict`", lambda given: given.do_predict),
+    Condition(
         ("save_logit_pairs",),
-        "--save_logit and --binary_classification",
+        "`save_logit` and `binary_classification`",
         lambda given: given.save_logit and given.binary_classification,
     ),
-    Idle(("demo_filter_model", "demo_filter_rate"), "--demo_filter", lambda given: given.demo_filter),
-    Idle(("num_demo",), "--few_shot_type prompt-demo", lambda given: given.few_shot_type == "prompt-demo"),
-    Idle(
+    Condition(("demo_filter_model", "demo_filter_rate"), "`demo_filter`", lambda given: given.demo_filter),
+    Condition(("num_demo",), "`few_shot_type=prompt-demo`", lambda given: given.few_shot_type == "prompt-demo"),
+    Condition(
         ("gpt3_in_context_num",),
-        "--gpt3_in_context_head or --gpt3_in_context_tail",
+        "`gpt3_in_context_head` or `gpt3_in_context_tail`",
         lambda given: given.gpt3_in_context_head or given.gpt3_in_context_tail,
     ),
-)
+)  # fmt: skip
+"""The settings that have no effect on some commands."""
 
 
 def unused_flags(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> list[str]:
-    """Return a sentence for every flag that was given and that nothing will read."""
-    groups = (model, data, training)
+    """Return a sentence for every setting that was given and has no effect on this command."""
     given = SimpleNamespace(active_trainer=training.active_trainer)
     defaults: dict[str, Any] = {}
-    for group in groups:
+    for group in (model, data, training):
         vars(given).update(vars(group))
         defaults |= {name: field.default for name, field in group.__dataclass_fields__.items()}
-    return [
-        f"--{flag} changes nothing without {row.needed}"
-        for row in IDLE
-        if not row.read(given)
-        for flag in row.flags
-        if getattr(given, flag) != defaults[flag] and flag not in training.published_settings
-    ] + [f"--{flag} is ignored: {why}" for flag, why in IGNORED.items() if getattr(given, flag) is not None]
+    unused = [
+        f"`{setting}` has no effect without {row.needed}"
+        for row in CONDITIONS
+        if not row.is_used(given)
+        for setting in row.settings
+        if getattr(given, setting) != defaults[setting] and setting not in training.published_settings
+    ]
+    ignored = [f"`{name}` is ignored: {why}" for name, why in IGNORED.items() if getattr(given, name) is not None]
+    return unused + ignored
 
 
 def published_changes(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> list[str]:
-    """Return a sentence for every setting that ``--as_published`` changes for this command."""
+    """Return a sentence for every setting that `as_published` changes for this command."""
     task = task_of(data, model.few_shot_type)
     given = SimpleNamespace(**vars(model), **vars(data), **vars(training))
     given.active_trainer = training.active_trainer
@@ -213,118 +224,116 @@ def published_changes(model: ModelArguments, data: DataArguments, training: Trai
 
 
 def _check_classes(task: Task, training: TrainingArguments) -> None:
-    if not training.binary_classification:
-        return
-    if task.regression:
-        raise UsageError(f"--binary_classification: {task.name} has scores, not classes; leave the flag out")
-    if len(task.labels) != 2:
-        raise UsageError(
-            f"--binary_classification needs two classes, but {task.name} has {len(task.labels)}; leave the flag out"
-        )
+    if training.binary_classification and task.regression:
+        _refuse(training, "binary_classification", f"needs classes, but {task.name} has scores; leave it out")
+    if training.binary_classification and len(task.labels) != 2:
+        has = f"but {task.name} has {len(task.labels)}"
+        _refuse(training, "binary_classification", f"needs two classes, {has}; leave it out")
 
 
 def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if task.regression:
-        raise UsageError(
-            f"--trainer kernel predicts classes, but {task.name} is a regression task; take a task with classes"
-        )
+        problem = f"predicts classes, but {task.name} is a regression task; take a task with classes"
+        _refuse(training, "trainer", problem)
     one_logit = training.binary_classification
-    to_two_classes = "add --binary_classification" if len(task.labels) == 2 else "take a task of two classes"
-    asymmetric = FORMULAS[training.kernel_formula].is_asymmetric
-    if asymmetric and not one_logit:
-        raise UsageError(
-            f"--kernel_formula {training.kernel_formula} needs --binary_classification: {to_two_classes}, or take "
-            f"another formula ({_names(name for name, row in FORMULAS.items() if not row.is_asymmetric)})"
-        )
-    solver, row = training.kernel_solver, SOLVERS[training.kernel_solver]
-    if row.needs_binary and not one_logit:
-        others = _names(name for name, other in SOLVERS.items() if not other.needs_binary)
-        raise UsageError(f"--kernel_solver {solver} needs two classes: {to_two_classes}, or take another ({others})")
-    if row.needs_asymmetric and not asymmetric:
-        fitting = _names(name for name, formula in FORMULAS.items() if formula.is_asymmetric)
-        raise UsageError(
-            f"--kernel_solver {solver} needs an asymmetric kernel: add --kernel_formula {fitting}, or take another"
-        )
-    if training.adjust_for_init and not row.allows_f0:
-        fitting = _names(name for name, other in SOLVERS.items() if other.allows_f0)
-        raise UsageError(f"--adjust_for_init does not go with --kernel_solver {solver}, only with {fitting}")
-    if training.kernel_per_layer and training.kernel_engine == "jvp":
-        raise UsageError(
-            "--kernel_per_layer does not go with --kernel_engine jvp, which meets all layers at once: take factored or "
-            "jacobian"
-        )
+    to_two_classes = "add `binary_classification`" if len(task.labels) == 2 else "take a task of two classes"
+    is_asymmetric = FORMULAS[training.kernel_formula].is_asymmetric
+    if is_asymmetric and not one_logit:
+        others = ", ".join(name for name, row in FORMULAS.items() if not row.is_asymmetric)
+        problem = f"needs `binary_classification`: {to_two_classes}, or take another formula ({others})"
+        _refuse(training, "kernel_formula", problem)
+    solver = SOLVERS[training.kernel_solver]
+    if solver.needs_binary and not one_logit:
+        others = ", ".join(name for name, other in SOLVERS.items() if not other.needs_binary)
+        _refuse(training, "kernel_solver", f"needs two classes: {to_two_classes}, or take another ({others})")
+    if solver.needs_asymmetric and not is_asymmetric:
+        (formula,) = (name for name, row in FORMULAS.items() if row.is_asymmetric)
+        problem = f"needs an asymmetric kernel: add `kernel_formula={formula}`, or take another solver"
+        _refuse(training, "kernel_solver", problem)
+    if training.adjust_for_init and not solver.allows_f0:
+        fitting = ", ".join(name for name, other in SOLVERS.items() if other.allows_f0)
+        problem = f"does not work with `kernel_solver={training.kernel_solver}`, only with {fitting}"
+        _refuse(training, "adjust_for_init", problem)
+    if training.kernel_per_layer and training.kernel_engine not in ("auto", *LAYER_ENGINES):
+        problem = f"does not work with `kernel_engine={training.kernel_engine}`, which takes all layers at once: take "
+        _refuse(training, "kernel_per_layer", problem + " or ".join(LAYER_ENGINES))
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
-        raise UsageError(
-            f"--load_kernels {training.load_kernels}: there is no such folder; name an earlier run's output folder, "
-            "or leave the flag out to compute the kernels"
-        )
+        problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"
+        _refuse(training, "load_kernels", problem)
 
 
 def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
     if training.optimizer_variant and training.optimizer != "sgd":
-        raise UsageError(f"--optimizer_variant {training.optimizer_variant} needs plain SGD: add --optimizer sgd")
+        _refuse(training, "optimizer_variant", "needs plain SGD: add `optimizer=sgd`")
     if training.adafactor and training.optimizer == "sgd":
-        raise UsageError("--adafactor and --optimizer sgd exclude each other: leave one of them out")
+        _refuse(training, "adafactor", "and `optimizer=sgd` exclude each other: leave one of them out")
     if training.save_logit and training.save_logit_dir is None:
-        raise UsageError("--save_logit needs --save_logit_dir, the folder to write the logits to")
-    for flag in ("lora_r", "lora_alpha"):
-        if getattr(model, flag) is not None and not model.apply_lora:
-            raise UsageError(f"--{flag} says how LoRA is applied: add --apply_lora, or leave the flag out")
-    if training.active_trainer != "standard":
-        return
+        _refuse(training, "save_logit", "needs `save_logit_dir`, the folder to write the logits to")
+    for setting in ("lora_r", "lora_alpha"):
+        if getattr(model, setting) is not None and not model.apply_lora:
+            _refuse(model, setting, "configures LoRA: add `apply_lora`, or leave it out")
+    if training.active_trainer == ActiveTrainer.STANDARD:
+        _check_fine_tuning(model, training)
+
+
+def _check_fine_tuning(model: ModelArguments, training: TrainingArguments) -> None:
     if training.max_steps != -1 and training.max_steps < 1:
-        raise UsageError(f"--max_steps is {training.max_steps}, but it must be 1 or more; -1 leaves it to the epochs")
+        _refuse(training, "max_steps", "is too small: give 1 or more, or -1 to train for `num_train_epochs`")
     if training.neftune_noise_alpha is not None:
-        raise UsageError("--neftune_noise_alpha does not work with the prompts of this program: leave the flag out")
+        _refuse(training, "neftune_noise_alpha", "does not work with the prompts of this program: leave it out")
     if training.sweep and (training.resume_from_checkpoint or "").lower() == "true":
-        raise UsageError(
-            "--resume_from_checkpoint true looks into the output folder, which --sweep makes anew: name the checkpoint"
-        )
+        problem = "looks into the output folder, which is new with `sweep`: name the checkpoint"
+        _refuse(training, "resume_from_checkpoint", problem)
     if training.evaluate_during_training and not training.do_eval:
-        raise UsageError("--evaluate_during_training evaluates on dev: add --do_eval, or leave the flag out")
-    drawn = [
-        flag
-        for flag in ("random_model_init", "random_segment")
-        if getattr(training, flag, False) or getattr(model, flag, False)
-    ]
-    if model.apply_lora and drawn and training.save_strategy != "no":
-        raise UsageError(
-            f"--{drawn[0]} with --apply_lora: adapters are written without the random weights that they stand on; "
-            "leave one of the flags out, or pass --save_strategy no"
-        )
-    if (training.eval_on_start or training.eval_strategy != "no") and not training.do_eval:
-        raise UsageError("--eval_strategy and --eval_on_start evaluate on dev: add --do_eval, or leave them out")
+        _refuse(training, "evaluate_during_training", "evaluates on dev: add `do_eval`, or leave it out")
+    for arguments, setting in ((training, "random_model_init"), (model, "random_segment")):
+        if model.apply_lora and getattr(arguments, setting) and training.save_strategy != "no":
+            problem = (
+                "with `apply_lora`: adapters are saved without the random weights that they belong to; leave one of "
+                "the two out, or pass `save_strategy=no`"
+            )
+            _refuse(arguments, setting, problem)
+    for setting, evaluates in (
+        ("eval_on_start", training.eval_on_start),
+        ("eval_strategy", training.eval_strategy != "no"),
+    ):
+        if evaluates and not training.do_eval:
+            _refuse(training, setting, "evaluates on dev: add `do_eval`, or leave it out")
     folder = Path(training.output_dir)
-    used = not training.sweep and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if used and not (training.overwrite_output_dir or training.resume_from_checkpoint):
-        raise UsageError(
-            f"--output_dir {folder} is not empty: choose another folder or TAG, pass --overwrite_output_dir to train "
-            "anew there, or --resume_from_checkpoint true to go on from its last checkpoint"
+    is_used = not training.sweep and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if is_used and not (training.overwrite_output_dir or training.resume_from_checkpoint):
+        problem = (
+            "is not empty: choose another folder or TAG, pass `overwrite_output_dir` to train anew there, or "
+            "`resume_from_checkpoint=true` to continue from its last checkpoint"
         )
+        _refuse(training, "output_dir", problem)
 
 
 def _check_demonstrations(model: ModelArguments, data: DataArguments) -> None:
-    in_context = [
-        f"--gpt3_in_context_{place}" for place in ("head", "tail") if getattr(data, f"gpt3_in_context_{place}")
-    ]
+    in_context = [name for name in ("gpt3_in_context_head", "gpt3_in_context_tail") if getattr(data, name)]
     if len(in_context) == 2:
-        raise UsageError(f"{' and '.join(in_context)} exclude each other: the examples stand on one side of the query")
+        _refuse(data, in_context[0], f"and `{in_context[1]}` exclude each other: leave one of them out")
     if data.demo_filter and data.demo_filter_model is None:
-        raise UsageError(
-            "--demo_filter needs --demo_filter_model, the name under which tools/get_sbert_embedding.py wrote sentence "
-            "embeddings into --data_dir"
+        problem = (
+            "needs `demo_filter_model`, the name under which tools/get_sbert_embedding.py wrote sentence embeddings "
+            "into `data_dir`"
         )
-    asked = [*in_context, *(f"--{flag}" for flag in ("demo_filter", "double_demo") if getattr(data, flag))]
+        _refuse(data, "demo_filter", problem)
+    asked = [*in_context, *(name for name in ("demo_filter", "double_demo") if getattr(data, name))]
     if asked and model.few_shot_type != "prompt-demo":
-        raise UsageError(
-            f"{asked[0]} is for prompts with demonstrations: pass --few_shot_type prompt-demo, or leave it out"
-        )
+        problem = "is for prompts with demonstrations: pass `few_shot_type=prompt-demo`, or leave it out"
+        _refuse(data, asked[0], problem)
     if in_context and (data.template_path is not None and data.template_id is None):
-        raise UsageError(f"{in_context[0]} takes one template: pick a line of --template_path with --template_id")
+        _refuse(data, in_context[0], "takes one template: choose a line of `template_path` with `template_id`")
 
 
-def _check_folder(folder: Path, flag: str, task_key: str) -> None:
-    """Find out now, not hours later, that results could not be written."""
+def _check_folder(path: str, setting: str, task_key: str) -> None:
+    """Refuse a folder that results could not be written to, before they are computed."""
+    folder = Path(path)
+
+    def refuse(problem: str) -> NoReturn:
+        raise FileError(f"`{setting}={path}`: {problem}", path=path, setting=setting)
+
     existing = folder.absolute()
     # Path.exists raises where a name is too long.
     while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110
@@ -333,16 +342,12 @@ def _check_folder(folder: Path, flag: str, task_key: str) -> None:
     longest = folder.absolute() / f"train_tiles_{task_key}" / f".train_layer_kernels_{task_key}.json.{random}.tmp"
     name_length, path_length = os.pathconf(existing, "PC_NAME_MAX"), os.pathconf(existing, "PC_PATH_MAX")
     if len(os.fsencode(longest)) >= path_length or any(len(os.fsencode(name)) > name_length for name in longest.parts):
-        raise UsageError(
-            f"--{flag} {folder}: with the files in it, whose names have --task_name in them, this is longer than the "
-            f"file system allows, {name_length} bytes a name and {path_length} in all: choose a shorter one, or in "
-            "run_fewshot.sh a shorter TAG, GRID_TAG or MODEL"
+        refuse(
+            "the names of the files in it, which contain `task_name`, would be longer than the file system allows, "
+            f"{name_length} bytes a name and {path_length} in all: choose a shorter name, or in run_fewshot.sh a "
+            "shorter TAG, GRID_TAG or MODEL"
         )
     if not existing.is_dir():
-        raise UsageError(f"--{flag} {folder}: {existing} is a file, not a folder; choose another place")
+        refuse(f"{existing} is a file, not a folder; choose another place")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--{flag} {folder}: {existing} cannot be written; choose another place")
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(names)
+        refuse(f"{existing} cannot be written; choose another place")

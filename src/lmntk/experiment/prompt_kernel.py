@@ -20,6 +20,7 @@ from lmntk.data.examples import Example
 from lmntk.data.tasks import Task
 from lmntk.errors import DataError, SettingError
 from lmntk.experiment import build
+from lmntk.experiment.prompting import check_causal_prompts, parse_template
 from lmntk.experiment.token_checks import check_tokens
 from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError, assemble, make_engine
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
@@ -151,8 +152,8 @@ class PromptKernel:
         word_ids = label_word_ids(prompts.mapping, task.labels, self._tokenizer)
         causal = is_causal(self._config)
         if causal:
-            build._check_what_is_read(task, prompts)
-        template = build._parse(prompts.templates[0], task, task.num_sentences, True, causal)
+            check_causal_prompts(task, prompts)
+        template = parse_template(prompts.templates[0], task, task.num_sentences, True, causal)
         warn_of_unknown_text([template], self._tokenizer)
         return PromptBuilder("train", task, examples, [template], self._tokenizer, prompts.limits, word_ids)
 

@@ -1,4 +1,4 @@
-"""What a kernel file says of itself: everything that defines its numbers, and how they were computed."""
+"""The description of a kernel file: everything that defines its numbers, and how they were computed."""
 
 import hashlib
 import json
@@ -14,15 +14,19 @@ from transformers import PretrainedConfig
 import lmntk
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.data.tasks import Task
-from lmntk.experiment.build import Experiment
+from lmntk.experiment.experiment import RunInputs
+from lmntk.models.classifier import PromptClassifier
 from lmntk.models.parameters import ParameterFilter
 from lmntk.prompts.features import FeatureDataset
 from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT, file_hash
 from lmntk.storage.paths import Split
 
+IRRELEVANT_CONFIG_KEYS = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
+"""The keys of a model's configuration that change no number of a kernel."""
+
 
 def parameter_filter(model_args: ModelArguments, training_args: TrainingArguments) -> ParameterFilter:
-    """Collect the flags that leave parameters out of a kernel."""
+    """Collect the arguments that leave parameters out of a kernel."""
     return ParameterFilter(
         only_adapters=model_args.apply_lora,
         exclude_embeddings=training_args.exclude_embeddings,
@@ -33,17 +37,17 @@ def parameter_filter(model_args: ModelArguments, training_args: TrainingArgument
 
 
 def spec_from_arguments(
-    run: Experiment, model_args: ModelArguments, training_args: TrainingArguments, split: str
+    inputs: RunInputs, model_args: ModelArguments, training_args: TrainingArguments, split: str
 ) -> dict[str, Any]:
-    """Return what of a kernel's definition the command says, without model or data.
+    """Return the part of a kernel's definition that the arguments give.
 
-    Two runs that agree in all of this, in `of_model` and in `of_data` get the same kernel, up to rounding; one that
-    differs anywhere may not use the other's file. The engine counts only where the user asked for one.
+    Two runs that agree in this, in `spec_from_model` and in `spec_from_data` get the same kernel, up to rounding; a run
+    that differs in any key may not use the other's file. The engine is a key only if the user chose one.
     """
     left_out = parameter_filter(model_args, training_args)
     engine = {} if training_args.kernel_engine == "auto" else {"engine": training_args.kernel_engine}
-    shown = run.prompts.demonstrations
-    task = run.datasets[split].task
+    shown = inputs.prompts.demonstrations
+    task = inputs.datasets[split].task
     own_data = {"custom_columns": list(task.columns), "labels": list(task.labels)} if task.columns else {}
     return {
         "formula": training_args.kernel_formula,
@@ -52,21 +56,25 @@ def spec_from_arguments(
         "task": task.name,
         **own_data,
         "few_shot_type": model_args.few_shot_type,
-        "template": list(run.prompts.templates),
-        "mapping": dict(run.prompts.mapping),
+        "template": list(inputs.prompts.templates),
+        "mapping": dict(inputs.prompts.mapping),
         "dtype": training_args.kernel_dtype,
         **engine,
-        **{name: None for name in OFF_BY_DEFAULT if name != "segments" or run.segments is not None},
+        **{name: None for name in OFF_BY_DEFAULT if name != "segments" or inputs.segments is not None},
         **({"from_linearhead": True, **_linear_head(task, training_args)} if training_args.from_linearhead else {}),
-        **({} if run.segments is not False else {"segments": "left out"}),
+        **({} if inputs.segments is not False else {"segments": "left out"}),
         **({"random_model_init": True} if training_args.random_model_init else {}),
-        **({} if run.lora is None else {"lora": run.lora.description}),
-        **({} if shown is None else {"demonstrations": vars(shown) | {"draws": run.prompts.num_demonstration_samples}}),
+        **({} if inputs.lora is None else {"lora": inputs.lora.description}),
+        **(
+            {}
+            if shown is None
+            else {"demonstrations": vars(shown) | {"draws": inputs.prompts.num_demonstration_samples}}
+        ),
     }
 
 
 def _linear_head(task: Task, training_args: TrainingArguments) -> dict[str, Any]:
-    """How the linear head is fitted, where that is not as usual."""
+    """Return how the linear head is fitted, as far as that differs from the default."""
     halved = training_args.linear_head_halved and len(task.labels) == 2
     sampled = training_args.linear_head_order == "sampler"
     return {
@@ -76,55 +84,51 @@ def _linear_head(task: Task, training_args: TrainingArguments) -> dict[str, Any]
     }
 
 
-def of_model(run: Experiment, weights: str, grad_dim: int) -> dict[str, Any]:
-    """Return what of a kernel's definition the model says.
+def spec_from_model(model: PromptClassifier, weights_hash: str, grad_dim: int) -> dict[str, Any]:
+    """Return the part of a kernel's definition that the model gives.
 
     Args:
-        run: What was built.
-        weights: `hash_of_weights` of the model.
+        model: The model.
+        weights_hash: `hash_of_weights` of the model.
         grad_dim: The number of parameters that count.
     """
-    assert run.model is not None
-    config = hash_of_config(run.model.lm.config)
-    return {"grad_dim": grad_dim, "weights_sha256": weights, "config_sha256": config}
+    return {"grad_dim": grad_dim, "weights_sha256": weights_hash, "config_sha256": hash_of_config(model.lm.config)}
 
 
-def of_data(run: Experiment, split: str) -> dict[str, Any]:
-    """Return what of a kernel's definition the examples say, as far as they and a tokenizer are there.
+def spec_from_data(inputs: RunInputs, split: str) -> dict[str, Any]:
+    """Return the part of a kernel's definition that the examples give, as far as they and a tokenizer are at hand.
 
     Args:
-        run: What was built.
-        split: A key of the run's data sets.
+        inputs: What was built from the arguments.
+        split: A key of its data sets.
     """
-    there = {mode: name for mode, name in _train_and(run, split).items() if name in run.data_files}
-    said: dict[str, Any] = {"data_sha256": {mode: file_hash(run.data_files[name]) for mode, name in there.items()}}
-    said["limits"] = {name: value for name, value in vars(run.prompts.limits).items() if value is not None}
-    if not run.length_is_known:
-        del said["limits"]["max_seq_length"]
-    if run.tokenizer is not None:
-        said["label_word_ids"] = list(run.label_words)
-        said["tokens_sha256"] = {mode: hash_of_tokens(run.datasets[name]) for mode, name in there.items()}
-    return said
+    read = {mode: name for mode, name in _train_and(inputs, split).items() if name in inputs.data_files}
+    spec: dict[str, Any] = {"data_sha256": {mode: file_hash(inputs.data_files[name]) for mode, name in read.items()}}
+    spec["limits"] = inputs.known_limits()
+    if inputs.tokenizer is not None:
+        spec["label_word_ids"] = list(inputs.label_words)
+        spec["tokens_sha256"] = {mode: hash_of_tokens(inputs.datasets[name]) for mode, name in read.items()}
+    return spec
 
 
-def circumstances(run: Experiment, model_args: ModelArguments, split: str) -> dict[str, Any]:
-    """Return what else is worth knowing of a kernel: names, versions, threads."""
+def provenance(inputs: RunInputs, model_args: ModelArguments, split: str) -> dict[str, Any]:
+    """Return where a kernel comes from, which does not define its numbers: names, versions, threads."""
     return {
         "model": model_args.model_name_or_path,
         **({} if model_args.gguf_file is None else {"gguf_file": model_args.gguf_file}),
-        "data_files": {mode: str(run.data_files[name]) for mode, name in _train_and(run, split).items()},
+        "data_files": {mode: str(inputs.data_files[name]) for mode, name in _train_and(inputs, split).items()},
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
 
 
-def _train_and(run: Experiment, split: str) -> dict[str, str]:
-    """Train and another split by their modes: a second test set is the test split of its own task."""
+def _train_and(inputs: RunInputs, split: str) -> dict[str, str]:
+    """Return train and another split by their modes: a second test set is the test split of its own task."""
     return {Split.parse(name).mode: name for name in ("train", split)}
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
+    """Return the versions of Python and of the packages that compute."""
     return {
         "lmntk": lmntk.__version__,
         "python": platform.python_version(),
@@ -144,14 +148,13 @@ def hash_of_weights(model: nn.Module) -> str:
 
 
 def hash_of_config(config: PretrainedConfig) -> str:
-    """Return the SHA-256 of what a configuration says of the model: heads, activation, norms, attention."""
-    says_nothing = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
-    settings = {name: value for name, value in config.to_dict().items() if name not in says_nothing}
+    """Return the SHA-256 of the settings in a configuration that define the model: heads, activation, norms."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in IRRELEVANT_CONFIG_KEYS}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hash_of_tokens(dataset: FeatureDataset) -> str:
-    """Return the SHA-256 of the token and segment ids of a split: what tokenizer, prompts and limits made of it."""
+    """Return the SHA-256 of the token ids, segment ids and mask positions of a split."""
     digest = hashlib.sha256()
     for feature in dataset.features:
         digest.update(repr((feature.input_ids, feature.token_type_ids, feature.mask_position)).encode())

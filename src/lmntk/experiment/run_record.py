@@ -1,4 +1,4 @@
-"""What a run leaves when it is over: result files, predictions, logits for ensembles, and its line in the log."""
+"""The record of a finished run: metrics, predictions, logits for ensembles, and its line in the log."""
 
 import csv
 import dataclasses
@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArguments
 from lmntk.data.tasks import Task
-from lmntk.experiment import provenance
-from lmntk.experiment.build import Experiment
+from lmntk.experiment.experiment import Evaluation, RunInputs
+from lmntk.experiment.provenance import versions
 from lmntk.solvers.problem import two_logits
 from lmntk.storage import atomic, logits_files, run_files
 from lmntk.storage.paths import RunPaths, Split
@@ -22,61 +23,69 @@ logger = logging.getLogger(__name__)
 
 
 def record_run(
-    run: Experiment,
-    metrics: Mapping[str, Mapping[str, float]],
-    averaged: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-    arguments: Sequence[Any],
+    inputs: RunInputs,
+    evaluations: Mapping[str, Evaluation],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
     seconds: float,
 ) -> None:
-    """Write the result files and the line in the log, and say where they are.
+    """Write the result files and the line in the log, and log where they are.
 
     Args:
-        run: What was built.
-        metrics: Those of each split that was predicted.
-        averaged: Logits or scores of each, ``[X, C]``, a mean over each example's samples.
-        labels: Class ids or scores of each, ``[X]``.
-        arguments: The three groups of flags.
+        inputs: What was built from the arguments.
+        evaluations: Those of each split that was predicted.
+        model_args: The arguments of the model.
+        data_args: The arguments of the data.
+        training_args: The arguments of the run, as the trainer adapted them.
         seconds: How long the run took.
     """
-    training_args, task_key = arguments[-1], run.task.key
-    line = _flags(run, arguments)
-    # A run that is killed here must not leave results of two runs side by side.
-    paths = RunPaths(training_args.output_dir, task_key)
-    for path in [*map(paths.predictions, metrics), *map(paths.metrics, metrics), paths.record()]:
+    paths = RunPaths(training_args.output_dir, inputs.task.key)
+    line = _settings(inputs, model_args, data_args, training_args)
+    # A run that is killed from here on must not leave results of two runs side by side.
+    for path in [*map(paths.predictions, evaluations), *map(paths.metrics, evaluations), paths.record()]:
         path.unlink(missing_ok=True)
-    for split, values in metrics.items():
-        rows = prediction_rows(run.datasets[split].task, averaged[split], labels[split].tolist())
-        _write_predictions(paths.predictions(split), rows)
-        path = paths.metrics(split)
-        run_files.write_metrics(path, values)
-        logger.info("%s: %s → %s", split, ", ".join(f"{name} = {value:.6g}" for name, value in values.items()), path)
-        mode, task = Split.parse(split).mode, Split.parse(split).other_task or task_key
-        line |= {f"{task}_{mode}_{name}": value for name, value in values.items()}
-        if training_args.save_logit and mode == "test":
-            numbers = training_args.model_id, training_args.array_id
-            path = RunPaths(training_args.save_logit_dir, task_key).ensemble(split, *numbers)
-            pairs = training_args.save_logit_pairs and not run.task.regression
-            logits_files.save_array(path, two_logits(averaged[split]) if pairs else averaged[split])
+    for split, evaluation in evaluations.items():
+        _write_evaluation(paths, inputs, evaluation, training_args, split)
+        parsed = Split.parse(split)
+        task_key = parsed.other_task or inputs.task.key
+        line |= {f"{task_key}_{parsed.mode}_{name}": value for name, value in evaluation.metrics.items()}
     line |= {
         "time": datetime.now().isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "versions": provenance.versions(),
+        "versions": versions(),
     }
     run_files.write_record(paths.record(), line)
     run_files.append_log(Path("log"), line)
     logger.info(
-        "results are in %s, and a line in %s; %.0f s in all",
-        *(training_args.output_dir, Path("log").resolve(), seconds),
+        f"results are in {training_args.output_dir}, and a line in {Path('log').resolve()}; {seconds:.0f} s in all"
     )
 
 
+def _write_evaluation(
+    paths: RunPaths, inputs: RunInputs, evaluation: Evaluation, training_args: TrainingArguments, split: str
+) -> None:
+    """Write the predictions and metrics of a split and, if asked for, the logits of a test split."""
+    rows = prediction_rows(inputs.datasets[split].task, evaluation.logits, evaluation.labels.tolist())
+    _write_predictions(paths.predictions(split), rows)
+    run_files.write_metrics(paths.metrics(split), evaluation.metrics)
+    metrics = ", ".join(f"{name} = {value:.6g}" for name, value in evaluation.metrics.items())
+    logger.info("%s: %s → %s", split, metrics, paths.metrics(split))
+    if training_args.save_logit and Split.parse(split).mode == "test":
+        folder = RunPaths(str(training_args.save_logit_dir), inputs.task.key)
+        pairs = training_args.save_logit_pairs and not inputs.task.regression
+        logits_files.save_array(
+            folder.ensemble(split, training_args.model_id, training_args.array_id),
+            two_logits(evaluation.logits) if pairs else evaluation.logits,
+        )
+
+
 def prediction_rows(task: Task, averaged: np.ndarray, labels: Sequence[int | float]) -> list[list[str]]:
-    """Lay out the table of a split's predictions, its header first: an example a row, in the order of the file.
+    """Return the table of a split's predictions: a header, then a row for each example in the order of the file.
 
     Args:
-        task: Whose spelling labels have.
-        averaged: Logits ``[X, C]``, or scores ``[X, 1]`` of a regression task, which have no logits beside them.
+        task: The task of the split, which spells the labels.
+        averaged: Logits ``[X, C]``, or scores ``[X, 1]`` of a regression task.
         labels: Class ids or scores, ``[X]``.
     """
     if task.regression:
@@ -97,20 +106,22 @@ def _write_predictions(path: Path, rows: Sequence[Sequence[str]]) -> None:
     atomic.write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def _flags(run: Experiment, arguments: Sequence[Any]) -> dict[str, Any]:
-    """All flags, with what the task's row made of those that were not given."""
+def _settings(
+    inputs: RunInputs, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, Any]:
+    """Return all arguments, completed by the defaults of the task's row."""
     line: dict[str, Any] = {}
-    for group in arguments:
-        flags = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
-        # A log is passed on to others; the hub's token is a password.
-        line |= {name: value for name, value in flags.items() if not name.endswith("_token")}
-    templates = run.prompts.templates
-    line |= vars(run.prompts.limits) | {
+    for group in (model_args, data_args, training_args):
+        settings = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        # The log is shared with others; the hub's token is a password.
+        line |= {name: value for name, value in settings.items() if not name.endswith("_token")}
+    templates = inputs.prompts.templates
+    line |= vars(inputs.prompts.limits) | {
         "template": templates[0] if len(templates) == 1 else list(templates),
-        "mapping": str(dict(run.prompts.mapping)),
+        "mapping": str(dict(inputs.prompts.mapping)),
     }
-    if run.lora is not None:
-        line |= {"lora_r": run.lora.rank, "lora_alpha": run.lora.alpha}
-    if run.prompts.demonstrations is not None:
-        line["num_sample"] = run.prompts.num_demonstration_samples
+    if inputs.lora is not None:
+        line |= {"lora_r": inputs.lora.rank, "lora_alpha": inputs.lora.alpha}
+    if inputs.prompts.demonstrations is not None:
+        line["num_sample"] = inputs.prompts.num_demonstration_samples
     return line

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from lmntk.config.arguments import TrainingArguments
+from lmntk.config.arguments import ActiveTrainer, TrainingArguments
 from lmntk.data.examples import find_user_file, split_file
 from lmntk.data.tasks import Task, find_task
 from lmntk.storage.kernel_metadata import read_description
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def splits_of(task: Task, training_args: TrainingArguments, data_dir: str) -> list[str]:
     """List the splits that a run reads; a kernel always has the train examples along its first axis."""
     wanted = {
-        "train": training_args.active_trainer != "zero-shot",
+        "train": training_args.active_trainer != ActiveTrainer.ZERO_SHOT,
         "dev": training_args.do_eval,
         "test": training_args.do_predict,
     }

@@ -1,4 +1,4 @@
-"""Fine-tuning: the stock `Trainer`, with LM-BFF's ways of choosing what is trained and which model is kept."""
+"""Fine-tuning: the stock `Trainer`, choosing the trained parameters and the kept model as LM-BFF does."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.data.metrics import compute_metrics
 from lmntk.data.tasks import Task
-from lmntk.errors import UsageError
-from lmntk.experiment.build import Experiment
+from lmntk.errors import FileError, SettingError, UnknownNameError, UsageError
+from lmntk.experiment.experiment import Experiment
 from lmntk.experiment.provenance import hash_of_tokens
 from lmntk.interrupts import Stopped
 from lmntk.models.checkpoints import ADAPTERS_FILE, WEIGHTS_FILE, restore_checkpoint, save_checkpoint, save_tokenizer
@@ -30,6 +30,7 @@ from lmntk.models.classifier import PromptClassifier
 from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
 from lmntk.prompts.features import ResampledDemonstrations
 from lmntk.storage.atomic import file_error_behind, write_atomically
+from lmntk.storage.wording import quantity
 from lmntk.trainers.base import FewShotTrainer
 
 logger = logging.getLogger(__name__)
@@ -49,82 +50,84 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 class FineTuneTrainer(FewShotTrainer):
     """A stock `Trainer` with AdamW, SGD or SignGD that can keep the best model on dev.
 
-    Its checkpoints are folders that ``--model_name_or_path`` takes.
+    Its checkpoints are folders that `model_name_or_path` takes.
 
     Args:
-        run: What was built from the flags.
-        model_args: The model's flags.
-        args: The flags of the run.
+        experiment: What was built from the arguments.
+        model_args: The arguments of the model.
+        args: The arguments of the run.
     """
 
-    args: TrainingArguments
-
-    def __init__(self, run: Experiment, model_args: ModelArguments, args: TrainingArguments) -> None:
-        assert isinstance(run.model, PromptClassifier)
+    def __init__(self, experiment: Experiment, model_args: ModelArguments, args: TrainingArguments) -> None:
+        model = experiment.model
         trained = select_parameters(
-            run.model,
+            model,
             ParameterFilter(
                 exclude_embeddings=args.fix_layers > 0,
                 exclude_first_layers=args.fix_layers,
                 only_adapters=model_args.apply_lora,
             ),
-            "--fix_layers",
+            "`fix_layers`",
         )
-        self._run = run
-        self._trained_names = frozenset(trained)
-        for name, parameter in run.model.named_parameters():
-            # Where frozen layers count in the clipped norm they have gradients, but the optimizer leaves them alone.
+        for name, parameter in model.named_parameters():
+            # Frozen layers get gradients if these count in the clipped norm; the optimizer leaves the layers alone.
             parameter.requires_grad_(name in trained or (args.clip_frozen and not model_args.apply_lora))
+        _check_metric(args, experiment.task)
+        self._saves_model = args.save_strategy != SaveStrategy.NO
         if args.optimizer == "sgd":
-            args.optim = OptimizerNames.SGD
-        self._keeps_model = args.save_strategy != SaveStrategy.NO
-        _check_metric(args, run.task)
+            args = args.with_changes(optim=OptimizerNames.SGD)
         if args.evaluate_during_training:
-            _keep_the_best(args, run.task.metric_prefix + run.task.main_metrics[0])
+            args = args.with_changes(**_choosing_the_best(args, experiment.task))
+        self._experiment = experiment
+        self._trained_names = frozenset(trained)
         super().__init__(
-            run,
-            run.model,
+            experiment.task,
+            model,
             args,
+            experiment.collator,
             model_args.l2_loss,
-            train_dataset=run.redrawn or run.datasets["train"],
-            eval_dataset=run.datasets.get("dev"),
-            callbacks=[_CountEpochs(run.redrawn)],
+            train_dataset=experiment.resampled or experiment.datasets["train"],
+            eval_dataset=experiment.datasets.get("dev"),
+            callbacks=[] if experiment.resampled is None else [_SetEpoch(experiment.resampled)],
         )
-        # What the model was made of: not to be removed while making room for its checkpoints.
-        self._sources = [Path(name) for name in (model_args.model_name_or_path, run.base_name)]
-        self._trained = count_parameters(trained)
+        # Making room for checkpoints must not remove the checkpoints that the model was loaded from.
+        self._sources = [Path(name) for name in (model_args.model_name_or_path, experiment.base_name)]
+        self._num_trained = count_parameters(trained)
         if args.dataloader_drop_last and not len(self.get_train_dataloader()):
-            raise UsageError(
-                f"--dataloader_drop_last drops all {len(run.datasets['train'])} train prompts, fewer than a batch of "
-                f"{args.per_device_train_batch_size}: leave the flag out, or lower --per_device_train_batch_size"
+            raise SettingError(
+                f"`dataloader_drop_last` drops all {len(experiment.datasets['train'])} train prompts, fewer than a "
+                f"batch of {args.per_device_train_batch_size}: leave it out, or lower `per_device_train_batch_size`",
+                setting="dataloader_drop_last",
+                value=True,
             )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Fine-tune, from a checkpoint where ``--resume_from_checkpoint`` names one, and keep the model."""
+        """Fine-tune, from a checkpoint if `resume_from_checkpoint` names one, and save the model."""
         checkpoint = distributed.on_rank_zero(self._find_checkpoint)
         self._announce(checkpoint)
         try:
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except Stopped as stop:
             number = sum(not _missing(path) for path in _checkpoints(Path(self.args.output_dir)))
-            stop.kept_summary = f"{number} checkpoint{' is' if number == 1 else 's are'} kept in {self.args.output_dir}"
+            verb = "is" if number == 1 else "are"
+            stop.kept_summary = f"{quantity(number, 'checkpoint')} {verb} kept in {self.args.output_dir}"
             stop.resume_hint = "the same command with `resume_from_checkpoint=true` goes on from the last"
             if number == 0:
                 stop.kept_summary, stop.resume_hint = "no checkpoint was saved yet", "the same command starts anew"
             raise
-        if self._keeps_model:
+        if self._saves_model:
             self.save_model()
             logger.info("the model is in %s", self.args.output_dir)
         return output
 
     def finish(self) -> None:
-        """Remove the checkpoints of the training that is over, unless the user said when to save some."""
+        """Remove the checkpoints of the finished training, unless the user said when to save some."""
         if not self.args.keeps_checkpoints:
-            there = _checkpoints(Path(self.args.output_dir))
-            distributed.on_rank_zero(lambda: self._remove([path for path in there if not self._starts_from(path)]))
+            found = _checkpoints(Path(self.args.output_dir))
+            distributed.on_rank_zero(self._remove, [path for path in found if not self._starts_from(path)])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer; before its step SignGD takes the sign of the gradient, which has been clipped by then."""
+        """Make the optimizer; SignGD takes the sign of the gradient after it is clipped and before the step."""
         had_one = self.optimizer is not None
         with self._others_frozen():
             optimizer = super().create_optimizer(model)
@@ -135,19 +138,19 @@ class FineTuneTrainer(FewShotTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        # The stock trainer looks for lengths in data sets of dictionaries. Redrawn prompts are about as long.
-        lengths = [len(feature.input_ids) for feature in self._run.datasets["train"].features]
+        # The stock trainer looks for lengths in data sets of dictionaries. Resampled prompts are about as long.
+        lengths = [len(feature.input_ids) for feature in self._experiment.datasets["train"].features]
         return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return which parameters weight decay is for: no bias and no norm, or by their names as LM-BFF chose them."""
+        """Return the parameters with weight decay: no biases and norms; LM-BFF recognised those by their names."""
         if not self.args.decay_head_norm:
             return super().get_decay_parameter_names(model)
         return [name for name, _ in model.named_parameters() if not any(word in name for word in SPARED_BY_NAME)]
 
     @contextlib.contextmanager
     def _others_frozen(self) -> Iterator[None]:
-        """Show the stock trainer, while this holds, no gradient of what is not trained."""
+        """Switch the gradients of parameters that are not trained off in this block."""
         named = self._position_model().named_parameters()
         extra = [parameter for name, parameter in named if parameter.requires_grad and name not in self._trained_names]
         for parameter in extra:
@@ -159,51 +162,58 @@ class FineTuneTrainer(FewShotTrainer):
                 parameter.requires_grad_(True)
 
     def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from; those of an earlier training that is overwritten are removed."""
+        """Return the checkpoint to continue from; remove those of an earlier training that is overwritten."""
         folder, asked = Path(self.args.output_dir), self.args.resume_from_checkpoint
-        there = _checkpoints(folder)
+        found = _checkpoints(folder)
         if asked is None:
-            self._remove(there)
+            self._remove(found)
             return None
         if asked.lower() == "true":
-            whole = [path for path in there if not _missing(path)]
+            whole = [path for path in found if not _missing(path)]
             if not whole:
-                logger.info("%s holds no checkpoint to go on from: training starts at the beginning", folder)
+                logger.info("%s holds no checkpoint to continue from: training starts at the beginning", folder)
                 return None
             path = whole[-1]
         else:
             path = Path(asked)
             if _missing(path):
-                raise UsageError(
-                    f"--resume_from_checkpoint {path}: there is no {_missing(path)[0]} in it, so it is no whole "
-                    "checkpoint; name a checkpoint-N folder of an earlier run, or give `true` for the last one in "
-                    "--output_dir"
+                raise FileError(
+                    f"`resume_from_checkpoint={path}`: there is no {_missing(path)[0]} in it, so it is not a complete "
+                    "checkpoint; name a checkpoint-N folder of an earlier run, or give true for the last one in "
+                    "`output_dir`",
+                    path=path,
                 )
-            # What another training left would be taken for this one's when it is resumed the next time.
-            others = [one for one in there if path.resolve() not in (one.resolve() for one in there)]
+            # The next run that resumes would take the checkpoints of another training for this one's.
+            others = [one for one in found if path.resolve() not in (one.resolve() for one in found)]
             if others and not self.args.overwrite_output_dir:
-                raise UsageError(
-                    f"--output_dir {folder} holds checkpoints of another training than that of "
-                    f"--resume_from_checkpoint {path}: choose another folder, or pass --overwrite_output_dir to remove "
-                    "them"
+                raise SettingError(
+                    f"`output_dir={folder}` holds checkpoints of another training than that of "
+                    f"`resume_from_checkpoint={path}`: choose another folder, or pass `overwrite_output_dir=True` to "
+                    "remove them",
+                    setting="output_dir",
+                    value=str(folder),
                 )
             self._remove(others)
         step = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
         if 0 < self.args.max_steps < step:
-            raise UsageError(
-                f"--resume_from_checkpoint: {path} is of step {step}, behind --max_steps "
-                f"{self.args.max_steps}: raise that, or name an earlier checkpoint"
+            raise SettingError(
+                f"`resume_from_checkpoint`: {path} is of step {step}, after `max_steps={self.args.max_steps}`: raise "
+                "that, or name an earlier checkpoint",
+                setting="max_steps",
+                value=self.args.max_steps,
             )
-        self._remove([one for one in there if one.parent == path.parent and _step(one) > _step(path)])
+        self._remove([one for one in found if one.parent == path.parent and _step(one) > _step(path)])
         return path
 
     def _remove(self, folders: list[Path]) -> None:
         """Remove checkpoints, unless this training started from one."""
         for folder in folders:
             if self._starts_from(folder):
-                raise UsageError(
-                    f"--output_dir {self.args.output_dir}: its checkpoints make room for new ones, but this training "
-                    f"starts from {folder}: choose another folder"
+                raise SettingError(
+                    f"`output_dir={self.args.output_dir}`: its checkpoints make room for new ones, but this training "
+                    f"starts from {folder}: choose another folder",
+                    setting="output_dir",
+                    value=self.args.output_dir,
                 )
         for folder in folders:
             shutil.rmtree(folder)
@@ -217,57 +227,58 @@ class FineTuneTrainer(FewShotTrainer):
         assert isinstance(data, Sized) and model is not None
         total = sum(parameter.numel() for parameter in model.parameters())
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
-        length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-        how = {"adam": "AdamW", "sgd": "SignGD" if args.optimizer_variant else "SGD"}[args.optimizer]
+        length = quantity(args.max_steps, "step") if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+        optimizer = {"adam": "AdamW", "sgd": "SignGD" if args.optimizer_variant else "SGD"}[args.optimizer]
         if args.optimizer == "adam" and "adamw" not in args.optim:
-            how = str(args.optim)
-        # Weights, gradients, and the two moments that AdamW keeps of each parameter that is trained.
+            optimizer = str(args.optim)
+        # Weights, gradients, and the two moments that AdamW keeps of each trained parameter.
         size = next(model.parameters()).element_size()
-        memory = size * (total + self._trained * (3 if args.optimizer == "adam" else 1)) / 2**30
+        memory = size * (total + self._num_trained * (3 if args.optimizer == "adam" else 1)) / 2**30
+        resumed = "" if checkpoint is None else f"; continuing from {checkpoint}"
         logger.info(
-            "fine-tuning on %d prompts: %s of batches of %d with %s, learning rate %g; %s of %s parameters are "
-            "trained; with the optimizer they take %.2f GB, activations come on top%s",
-            *(len(data), length, batch, how, args.learning_rate, f"{self._trained:,}", f"{total:,}", memory),
-            "" if checkpoint is None else f"; going on from {checkpoint}",
+            f"fine-tuning on {quantity(len(data), 'prompt')}: {length} of batches of {batch} with {optimizer}, "
+            f"learning rate {args.learning_rate:g}; {self._num_trained:,} of {total:,} parameters are trained; with "
+            f"the optimizer they take {memory:.2f} GB, and activations come on top{resumed}"
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint of the model and its tokenizer; no pickled arguments, as the stock trainer has them."""
-        if not self.args.should_save:  # the stock trainer asks every process
+        """Write a checkpoint of the model and its tokenizer, without the pickled arguments of the stock trainer."""
+        if not self.args.should_save:  # the stock trainer calls this on every process
             return
         folder = Path(output_dir or self.args.output_dir)
-        save_checkpoint(self._position_model(), folder, self._run.base_name)
-        if self._run.tokenizer is not None:
-            save_tokenizer(self._run.tokenizer, folder)
+        save_checkpoint(self._position_model(), folder, self._experiment.base_name)
+        if self._experiment.tokenizer is not None:
+            save_tokenizer(self._experiment.tokenizer, folder)
         if _CHECKPOINT.fullmatch(folder.name):
             write_atomically(folder / SETTINGS_FILE, lambda file: file.write(json.dumps(self._settings()).encode()))
 
     def _settings(self) -> dict[str, Any]:
-        """What a training that goes on from a checkpoint should have in common with the one that wrote it."""
+        """Return what a resumed training should have in common with the training that wrote the checkpoint."""
         settings = {name: getattr(self.args, name) for name in SAME_WHEN_RESUMED}
-        return settings | {"train_prompts": hash_of_tokens(self._run.datasets["train"])}
+        return settings | {"train_prompts": hash_of_tokens(self._experiment.datasets["train"])}
 
     def _compare_settings(self, checkpoint: Path) -> None:
-        """Refuse to go on with other train prompts; name the flags that differ, and that the checkpoint's count."""
+        """Refuse other train prompts; warn of other settings, some of which the checkpoint overrides."""
         try:
             stored = json.loads((checkpoint / SETTINGS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return
         differing = [name for name, value in self._settings().items() if stored.get(name, value) != value]
         if "train_prompts" in differing:
-            raise UsageError(
-                f"--resume_from_checkpoint: {checkpoint} was trained on other prompts: give its task, data, template "
-                "and --few_shot_type, or take it as --model_name_or_path to train it further"
+            raise SettingError(
+                f"`resume_from_checkpoint`: {checkpoint} was trained on other prompts: give its task, data, template "
+                "and `few_shot_type`, or take it as `model_name_or_path` to train it further",
+                setting="resume_from_checkpoint",
+                value=str(checkpoint),
             )
         for name in differing:
             logger.warning(
-                "--%s is %s, but was %s when %s was written; what the optimizer and its schedule keep, such as the "
-                "learning rate, goes on as it was",
-                *(name, getattr(self.args, name), stored.get(name), checkpoint),
+                f"`{name}` is {getattr(self.args, name)}, but was {stored.get(name)} when {checkpoint} was written; "
+                "the state of the optimizer and its schedule, such as the learning rate, stays that of the checkpoint"
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Let the stock trainer write a checkpoint; of one that could not be finished nothing stays."""
+        """Let the stock trainer write a checkpoint; remove one that could not be finished."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
@@ -278,35 +289,35 @@ class FineTuneTrainer(FewShotTrainer):
             shutil.rmtree(folder, ignore_errors=True)
             if cause is None:
                 raise
-            raise UsageError(f"cannot write {folder} ({cause.strerror}): make room there") from error
+            raise FileError(f"cannot write {folder} ({cause.strerror}): make room there", path=folder) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        restore_checkpoint(self._position_model(), Path(resume_from_checkpoint), "--resume_from_checkpoint")
+        restore_checkpoint(self._position_model(), Path(resume_from_checkpoint), "`resume_from_checkpoint`")
         self._compare_settings(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _sentences_over(checkpoint, f"{OPTIMIZER_FILE} and {SCHEDULER_FILE}"):
+        with _refusing_damaged_files(checkpoint, f"{OPTIMIZER_FILE} and {SCHEDULER_FILE}"):
             if checkpoint is not None:
                 stored = torch.load(Path(checkpoint) / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
                 assert self.optimizer is not None
                 if _shape(stored) != _shape(self.optimizer.state_dict()):
-                    raise ValueError("its optimizer is another, or had other parameters to train")
+                    raise ValueError("it has another optimizer, or other trained parameters")
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _sentences_over(checkpoint, "rng_state.pth"):
+        with _refusing_damaged_files(checkpoint, "rng_state.pth"):
             super()._load_rng_state(checkpoint)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Let any number beat one that is none, such as a correlation with predictions that are all alike."""
+        """Let any number beat NaN, such as the correlation with predictions that are all equal."""
         numbers = {name: -math.inf if math.isnan(value) else value for name, value in metrics.items()}
         return super()._determine_best_metric(numbers, trial)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         assert best is not None
-        logger.info("keeping the model of %s, the best on dev (%.4g)", best, self.state.best_metric)
-        restore_checkpoint(self._position_model(), Path(best), "--evaluate_during_training")
+        logger.info("taking the model of %s, the best on dev (%.4g)", best, self.state.best_metric)
+        restore_checkpoint(self._position_model(), Path(best), "`evaluate_during_training`")
 
     def _position_model(self) -> PromptClassifier:
         model = self.accelerator.unwrap_model(self.model)
@@ -314,63 +325,69 @@ class FineTuneTrainer(FewShotTrainer):
         return model
 
 
-class _CountEpochs(TrainerCallback):
-    """Tells the data set that draws demonstrations which epoch it is."""
+class _SetEpoch(TrainerCallback):
+    """Sets the epoch of a data set that draws its demonstrations by it."""
 
-    def __init__(self, dataset: ResampledDemonstrations | None) -> None:
+    def __init__(self, dataset: ResampledDemonstrations) -> None:
         self._dataset = dataset
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Count."""
-        if self._dataset is not None:
-            self._dataset.epoch = int(state.epoch or 0)
+        """Set the epoch that begins."""
+        self._dataset.epoch = int(state.epoch or 0)
 
 
 def _check_metric(args: TrainingArguments, task: Task) -> None:
-    """See that the stock trainer will find the metric it is to choose by."""
+    """Check that evaluation gives the metric by which the stock trainer is to choose the best model."""
     names = [*compute_metrics(task, [0, 1], [0, 1]), "loss"]
-    asked = args.metric_for_best_model
-    if asked is not None and asked.removeprefix("eval_") not in names:
-        raise UsageError(f"--metric_for_best_model {asked} is no metric of {task.name}: {', '.join(names)}")
+    metric = args.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in names:
+        raise UnknownNameError(
+            f"`metric_for_best_model={metric}` is not a metric of {task.name}: {', '.join(names)}",
+            name=metric,
+            kind="metric",
+            options=names,
+        )
 
 
-def _keep_the_best(args: TrainingArguments, metric: str) -> None:
-    """Let the stock trainer evaluate while it trains, and end with the model that is best by `metric`."""
+def _choosing_the_best(args: TrainingArguments, task: Task) -> dict[str, Any]:
+    """Return the changed arguments with which the stock trainer evaluates while it trains and keeps the best model."""
     strategy = "epoch" if args.eval_steps is None else "steps"
-    args.eval_strategy = IntervalStrategy(strategy)
+    changes: dict[str, Any] = {"eval_strategy": IntervalStrategy(strategy)}
     if args.eval_steps is not None:
-        args.save_steps = args.eval_steps
+        changes["save_steps"] = args.eval_steps  # the best model can only be one that is saved
     if args.save_at_last:
-        return
-    args.save_strategy = SaveStrategy(strategy)
-    args.load_best_model_at_end = True
-    args.metric_for_best_model = metric
-    args.greater_is_better = True
-    if args.save_total_limit is None:
-        args.save_total_limit = 1
+        return changes
+    return changes | {
+        "save_strategy": SaveStrategy(strategy),  # as often as it is evaluated
+        "load_best_model_at_end": True,
+        "metric_for_best_model": task.metric_prefix + task.main_metrics[0],
+        "greater_is_better": True,  # every task's main metric
+        "save_total_limit": 1 if args.save_total_limit is None else args.save_total_limit,  # the best
+    }
 
 
 @contextlib.contextmanager
-def _sentences_over(checkpoint: str | None, files: str) -> Iterator[None]:
-    """Turn what torch raises over files of a checkpoint that it cannot use into one sentence."""
+def _refusing_damaged_files(checkpoint: str | None, files: str) -> Iterator[None]:
+    """Turn any error that torch raises over damaged files of a checkpoint into one sentence."""
     try:
         yield
     except Exception as error:  # damaged files make torch raise anything
         reason = " ".join(str(error).split()).split(". ")[0][:200]
-        raise UsageError(
-            f"--resume_from_checkpoint: training cannot go on from {checkpoint}, its {files} do not fit or are damaged "
-            f"({reason}): give the flags of the run that wrote it (--optimizer, --fix_layers, --apply_lora), or name "
-            "another checkpoint"
+        raise FileError(
+            f"`resume_from_checkpoint`: training cannot continue from {checkpoint}, its {files} do not fit or are "
+            f"damaged ({reason}): give the settings of the run that wrote it (`optimizer`, `fix_layers`, "
+            "`apply_lora`), or name another checkpoint",
+            path=checkpoint,
         ) from error
 
 
 def _shape(state: Mapping[str, Any]) -> list[tuple[int, frozenset[str]]]:
-    """What an optimizer's state says of its parameter groups: how many parameters, and which settings they have."""
+    """Return the number of parameters and the names of the settings of each group in an optimizer's state."""
     return [(len(group["params"]), frozenset(group) - {"params", "initial_lr"}) for group in state["param_groups"]]
 
 
 def _missing(checkpoint: Path) -> list[str]:
-    """The files that a checkpoint lacks, or that are damaged, of those without which training cannot go on from it."""
+    """Return the files that are missing or damaged in a checkpoint and without which training cannot continue."""
     missing = [name for name in (STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE) if not (checkpoint / name).is_file()]
     if not any((checkpoint / name).is_file() for name in (WEIGHTS_FILE, ADAPTERS_FILE)):
         missing.append(WEIGHTS_FILE)
@@ -390,11 +407,11 @@ def _take_signs(optimizer: torch.optim.Optimizer, *args: Any) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders of the stock trainer, the earliest first."""
+    """Return the checkpoint folders of the stock trainer, the earliest first."""
     return sorted((path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)), key=_step)
 
 
 def _step(checkpoint: Path) -> int:
-    """The step of a checkpoint folder, by its name; 0 of any other."""
+    """Return the step in the name of a checkpoint folder; 0 for any other folder."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     return 0 if match is None else int(match[1])

@@ -1,4 +1,4 @@
-"""One kernel, computed by all processes together, tile by tile, each kept on disk as it comes."""
+"""One kernel, computed by all processes together; each finished tile is stored on disk."""
 
 import contextlib
 import logging
@@ -20,22 +20,22 @@ from lmntk.storage.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
 
-# Looking at what the other processes have finished may take a hundredth of the time.
+# Looking for tiles that other processes have finished may take at most a hundredth of the time.
 SECONDS_BETWEEN_LOOKS, LOOKING_SHARE = 1.0, 0.01
-# Another machine's tile may take a while to show on a shared folder.
+# A tile of another machine may take a while to appear in a shared folder.
 SECONDS_UNTIL_SEEN = 60.0
 
 
 @dataclass(frozen=True)
 class KernelJob:
-    """A kernel that is to be computed.
+    """A kernel to compute.
 
     Attributes:
-        name: What it is called: ``"train × test"``.
-        engine: Computes its tiles.
-        plan: All of them.
-        pace: How long they take; the first process's counts.
-        store: Keeps those that are finished.
+        name: The kernel's two splits: ``"train × test"``.
+        engine: Computes the tiles.
+        plan: All tiles of the kernel.
+        pace: How long each takes; all processes use the first one's estimate.
+        store: Holds the finished tiles.
     """
 
     name: str
@@ -46,14 +46,14 @@ class KernelJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of the work the bits of a tile depend on, beside the kernel's definition."""
+        """The settings, apart from the kernel's definition, that the bits of a tile depend on."""
         gigabytes = self.engine.memory_bytes / 2**30
         tiles = {"train_tile": self.plan.train_tile, "x_tile": self.plan.x_tile}
         return {"engine": self.engine.name, **tiles, "memory_gb": gigabytes}
 
     @property
     def tile_bytes(self) -> int:
-        """What the tiles take on disk, all their parts, until the kernel is there."""
+        """The disk space of all tiles, until the kernel is assembled."""
         return (
             self.engine.num_parameter_groups(self.plan)
             * self.slices_bytes
@@ -63,59 +63,59 @@ class KernelJob:
 
     @property
     def slices_bytes(self) -> int:
-        """What the kernel takes in its parts, one for each layer that is kept apart."""
+        """The size of the kernel as slices, one for each layer that is kept apart."""
         problem = self.engine.problem
         return problem.num_slices * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
 
     @property
     def file_bytes(self) -> int:
-        """What the kernel takes in its file, and the layers' parts in theirs."""
+        """The size of the kernel's file and of the layers' file beside it."""
         layers = len(self.engine.problem.layers)
         return self.slices_bytes // layers + (self.slices_bytes if layers > 1 else 0)
 
     @property
     def memory_bytes(self) -> int:
-        """The peak in one process, beside the model."""
+        """The peak memory of one process, beside the model."""
         return self.engine.expected_bytes(self.plan) + 2 * self.file_bytes
 
     def seconds(self) -> float:
-        """Return how long the tiles take that are not in the store, with as many processes as there are."""
+        """Estimate how long the tiles that are not stored yet take all processes together."""
         there = Counter(self.store.numbers_there())
         parts = self.engine.num_parameter_groups(self.plan)
         rest = self.plan.restricted_to({tile for number, tile in enumerate(self.plan) if there[number] < parts})
         return max(share.seconds(self.pace) for share in rest.partition(self.pace, distributed.world_size()))
 
-    def compute(self, show: bool) -> int:
-        """Compute what the store lacks.
+    def compute(self, progress: bool) -> int:
+        """Compute the tiles that the store lacks.
 
         Args:
-            show: Whether this process shows progress.
+            progress: Whether this process shows a progress bar.
 
         Returns:
-            How many tiles, or parts of them, were there already.
+            How many tiles, or parameter groups of tiles, were stored already.
         """
         numbers = {tile: number for number, tile in enumerate(self.plan)}
         parts = self.engine.num_parameter_groups(self.plan)
-        distributed.on_all_ranks(lambda: self.store.wait_until_seen(SECONDS_UNTIL_SEEN))
-        done = distributed.on_rank_zero(lambda: self.store.undamaged(self.plan, parts))
+        distributed.on_all_ranks(self.store.wait_until_seen, SECONDS_UNTIL_SEEN)
+        done = distributed.on_rank_zero(self.store.undamaged, self.plan, parts)
         if done:
             logger.info("%d of %d tiles of a run that was stopped are used", len(done), parts * len(numbers))
-        progress = _Progress(self, parts, show)
+        bar = _Progress(self, parts, progress)
         try:
             for part in range(parts):
                 missing = {tile for tile, number in numbers.items() if (number, part) not in done}
                 for tile, values in self.engine.blocks_of_group(self._own_share(missing), part):
                     self.store.write(numbers[tile], part, tile, values)
-                    progress.add(tile)
+                    bar.add(tile)
                     interrupts.check()
             distributed.barrier()
         finally:
-            progress.close()
+            bar.close()
         return len(done)
 
     @contextlib.contextmanager
-    def kept_when_stopped(self) -> Iterator[None]:
-        """Let a stop within say which tiles are kept."""
+    def reporting_progress_on_interrupt(self) -> Iterator[None]:
+        """If the program is interrupted in this block, its message says how many tiles are kept."""
         try:
             yield
         except interrupts.Stopped as stop:
@@ -125,16 +125,16 @@ class KernelJob:
             raise
 
     def _own_share(self, missing: Container[Tile]) -> Plan:
-        """What this process takes of the missing tiles, as the first one deals them."""
+        """Return the missing tiles that this process computes, as the first one distributes them."""
         rest = self.plan.restricted_to(missing)
-        return distributed.on_rank_zero(lambda: rest.partition(self.pace, distributed.world_size()))[distributed.rank()]
+        return distributed.on_rank_zero(rest.partition, self.pace, distributed.world_size())[distributed.rank()]
 
     def kernel(self) -> tuple[Tensor, LayerKernels]:
-        """Return the kernel that the tiles in the store make: to the bit the same, whoever made them and when.
+        """Assemble the kernel from the stored tiles; its bits do not depend on which process computed them, or when.
 
         Returns:
-            float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` where the formula has two directions, and the layers'
-            parts of it, which are none where they are not kept apart.
+            The kernel, float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric, and the layers'
+            parts of it; no parts if layers are not kept apart.
         """
         problem = self.engine.problem
         shape = problem.num_slices, problem.num_logits
@@ -148,17 +148,17 @@ class KernelJob:
 
 
 class _Progress:
-    """One bar for all processes: what the others have done shows in the store."""
+    """One progress bar for all processes: it finds the work of the others in the store."""
 
-    def __init__(self, work: KernelJob, parts: int, show: bool) -> None:
-        self._pairs = [tile.pairs for tile in work.plan]
-        self._store = work.store
+    def __init__(self, job: KernelJob, parts: int, show: bool) -> None:
+        self._pairs = [tile.pairs for tile in job.plan]
+        self._store = job.store
         self._next_look = 0.0
-        there, total = self._finished() if show else 0, parts * work.plan.pairs
-        self._bar = tqdm(total=total, initial=there, desc=work.name, unit="pair", disable=not show, mininterval=0.5)
+        there, total = self._finished() if show else 0, parts * job.plan.pairs
+        self._bar = tqdm(total=total, initial=there, desc=job.name, unit="pair", disable=not show, mininterval=0.5)
 
     def add(self, tile: Tile) -> None:
-        """Show that this process has finished a tile, or a part of it."""
+        """Count a tile, or a parameter group of it, that this process has finished."""
         if distributed.world_size() == 1:
             self._bar.update(tile.pairs)
         elif not self._bar.disable and time.monotonic() > self._next_look:
@@ -168,7 +168,7 @@ class _Progress:
             self._next_look = start + max(SECONDS_BETWEEN_LOOKS, took / LOOKING_SHARE)
 
     def close(self) -> None:
-        """Show the last state and go on below the bar."""
+        """Show the final state and end the bar's line."""
         if not self._bar.disable:
             self._bar.update(self._finished() - self._bar.n)
         self._bar.close()

@@ -18,7 +18,12 @@ class Engine(ABC):
 
     name: ClassVar[str]
 
+    keeps_layers_apart: ClassVar[bool] = True
+    """Whether the engine can return each layer's part of a kernel."""
+
     def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
+        if problem.layer_of is not None and not self.keeps_layers_apart:
+            raise ValueError(f"the {self.name} engine takes all layers at once: it cannot keep them apart")
         self.problem = problem
         self.memory_bytes = memory_bytes
 

@@ -25,13 +25,10 @@ class JvpEngine(Engine):
     """Least memory on any model; slow."""
 
     name = "jvp"
+    keeps_layers_apart = False
 
     def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
         super().__init__(problem, memory_bytes)
-        if problem.layer_of is not None:
-            raise ValueError(
-                "the jvp engine meets all layers at once: the factored and the jacobian engine keep them apart"
-            )
         self._differentiator = Differentiator(problem.logits_fn)
 
     def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:

@@ -1,0 +1,240 @@
+"""What a kernel takes before it is computed: its definition, the plan of its tiles, memory, time and disk."""
+
+import dataclasses
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lmntk import distributed
+from lmntk.config.arguments import ModelArguments, TrainingArguments
+from lmntk.errors import SettingError
+from lmntk.experiment.experiment import Experiment
+from lmntk.experiment.provenance import (
+    hash_of_weights,
+    parameter_filter,
+    spec_from_arguments,
+    spec_from_data,
+    spec_from_model,
+)
+from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan
+from lmntk.kernels.assembly import make_engine
+from lmntk.kernels.memory import DEFAULT_FRACTION, free_bytes, resident_bytes
+from lmntk.kernels.timing import seconds_of
+from lmntk.models.parameters import count_parameters, layers_of, select_parameters
+from lmntk.prompts.features import FeatureDataset, FeatureExamples
+from lmntk.storage.kernel_cache import KernelCache
+from lmntk.storage.wording import duration, quantity
+from lmntk.trainers.base import LOGITS_BATCH_SIZE
+from lmntk.trainers.kernel_job import KernelJob
+
+logger = logging.getLogger(__name__)
+
+
+class KernelPlanner:
+    """Plans the kernels of an experiment.
+
+    Args:
+        experiment: What was built from the arguments; its model's gradients are switched off.
+        model_args: The arguments of the model.
+        args: The arguments of the run.
+        cache: The run's kernel files.
+
+    Attributes:
+        grad_dim: The number of parameters that count.
+    """
+
+    def __init__(
+        self, experiment: Experiment, model_args: ModelArguments, args: TrainingArguments, cache: KernelCache
+    ) -> None:
+        self._experiment = experiment
+        self._model_args = model_args
+        self._args = args
+        self._cache = cache
+        experiment.model.requires_grad_(False)
+        selected = select_parameters(experiment.model, parameter_filter(model_args, args))
+        tokens = {token for feature in experiment.datasets["train"].features for token in feature.input_ids}
+        self._logits_fn, self._params = experiment.model.as_function(selected, tokens)
+        self.grad_dim = count_parameters(selected)
+
+    def spec(self, split: str) -> dict[str, Any]:
+        """Return everything that defines the numbers of the train × `split` kernel."""
+        return {
+            **spec_from_arguments(self._experiment, self._model_args, self._args, split),
+            **spec_from_model(self._experiment.model, self._weights, self.grad_dim),
+            **spec_from_data(self._experiment, split),
+        }
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return hash_of_weights(self._experiment.model)
+
+    def job(self, split: str) -> KernelJob:
+        """Plan the train × `split` kernel, or take the plan of a run that was stopped.
+
+        Raises:
+            SettingError: The tiles do not fit into `kernel_memory_gb`.
+            KernelMismatchError: Another command has left tiles of this kernel.
+        """
+        store = self._cache.tiles(split)
+        requested = self.spec(split) | self._plan_settings()
+        begun = distributed.on_rank_zero(store.stored_plan, requested, self._args.overwrite_kernels) or {}
+        memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_gb()))
+        engine = make_engine(self._problem(split), begun.get("engine", self._args.kernel_engine), memory_gb)
+        tiles = begun.get("train_tile", self._args.train_tile), begun.get("x_tile", self._args.x_tile)
+        # Tiles of different plans would not make one kernel: all processes take the plan of the first.
+        plan = distributed.on_rank_zero(self._plan, engine, *tiles)
+        job = KernelJob(f"train × {split}", engine, plan, engine.estimate_cost(plan), store)
+        store.use(distributed.on_rank_zero(store.key, self.stored_plan(job, split)))
+        return job
+
+    def stored_plan(self, job: KernelJob, split: str) -> dict[str, Any]:
+        """Return what plan.json says: everything that the bits of a tile depend on."""
+        return self.spec(split) | self._plan_settings() | job.settings
+
+    def _plan_settings(self) -> dict[str, Any]:
+        """Return the settings that a run must share with a stopped one to continue it, as plan.json spells them."""
+        settings = {
+            "per_device_train_batch_size": self._args.train_tile,
+            "per_device_eval_batch_size": self._args.x_tile,
+            "kernel_memory_gb": self._args.kernel_memory_gb,
+            "kernel_per_layer": self._args.kernel_per_layer,
+        }
+        return {**{f"--{name}": value for name, value in settings.items()}, "device": self._args.device.type}
+
+    def _problem(self, split: str) -> KernelProblem:
+        model, args = self._experiment.model, self._args
+        return KernelProblem(
+            logits_fn=self._logits_fn,
+            params=self._params,
+            train=self._examples("train"),
+            x=None if split == "train" else self._examples(split),
+            formula=FORMULAS[args.kernel_formula],
+            num_logits=1 if args.binary_classification else len(self._experiment.task.labels),
+            module=model,
+            call=lambda batch: model(**batch),
+            layer_of=layers_of(self._params, model.base_prefix) if args.kernel_per_layer else None,
+        )
+
+    def _examples(self, split: str) -> FeatureExamples:
+        experiment = self._experiment
+        equal_lengths = experiment.model.equal_lengths
+        return FeatureExamples(experiment.datasets[split], experiment.collator, self._args.device, equal_lengths)
+
+    def _plan(self, engine: Engine, train_tile: int | None, x_tile: int | None) -> Plan:
+        try:
+            return engine.plan(train_tile, x_tile, distributed.world_size())
+        except MemoryBudgetError as error:
+            needed, given = error.needed / 2**30, error.given / 2**30
+            or_jvp = "" if self._args.kernel_per_layer else ", or take `kernel_engine=jvp`"
+            raise SettingError(
+                f"`kernel_memory_gb`: the tiles take {needed:.2f} GB beside the model, but only {given:.2f} GB are "
+                f"allowed; give at least {needed + 0.005:.2f}, smaller `per_device_train_batch_size` and "
+                f"`per_device_eval_batch_size`{or_jvp}",
+                setting="kernel_memory_gb",
+                value=given,
+            ) from error
+
+    def _memory_gb(self) -> float:
+        if self._args.kernel_memory_gb is not None:
+            return self._args.kernel_memory_gb
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self._args.device.type == "cpu" else 1
+        return DEFAULT_FRACTION * free_bytes(self._args.device) / 2**30 / neighbours
+
+    def dry_run(
+        self,
+        find_kernel: Callable[[str], Path | None],
+        describe_kernel: Callable[[str, Path], None],
+        logits: Callable[[FeatureDataset], Tensor],
+        started: float,
+    ) -> None:
+        """Log what the kernels of a run take, without computing them.
+
+        Args:
+            find_kernel: Returns the file of a split's kernel; None where it is to be computed.
+            describe_kernel: Logs a kernel that is in a file.
+            logits: Computes the logits of the untrained model, to measure its time.
+            started: When the program started, by `time.perf_counter`.
+        """
+        memory, jobs = resident_bytes(), []
+        seconds = 0.0
+        for split, data in self._experiment.datasets.items():
+            path = find_kernel(split)
+            if path is not None:
+                describe_kernel(split, path)
+                continue
+            job = self.job(split)
+            logger.info("would compute the %s", PlanSummary.of(job, self.grad_dim))
+            seconds += job.seconds() + _seconds_of_logits(data, logits)
+            jobs.append(job)
+        log_total(jobs, seconds + time.perf_counter() - started, memory, self._args)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSummary:
+    """The size of a kernel and what computing it takes, in the words of a log.
+
+    Attributes:
+        kernel: Its name, formula and examples.
+        size: Its logits, parameters and tiles.
+        cost: Memory, time and disk space.
+    """
+
+    kernel: str
+    size: str
+    cost: str
+
+    @classmethod
+    def of(cls, job: KernelJob, grad_dim: int) -> "PlanSummary":
+        """Summarise a job whose kernel has `grad_dim` parameters."""
+        problem, plan = job.engine.problem, job.plan
+        tokens = " × ".join(str(sum(examples.shapes)) for examples in (problem.train, problem.x_examples))
+        tiles = quantity(sum(1 for _ in plan), "tile")
+        return cls(
+            f"{job.name} kernel ({problem.formula.name}): {plan.train_size} × {plan.x_size} examples of {tokens} "
+            "tokens in all",
+            f"{quantity(problem.num_logits, 'logit')}, {quantity(grad_dim, 'parameter')}; "
+            f"{job.engine.summary(plan)}, {tiles} of {plan.train_tile} × {plan.x_tile}",
+            f"about {job.memory_bytes / 2**30:.2f} GB beside the model, {about(job.seconds())}, and "
+            f"{job.file_bytes / 2**20:.1f} MB on disk",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kernel}\n  {self.size}\n  {self.cost}"
+
+
+def log_total(jobs: Iterable[KernelJob], seconds: float, resident: int, args: TrainingArguments) -> None:
+    """Log what the kernels of a dry run take together.
+
+    Args:
+        jobs: The kernels that would be computed.
+        seconds: Their time.
+        resident: The bytes that the process holds before any kernel.
+        args: The arguments of the run.
+    """
+    jobs = list(jobs)
+    beside = max((job.memory_bytes for job in jobs), default=0)
+    on_gpu = args.device.type == "cuda"
+    memory = f"{beside / 2**30:.2f} GB beside the model" if on_gpu else f"{(resident + beside) / 2**30:.2f} GB"
+    each = " in each process" if distributed.world_size() > 1 else ""
+    on_disk, in_tiles = sum(job.file_bytes for job in jobs), max((job.tile_bytes for job in jobs), default=0)
+    logger.info(
+        f"in all {about(seconds)} before solving, {memory} of memory{each}, and {on_disk / 2**20:.1f} MB in "
+        f"{args.output_dir}, {in_tiles / 2**20:.1f} MB more until the last kernel is finished; nothing was computed"
+    )
+
+
+def about(seconds: float) -> str:
+    """Write an estimate of a time: ``about 4.3 s``."""
+    return f"about {duration(max(seconds, 0.1))}"
+
+
+def _seconds_of_logits(data: FeatureDataset, logits: Callable[[FeatureDataset], Tensor]) -> float:
+    """Estimate the time of the untrained model's logits by those of a few prompts."""
+    few = dataclasses.replace(data, features=data.features[:LOGITS_BATCH_SIZE])
+    return seconds_of(lambda: logits(few)) * len(data) / max(len(few), 1) / distributed.world_size()

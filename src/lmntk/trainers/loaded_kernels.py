@@ -1,0 +1,241 @@
+"""Prediction from kernels: "training" fits a solver to the train kernel, "evaluation" predicts with it."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
+
+from lmntk import distributed, solvers
+from lmntk.config.arguments import ModelArguments, TrainingArguments
+from lmntk.data.metrics import mean_over_samples
+from lmntk.errors import KernelMismatchError
+from lmntk.experiment.experiment import Evaluation, LoadedKernels, RunInputs
+from lmntk.experiment.provenance import spec_from_arguments, spec_from_data
+from lmntk.kernels import FORMULAS
+from lmntk.kernels.memory import resident_bytes
+from lmntk.prompts.features import Collator, FeatureDataset
+from lmntk.solvers.problem import class_ids
+from lmntk.storage.kernel_cache import KernelCache, samples_of
+from lmntk.storage.kernel_files import LayerKernels
+from lmntk.storage.paths import RunPaths
+from lmntk.trainers.base import FewShotTrainer, score
+from lmntk.trainers.kernel_planning import log_total
+from lmntk.trainers.layer_scores import LayerSolver, fit_layers, score_layers, write_layer_scores
+
+logger = logging.getLogger(__name__)
+
+NO_MODEL = Collator(0, segments=False)
+"""The collator of a trainer without a model; it makes no batch."""
+
+
+@dataclass(frozen=True)
+class SplitKernel:
+    """The kernel between the train examples and those of a split.
+
+    Attributes:
+        values: float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric.
+        labels: Those of the X examples, ``[X]``.
+        layers: The layers' parts of the kernel; empty where they are not wanted.
+    """
+
+    values: Tensor
+    labels: Tensor
+    layers: LayerKernels = field(default_factory=dict)
+
+
+class LoadedKernelTrainer(FewShotTrainer):
+    """A `Trainer` that predicts from the kernels in a folder, without a model.
+
+    The first process holds the kernels and the solver; all processes get the results.
+
+    Args:
+        inputs: What was built from the arguments.
+        model_args: The arguments of the model, for the kernels' definition.
+        args: The arguments of the run.
+        model: The model of a run that has one.
+        collator: Makes batches for that model.
+    """
+
+    def __init__(
+        self,
+        inputs: RunInputs,
+        model_args: ModelArguments,
+        args: TrainingArguments,
+        model: nn.Module | None = None,
+        collator: Collator = NO_MODEL,
+    ) -> None:
+        # There are no steps to evaluate in between.
+        args = args.with_changes(eval_strategy=IntervalStrategy.NO)
+        super().__init__(inputs.task, model or nn.Module(), args, collator)
+        self._inputs = inputs
+        self._model_args = model_args
+        self._cache = KernelCache(
+            output_dir=Path(args.output_dir),
+            load_dir=None if args.load_kernels is None else Path(args.load_kernels),
+            task_key=inputs.task.key,
+            overwrite=args.overwrite_kernels and args.load_kernels is None,
+            model=model_args.model_name_or_path,
+            data_dir=inputs.data_dir,
+            missing=inputs.missing if isinstance(inputs, LoadedKernels) else (),
+            per_layer=args.kernel_per_layer,
+        )
+        self._num_logits = 1 if args.binary_classification else len(inputs.task.labels)
+        self._is_trained = False
+        self._solver: solvers.FittedSolver | None = None
+        self._train_is_whole: bool | None = None
+        self._layer_solvers: dict[str, LayerSolver] = {}
+        self._layer_scores: dict[str, dict[str, float]] = {}
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Fit the solver to the kernel of the train examples with themselves."""
+        distributed.on_rank_zero(self._cache.start_overwriting, self._inputs.datasets)
+        kernel = self.prepare("train")
+        distributed.on_rank_zero(self._fit, kernel, self._f0("train", kernel))
+        self._is_trained = True
+        return TrainOutput(0, 0.0, {})
+
+    def evaluate_split(self, dataset: FeatureDataset, metric_key_prefix: str = "eval") -> Evaluation:
+        """Predict a split from its kernel with the train examples, and score the predictions.
+
+        Returns:
+            The metrics are those of the task, then the solver's loss and its own metrics.
+        """
+        if not self._is_trained:
+            self.train()
+        kernel = self.prepare(dataset.mode)
+        f0 = self._f0(dataset.mode, kernel)
+        evaluation = distributed.on_rank_zero(self._predict, dataset, kernel, f0, metric_key_prefix)
+        self.log(dict(evaluation.metrics))
+        return evaluation
+
+    def prepare(self, split: str) -> SplitKernel | None:
+        """Return the train × `split` kernel on the first process, None on the others.
+
+        Raises:
+            UsageError: The file cannot be read, or its kernel is of another command.
+        """
+        path = self._find_kernel(split)
+        assert path is not None
+        return distributed.keep_on_rank_zero(self._load, split, path)
+
+    def finish(self) -> None:
+        """Write how each layer predicts alone, and end the overwriting of kernels."""
+        distributed.on_rank_zero(self._finish)
+
+    def dry_run(self, started: float) -> None:
+        """Log which kernels this run would take.
+
+        Args:
+            started: When the program started, by `time.perf_counter`.
+        """
+        memory = resident_bytes()
+        for split in self._inputs.datasets:
+            path = self._find_kernel(split)
+            assert path is not None
+            self._describe_file(split, path)
+        log_total([], time.perf_counter() - started, memory, self.args)
+
+    def _spec(self, split: str) -> dict[str, Any]:
+        """Return what defines the numbers of the train × `split` kernel, as far as it is known without a model."""
+        wanted = spec_from_arguments(self._inputs, self._model_args, self.args, split)
+        return wanted | spec_from_data(self._inputs, split)
+
+    def _f0(self, split: str, kernel: SplitKernel | None) -> np.ndarray | None:
+        """Return the untrained model's logits on a split, ``[X, C]``, if `adjust_for_init` needs them."""
+        if not self.args.adjust_for_init:
+            return None
+        return distributed.on_rank_zero(self._load_f0, split, kernel)
+
+    def _load_f0(self, split: str, kernel: SplitKernel | None) -> np.ndarray:
+        assert kernel is not None
+        return self._cache.load_logits(split, kernel.labels)[0].numpy()
+
+    def _find_kernel(self, split: str) -> Path | None:
+        return distributed.on_rank_zero(self._cache.to_use, split, self._spec(split))
+
+    def _load(self, split: str, path: Path) -> SplitKernel:
+        values, labels = self._cache.load(path, FORMULAS[self.args.kernel_formula].is_asymmetric, self._num_logits)
+        self._check_labels(split, path, labels)
+        self._check_whole_numbers(split, path, values)
+        layers = self._cache.load_layers(path, split, values) if self.args.kernel_per_layer else {}
+        logger.info("took the train × %s kernel from %s", split, path)
+        return SplitKernel(values, labels, layers)
+
+    def _describe_file(self, split: str, path: Path) -> None:
+        values, _ = self._cache.load(path, FORMULAS[self.args.kernel_formula].is_asymmetric, self._num_logits)
+        logger.info("would take the train × %s kernel (%s) from %s", split, " × ".join(map(str, values.shape)), path)
+
+    def _check_labels(self, split: str, path: Path, labels: Tensor) -> None:
+        """Check that a kernel has the labels of the examples that were read, if any were."""
+        if split not in self._inputs.data_files:
+            return
+        expected = self._inputs.datasets[split].labels
+        if len(labels) != len(expected):
+            raise KernelMismatchError(
+                f"{path} has {len(labels)} {split} examples, but `data_dir` has {len(expected)}, counted with every "
+                "template and draw: give the `data_dir` and `num_sample` that it was made with",
+                path=path,
+            )
+        if class_ids(labels.numpy(), self._num_logits).tolist() != list(expected):
+            raise KernelMismatchError(
+                f"{path} has other labels than the {split} examples of `data_dir`: its data, or their order, differ; "
+                "give the `data_dir` that it was made with",
+                path=path,
+            )
+
+    def _check_whole_numbers(self, split: str, path: Path, values: Tensor) -> None:
+        """Check that a kernel holds whole numbers, as counts of equal signs are, if and only if that of train does."""
+        is_whole = bool((values % 1 == 0).all())
+        if split == "train":
+            self._train_is_whole = is_whole
+        elif self._train_is_whole not in (None, is_whole) and values.any():
+            whole = "train" if self._train_is_whole else split
+            raise KernelMismatchError(
+                f"{path} and the train kernel beside it have different formulas: only the values of {whole} are whole "
+                "numbers, as those of signgd are; put kernels of one command into the folder",
+                path=path,
+            )
+
+    def _fit(self, kernel: SplitKernel | None, f0: np.ndarray | None) -> None:
+        assert kernel is not None
+        labels, settings = kernel.labels.numpy(), self.args.solver_settings
+
+        def fit(values: np.ndarray) -> solvers.FittedSolver:
+            return solvers.fit(self.args.kernel_solver, values, labels, settings, f0)
+
+        self._solver = fit(kernel.values.numpy())
+        self._layer_solvers = fit_layers(kernel.layers, fit, progress=not self.args.disable_tqdm)
+
+    def _predict(
+        self, data: FeatureDataset, kernel: SplitKernel | None, f0: np.ndarray | None, prefix: str
+    ) -> Evaluation:
+        assert kernel is not None and self._solver is not None
+        labels = kernel.labels.numpy()
+        samples = samples_of(kernel.labels, data.num_sample, f"the kernel of {data.mode}")
+        classes = class_ids(labels, self._num_logits)[: len(labels) // samples]
+
+        def layer_score(solver: solvers.FittedSolver, part: Tensor) -> float:
+            logits = solver.predict(part.numpy(), labels, f0, data.mode).logits
+            scores = score(data.task, mean_over_samples(logits, len(classes)), classes)
+            return scores[f"{data.task.metric_prefix}{data.task.main_metrics[0]}"]
+
+        prediction = self._solver.predict(kernel.values.numpy(), labels, f0, data.mode)
+        averaged = mean_over_samples(prediction.logits, len(classes))
+        metrics = {f"{prefix}_{name}": value for name, value in score(data.task, averaged, classes).items()}
+        metrics |= {f"{prefix}_loss": prediction.loss, **prediction.metrics}
+        if kernel.layers:
+            self._layer_scores[data.mode] = score_layers(self._layer_solvers, kernel.layers, layer_score)
+        return Evaluation(metrics, averaged, classes)
+
+    def _finish(self) -> None:
+        table = RunPaths(self.args.output_dir, self._inputs.task.key).layer_results()
+        if self.args.kernel_per_layer:
+            write_layer_scores(table, self._layer_solvers, self._layer_scores, self._inputs.task.main_metrics[0])
+        else:
+            table.unlink(missing_ok=True)  # of an earlier run with another kernel or solver
+        self._cache.finish()
