@@ -116,7 +116,7 @@ class KernelTrainer(LoadedKernelTrainer):
         free = shutil.disk_usage(self.args.output_dir).free
         if free < needed:
             raise FileError(
-                f"`output_dir={self.args.output_dir}`: the {job.name} kernel and its tiles take "
+                f"`output_dir={self.args.output_dir}`: the train × {split} kernel and its tiles take "
                 f"{needed / 2**20:.0f} MB, but {free / 2**20:.0f} MB are free: make room, or choose another folder",
                 path=self.args.output_dir,
             )
