@@ -318,7 +318,7 @@ def test_training_goes_on_from_the_last_whole_checkpoint_in_its_own_folder(place
     resumed = ("--max_steps", "6", "--save_steps", "3", "--resume_from_checkpoint", "true")
     outcome = place.call(place.argv(*STEPS, *resumed, output="by true"))
     assert (outcome.status, outcome.err) == (0, "")
-    assert f"going on from {folder / 'checkpoint-3'}" in outcome.messages
+    assert f"continuing from {folder / 'checkpoint-3'}" in outcome.messages
     assert (folder / "model.safetensors").read_bytes() == (at_once / "model.safetensors").read_bytes()
 
 
