@@ -230,8 +230,8 @@ def class_loss(logits: Tensor, labels: Tensor, squared: bool = False, smoothing:
         smoothing: The share of each target that is spread evenly over all classes.
 
     Examples:
-        >>> class_loss(torch.zeros(1, 4), torch.tensor([2])).item() == math.log(4)
-        True
+        >>> round(class_loss(torch.zeros(1, 4), torch.tensor([2])).item(), 4)
+        1.3863
     """
     if squared:
         if logits.shape[1] == 1:
