@@ -1,7 +1,7 @@
-"""The flags of run.py: three dataclasses, and the command line or JSON file that fills them.
+"""The flags of run.py: six dataclasses, and the command line or JSON file that fills them.
 
-The names are frozen: scripts and papers carry them. Flags whose default is None here and whose help says so are
-completed from the task's row in tasks.py, or else from the general defaults below; build.py does that.
+The names are frozen, since scripts and papers use them. Flags whose default is None, and whose help says so, are
+completed from the task's row in data/tasks.py, or else from the general defaults below.
 """
 
 import copy
@@ -27,7 +27,9 @@ from lmntk.config.old_arguments import OldArguments, translate_old_flags
 from lmntk.data.tasks import TASKS, join_columns
 from lmntk.distributed import rejoin_after_restart
 from lmntk.errors import UsageError
+from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS
+from lmntk.kernels.memory import DEFAULT_FRACTION
 from lmntk.solvers import SOLVERS
 from lmntk.solvers.problem import SolverSettings
 from lmntk.storage.run_files import is_zero_shot
@@ -37,7 +39,7 @@ GENERAL_NUM_SAMPLE = 16
 GENERAL_LORA_RANK = 8
 GENERAL_LORA_ALPHA = 16
 
-_FROM_TASK = "not given: the task's own"
+_FROM_TASK = "default: the task's own"
 
 
 class ActiveTrainer(StrEnum):
@@ -51,14 +53,14 @@ class ActiveTrainer(StrEnum):
 
 @dataclass
 class ModelArguments:
-    """Which model, and how it is asked."""
+    """The model, and how it is asked."""
 
     _argument_group_name = "Model"
 
-    model_name_or_path: str = required("A folder with a pre-trained model, or its name on the model hub.")
-    config_name: str | None = flag("Configuration, where it is not the model's own.")
-    tokenizer_name: str | None = flag("Tokenizer, where it is not the model's own.")
-    cache_dir: str | None = flag("Where models from the hub, and converted GGUF files, are kept.")
+    model_name_or_path: str = required("The folder of a pre-trained model, or its name on the model hub.")
+    config_name: str | None = flag("The configuration, if it is not the model's own.")
+    tokenizer_name: str | None = flag("The tokenizer, if it is not the model's own.")
+    cache_dir: str | None = flag("The folder of downloaded models and of converted GGUF files.")
     few_shot_type: str = flag(
         "finetune: classification head on the plain text; prompt: label words at the mask of a template; "
         "prompt-demo: the same with solved examples in the prompt.",
@@ -66,66 +68,67 @@ class ModelArguments:
         ("finetune", "prompt", "prompt-demo"),
     )
     model_family: str | None = flag(
-        "Masked or causal language model; not given: what the checkpoint's config says.",
+        "Masked or causal language model; default: what the checkpoint's config says.",
         choices=("masked", "causal"),
     )
     gguf_file: str | None = flag(
-        "Name of a GGUF file in the model's folder to read the weights from; converted once, into --cache_dir, or else "
-        "converted-models beside the folder of k-shot splits."
+        "The name of a GGUF file in the model's folder, which holds the weights; it is converted once, into "
+        "--cache_dir, or else into converted-models beside the folder of k-shot splits."
     )
     segments: bool = flag(
-        "Tell BERT which sentence each token belongs to; --no_segments: all belong to the first.", True
+        "Tell BERT which sentence each token belongs to; with --no_segments all belong to the first.", True
     )
-    random_segment: bool = flag("Start all segment (token type) embeddings at random; BERT only.", False)
-    l2_loss: bool = flag("Squared error in place of cross entropy as the training loss.", False)
-    use_task_word: bool = flag("Logits are those of the label words; always so here, accepted for old scripts.", False)
+    random_segment: bool = flag("Draw all segment (token type) embeddings at random; BERT only.", False)
+    l2_loss: bool = flag("Train with the squared error instead of the cross entropy.", False)
+    use_task_word: bool = flag("Take the logits of the label words; always so here, accepted for old scripts.", False)
     apply_lora: bool = flag("Adapt the attention's query and value projections with LoRA.", False)
-    lora_r: int | None = flag(
-        f"Rank of the LoRA matrices; not given: that of loaded adapters, else {GENERAL_LORA_RANK}."
+    lora_r: int | None = flag(f"Rank of the LoRA matrices; default: that of loaded adapters, else {GENERAL_LORA_RANK}.")
+    lora_alpha: int | None = flag(
+        f"Numerator of LoRA's scale, alpha / r; default: that of loaded adapters, else {GENERAL_LORA_ALPHA}."
     )
-    lora_alpha: int | None = flag(f"Scale of LoRA, over its rank; not given: likewise, else {GENERAL_LORA_ALPHA}.")
 
 
 @dataclass
 class DataArguments:
-    """Which examples, and the prompts made of them."""
+    """The examples, and the prompts made of them."""
 
     _argument_group_name = "Data and prompts"
 
     task_name: str = required(
         f"The task, in lower or upper case: {', '.join(TASKS)}; or custom, or any other name, with --custom_columns."
     )
-    data_dir: str = required("Folder with the task's train, dev and test files, from tools/generate_k_shot_data.py.")
-    custom_columns: str | None = flag(
-        "For CSV, TSV or JSON-lines files of one's own: the names of their text columns and, last, of the label's, "
-        "e.g. text,label; of a file without a header their places, counted from 0. Needs --mapping, whose keys are the "
-        "labels, and --template."
+    data_dir: str = required(
+        "The folder of the task's train, dev and test files, made by tools/generate_k_shot_data.py."
     )
-    num_k: int = flag("Training examples per class; for the record, the data folder decides.", 16)
+    custom_columns: str | None = flag(
+        "For your own CSV, TSV or JSON-lines files: the names of the text columns and, last, of the label column, e.g. "
+        "text,label; for a file without a header their numbers, from 0. Needs --mapping, whose keys are the labels, "
+        "and --template."
+    )
+    num_k: int = flag("Training examples per class, for the record; the data folder decides.", 16)
     tag: str = flag("A word to find this run by in the log.", "")
     max_seq_length: int | None = flag(
-        f"Longest sequence, in tokens; {_FROM_TASK}, else {GENERAL_MAX_SEQ_LENGTH}. What is longer is cut."
+        f"Longest sequence, in tokens; {_FROM_TASK}, else {GENERAL_MAX_SEQ_LENGTH}. Longer ones are cut."
     )
     first_sent_limit: int | None = flag(f"Longest first sentence, in tokens; {_FROM_TASK}, else no limit.")
     other_sent_limit: int | None = flag(f"Longest other sentence, in tokens; {_FROM_TASK}, else no limit.")
     task_defaults: bool = flag(
-        "Take lengths and --num_sample that are not given from the task's row; --no_task_defaults: from the general "
-        "defaults.",
+        "Complete lengths and --num_sample from the task's own; with --no_task_defaults from the general defaults.",
         True,
     )
     use_full_length: bool = flag("Let sequences be as long as the model can read.", False)
-    truncate_head: bool = flag("Cut what is too long at its beginning, not its end.", False)
-    truncate_demonstrations_only: bool = flag("Heed --truncate_head in prompts with demonstrations only.", False)
+    truncate_head: bool = flag("Cut the beginning of long texts, not the end.", False)
+    truncate_demonstrations_only: bool = flag("Let --truncate_head affect prompts with demonstrations only.", False)
     template: str | None = flag(f"Prompt template, e.g. '*cls**sent_0*_It_was*mask*.*sep+*'; {_FROM_TASK}.")
     mapping: str | None = flag(
         f"Label words as a Python dictionary, e.g. \"{{'0':'terrible','1':'great'}}\"; {_FROM_TASK}."
     )
-    template_path: str | None = flag("File with a template a line.")
-    template_id: int | None = flag("Line of --template_path to use, from 0; not given: all of them.")
+    template_path: str | None = flag("File with one template per line.")
+    template_id: int | None = flag("Line of --template_path to use, from 0; default: all lines.")
     top_n_template: int | None = flag("Use the first n lines of --template_path together.")
-    mapping_path: str | None = flag("File with a mapping a line.")
+    mapping_path: str | None = flag("File with one mapping per line.")
     mapping_id: int | None = flag("Line of --mapping_path to use, from 0.")
-    prompt_path: str | None = flag("File with a template, a tab and a mapping a line.")
+    prompt_path: str | None = flag("File with a template, a tab and a mapping per line.")
     prompt_id: int | None = flag("Line of --prompt_path to use, from 0.")
     num_sample: int | None = flag(
         "Draws of demonstrations per dev and test example, whose logits are averaged; "
@@ -134,19 +137,19 @@ class DataArguments:
     num_demo: int = flag("Demonstrations per class.", 1)
     auto_demo: bool = flag("Make the template for demonstrations from the plain template.", True)
     double_demo: bool = flag("Double --max_seq_length to make room for demonstrations.", False)
-    demo_filter: bool = flag("Draw demonstrations among the most similar examples only.", False)
+    demo_filter: bool = flag("Draw demonstrations from the most similar examples only.", False)
     demo_filter_rate: float = flag("Share of each class that counts as most similar.", 0.5)
-    demo_filter_model: str | None = flag("Name of the sentence embeddings in the data folder that decide.")
+    demo_filter_model: str | None = flag("Name of the sentence embeddings in the data folder that measure similarity.")
     gpt3_in_context_head: bool = flag("In-context learning: random examples before the query.", False)
     gpt3_in_context_tail: bool = flag("In-context learning: random examples after the query.", False)
     gpt3_in_context_num: int = flag("Number of in-context examples.", 32)
-    overwrite_cache: bool = flag("Read the data files anew; always so here, accepted for old scripts.", False)
-    debug_mode: bool = flag("Log more of what happens.", False)
+    overwrite_cache: bool = flag("Read the data files again; always so here, accepted for old scripts.", False)
+    debug_mode: bool = flag("Log more details.", False)
 
 
 @dataclass
 class KernelArguments:
-    """Which kernel, how it is computed, and what is solved with it."""
+    """The kernel, how it is computed, and the solver."""
 
     _argument_group_name = "Kernels"
 
@@ -161,38 +164,49 @@ class KernelArguments:
         SOLVERS,
     )
     flattened_targets: bool = flag(
-        "logistic and svc with several logits: one model of two classes on the flattened kernel, targets one-hot.",
+        "For logistic and svc with several logits: fit one model of two classes to the flattened kernel and one-hot "
+        "targets.",
         False,
     )
-    binary_classification: bool = flag("One logit, the second label word's less the first's; two classes only.", False)
-    kernel_regularization: float = flag("Added to the kernel's diagonal, in units of its largest singular value.", 0.0)
-    kernel_gamma: float = flag("Weight of the errors in the asym solver.", 1.0)
-    kernel_lambda: float = flag("Weight of the first direction in the asym solver's predictions, 0 to 1.", 0.5)
-    adjust_for_init: bool = flag("Fit what the untrained model's logits leave over, and add them back.", False)
-    f0_scaling: float = flag("Divide the untrained logits by this for --adjust_for_init; 0: no adjustment.", 1.0)
-    kernel_per_layer: bool = flag(
-        "Keep what each layer adds to the kernel, beside it, and say how well each predicts alone.", False
+    binary_classification: bool = flag(
+        "Use one logit, that of the second label word minus that of the first; two classes only.", False
     )
-    load_kernels: str | None = flag("Take the kernels from this folder of an earlier run.")
-    overwrite_kernels: bool = flag("Compute anew the kernels that the output folder holds.", False)
+    kernel_regularization: float = flag(
+        "Term added to the kernel's diagonal, in units of its largest singular value.", SolverSettings.regularization
+    )
+    kernel_gamma: float = flag("Weight of the errors in the asym solver.", SolverSettings.gamma)
+    kernel_lambda: float = flag(
+        "Weight of the first kernel in the asym solver's predictions, 0 to 1.", SolverSettings.lambda_
+    )
+    adjust_for_init: bool = flag("Fit the residuals of the untrained model's logits, and add the logits back.", False)
+    f0_scaling: float = flag(
+        "Divisor of the untrained logits for --adjust_for_init; 0: no adjustment.", SolverSettings.f0_scaling
+    )
+    kernel_per_layer: bool = flag(
+        "Also save each layer's part of the kernel, and report how well it predicts on its own.", False
+    )
+    load_kernels: str | None = flag("Take the kernels from this output folder of an earlier run.")
+    overwrite_kernels: bool = flag("Compute the kernels in the output folder again.", False)
     exclude_embeddings: bool = flag("Leave out the gradients of the embeddings and their LayerNorm.", False)
     exclude_head: bool = flag("Leave out the gradients of the language-model or classification head.", False)
     only_biases: bool = flag("Use the gradients of biases alone.", False)
     exclude_first_layers: int = flag("Leave out the gradients of the first n layers.", 0)
     kernel_engine: str = flag(
-        "factored: layer by layer, fastest; jacobian: gradients formed whole; jvp: the published method, least "
-        "memory; auto: factored. All take any model and agree.",
+        "factored: layer by layer, fastest; jacobian: whole gradients; jvp: the published method, least memory; auto: "
+        "factored. All take any model and agree.",
         "auto",
-        ("auto", "factored", "jacobian", "jvp"),
+        ("auto", *ENGINES),
     )
     kernel_dtype: str = flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
-    kernel_memory_gb: float | None = flag("Memory that kernels may take, in GB; not given: 60%% of what is free.")
-    dry_run: bool = flag("Say what would be computed, how long it takes and how large it gets, and exit.", False)
+    kernel_memory_gb: float | None = flag(
+        f"Memory for kernels, in GB; default: {DEFAULT_FRACTION:.0%}% of the free memory."
+    )
+    dry_run: bool = flag("Estimate time, memory and disk space of the kernels, and exit.", False)
 
 
 @dataclass
 class RunArguments:
-    """How a run trains, evaluates and records."""
+    """How a run trains, evaluates and records its results."""
 
     _argument_group_name = "Training and evaluation"
 
@@ -201,44 +215,47 @@ class RunArguments:
         False,
     )
     trainer: str = flag(
-        "standard: fine-tune; kernel: predict with the kernel instead; linearhead: fit the last layer alone.",
+        "standard: fine-tune; kernel: predict with the kernel; linearhead: fit the last layer only.",
         "standard",
-        ("standard", "kernel", "linearhead"),
+        [trainer.value for trainer in ActiveTrainer if trainer != ActiveTrainer.ZERO_SHOT],
     )
-    no_train: bool = flag("Evaluate the model as it is (zero-shot), whatever the trainer.", False)
-    no_predict: bool = flag("Leave out the test set, also where --do_predict is given.", False)
+    no_train: bool = flag("Evaluate the model as it is (zero-shot), with any trainer.", False)
+    no_predict: bool = flag("Leave out the test set, even with --do_predict.", False)
     overwrite_output_dir: bool = flag(
-        "Fine-tune into an output folder that is not empty; kernels may always go on in theirs.", False
+        "Fine-tune into an output folder that is not empty; runs with kernels may always continue in theirs.", False
     )
-    random_model_init: bool = flag("Draw all weights at random, with --seed, in place of the checkpoint's.", False)
+    random_model_init: bool = flag(
+        "Draw all weights at random, with --seed, instead of loading the checkpoint's.", False
+    )
     from_linearhead: bool = flag("Fit the last layer first, then train or compute the kernel from there.", False)
     linear_head_halved: bool = flag(
-        "Linear head of two classes: a softmax fit of both rows, of whose log-odds the head gets half.", False
+        "Linear head of two classes: fit a softmax over both rows, and give the head half of its log-odds.", False
     )
     plain_lbfgs: bool = flag(
-        "logistic and linear heads: take the weights at which L-BFGS ends, also where it stops short of the minimum.",
+        "logistic and linear heads: take the weights at which L-BFGS ends, even short of the minimum.",
         False,
     )
     linear_head_order: str = flag(
-        "Order of the train examples for the linear head's cross-validation: that of the file, or the sampler's.",
+        "Order of the train examples in the linear head's cross-validation: of the file, or of the training sampler.",
         "file",
         ("file", "sampler"),
     )
     optimizer: str = flag("AdamW or plain SGD.", "adam", ("adam", "sgd"))
-    optimizer_variant: str = flag("signgd: step by the gradient's sign; needs --optimizer sgd.", "", ("", "signgd"))
+    optimizer_variant: str = flag("signgd: step along the gradient's sign; needs --optimizer sgd.", "", ("", "signgd"))
     fix_layers: int = flag("Freeze the embeddings and the first n layers.", 0)
-    clip_frozen: bool = flag("Count the gradients of frozen layers in the norm that --max_grad_norm clips.", False)
+    clip_frozen: bool = flag("Count the gradients of frozen layers in the norm for --max_grad_norm.", False)
     decay_head_norm: bool = flag(
-        "Decay all weights but those named bias or LayerNorm.weight: RoBERTa's lm_head.layer_norm.weight too.", False
+        "Decay all weights except those named bias or LayerNorm.weight: also RoBERTa's lm_head.layer_norm.weight.",
+        False,
     )
     evaluate_during_training: bool = flag("Evaluate on dev while training and keep the best model.", False)
-    save_at_last: bool = flag("Keep the last model, not the best on dev.", False)
+    save_at_last: bool = flag("Keep the last model instead of the best on dev.", False)
     save_logit: bool = flag("Write the test logits to <task>-<model_id>-<array_id>.npy for an ensemble.", False)
     save_logit_dir: str | None = flag("Folder for --save_logit.")
-    save_logit_pairs: bool = flag("Let --save_logit write a single logit f as the two logits -f and f.", False)
+    save_logit_pairs: bool = flag("With --save_logit, write a single logit f as the two logits -f and f.", False)
     model_id: int = flag("Number of the prompt in an ensemble.", -1)
     array_id: int = flag("Number of the run in an ensemble.", -1)
-    sweep: bool = flag("Put each run into a folder of its own under the output folder.", False)
+    sweep: bool = flag("Put each run into a new folder inside the output folder.", False)
 
 
 @dataclass
@@ -248,19 +265,19 @@ class TransformersArguments(TransformersTrainingArguments):
     _argument_group_name = "The flags of transformers' Trainer"
 
     output_dir: str = required("Folder for results, kernels and models.")
-    ddp_timeout: int = flag("Seconds that processes wait for one another: a day.", 24 * 3600)
+    ddp_timeout: int = flag("Seconds that processes wait for each other: a day.", 24 * 3600)
 
 
 @dataclass
 class TrainingArguments(KernelArguments, RunArguments, OldArguments, TransformersArguments):
-    """Everything about the run itself: kernels, training, and the flags of transformers' Trainer.
+    """Everything about the run itself: kernels, training, and the arguments of transformers' Trainer.
 
     Attributes:
-        train_tile: Train examples per kernel tile: --per_device_train_batch_size where the user gave it, else None
-            (the engine picks).
-        x_tile: The same for --per_device_eval_batch_size and the other axis.
-        published_settings: The flags whose value --as_published has changed.
-        keeps_checkpoints: Whether the user said when checkpoints are saved, and so wants them after training too.
+        train_tile: Train examples per kernel tile: `per_device_train_batch_size` if the user gave it; None lets the
+            engine choose.
+        x_tile: The same for `per_device_eval_batch_size` and the other axis.
+        published_settings: The settings whose value `as_published` has changed.
+        keeps_checkpoints: Whether the user said when to save checkpoints; if so they stay after training.
     """
 
     train_tile: int | None = dataclasses.field(default=None, init=False)
@@ -269,7 +286,7 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
     keeps_checkpoints: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        """Let --no_train and --no_predict win over the --do_… flags that run_fewshot.sh always passes."""
+        """Let `no_train` and `no_predict` override the `do_…` settings that run_fewshot.sh always passes."""
         on_cpu = self.use_cpu or not torch.cuda.is_available()
         rejoin_after_restart(self.ddp_backend or ("gloo" if on_cpu else "nccl"), timedelta(seconds=self.ddp_timeout))
         translate_old_flags(self)
@@ -284,7 +301,7 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
 
     @property
     def fits_linear_head(self) -> bool:
-        """Whether the last layer is fitted, by itself or before anything else."""
+        """Whether the last layer is fitted, alone or first."""
         if self.active_trainer == ActiveTrainer.LINEARHEAD:
             return True
         return self.from_linearhead and self.active_trainer != ActiveTrainer.ZERO_SHOT
@@ -315,20 +332,20 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
         return changed
 
 
-# TrainingArguments goes to the parser in its parts, so that --help shows the flags grouped by purpose.
+# The parser gets the parts of TrainingArguments, which --help shows as groups.
 _GROUPS = (ModelArguments, DataArguments, KernelArguments, RunArguments, OldArguments, TransformersArguments)
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Read a command line: ``--flag value …``, or the name of a JSON file with the same, or the file and then flags.
 
-    Unambiguous beginnings of flags and old spellings are understood; of a flag given twice the last counts.
+    Unambiguous abbreviations of flags and old spellings are understood; the last of repeated flags counts.
 
     Args:
         argv: The command line without the program's name.
 
     Returns:
-        The three dataclasses. Which flags go together is for checks.py.
+        The arguments of the model, the data and the run; `validation.check_arguments` checks which go together.
 
     Raises:
         UsageError: A flag that does not exist, lacks its value, or has one that it cannot take.
@@ -361,7 +378,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
 
 
 class _Parser(HfArgumentParser):
-    """argparse that raises UsageError instead of printing its usage, which is pages long here."""
+    """A parser that raises UsageError instead of printing its usage, which is pages long."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(_as_sentence(message))
@@ -378,7 +395,7 @@ def _make_parser() -> _Parser:
 
 
 def _as_sentence(message: str) -> str:
-    """Turn argparse's complaint into a sentence that names each flag once, as people write it."""
+    """Turn argparse's message into a sentence that names each flag once."""
     message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message.removeprefix("argument "))
     missing = message.removeprefix("the following arguments are required: ")
     if missing != message:
@@ -390,7 +407,7 @@ def _as_sentence(message: str) -> str:
 
 
 def flag_names() -> set[str]:
-    """The names of all flags, with the ``no_`` forms that HfArgumentParser adds to flags that are on by default."""
+    """Return the names of all flags, and of the ``no_`` forms of flags that are on by default."""
     fields = [field for group in _GROUPS for field in dataclasses.fields(group) if field.init]
     names = {field.name for field in fields}
     return names | {f"no_{field.name}" for field in fields if field.default is True} | {"help"}
@@ -401,7 +418,7 @@ def _values_of(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(path: Path, flags: Collection[str]) -> list[str]:
-    """Turn a JSON object into the command line that says the same, so that both are checked alike; null: not given."""
+    """Turn a JSON object into the equivalent command line, which is then checked as usual; null means not given."""
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once_each)
     except OSError as error:
@@ -426,7 +443,7 @@ def _read_config(path: Path, flags: Collection[str]) -> list[str]:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The dictionary of a JSON object, in which the last of two equal keys would win."""
+    """Return the dictionary of a JSON object; refuse repeated keys, of which json would silently keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

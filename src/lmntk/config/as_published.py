@@ -1,7 +1,6 @@
-"""Where the published program (Malladi et al. 2023, arXiv 2210.05643) takes another value than this one.
+"""Settings in which the published program (Malladi et al. 2023, arXiv 2210.05643) differs from this one.
 
-Every row is a setting of its own; ``--as_published`` takes the published value of all that the command line leaves
-open. docs/reference/as-published.md explains each of them.
+``--as_published`` takes the published value of every setting in this table that the command line does not give. docs/reference/as-published.md explains each of them.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,15 +14,14 @@ task's row completes lengths or draws)."""
 
 @dataclass(frozen=True)
 class Row:
-    """A setting.
+    """A setting with its published value.
 
     Attributes:
-        flag: Its flag.
-        value: What the published program does.
-        says: What this value means, to follow the flag in a sentence.
-        matters: Whether it changes what a command does.
-        read: Whether the published program reads the flag: what it does not read counts for nothing even where it is
-            given.
+        flag: The flag of the setting.
+        value: The published program's value.
+        says: What this value does, in the words of a log line.
+        matters: Returns whether the value changes what a command does.
+        read: Whether the published program reads the flag; a flag that it does not read is overridden even if given.
     """
 
     flag: str
@@ -84,7 +82,7 @@ ROWS = (
         "a single logit f is saved as the two logits -f and f",
         lambda given: given.save_logit and given.binary_classification,
     ),
-    # Told when the model is opened, which shows whether it is a BERT.
+    # `build` logs this one, since only the model's configuration shows whether it is a BERT.
     Row("segments", False, "BERT is not told which sentence a token belongs to", lambda given: False),
     Row(
         "clip_frozen",
@@ -115,7 +113,7 @@ ROWS = (
     Row("lr_scheduler_type", "linear", "--lr_scheduler_type is not read: it is linear", _trains, read=False),
     Row("eval_steps", None, "--eval_steps is not read", _trains, read=False),
 )
-"""The settings, in the order in which they are told."""
+"""The settings, in the order in which they are logged."""
 
 ADAMW = (
     "--as_published: AdamW is torch's all the same; transformers 4 decayed after the step and added epsilon before the "
@@ -124,12 +122,12 @@ ADAMW = (
 
 
 def applied(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """Give a command's flags the published values, where it says ``--as_published``.
+    """Return a command's flags with the published values, if ``--as_published`` is among them.
 
     Args:
-        values: All flags.
-        given: The names of those on the command line: they keep their value, unless the published program does not
-            read them.
+        values: The values of all flags.
+        given: The names of the flags on the command line, which keep their value unless the published program does
+            not read them.
     """
     if not values["as_published"]:
         return dict(values)
@@ -141,7 +139,7 @@ def changes(given: Flags) -> list[str]:
     """Return a sentence for every setting that ``--as_published`` changes for a command.
 
     Args:
-        given: All flags and more, see `Flags`.
+        given: The flags and more, see `Flags`.
     """
     if not given.as_published:
         return []
@@ -151,7 +149,7 @@ def changes(given: Flags) -> list[str]:
 
 
 def _written(row: Row) -> str:
-    """The flag that takes a row's published value alone."""
+    """Return the flag that sets only this row's published value."""
     if not row.read:
         return f"as without --{row.flag}"
     if row.value is False:

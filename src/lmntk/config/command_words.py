@@ -1,4 +1,4 @@
-"""The words of a command line, before any flag is understood: they are text that can be written down again."""
+"""Check the words of a command line before any flag is parsed: every word must be text that files can record."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from lmntk.errors import UsageError
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuse words that no file could record and no file could be named by.
+    """Refuse words that cannot be written to a file or name one.
 
     Args:
-        words: The command line, bytes that are not UTF-8 as Python passes them, lone surrogates.
+        words: The command line; bytes that are not UTF-8 arrive as lone surrogates.
 
     Raises:
         UsageError: A word is not UTF-8, or holds a NUL character; names its flag.

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flag(help: str, default: Any = None, choices: Iterable[str] | None = None) -> Any:
-    """A dataclass field that HfArgumentParser turns into an optional flag."""
+    """Return a dataclass field that HfArgumentParser turns into an optional flag."""
     metadata: dict[str, Any] = {"help": help}
     if choices is not None:
         metadata["choices"] = tuple(choices)
@@ -14,5 +14,5 @@ def flag(help: str, default: Any = None, choices: Iterable[str] | None = None) -
 
 
 def required(help: str) -> Any:
-    """A dataclass field that HfArgumentParser turns into a flag that must be given."""
+    """Return a dataclass field that HfArgumentParser turns into a required flag."""
     return dataclasses.field(metadata={"help": help})

@@ -1,20 +1,20 @@
-"""Old spellings and abbreviations of flags → today's full names."""
+"""Translate old spellings and abbreviations of flags to the current full names."""
 
 import difflib
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 
-from lmntk.errors import UsageError
+from lmntk.errors import UnknownNameError
 
-# Command lines of LM-BFF's time carry these; transformers 5 knows them no more. Values mean the same under both names.
-# (--overwrite_output_dir went too, but has no successor: it is a flag of our own, see arguments.py.)
+# Old command lines use these names, which transformers 5 has dropped. Their values have the same meaning.
+# (transformers dropped --overwrite_output_dir too, without a successor: arguments.py defines it.)
 OLD_SPELLINGS: Mapping[str, str] = {
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
-# Beginnings that meant one flag before these were added still mean it.
+# Abbreviations that meant one flag before these flags were added still mean it.
 YOUNGER = frozenset({
     "adafactor", "as_published", "clip_frozen", "decay_head_norm", "flattened_targets", "fp16_backend",
     "fp16_opt_level", "group_by_length", "linear_head_halved", "linear_head_order", "logging_dir", "no_segments",
@@ -26,11 +26,11 @@ _BOOLEANS = {"true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"}  # what
 
 
 def translate(argv: Sequence[str], flags: Collection[str]) -> list[str]:
-    """Write every flag of a command line out in full, under the name it has today.
+    """Write out every flag of a command line in full, under its current name.
 
     Args:
         argv: The command line: ``--flag value``, ``--flag=value`` or ``--flag``, with ``-`` or ``_`` between words.
-        flags: The names of today's flags, without the leading dashes.
+        flags: The names of the current flags, without the leading dashes.
 
     Returns:
         The same command line, values untouched.
@@ -43,17 +43,17 @@ def translate(argv: Sequence[str], flags: Collection[str]) -> list[str]:
 
 
 def full_name(name: str, flags: Collection[str]) -> str:
-    """Find the flag that a name stands for: itself, its old spelling, or its unambiguous beginning.
+    """Return the flag that a name stands for: a flag, an old spelling, or an unambiguous abbreviation.
 
     Args:
-        name: What the user wrote, without the leading dashes.
-        flags: The names of today's flags.
+        name: The name as the user wrote it, without the leading dashes.
+        flags: The names of the current flags.
 
     Returns:
         The name of one of `flags`.
 
     Raises:
-        UsageError: None of the flags, or several, begin like this.
+        UnknownNameError: No flag, or several, begin with the name.
     """
     name = name.replace("-", "_")
     if name in OLD_SPELLINGS:
@@ -66,14 +66,18 @@ def full_name(name: str, flags: Collection[str]) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise UsageError(f"--{name} could be {_one_of(matches)}: write the flag out")
+        raise UnknownNameError(
+            f"--{name} could be {_one_of(matches)}: write the flag out", name=name, kind="flag", options=matches
+        )
     close = difflib.get_close_matches(name, spellings, n=1, cutoff=0.6)
     hint = f"did you mean --{close[0]}? " if close else ""
-    raise UsageError(f"unknown flag --{name}: {hint}run.py --help lists all flags")
+    raise UnknownNameError(
+        f"unknown flag --{name}: {hint}run.py --help lists all flags", name=name, kind="flag", options=close
+    )
 
 
 def is_flag(token: str) -> bool:
-    """Tell a flag from a value as argparse does: two dashes, and no space in the name."""
+    """Return whether a word is a flag, by argparse's rule: two dashes, and no space in the name."""
     return len(token) > 2 and token.startswith("--") and " " not in token.partition("=")[0]
 
 
@@ -85,7 +89,7 @@ def _translate_token(token: str, flags: Collection[str]) -> str:
 
 
 def _debug_of_4_4(token: str, following: str) -> str:
-    """Rename ``--debug`` where it is transformers 4.4's switch for metrics of TPUs: today's takes names of options."""
+    """Rename ``--debug`` if it is the switch of transformers 4.4 for TPU metrics; the current flag takes option names."""
     name, equals, value = token.partition("=")
     if name != "--debug":
         return token
@@ -94,7 +98,7 @@ def _debug_of_4_4(token: str, following: str) -> str:
 
 
 def _one_of(names: Sequence[str]) -> str:
-    """Join names for a sentence; an abbreviation such as ``--l`` has too many to list all."""
+    """Join names for a sentence; an abbreviation such as ``--l`` has too many matches to list all."""
     shown = [f"--{name}" for name in names[:6]]
     if len(names) > len(shown):
         return ", ".join(shown) + f" or {len(names) - len(shown)} others"

@@ -6,31 +6,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmntk.config.flag_fields import flag
-from lmntk.errors import UsageError
+from lmntk.errors import Bounds, check_numbers
 
-# Those to which nothing answers.
+# Flags without effect, and why.
 IGNORED = {
     "fp16_opt_level": "--fp16 is torch's mixed precision, which has no levels",
-    "fp16_backend": "--fp16 is torch's mixed precision, and there is no other",
+    "fp16_backend": "--fp16 is always torch's mixed precision",
     "tpu_num_cores": "this program does not run on TPUs",
     "tpu_metrics_debug": "this program does not run on TPUs",
-    "past_index": "the models here keep nothing from one batch to the next",
-    "sharded_ddp": "it was fairscale's; --fsdp is torch's own",
+    "past_index": "the models keep no state between batches",
+    "sharded_ddp": "it belonged to fairscale; --fsdp is torch's own",
 }
-_ALONE = {"nargs": "?", "const": "True"}  # may stand without a value
+_ALONE = {"nargs": "?", "const": "True"}  # the value may be left out
 
 
 @dataclass
 class OldArguments:
-    """Flags of transformers 4.4 that transformers has dropped; nothing reads those of `IGNORED`."""
+    """Flags of transformers 4.4 that transformers has dropped; those in `IGNORED` have no effect."""
 
     _argument_group_name = "Flags of transformers 4.4, for old scripts"
 
-    warmup_ratio: float = flag("Share of the steps over which the learning rate rises; --warmup_steps goes first.", 0.0)
+    warmup_ratio: float = flag(
+        "Share of the steps over which the learning rate rises; --warmup_steps overrides it.", 0.0
+    )
     logging_dir: str | None = flag("Folder for the logs of --report_to tensorboard.")
     adafactor: bool = flag("Train with Adafactor: --optim adafactor.", False)
     group_by_length: bool = flag(
-        "Train on batches of prompts of like length: --train_sampling_strategy group_by_length.", False
+        "Train on batches of prompts of similar length: --train_sampling_strategy group_by_length.", False
     )
     fp16_opt_level: str | None = flag("Accepted for old scripts, and ignored.")
     fp16_backend: str | None = flag("Accepted for old scripts, and ignored.")
@@ -45,18 +47,17 @@ class OldArguments:
 
 
 def translate_old_flags(args: Any) -> None:
-    """Say what old flags mean by the flags of today, before transformers reads these.
+    """Set the current flags to what old flags mean, before transformers reads them.
 
     Args:
-        args: `OldArguments`, and transformers' own beside them.
+        args: The arguments, old ones and those of transformers.
 
     Raises:
-        UsageError: A share of the steps that is none.
+        SettingError: `warmup_ratio` is not a share.
     """
-    if not 0 <= args.warmup_ratio <= 1:
-        raise UsageError(f"--warmup_ratio is {args.warmup_ratio}, but it must be from 0 to 1")
+    check_numbers([Bounds("warmup_ratio", 0, 1)], vars(args))
     if args.warmup_ratio and not args.warmup_steps:
-        # Below 1 it is a share of all steps; 1 would be one step.
+        # transformers takes a number below 1 as a share of all steps, and 1 as one step.
         args.warmup_steps = min(args.warmup_ratio, 1 - 1e-9)
     if args.logging_dir is not None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = args.logging_dir

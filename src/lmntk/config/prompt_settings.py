@@ -1,4 +1,4 @@
-"""What turns examples into prompts, once flags, the task's row and the general defaults have been heard."""
+"""Resolve the settings that turn examples into prompts: flags first, then the task's row, then general defaults."""
 
 import dataclasses
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 
 from lmntk.config.arguments import GENERAL_MAX_SEQ_LENGTH, GENERAL_NUM_SAMPLE, DataArguments
 from lmntk.data.tasks import CUSTOM, Task, custom_task, find_task
-from lmntk.errors import UsageError
+from lmntk.errors import SettingError
 from lmntk.prompts.demonstrations import DemonstrationSettings
 from lmntk.prompts.label_words import parse_mapping, read_mapping
 from lmntk.prompts.prompt_files import PromptSources, choose_prompts
@@ -18,7 +18,7 @@ from lmntk.prompts.templates import plain_text_template
 logger = logging.getLogger(__name__)
 
 TASK_DEFAULTS = ("max_seq_length", "first_sent_limit", "other_sent_limit", "num_sample")
-"""The flags that a task's row completes beside its template and label words."""
+"""The settings that a task's row completes, besides its template and label words."""
 
 
 @dataclass(frozen=True)
@@ -45,36 +45,47 @@ class PromptSettings:
 
 
 def task_of(data_args: DataArguments, few_shot_type: str) -> Task:
-    """Look up the task that the flags name, or make it of what they say of data of the user's own.
+    """Look up the task that the arguments name, or make it from their description of the user's own data.
+
+    Args:
+        data_args: The arguments of the data.
+        few_shot_type: ``"finetune"``, ``"prompt"`` or ``"prompt-demo"``.
 
     Raises:
-        UsageError: There is no such task, or flags that data of one's own need, or are for them alone, are amiss.
+        UnknownNameError: There is no such task.
+        SettingError: A setting that the user's own data needs is missing.
     """
     if data_args.custom_columns is None:
         if data_args.task_name.lower() == CUSTOM:
-            raise UsageError(
-                f"--task_name {data_args.task_name} is for data of one's own: add --custom_columns, the names of the "
-                "text columns and, last, of the label's, as in --custom_columns text,label"
+            raise SettingError(
+                f"--task_name {data_args.task_name} is for your own data: add --custom_columns, the names of the text "
+                "columns and, last, of the label column, as in --custom_columns text,label",
+                setting="custom_columns",
+                value=None,
             )
         return find_task(data_args.task_name)
     bare = custom_task(data_args.custom_columns, name=data_args.task_name.lower())
-    # A file beats a flag; `resolve_prompts` says so when its time comes.
+    # A file overrides a flag; `resolve_prompts` logs that later.
     beaten = [flag for flag in ("template", "mapping") if data_args.prompt_path or getattr(data_args, f"{flag}_path")]
     nothing: dict[str, Any] = dict.fromkeys(beaten)
     templates, words = _chosen_prompts(bare, dataclasses.replace(data_args, **nothing))
     if not words:
-        raise UsageError(
+        raise SettingError(
             "--custom_columns needs --mapping, every label of your data and its word, in the order of the logits: "
-            "as in --mapping \"{'0': 'terrible', '1': 'great'}\""
+            "as in --mapping \"{'0': 'terrible', '1': 'great'}\"",
+            setting="mapping",
+            value=None,
         )
     labels = tuple(read_mapping(words))
     if len(labels) < 2:
-        raise UsageError(f"--mapping {words} has one label or none, where two classes at least are to be told apart")
+        raise SettingError(f"--mapping {words} needs at least two labels", setting="mapping", value=words)
     if not all(templates) and few_shot_type != "finetune":
         sentences = "".join(f"*{'+' if i else ''}sent_{i}*" for i in range(bare.num_sentences))
-        raise UsageError(
+        raise SettingError(
             f"--custom_columns needs --template, as in --template '*cls*{sentences}_It_was*mask*.*sep+*', or "
-            "--few_shot_type finetune, which does without"
+            "--few_shot_type finetune, which takes none",
+            setting="template",
+            value=None,
         )
     return custom_task(bare.columns, labels, bare.name)
 
@@ -82,22 +93,22 @@ def task_of(data_args: DataArguments, few_shot_type: str) -> Task:
 def resolve_prompts(
     task: Task, data_args: DataArguments, model_limit: int | None, few_shot_type: str = "prompt"
 ) -> PromptSettings:
-    """Complete the flags from the task's row, and that from the general defaults.
+    """Complete the arguments from the task's row, then from the general defaults.
 
     Args:
-        task: The row.
-        data_args: The flags.
-        model_limit: The longest sequence the model can read.
+        task: The row of the table of tasks.
+        data_args: The arguments of the data.
+        model_limit: The longest sequence that the model can read; None where no model is open.
         few_shot_type: ``"finetune"``, ``"prompt"`` or ``"prompt-demo"``.
 
     Raises:
-        UsageError: Flags that contradict each other, or a mapping that does not fit the task.
+        UsageError: The arguments contradict each other, or the mapping does not fit the task.
     """
     limits = _resolve_limits(task, data_args, model_limit, few_shot_type)
     if few_shot_type == "finetune":
         given = ("template", "mapping", "template_path", "mapping_path", "prompt_path", "first_sent_limit")
         idle = [f"--{flag}" for flag in (*given, "other_sent_limit") if getattr(data_args, flag) is not None]
-        if task.columns:  # whose labels it names
+        if task.columns:  # the mapping names the labels
             idle = [flag for flag in idle if flag not in ("--mapping", "--mapping_path", "--prompt_path")]
         if idle:
             logger.warning("--few_shot_type finetune takes the plain text: %s not used", " and ".join(idle))
@@ -112,7 +123,7 @@ def resolve_prompts(
 
 
 def _chosen_prompts(task: Task, data_args: DataArguments) -> tuple[list[str], str | Mapping[str, str]]:
-    """The templates and the mapping that flags and files give, or else the task."""
+    """Return the templates and the mapping that arguments and files give, or else the task's own."""
     names = (field.name for field in dataclasses.fields(PromptSources))
     return choose_prompts(task, PromptSources(**{name: getattr(data_args, name) for name in names}))
 
@@ -135,7 +146,11 @@ def _resolve_limits(task: Task, data_args: DataArguments, model_limit: int | Non
     assert usual is not None
     asked = data_args.max_seq_length
     if model_limit is not None and asked is not None and asked > model_limit:
-        raise UsageError(f"--max_seq_length is {asked}, but this model reads at most {model_limit} tokens")
+        raise SettingError(
+            f"`max_seq_length` is {asked}, but this model reads at most {model_limit} tokens",
+            setting="max_seq_length",
+            value=asked,
+        )
     longest = asked or usual
     demonstrations = few_shot_type == "prompt-demo"
     if demonstrations and data_args.double_demo:
@@ -153,7 +168,7 @@ def _resolve_limits(task: Task, data_args: DataArguments, model_limit: int | Non
 
 
 def _row(task: Task, data_args: DataArguments) -> Task:
-    """The task as far as its row completes the flags: without lengths and draws under ``--no_task_defaults``."""
+    """Return the task as far as its row completes the arguments: not lengths and draws with `no_task_defaults`."""
     if data_args.task_defaults:
         return task
     nothing: dict[str, Any] = dict.fromkeys(TASK_DEFAULTS)

@@ -1,1 +1,1 @@
-"""From arguments to an experiment: task, tokenizer, model, data sets and what describes them."""
+"""From arguments to an experiment: task, tokenizer, model and data sets, and the record of the run."""

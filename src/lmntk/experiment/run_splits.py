@@ -1,4 +1,4 @@
-"""Which splits a run is about, where their examples are, and whether a model is asked about them."""
+"""Which splits a run reads, where their examples are, and whether a model is asked about them."""
 
 import logging
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def splits_of(task: Task, training_args: TrainingArguments, data_dir: str) -> list[str]:
-    """List the splits that a run reads; a kernel always has the train examples along its first axis."""
+    """Return the splits that a run reads; a kernel always has the train examples along its first axis."""
     wanted = {
         "train": training_args.active_trainer != ActiveTrainer.ZERO_SHOT,
         "dev": training_args.do_eval,
@@ -24,7 +24,7 @@ def splits_of(task: Task, training_args: TrainingArguments, data_dir: str) -> li
     if training_args.do_predict and task.second_test_set:
         second = find_task(task.second_test_set)
         split = str(Split("test", second.key))
-        loaded = training_args.load_kernels  # published kernels are of the first test set alone
+        loaded = training_args.load_kernels  # published kernels belong to the first test set
         needed = (
             Path(data_dir) / second.file_name("test") if loaded is None else RunPaths(loaded, task.key).kernel(split)
         )
@@ -36,17 +36,17 @@ def splits_of(task: Task, training_args: TrainingArguments, data_dir: str) -> li
 
 
 def file_of(task: Task, data_dir: str, split: str) -> Path:
-    """Return where the examples of a split are.
+    """Return the file of a split.
 
     Raises:
-        UsageError: There is no such file.
+        MissingSplitError: There is no such file.
     """
     mode, own = mode_and_task_of(split, task)
     return split_file(own, data_dir, mode)
 
 
 def place_of(task: Task, data_dir: str, split: str) -> Path:
-    """Return where the examples of a split would be."""
+    """Return the file of a split, whether it exists or not."""
     mode, own = mode_and_task_of(split, task)
     if own.columns:
         return find_user_file(Path(data_dir), mode) or Path(data_dir) / f"{mode}.*"
@@ -54,13 +54,13 @@ def place_of(task: Task, data_dir: str, split: str) -> Path:
 
 
 def mode_and_task_of(split: str, task: Task) -> tuple[str, Task]:
-    """Tell which split of which task a data set of a run is: those of a second test set are another task's."""
+    """Return the mode and the task of a data set: a second test set is the test split of another task."""
     parsed = Split.parse(split)
     return parsed.mode, find_task(parsed.other_task) if parsed.other_task else task
 
 
 def needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[str]) -> bool:
-    """Tell whether a model is asked: loaded kernels need none, unless f₀ is asked for and lies not beside them."""
+    """Return whether a model is asked: loaded kernels need none, unless f₀ is needed and is not beside them."""
     folder = training_args.load_kernels
     if folder is None:
         return True
@@ -69,13 +69,13 @@ def needs_model(training_args: TrainingArguments, task: Task, splits: Iterable[s
 
 
 def are_described(folder: str | Path, task: Task, splits: Iterable[str]) -> bool:
-    """Tell whether any of the kernels to load says what it is of."""
+    """Return whether any of the kernels to load has a description."""
     paths = RunPaths(folder, task.key)
     return any(read_description(paths.kernel(split)) is not None for split in splits)
 
 
 def stored_splits(folder: str | Path, task: Task, splits: Iterable[str]) -> list[str]:
-    """List some splits, and the others whose kernels are in a folder, in the order in which runs go through them."""
+    """Return some splits, and the others whose kernels are in a folder, in the order in which runs read them."""
     second = [str(Split("test", find_task(task.second_test_set).key))] if task.second_test_set else []
     wanted, paths = set(splits), RunPaths(folder, task.key)
     return [split for split in ("train", "dev", "test", *second) if split in wanted or paths.kernel(split).is_file()]
