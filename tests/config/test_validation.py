@@ -172,7 +172,6 @@ TRAIN = ["--few_shot_type", "prompt", "--do_train", "--do_eval"]
         ([*TRAIN, "--save_logit"], "save_logit", "`save_logit_dir`"),
         ([*TRAIN, "--lora_r", "4"], "lora_r", "add `apply_lora`"),
         (["--do_train", "--evaluate_during_training"], "evaluate_during_training", "add `do_eval`"),
-        (["--do_train", "--eval_strategy", "epoch"], "eval_strategy", "add `do_eval`"),
         (["--do_train", "--eval_on_start"], "eval_on_start", "add `do_eval`"),
         ([*TRAIN, "--apply_lora", "--random_model_init"], "random_model_init", "`save_strategy=no`"),
         ([*TRAIN, "--apply_lora", "--random_segment"], "random_segment", "`save_strategy=no`"),

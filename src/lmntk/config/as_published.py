@@ -1,6 +1,7 @@
 """Settings in which the published program (Malladi et al. 2023, arXiv 2210.05643) differs from this one.
 
-``--as_published`` takes the published value of every setting in this table that the command line does not give. docs/reference/as-published.md explains each of them.
+``--as_published`` takes the published value of every setting in this table that the command line does not give.
+docs/reference/as-published.md explains each of them.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -89,7 +89,7 @@ def _translate_token(token: str, flags: Collection[str]) -> str:
 
 
 def _debug_of_4_4(token: str, following: str) -> str:
-    """Rename ``--debug`` if it is the switch of transformers 4.4 for TPU metrics; the current flag takes option names."""
+    """Rename ``--debug`` if it is transformers 4.4's switch for TPU metrics; the current flag takes option names."""
     name, equals, value = token.partition("=")
     if name != "--debug":
         return token
