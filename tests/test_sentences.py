@@ -105,6 +105,18 @@ OF_COMMANDS = [
      "nowhere does not exist: give the folder of a run"),
     (["download", "--formula", "sdg"],
      "argument --formula: invalid choice: 'sdg' (choose from 'sgd', 'signgd', 'asymmetric_signgd'); see --help"),
+    (["download", "--formula", "signgd", "--k", "512"],
+     "--formula signgd --k 512: no such kernels were published; signgd kernels are those of 16 and 64 examples per label"),
+    (["download", "--task", "CoLA"],
+     "--task CoLA: no kernels of CoLA were published; available: SST-2, sst-5, mr, cr, mpqa, subj, trec, MRPC, QQP, QNLI, RTE, MNLI, SNLI, ag_news"),
+    (["download", "--tag", "x", "--formula", "sgd", "signgd"],
+     "--tag x: a tag is for the kernels of one --formula: leave it out to have one for each formula"),
+    (["download", "--base_url", "file:///tmp"],
+     "--base_url file:///tmp: it must be an address such as https://nlp.cs.princeton.edu/projects/LM-Kernel-FT/roberta-base"),
+    (["report", "data"],
+     "data holds neither kernels nor results of a run (such as test_kernels_sst-2.pt, test_results_sst-2.txt): give the folder that --output_dir named"),
+    (["compare", "data", "model"],
+     "data holds neither kernels nor results of a run (such as test_kernels_sst-2.pt, test_results_sst-2.txt): give the folder that --output_dir named"),
 ]
 """Command lines of `lmntk`, run in an empty folder, and the sentence after ``error: ``."""
 # fmt: on

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pandas import DataFrame
 
@@ -12,47 +13,7 @@ from lmntk.report.figures import KINDS, Picture, make_overview, shared_scales
 from lmntk.report.formatting import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
 from lmntk.report.plots import LONGEST_NAME
 
-CSS = """
-:root { color-scheme: light }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem; max-width: 84rem; color: #1a1a1a; background: #fff;
-       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .75rem }
-h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 2px solid #d0d0d0 }
-h3 { font-size: 1.1rem; margin: 2rem 0 .25rem }
-h4 { font-size: 1rem; margin: 1.25rem 0 .25rem }
-p, li { max-width: 60rem }
-p { margin: .35rem 0 .75rem }
-.lead { font-size: 1.1rem }
-.note { color: #444; font-size: .93rem }
-.scroll { overflow-x: auto }
-code, figcaption, blockquote, li, .texts td:last-child { overflow-wrap: anywhere }
-td, th { overflow-wrap: break-word }
-code { background: #f2f2f2; padding: .05em .3em; border-radius: 3px; font-size: .9em }
-table { border-collapse: collapse; font-size: .93rem; line-height: 1.35 }
-caption { text-align: left; color: #444; padding-bottom: .4rem }
-th, td { padding: .4rem .7rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
-thead th { border-bottom: 2px solid #888; vertical-align: bottom; overflow-wrap: normal }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.runs tbody td { white-space: nowrap }
-.grid { display: grid; gap: 1rem 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr)) }
-.alone { grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
-.two { grid-template-columns: repeat(2, minmax(0, 1fr)) }
-.three { grid-template-columns: repeat(3, minmax(0, 1fr)) }
-.alone section > h3 { margin-top: 1rem }
-figure { margin: 0 }
-figure img { display: block; width: 100%; max-width: 32rem; height: auto }
-figcaption { font-size: .93rem; line-height: 1.4 }
-blockquote { margin: .25rem 0; padding: .1rem 0 .1rem .8rem; border-left: 4px solid #0072b2 }
-article { margin: 1rem 0 0; break-inside: avoid }
-article h4 { margin-top: 0 }
-footer { margin-top: 3rem; padding-top: .75rem; border-top: 1px solid #d0d0d0 }
-@media (max-width: 1150px) { .runs { font-size: .8rem } .runs th, .runs td { padding-right: .4rem }
-  .runs tbody td { white-space: normal } }
-@media (max-width: 900px) { .two, .three { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)) }
-  body { padding: 1rem } }
-@media print { body { max-width: none } figure, article, tr { break-inside: avoid } }
-"""
+CSS = "\n" + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
