@@ -27,7 +27,7 @@ test: $(VENV)/requirements-dev.stamp ## Run the tests
 
 test-quick: $(VENV)/requirements-dev.stamp ## Run the tests of kernels, data, prompts and solvers: under a minute
 	@OMP_NUM_THREADS=$(OMP_NUM_THREADS_FOR_TESTS) $(RUN) -m pytest -q --numprocesses auto --dist worksteal \
-		-m "not slow" tests/kernels tests/data tests/prompts tests/solvers
+		-m "not slow" --thin 5 tests/kernels tests/data tests/prompts tests/solvers
 
 lint: $(VENV)/requirements-dev.stamp ## Check style, docstrings and types
 	$(RUN) -m ruff check .

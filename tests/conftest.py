@@ -1,5 +1,6 @@
 """Fixtures that tests in several folders share."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,20 @@ def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_roberta: Path) -> Workplace:
     """A folder to call run.py in, new for each file of tests; a file that needs more there takes it and adds that."""
     return Workplace(tmp_path_factory.mktemp("workplace"), tiny_roberta)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thin", type=int, default=1, help="of a test with many parameters run every n-th case only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave cases out for `make test-quick`: every test function still runs, with some of its parameters."""
+    every, cases = config.getoption("--thin"), Counter[str]()
+    kept, left_out = [], []
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        (left_out if cases[name] % every else kept).append(item)
+        cases[name] += 1
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept

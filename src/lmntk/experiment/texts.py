@@ -21,6 +21,12 @@ def read_texts(texts: Any) -> list[tuple[str, ...]]:
 
     Raises:
         DataError: There are no examples, one is not of strings, or they differ in their number of sentences.
+
+    Example:
+        >>> read_texts(["a great film", "boring"])
+        [('a great film',), ('boring',)]
+        >>> read_texts([("a man eats", "a man is fed")])
+        [('a man eats', 'a man is fed')]
     """
     if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
         raise DataError("`texts` must be a list of strings, or of rows of strings", example=None)
@@ -104,6 +110,10 @@ def match_label_words(
     Raises:
         SettingError: There are no words, or not as many as there are labels.
         DataError: A label has no word, or labels of several types do not sort.
+
+    Example:
+        >>> match_label_words(np.array([1, 0, 1]), ["terrible", "great"])
+        ({'0': 'terrible', '1': 'great'}, array([0, 1]))
     """
     try:
         seen = np.unique(labels)
