@@ -14,7 +14,6 @@ from lmntk import solvers
 from lmntk.analysis import statistics
 from lmntk.analysis.compare import compare_paths
 from lmntk.commands import compare
-from lmntk.config import tool_parser
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError
 from lmntk.solvers.problem import SolverSettings
 from lmntk.storage.paths import RunPaths
@@ -209,11 +208,12 @@ def test_texts_of_another_split_are_refused_though_labels_agree(tmp_path: Path) 
     assert caught.value.data["differences"] == ["data_sha256", "tokens_sha256"]
 
 
-def test_a_command_line_that_is_interrupted_ends_in_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_comparison_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted() -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    assert tool_parser.exit_status(interrupted) == 130
-    assert capsys.readouterr().err == "stopped by SIGINT: the same command starts anew\n"
+    monkeypatch.setattr("lmntk.analysis.compare.compare_paths", interrupted)
+    assert compare.main([str(tmp_path), str(tmp_path)]) == 130
+    assert capsys.readouterr().err.startswith("stopped by SIGINT: ")

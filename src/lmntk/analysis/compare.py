@@ -24,7 +24,7 @@ class SplitComparison:
 
     Attributes:
         split: The split.
-        kernels: How alike their entries are.
+        kernels: The distance and similarity of the kernels.
         accuracies: The share of examples that the solver predicts right from A, and from B; None without predictions.
         agreement: The share of examples that both give the same label; None without predictions.
     """

@@ -240,9 +240,8 @@ def is_installed(path: Path, file: File) -> bool:
         return False
     if path.is_file() and path.stat().st_size == file.size and _crc(path) == file.crc:
         return True
-    raise FileError(
-        f"{path} exists already and is not the published file: move it away, or choose another `tag`", path=path
-    )
+    message = f"{path} exists already and is not the published file: move it away, or choose another `tag`"
+    raise FileError(message, path=path)
 
 
 def _crc(path: Path) -> int:
@@ -259,7 +258,7 @@ def _nearest_folder(folder: Path) -> Path:
 
 
 def _check_archive_fits(archive: Archive, settings: Settings, size: int, received: int) -> None:
-    """Refuse an archive that does not fit; kernels hardly compress, so that unpacked they take as much again."""
+    """Refuse an archive that does not fit; kernels hardly compress and take as much space again when unpacked."""
     cache, output = settings.cache_dir, settings.output_dir
     unpacked = size if settings.everything else 0
     if unpacked and _nearest_folder(cache).stat().st_dev == _nearest_folder(output).stat().st_dev:
@@ -273,12 +272,9 @@ def _check_archive_fits(archive: Archive, settings: Settings, size: int, receive
 def _check_room(setting: str, folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(_nearest_folder(folder)).free
     if free < needed:
-        raise SettingError(
-            f"`{setting}={folder}`: {what} takes {data_size(needed)}, but {data_size(free)} are free: make room, "
-            "choose another folder, or select less with `task` and `seed`",
-            setting=setting,
-            value=folder,
-        )
+        message = f"{what} takes {data_size(needed)}, but {data_size(free)} are free: make room, choose another folder"
+        choice = f"`{setting}={folder}`"
+        raise SettingError(f"{choice}: {message}, or select less with `task` and `seed`", setting=setting, value=folder)
 
 
 @dataclass(frozen=True)
