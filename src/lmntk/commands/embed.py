@@ -16,6 +16,7 @@ from lmntk.data.examples import read_examples, split_file
 from lmntk.data.kshot import PUBLISHED_SEEDS, choose_tasks
 from lmntk.data.tasks import CUSTOM, TASKS, Task, custom_task
 from lmntk.errors import FileError, SettingError
+from lmntk.prompts import sentence_embeddings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,9 +44,6 @@ def make_parser() -> Parser:
 
 def _write_embeddings(given: argparse.Namespace) -> None:
     """Embed task by task; all that can be wrong with the files is found before the model is loaded."""
-    from lmntk.models.families import max_positions
-    from lmntk.prompts import sentence_embeddings
-
     model, name = _model_and_name(given)
     work: dict[str, dict[Path, list[str]]] = {}
     for task in _tasks(given):
@@ -60,6 +58,8 @@ def _write_embeddings(given: argparse.Namespace) -> None:
                 else:
                     work.setdefault(task.folder, {})[path] = examples
     if work:
+        from lmntk.models.families import max_positions  # here, since mistakes and --help need no transformers
+
         encoder = sentence_embeddings.load_encoder(model, max_positions)
         for what, texts in work.items():
             for path in sentence_embeddings.write_embeddings(encoder, texts, given.batch_size, what):

@@ -269,7 +269,10 @@ def _write(words: Sequence[tuple[str, Part]], first_sentence: int = 0, label: st
         elif isinstance(part, SentencePart):
             word = f"{word.rpartition('_')[0]}_{part.index + first_sentence}"
         literal = isinstance(part, LiteralPart)
-        text += f"*{word}*" if not literal else f"*{word}" if after_literal else word
+        if literal:
+            text += f"*{word}" if after_literal else word
+        else:
+            text += f"*{word}*"
         after_literal = literal
     return text
 
