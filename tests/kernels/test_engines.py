@@ -19,8 +19,8 @@ from lmntk.kernels.engines import factored
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.kernels.layers import LAYERS, EmbeddingLayer, embedding
+from lmntk.models.factored_layers import LabelWordDecoder
 from lmntk.models.parameters import ParameterFilter
-from lmntk.models.prompt_model import LabelWordDecoder
 from tiny_models import (
     ARCHITECTURES,
     CAUSAL,

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-import lmntk.models.factored_layers  # noqa: F401 (registers Conv1D)
 import oracle
 from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem
 from lmntk.kernels.assembly import assemble
@@ -24,7 +23,9 @@ from lmntk.kernels.layers import LAYERS, Workspace, embedding, linear, linear_gr
 from lmntk.kernels.layers.base import stack_vectors
 from lmntk.kernels.layers.linear import LinearLayer, LinearPair
 from lmntk.kernels.layers.linear_factors import OuterProducts
+from lmntk.models.factored_layers import register_layers
 
+register_layers()
 FEATURES = 5
 
 

@@ -17,7 +17,7 @@ from transformers import (
 from lmntk.models.attention import use_plain_attention
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
-from lmntk.models.single_position import compute_single_position
+from lmntk.models.single_position import SinglePosition
 from tiny_models import ARCHITECTURES, PaddedPrompts, tiny_config, tiny_prompt_model, tiny_prompts
 
 LENGTHS = [9, 4, 12, 7]
@@ -40,21 +40,20 @@ def padded_batch():
     return PaddedPrompts(tiny_prompts(LENGTHS)).batch(range(len(LENGTHS)))
 
 
-def layers_of_ours(model):
-    return [module for module in model.modules() if "forward" in vars(module)]
+def replaced_layers(model):
+    return model._single_position.layers
 
 
 def last_layer(model):
-    """The layer that is narrowed; OPT's others have a forward of ours too, which keeps examples apart."""
-    *others, layer = layers_of_ours(model)
+    """The layer that computes one position; OPT's others are replaced too, to keep examples apart."""
+    *others, layer = replaced_layers(model)
     assert not others or model.lm.config.model_type == "opt"
     return layer
 
 
 def whole(model):
     """The same model with its layers as transformers has them."""
-    for layer in layers_of_ours(model):
-        vars(layer).pop("forward")
+    replaced_layers(model).clear()
     return model
 
 
@@ -116,7 +115,7 @@ def test_where_queries_have_a_projection_of_their_own_one_is_computed(architectu
 def test_every_layer_of_opt_keeps_its_examples_apart(architecture):
     shapes = []
     model = tiny_prompt_model(architecture)
-    for layer in layers_of_ours(model):
+    for layer in replaced_layers(model):
         layer.fc1.register_forward_hook(lambda module, arguments, output: shapes.append(tuple(output.shape[:-1])))
     model(**padded_batch())
     assert shapes == [(len(LENGTHS), max(LENGTHS)), (len(LENGTHS), 1)]
@@ -149,11 +148,25 @@ def test_a_copy_computes_with_its_own_weights(architecture):
 
 def test_other_attention_and_other_architectures_are_left_alone():
     model = tiny_prompt_model("bert", our_attention=False)
-    assert not layers_of_ours(model)
-    lm = whole(tiny_prompt_model("bert")).lm
+    assert not replaced_layers(model)
+    lm = tiny_prompt_model("bert").lm
     lm.config.model_type = "deberta"
-    compute_single_position(lm, model._position)
-    assert not layers_of_ours(lm)
+    assert not SinglePosition(lm).layers
+
+
+@pytest.mark.parametrize("architecture", ["bert", "opt"])
+def test_outside_of_a_call_the_layers_are_those_of_transformers(architecture):
+    model = tiny_prompt_model(architecture)
+    seen = []
+    last_layer(model).register_forward_hook(
+        lambda *_: seen.extend("forward" in vars(m) for m in replaced_layers(model))
+    )
+    model(**padded_batch())
+    with pytest.raises(RuntimeError):
+        model(**(padded_batch() | {"mask_pos": torch.tensor([99] * len(LENGTHS))}))
+    assert seen and all(seen)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not model.lm.base_model._forward_hooks
 
 
 @pytest.mark.parametrize("config_class", [CamembertConfig, ElectraConfig, XLMRobertaConfig])
@@ -210,7 +223,7 @@ def test_an_unknown_causal_architecture_is_asked_at_its_position_all_the_same():
         max_position_embeddings=64, initializer_range=0.3, tie_word_embeddings=False,
     )  # fmt: skip
     model, batch = causal_model(config), padded_batch()
-    assert not layers_of_ours(model)
+    assert not replaced_layers(model)
     plain = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
     with torch.no_grad():
         for name, parameter in plain.named_parameters():

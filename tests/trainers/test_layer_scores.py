@@ -17,8 +17,8 @@ from lmntk import solvers
 from lmntk.kernels import FORMULAS
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.layers import LAYERS
+from lmntk.models.factored_layers import LabelWordDecoder
 from lmntk.models.parameters import ParameterFilter, layer_of, layers_of
-from lmntk.models.prompt_model import LabelWordDecoder
 from lmntk.solvers.problem import SolverSettings
 from lmntk.storage.tile_store import TileStore
 from lmntk.trainers.kernel_job import KernelJob

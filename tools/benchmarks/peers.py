@@ -12,7 +12,7 @@ from lmntk.kernels import Examples, KernelProblem, Plan
 from lmntk.kernels.batching import equal_shape_runs
 from lmntk.kernels.engines.jacobian import FORMED_TOGETHER, JacobianEngine
 from lmntk.kernels.problem import Parameters
-from lmntk.models.prompt_model import LabelWordDecoder
+from lmntk.models.factored_layers import LabelWordDecoder
 
 
 @register_grad_sampler(LabelWordDecoder)

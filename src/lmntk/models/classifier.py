@@ -1,6 +1,7 @@
-"""What all models here are: a transformers model that is asked at one position of the sequence."""
+"""The base class of all models: a transformers model, asked at one position of the sequence."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,56 +11,53 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from lmntk.models import factored_layers  # noqa: F401  (teaches the factored engine)
-from lmntk.models.families import causal_inputs, decoder_of, is_causal
+from lmntk.models.factored_layers import register_layers
+from lmntk.models.families import causal_inputs, is_causal
 from lmntk.models.padding import in_equal_lengths, without_padding_warnings
-from lmntk.models.single_position import Position, compute_single_position
+from lmntk.models.single_position import SinglePosition
 
 LogitsFunction = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
 
 
-class PromptClassifier(nn.Module):
-    """`logits(features) -> [B, C]`: the interface behind which every family of models and heads stands.
+class PromptClassifier(nn.Module, ABC):
+    """A model of transformers as a function from features to logits ``[B, C]``, at one position of each prompt.
 
-    A subclass says what is done with the encoder's states (`head_logits`) and which layer comes last (`last_layer`).
+    A subclass names the layer that gives the logits, and computes them from what the encoder returns.
 
     Args:
-        lm: The model of transformers.
+        lm: The model of transformers; it becomes a part of this one.
         binary_classification: Make the logits the single difference f₁ − f₀, ``[B, 1]``.
-        narrows: Whether the head looks at one position only, so that its encoder need hand on no other.
+        single_position: Whether the head reads one position only, so that the encoder need not return the others.
 
     Attributes:
         trained: The names of the parameters of `lm` that training changes: all, or with LoRA those that peft trains.
-        equal_lengths: Whether the model sees its padding, so that prompts of one length only may share a batch.
-        makes_masks: Whether a causal model is given masks ready to be added to its scores, and positions.
+        equal_lengths: Whether padding changes the logits, so that only prompts of one length may share a batch.
+        makes_masks: Whether a causal model is given positions, and masks that are ready to be added to its scores.
     """
 
-    def __init__(self, lm: PreTrainedModel, binary_classification: bool = False, narrows: bool = True) -> None:
+    def __init__(self, lm: PreTrainedModel, binary_classification: bool = False, single_position: bool = True) -> None:
         super().__init__()
-        self._position = Position()
-        self._narrows = narrows
-        if narrows:
-            compute_single_position(lm, self._position)
-            decoder_of(lm).register_forward_hook(self._keep_one_position)
+        register_layers()
         self.lm = lm
         self.trained = frozenset(f"lm.{name}" for name, parameter in lm.named_parameters() if parameter.requires_grad)
         self.binary_classification = binary_classification
         self.equal_lengths = False
         self.makes_masks = True
+        self._single_position = SinglePosition(lm) if single_position else None
 
     @property
+    @abstractmethod
     def last_layer(self) -> nn.Module:
         """The linear layer that gives the logits."""
-        raise NotImplementedError
-
-    def head_logits(self, **inputs: Any) -> Tensor:
-        """Return all classes' logits, ``[B, C]``, of what transformers models take."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_classes(self) -> int:
-        """How many logits the last layer gives."""
-        raise NotImplementedError
+        """The number of logits that the last layer gives."""
+
+    @abstractmethod
+    def head_logits(self, **inputs: Any) -> Tensor:
+        """Return all classes' logits, ``[B, C]``, given the inputs of transformers' models."""
 
     @property
     def num_logits(self) -> int:
@@ -68,18 +66,13 @@ class PromptClassifier(nn.Module):
 
     @property
     def label_word_ids(self) -> list[int]:
-        """The token of each class's label word, in logit order; none where a head of its own stands for classes."""
+        """The token of each class's label word, in logit order; empty for a model with a classification head."""
         return []
 
     @property
     def base_prefix(self) -> str:
         """What the names of the encoder's parameters begin with; all others belong to the head."""
         return f"lm.{self.lm.base_model_prefix}."
-
-    def _keep_one_position(self, module: nn.Module, args: object, output: object) -> object:
-        """Forward hook of the encoder: narrow its last hidden state ``[B, L, d]`` to ``[B, 1, d]``."""
-        output["last_hidden_state"] = self._position.of(output[0])  # type: ignore[index]
-        return output
 
     def forward(
         self,
@@ -93,8 +86,8 @@ class PromptClassifier(nn.Module):
         Args:
             input_ids: Tokens, int64 ``[B, L]``; padding may stand on either side.
             mask_pos: The position that predicts, int64 ``[B]``: the mask, or the last token for a causal model.
-            attention_mask: 1 for tokens, 0 for padding, ``[B, L]``; None where nothing is padded.
-            token_type_ids: Segments, int64 ``[B, L]``, for architectures that have them.
+            attention_mask: 1 for tokens, 0 for padding, ``[B, L]``; None for a batch without padding.
+            token_type_ids: Segments, int64 ``[B, L]``; None for an architecture without segments.
 
         Returns:
             Logits ``[B, C]``, or ``[B, 1]`` under `binary_classification`.
@@ -111,29 +104,30 @@ class PromptClassifier(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return all classes' logits, ``[B, C]``, of what `forward` takes, padded or not."""
+        """Return the logits of all classes, ``[B, C]``; the arguments are those of `forward`."""
         inputs: dict[str, Any] = {"attention_mask": attention_mask}
         if is_causal(self.lm.config):
             inputs = causal_inputs(self.lm, input_ids, attention_mask, self.makes_masks)
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        self._position.indices = mask_pos if self._narrows else None
-        try:
-            with without_padding_warnings():
-                return self.head_logits(input_ids=input_ids, **inputs)
-        finally:
-            self._position.indices = None
+        narrowed = contextlib.nullcontext() if self._single_position is None else self._single_position.at(mask_pos)
+        with narrowed, without_padding_warnings():
+            return self.head_logits(input_ids=input_ids, **inputs)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """Compute activations anew on the way back, to save memory, as the stock trainer asks a model to."""
+        """Compute activations again in the backward pass, to save memory; transformers' `Trainer` calls this."""
         self.lm.activation_checkpointing_enable(**options)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """The same, under the name that older versions of transformers 5 ask for."""
+        """The same, under the name in older versions of transformers 5."""
         self.lm.gradient_checkpointing_enable(**options)
 
     def last_layer_inputs(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return what goes into the last layer, ``[B, d]``: the features that a linear head is fitted to."""
+        """Return the inputs of the last layer, ``[B, d]``, to which a linear head is fitted.
+
+        Args:
+            batch: The arguments of `forward`, by name.
+        """
         if self.equal_lengths and "attention_mask" in batch:
             return in_equal_lengths(lambda **part: self.last_layer_inputs(part), **batch)
         found: list[Tensor] = []
@@ -150,7 +144,7 @@ class PromptClassifier(nn.Module):
 
         Args:
             weights: ``[classes, d]``.
-            biases: ``[classes]``; of no effect where the layer has none.
+            biases: ``[classes]``; ignored by a layer without a bias.
         """
         layer: Any = self.last_layer
         rows = self._class_rows()
@@ -160,37 +154,37 @@ class PromptClassifier(nn.Module):
                 layer.bias[rows] = biases.to(layer.bias)
 
     def _class_rows(self) -> slice | Tensor:
-        """The rows of the last layer that are the classes'."""
+        """The rows of the last layer that give the classes' logits."""
         return slice(None)
 
-    def _rows_that_matter(self) -> tuple[set[int], Tensor | None, dict[str, Tensor]]:
-        """Ids of parameters of which some rows only are ever used, these rows, and the buffers that then change."""
+    def _sparse_parameters(self) -> tuple[set[int], Tensor | None, dict[str, Tensor]]:
+        """Return the ids of the parameters of which some rows only are used, these rows, and the buffers to change."""
         return set(), None, {}
 
     def as_function(self, names: Iterable[str], tokens: Iterable[int]) -> tuple[LogitsFunction, dict[str, Tensor]]:
-        """Give the model as a function of some of its parameters, for `torch.func`.
+        """Return the model as a function of some of its parameters, for `torch.func`.
 
-        Parameters over the vocabulary come with the rows that can matter only: the decoder's of the label words, and
-        the word embeddings' of `tokens`. All other rows' gradients are zero, on one side of the kernel at least, so
-        they add nothing to it; Jacobians over a whole vocabulary would be little but zeros.
+        Two parameters have a row for each token of the vocabulary. Of the decoder, the function takes the rows of the
+        label words; of the word embeddings, those of `tokens`. On one side of the kernel at least, the gradients of all
+        other rows are zero, so they add nothing to the kernel, and Jacobians over the whole vocabulary would be large.
 
         Args:
             names: The parameters to differentiate, by their names in this module.
             tokens: The tokens that occur on one side of the kernel.
 
         Returns:
-            `f(params, batch) -> [B, C]` and the `params` at which the model stands.
+            `f(params, batch) -> [B, C]`, and the present values of `params`.
         """
         embedding = self.lm.get_input_embeddings()
         rows = _EmbeddingRows(embedding, tokens) if type(embedding) is nn.Embedding else None
-        of_decoder, label_rows, fixed = self._rows_that_matter()
+        of_decoder, label_rows, fixed = self._sparse_parameters()
         wanted = set(names)
         params: dict[str, Tensor] = {}
         words_name = None
         for name, parameter in self.named_parameters():
             tensor = parameter.detach()
             if id(parameter) in of_decoder:
-                # Fixed too where it is not asked for after all: the buffers are those of these rows.
+                # Fixed where it is not in `names`, since the buffers are changed for these rows.
                 fixed[name] = tensor[label_rows]
                 if name in wanted:
                     params[name] = fixed[name]
@@ -210,11 +204,11 @@ class PromptClassifier(nn.Module):
 
 
 class _EmbeddingRows:
-    """Some rows of the word embeddings as a parameter of their own, the others staying what they are.
+    """Some rows of the word embeddings as a separate parameter.
 
     Args:
         embedding: The word embeddings.
-        tokens: Which rows. The padding token's never has a gradient, as torch has it.
+        tokens: The rows; the padding token's is left out, since torch gives it no gradient.
     """
 
     def __init__(self, embedding: nn.Module, tokens: Iterable[int]) -> None:
@@ -229,7 +223,7 @@ class _EmbeddingRows:
 
     @contextlib.contextmanager
     def taken_from(self, rows: Tensor) -> Iterator[None]:
-        """Look the tokens' embeddings up in `rows`, ``[tokens, d]``, while this holds."""
+        """Look the tokens' embeddings up in `rows`, ``[tokens, d]``, while this is entered."""
 
         def look_up(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
             ids = arguments[0]

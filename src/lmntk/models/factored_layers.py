@@ -1,9 +1,11 @@
-"""Layers of transformers' own that the factored engine is taught: what their gradients are made of."""
+"""Layers beyond torch's own that the factored engine differentiates: their classes, and their registration."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.pytorch_utils import Conv1D
 
@@ -12,8 +14,31 @@ from lmntk.kernels.layers.base import Gradients
 from lmntk.kernels.layers.embedding import TokenGradients
 
 
+class LabelWordDecoder(nn.Module):
+    """The decoder of a language model, computed for the label words only.
+
+    Args:
+        weight: One row for each token of the vocabulary, ``[V, d]``.
+        bias: One number for each token of the vocabulary, ``[V]``; None for a decoder without a bias.
+        label_word_ids: The token of each class's label word, in logit order.
+    """
+
+    label_word_ids: Tensor
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, label_word_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.register_buffer("label_word_ids", torch.tensor(label_word_ids), persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the label words' logits, ``[..., C]``, of hidden states ``[..., d]``."""
+        bias = None if self.bias is None else self.bias[self.label_word_ids]
+        return F.linear(hidden, self.weight[self.label_word_ids], bias)
+
+
 class OffsetEmbeddingLayer(EmbeddingLayer):
-    """OPT's position embeddings: of position p the row p + 2; the mask comes first among what they are given."""
+    """OPT's position embeddings: position p has row p + 2, and the module's first argument is the mask."""
 
     module: OPTLearnedPositionalEmbedding
 
@@ -27,6 +52,8 @@ class OffsetEmbeddingLayer(EmbeddingLayer):
         return super().factors(inputs + self.module.offset, gradients)
 
 
-# GPT-2's linear layer, with its weight transposed.
-register(Conv1D, LinearLayer)
-register(OPTLearnedPositionalEmbedding, OffsetEmbeddingLayer)
+def register_layers() -> None:
+    """Let the factored engine know the layers of language models: all of this project's registrations."""
+    register(Conv1D, LinearLayer)  # GPT-2's linear layer, its weight transposed
+    register(OPTLearnedPositionalEmbedding, OffsetEmbeddingLayer)
+    register(LabelWordDecoder, LinearLayer)  # its gradient is that of some rows of a linear layer

@@ -32,7 +32,7 @@ class SequenceClassifier(PromptClassifier):
                 f"--few_shot_type finetune: the classification head of {lm.config.model_type} is not known here; add "
                 "--from_linearhead, which puts one linear layer on the last token, or take --few_shot_type prompt"
             )
-        super().__init__(lm, binary_classification, narrows=_reads_one_token(lm.config))
+        super().__init__(lm, binary_classification, single_position=_reads_one_token(lm.config))
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
         self._last_layer_name = next(name for name, module in self.named_modules() if module is linear[-1])
 

@@ -1,51 +1,26 @@
-"""A language model that answers a prompt: the logits of its label words at one position of the sequence."""
+"""A language model that is asked a prompt: the logits of its label words at one position of the sequence."""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lmntk.kernels.layers import LinearLayer, register
 from lmntk.models.classifier import PromptClassifier
-
-
-class LabelWordDecoder(nn.Module):
-    """The decoder of a language model of which only the label words' rows are ever multiplied.
-
-    Args:
-        weight: The decoder's rows, one per token of the vocabulary, ``[V, d]``.
-        bias: One number per token of the vocabulary, ``[V]``, where the decoder has them.
-        label_word_ids: The token of each class's label word, in logit order.
-    """
-
-    label_word_ids: Tensor
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, label_word_ids: Sequence[int]) -> None:
-        super().__init__()
-        self.weight = weight
-        self.bias = bias
-        self.register_buffer("label_word_ids", torch.tensor(label_word_ids), persistent=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the label words' logits, ``[..., C]``, of hidden states ``[..., d]``."""
-        bias = None if self.bias is None else self.bias[self.label_word_ids]
-        return F.linear(hidden, self.weight[self.label_word_ids], bias)
-
-
-# Its gradient is that of a linear layer of some rows.
-register(LabelWordDecoder, LinearLayer)
+from lmntk.models.factored_layers import LabelWordDecoder
 
 
 class PromptModel(PromptClassifier):
-    """A language model with its own head, as it is but for two changes that hold for whatever architecture.
+    """A language model with its own head, of any architecture, computed at one position and for the label words only.
 
-    The encoder hands it the hidden state of one position only, and its decoder multiplies the label words' rows only.
+    The constructor changes `lm`, and does not change it back: its output embeddings become a `LabelWordDecoder` that
+    has their parameters, so that `lm` gives the label words' logits, also when it is called on its own. If the head has
+    a second name for the decoder's bias, that name is deleted. The layers change only while this model is called
+    (`models.single_position`). Pass a copy of a model that you need unchanged.
 
     Args:
-        lm: A language model whose decoder is untied from its word embeddings (see `models.loading`).
+        lm: A language model whose decoder is untied from its word embeddings (see `models.untying`).
         label_word_ids: The token of each class's label word, in logit order.
         binary_classification: Make the logits the single difference f₁ − f₀, ``[B, 1]``.
     """
@@ -79,7 +54,7 @@ class PromptModel(PromptClassifier):
     def _class_rows(self) -> Tensor:
         return self.last_layer.label_word_ids
 
-    def _rows_that_matter(self) -> tuple[set[int], Tensor, dict[str, Tensor]]:
+    def _sparse_parameters(self) -> tuple[set[int], Tensor, dict[str, Tensor]]:
         decoder = self.last_layer
         name = next(name for name, module in self.named_modules() if module is decoder)
         rows = decoder.label_word_ids
@@ -88,7 +63,7 @@ class PromptModel(PromptClassifier):
 
 
 def _drop_second_name(lm: nn.Module, decoder: LabelWordDecoder) -> None:
-    """Leave the decoder's bias, which some heads hold under a name of their own too, to the decoder that uses it."""
+    """Delete the second name that some heads have for the decoder's bias."""
     for module in lm.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter is decoder.bias and module is not decoder:
