@@ -34,7 +34,8 @@ from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.families import AUTO_CLASSES, CAUSAL
-from lmntk.models.loading import load_config, load_prompt_model
+from lmntk.models.loading import LoadOptions, load_prompt_model
+from lmntk.models.pretrained import load_config
 from lmntk.models.prompt_model import PromptModel
 from lmntk.prompts.features import Collator, Feature, FeatureDataset, FeatureExamples
 from lmntk.storage.atomic import write_atomically
@@ -184,7 +185,8 @@ def try_one(architecture: str, family: str, **settings: object) -> Row:
         except Exception as error:  # configurations check themselves, each in its own way
             return row(f"not tried: no tiny model ({_short(error)})")
         try:
-            model = load_prompt_model(folder, load_config(folder, family=family), LABEL_WORDS, dtype=torch.float64)
+            config, options = load_config(folder, family=family), LoadOptions(dtype=torch.float64)
+            model = load_prompt_model(folder, config, LABEL_WORDS, options)
         except UsageError as error:
             sentence = str(error).replace(folder, "…")
             start, _, rest = sentence.partition("cannot be asked here (")

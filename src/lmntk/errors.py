@@ -5,10 +5,11 @@ Python it is an argument. The command lines show the same sentence with flags, `
 (`lmntk.config.flag_names`): below `config/` nothing knows how a flag is spelt.
 """
 
+import contextlib
 import difflib
 import errno
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -97,6 +98,42 @@ def refused(error: OSError) -> FileError:
     remedy = "take a shorter name" if error.errno == errno.ENAMETOOLONG else "make room, or clear the way"
     sentence = f"{what}: {remedy}, and give the same command again; what was finished is kept"
     return FileError(sentence, path=error.filename)
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of a library's error, on one line, cut after 200 characters.
+
+    Examples:
+        >>> first_sentence(OSError("no such file. Try again."))
+        'no such file'
+        >>> first_sentence(KeyError())
+        'KeyError'
+    """
+    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def as_usage_error(describe: Callable[[str], UsageError]) -> Iterator[None]:
+    """Turn any error of a library into a `UsageError`; a `UsageError` passes unchanged.
+
+    Args:
+        describe: Makes the error to raise, given the first sentence of the library's.
+
+    Raises:
+        UsageError: The code inside raised an `Exception`.
+
+    Examples:
+        >>> with as_usage_error(lambda reason: FileError(f"weights.bin is damaged ({reason})")):
+        ...     raise ValueError("bad header")
+        Traceback (most recent call last):
+        lmntk.errors.FileError: weights.bin is damaged (bad header)
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # libraries raise any type for a bad file
+        raise describe(first_sentence(error)) from error
 
 
 def suggest(word: str, options: Iterable[str], kind: str) -> str:

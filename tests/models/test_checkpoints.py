@@ -19,8 +19,9 @@ from lmntk.models.checkpoints import (
     save_tokenizer,
 )
 from lmntk.models.families import AUTO_CLASSES, family_of, is_causal
-from lmntk.models.loading import load_classifier, load_config, load_prompt_model, load_tokenizer
+from lmntk.models.loading import LoadOptions, load_classifier, load_prompt_model
 from lmntk.models.lora_files import LoraSettings
+from lmntk.models.pretrained import load_config, load_tokenizer
 from tiny_models import TYPICAL, TYPICAL_CAUSAL, add_noise, save_tiny_checkpoint, tiny_config
 
 LABEL_WORDS = (20, 31)
@@ -29,11 +30,12 @@ EACH = pytest.mark.parametrize("architecture", TYPICAL)
 
 
 def prompt(folder, seed=1, **options):
-    return load_prompt_model(str(folder), load_config(str(folder)), LABEL_WORDS, seed=seed, **options)
+    return load_prompt_model(str(folder), load_config(str(folder)), LABEL_WORDS, LoadOptions(seed=seed, **options))
 
 
-def classifier(folder, seed=1, **options):
-    return load_classifier(str(folder), load_config(str(folder)), 3, seed=seed, **options)
+def classifier(folder, seed=1, first_token=False, **options):
+    loaded = LoadOptions(seed=seed, **options)
+    return load_classifier(str(folder), load_config(str(folder)), 3, loaded, first_token=first_token)
 
 
 def first_token(folder, seed=1, **options):
@@ -319,11 +321,11 @@ def test_a_checkpoint_of_another_size_is_refused(build, change, tmp_path):
     config = load_config(str(base))
     for name, value in change.items():
         setattr(config, name, value)
-    options = {"random_init": True}
+    options = LoadOptions(random_init=True)
     if build is prompt:
-        other = load_prompt_model(str(base), config, LABEL_WORDS, **options)
+        other = load_prompt_model(str(base), config, LABEL_WORDS, options)
     else:
-        other = load_classifier(str(base), config, 3, first_token=build is first_token, **options)
+        other = load_classifier(str(base), config, 3, options, first_token=build is first_token)
     save_checkpoint(other, tmp_path / "saved", str(base))
     assert_refused(build(base), tmp_path / "saved", "does not fit")
 
@@ -405,5 +407,6 @@ def test_adapters_and_whole_models_are_told_apart(tmp_path):
 def test_a_checkpoint_with_another_vocabulary_is_refused(tmp_path):
     base = save_tiny_checkpoint("bert", tmp_path / "base")
     other = tiny_config("bert", vocab_size=50)
-    save_checkpoint(load_prompt_model(str(base), other, LABEL_WORDS, random_init=True), tmp_path / "saved", str(base))
+    drawn = load_prompt_model(str(base), other, LABEL_WORDS, LoadOptions(random_init=True))
+    save_checkpoint(drawn, tmp_path / "saved", str(base))
     assert_refused(prompt(base), tmp_path / "saved", "another model or architecture")

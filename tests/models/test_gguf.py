@@ -21,7 +21,8 @@ from command_line import snapshot
 from lmntk.errors import UsageError
 from lmntk.models import gguf as our_gguf
 from lmntk.models.gguf import LEFT_OVER, SCRATCH, converted
-from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
+from lmntk.models.loading import load_prompt_model
+from lmntk.models.pretrained import load_config, load_tokenizer
 from tiny_gguf import SHAPE, Made, make_gguf_files, random_lm, write_gguf
 
 LOGITS = 1e-5

@@ -18,8 +18,9 @@ from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.models.checkpoints import HEAD_FILE, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.heads import OneTokenClassifier
-from lmntk.models.loading import load_classifier, load_config
+from lmntk.models.loading import LoadOptions, load_classifier
 from lmntk.models.parameters import ParameterFilter, select_parameters
+from lmntk.models.pretrained import load_config
 from lmntk.models.rms_norm import use_plain_rms_norms
 from tiny_models import (
     CAUSAL,
@@ -113,7 +114,7 @@ def stock_classifier(model, family):
 @FAMILIES
 def test_the_logits_are_those_of_transformers_own_classifier_to_1e_9(family, tmp_path):
     save_tiny_classification_checkpoint(family, tmp_path, num_labels=3)
-    model = load_classifier(str(tmp_path), load_config(str(tmp_path)), 3, dtype=torch.float64)
+    model = load_classifier(str(tmp_path), load_config(str(tmp_path)), 3, LoadOptions(dtype=torch.float64))
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64).eval()
     use_plain_rms_norms(plain)
     for batch in (padded_batch(family), *sides(family)[0]):
@@ -132,7 +133,7 @@ def test_a_causal_models_last_token_is_found_whatever_pads_to_1e_9(architecture,
     save_tiny_classification_checkpoint(architecture, tmp_path, num_labels=3)
     config = load_config(str(tmp_path))
     config.pad_token_id = padding
-    model = load_classifier(str(tmp_path), config, 3, dtype=torch.float64)
+    model = load_classifier(str(tmp_path), config, 3, LoadOptions(dtype=torch.float64))
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, config=config, dtype=torch.float64).eval()
     use_plain_rms_norms(plain)
     batch = padded_batch(architecture)
@@ -168,10 +169,12 @@ def test_the_linear_layer_sees_the_last_hidden_state_of_the_first_token_or_a_cau
     architecture, tmp_path
 ):
     save_tiny_checkpoint(architecture, tmp_path)
-    model = load_classifier(str(tmp_path), load_config(str(tmp_path)), 3, first_token=True, dtype=torch.float64)
+    model = load_classifier(
+        str(tmp_path), load_config(str(tmp_path)), 3, LoadOptions(dtype=torch.float64), first_token=True
+    )
     plain = AutoModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
     use_plain_rms_norms(plain)
-    weights, biases = torch.randn(3, 16, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    weights, biases = torch.randn(3, 16, dtype=torch.float64), torch.randn(3, LoadOptions(dtype=torch.float64))
     batch = padded_batch(architecture)
     assert not model(**batch).any(), "the head is zero until it is fitted"
     model.set_last_layer(weights, biases)
@@ -228,8 +231,9 @@ def test_a_fitted_last_layer_gives_the_logits_that_were_fitted(family, first_tok
     assert changed == names_in(last, model.last_layer)
 
 
-def load(folder, num_classes=2, **options):
-    return load_classifier(str(folder), load_config(str(folder)), num_classes, **options)
+def load(folder, num_classes=2, first_token=False, binary_classification=False, **options):
+    head = {"first_token": first_token, "binary_classification": binary_classification}
+    return load_classifier(str(folder), load_config(str(folder)), num_classes, LoadOptions(**options), **head)
 
 
 def heads_of(model):

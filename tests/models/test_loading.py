@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from lmntk.errors import UsageError
 from lmntk.models.families import AUTO_CLASSES, family_of, max_positions
-from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
+from lmntk.models.loading import LoadOptions, load_prompt_model
+from lmntk.models.pretrained import load_config, load_tokenizer
 from tiny_models import (
     ARCHITECTURES,
     CAUSAL,
@@ -27,7 +28,7 @@ LABEL_WORDS = (20, 31)
 
 
 def load(folder, **options):
-    return load_prompt_model(str(folder), load_config(str(folder)), LABEL_WORDS, **options)
+    return load_prompt_model(str(folder), load_config(str(folder)), LABEL_WORDS, LoadOptions(**options))
 
 
 def rewrite_weights(folder, change):

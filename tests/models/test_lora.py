@@ -21,10 +21,11 @@ from lmntk.kernels import FORMULAS
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import HEAD_FILE, restore_checkpoint, restore_extras, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
-from lmntk.models.loading import load_classifier, load_config, load_prompt_model
+from lmntk.models.loading import LoadOptions, load_classifier, load_prompt_model
 from lmntk.models.lora import add_adapters, is_adapter
 from lmntk.models.lora_files import CONFIG_FILE, WEIGHTS_FILE, LoraSettings, stored_adapters
 from lmntk.models.parameters import ParameterFilter, select_parameters
+from lmntk.models.pretrained import load_config
 from tiny_models import (
     CAUSAL,
     LABEL_WORDS,
@@ -73,7 +74,7 @@ def sides(architecture):
 
 
 def load(folder, **options):
-    return load_prompt_model(str(folder), load_config(str(folder)), (20, 31), **options)
+    return load_prompt_model(str(folder), load_config(str(folder)), (20, 31), LoadOptions(**options))
 
 
 def adapters_of(module):
@@ -136,9 +137,15 @@ def test_adapters_are_drawn_with_the_seed(architecture, tmp_path):
 @pytest.mark.parametrize("first_token", [False, True], ids=["own head", "linear layer"])
 def test_classifiers_take_adapters_too(architecture, first_token, tmp_path):
     save_tiny_checkpoint(architecture, tmp_path)
-    options = {"first_token": first_token, "dtype": torch.float64}
     plain, model = (
-        load_classifier(str(tmp_path), load_config(str(tmp_path)), 3, lora=lora, **options) for lora in (None, SETTINGS)
+        load_classifier(
+            str(tmp_path),
+            load_config(str(tmp_path)),
+            3,
+            LoadOptions(lora=lora, dtype=torch.float64),
+            first_token=first_token,
+        )
+        for lora in (None, SETTINGS)
     )
     assert len(adapters_of(model)) == 2 * len(PROJECTIONS[architecture])
     add_noise(model.last_layer), add_noise(plain.last_layer)
@@ -405,7 +412,9 @@ def test_a_classifier_with_adapters_comes_back_whole_whatever_the_seed(tmp_path)
         save_tiny_checkpoint(architecture, base)
         for first_token in (False, True):
             first, again = (
-                load_classifier(str(base), load_config(str(base)), 3, first_token=first_token, lora=SETTINGS, seed=seed)
+                load_classifier(
+                    str(base), load_config(str(base)), 3, LoadOptions(lora=SETTINGS, seed=seed), first_token=first_token
+                )
                 for seed in (1, 2)
             )
             randomise_adapters(first)

@@ -12,8 +12,9 @@ from lmntk.errors import UsageError
 from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.batching import buckets
-from lmntk.models.loading import load_config, load_prompt_model
+from lmntk.models.loading import LoadOptions, load_prompt_model
 from lmntk.models.padding import without_padding_warnings
+from lmntk.models.pretrained import load_config
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.self_check import probes
 from tiny_models import LABEL_WORDS, PaddedPrompts, add_noise, save_tiny_checkpoint, tiny_prompts
@@ -34,7 +35,7 @@ def save(architecture: str, folder: Path, **settings: object) -> Path:
 
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float64, **options: object) -> PromptModel:
-    return load_prompt_model(str(folder), load_config(str(folder)), LABEL_WORDS, dtype=dtype, **options)
+    return load_prompt_model(str(folder), load_config(str(folder)), LABEL_WORDS, LoadOptions(dtype=dtype, **options))
 
 
 def padded(lengths: list[int], side: str = "right") -> tuple[list[dict], dict]:

@@ -16,9 +16,10 @@ from lmntk.errors import UsageError
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import has_adapters, restore_checkpoint, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
-from lmntk.models.loading import load_classifier, load_config, load_prompt_model
+from lmntk.models.loading import LoadOptions, load_classifier, load_prompt_model
 from lmntk.models.lora_files import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, stored_adapters
 from lmntk.models.parameters import ParameterFilter, select_parameters
+from lmntk.models.pretrained import load_config
 from lmntk.models.rms_norm import use_plain_rms_norms
 from tiny_models import OTHER_ATTENTION, prompts_for, save_tiny_checkpoint
 
@@ -100,7 +101,7 @@ def by_peft(base, folder):
 
 def load(folder, **options):
     settings, base = stored_adapters(folder)
-    return load_prompt_model(base, load_config(base), LABEL_WORDS, lora=settings, seed=SEED, **options)
+    return load_prompt_model(base, load_config(base), LABEL_WORDS, LoadOptions(lora=settings, seed=SEED, **options))
 
 
 def tokens():
@@ -231,7 +232,7 @@ def test_adapters_of_a_classifier_bring_its_head(bases, tmp_path, caplog):
     shake(model)
     model.save_pretrained(tmp_path)
     settings, stored = stored_adapters(tmp_path)
-    found = load_classifier(stored, load_config(stored), 3, lora=settings)
+    found = load_classifier(stored, load_config(stored), 3, LoadOptions(lora=settings))
     # The checkpoint of a language model has no pooler, and peft does not keep one: both are drawn with a seed.
     found.lm.bert.pooler.load_state_dict(lm.bert.pooler.state_dict())
     batch = {**tokens(), "mask_pos": torch.zeros(3, dtype=torch.long)}
@@ -242,7 +243,7 @@ def test_adapters_of_a_classifier_bring_its_head(bases, tmp_path, caplog):
     with pytest.raises(UsageError, match="does not hold LoRA adapters for this model .*--few_shot_type"):
         load(tmp_path)
     with pytest.raises(UsageError, match="does not hold LoRA adapters for this model .*classifier"):
-        load_classifier(stored, load_config(stored), 2, lora=settings)
+        load_classifier(stored, load_config(stored), 2, LoadOptions(lora=settings))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
@@ -263,7 +264,7 @@ def test_adapters_of_an_encoder_alone_and_of_a_model_with_a_head_go_on_either(ar
     for folder in (tmp_path / "alone", tmp_path / "whole"):
         assert_close(load(folder)(**tokens()), truth)
         settings, stored = stored_adapters(folder)
-        classifier = load_classifier(stored, load_config(stored), 3, first_token=True, lora=settings)
+        classifier = load_classifier(stored, load_config(stored), 3, LoadOptions(lora=settings), first_token=True)
         assert has_adapters(classifier)
         states.append(classifier.state_dict())
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())

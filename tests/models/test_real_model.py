@@ -9,7 +9,8 @@ from lmntk.data.examples import Example, read_examples
 from lmntk.data.tasks import find_task
 from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
 from lmntk.kernels.assembly import assemble, make_engine
-from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
+from lmntk.models.loading import LoadOptions, load_prompt_model
+from lmntk.models.pretrained import load_config, load_tokenizer
 from lmntk.prompts.features import Collator, FeatureDataset, FeatureExamples, PromptBuilder
 from lmntk.prompts.label_words import label_word_ids
 from lmntk.prompts.render import Limits
@@ -41,7 +42,7 @@ pytestmark = [
 def load_model(dtype):
     name = str(MODEL)
     label_words = label_word_ids(TASK.mapping, TASK.labels, load_tokenizer(name))
-    return load_prompt_model(name, load_config(name), label_words, dtype=dtype)
+    return load_prompt_model(name, load_config(name), label_words, LoadOptions(dtype=dtype))
 
 
 @pytest.fixture(scope="module")

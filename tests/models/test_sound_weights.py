@@ -10,7 +10,8 @@ from torch import Tensor
 
 from command_line import Outcome, Workplace
 from lmntk.errors import UsageError
-from lmntk.models.loading import load_config, load_prompt_model
+from lmntk.models.loading import load_prompt_model
+from lmntk.models.pretrained import load_config
 from lmntk.models.sound_weights import check_finite
 from tiny_models import save_tiny_checkpoint
 

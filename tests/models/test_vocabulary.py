@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lmntk.errors import UsageError
-from lmntk.models.loading import load_tokenizer
+from lmntk.models.pretrained import load_tokenizer
 from tiny_tokenizers import make_bert_tokenizer, make_gpt2_tokenizer, make_roberta_tokenizer
 
 MAKERS = {"bert": make_bert_tokenizer, "roberta": make_roberta_tokenizer, "gpt2": make_gpt2_tokenizer}

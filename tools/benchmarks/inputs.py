@@ -16,7 +16,8 @@ from lmntk.kernels import FORMULAS, KernelProblem
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.memory import DEFAULT_FRACTION, free_bytes
 from lmntk.models.families import is_causal, max_positions
-from lmntk.models.loading import load_config, load_prompt_model, load_tokenizer
+from lmntk.models.loading import LoadOptions, load_prompt_model
+from lmntk.models.pretrained import load_config, load_tokenizer
 from lmntk.models.prompt_model import PromptModel
 from lmntk.prompts.features import Collator, Feature, FeatureDataset, FeatureExamples, PromptBuilder
 from lmntk.prompts.label_words import label_word_ids
@@ -147,9 +148,8 @@ def load_model(job: Job, inputs: Inputs, dtype: torch.dtype) -> PromptModel:
         job.model,
         copy.deepcopy(inputs.config),
         inputs.label_words,
+        LoadOptions(random_init=job.model in SHAPES, dtype=dtype),
         binary_classification=job.binary,
-        random_init=job.model in SHAPES,
-        dtype=dtype,
     ).requires_grad_(False)
 
 

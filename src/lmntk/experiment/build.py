@@ -243,15 +243,15 @@ def _load_model(
     label_words: Sequence[int],
     longest: int,
 ) -> PromptClassifier:
-    options: LoadOptions = {
-        "random_segment": model_args.random_segment,
-        "random_init": training_args.random_model_init,
-        "seed": training_args.seed,
-        "dtype": getattr(torch, training_args.kernel_dtype),
-        "cache_dir": model_args.cache_dir,
-        "lora": source.lora,
-        "longest": longest,
-    }
+    options = LoadOptions(
+        random_segment=model_args.random_segment,
+        random_init=training_args.random_model_init,
+        seed=training_args.seed,
+        dtype=getattr(torch, training_args.kernel_dtype),
+        cache_dir=model_args.cache_dir,
+        lora=source.lora,
+        longest=longest,
+    )
     binary = training_args.binary_classification
     model: PromptClassifier
     if model_args.few_shot_type == "finetune":
@@ -275,10 +275,10 @@ def _load_model(
             source.weights,
             config,
             1 if task.regression else len(task.labels),
+            options,
             first_token=own_head,
             binary_classification=binary,
-            **options,
         )
     else:
-        model = load_prompt_model(source.weights, config, label_words, binary_classification=binary, **options)
+        model = load_prompt_model(source.weights, config, label_words, options, binary_classification=binary)
     return model

@@ -25,8 +25,9 @@ from lmntk.experiment.token_checks import check_tokens
 from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError, assemble, make_engine
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.given_model import family_of_model
-from lmntk.models.loading import LoadOptions, check_tokenizer, load_prompt_model, load_tokenizer
+from lmntk.models.loading import LoadOptions, load_prompt_model
 from lmntk.models.parameters import ParameterFilter, select_parameters
+from lmntk.models.pretrained import check_tokenizer, load_tokenizer
 from lmntk.models.self_check import find_out_about_padding
 from lmntk.models.source import GGUF_CACHE, converted_source
 from lmntk.prompts.features import Collator, FeatureDataset, FeatureExamples, PromptBuilder
@@ -59,13 +60,13 @@ class PromptKernel:
             self._name, self._config, self._tokenizer, options = self._source()
             self._builder = self._make_builder(task, words, examples)
             self.train = self._render(self._builder)
-            self._longest = options["longest"] = self.train.longest
+            self._longest = self.train.longest
             self.model = load_prompt_model(
                 self._name,
                 self._config,
                 self._builder.label_word_ids,
+                replace(options, longest=self._longest),
                 binary_classification=arguments.binary_classification,
-                **options,
             ).requires_grad_(False)
         self._device = torch.device("cuda" if torch.cuda.is_available() and not arguments.use_cpu else "cpu")
         self.model.to(self._device)
@@ -167,7 +168,7 @@ class PromptKernel:
         arguments = self._arguments
         model, tokenizer = arguments.model, arguments.tokenizer
         dtype = getattr(torch, arguments.kernel_dtype)
-        options: LoadOptions = {"seed": arguments.seed, "dtype": dtype, "cache_dir": arguments.cache_dir}
+        options = LoadOptions(seed=arguments.seed, dtype=dtype, cache_dir=arguments.cache_dir)
         if not isinstance(model, str | os.PathLike):
             needs_mask = family_of_model(model) == "masked"
             if tokenizer is None:
@@ -178,8 +179,7 @@ class PromptKernel:
                 check_tokenizer(tokenizer, tokenizer.name_or_path, needs_mask, vocabulary_size(model.config))
             else:
                 tokenizer = load_tokenizer(os.fspath(tokenizer), arguments.cache_dir, needs_mask)
-            options["given"] = model
-            return model.name_or_path or type(model).__name__, model.config, tokenizer, options
+            return model.name_or_path or type(model).__name__, model.config, tokenizer, replace(options, given=model)
         path = Path(model)
         if path.suffix == ".gguf" and path.is_file():
             given = {"model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -193,8 +193,8 @@ class PromptKernel:
             cache = Path(downloads) if downloads else path.parent / GGUF_CACHE
             source = converted_source(source, model_args.gguf_file, cache, downloads)
         config, own = build.config_and_tokenizer(model_args, source)
-        options["lora"] = source.lora
-        return source.weights, config, tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else own, options
+        used = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else own
+        return source.weights, config, used, replace(options, lora=source.lora)
 
 
 @contextlib.contextmanager

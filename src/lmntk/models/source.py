@@ -8,8 +8,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lmntk.errors import ModelError, SettingError
 from lmntk.models.families import is_causal, vocabulary_size
 from lmntk.models.gguf import converted
-from lmntk.models.loading import load_config, load_tokenizer
 from lmntk.models.lora_files import CONFIG_FILE, LoraSettings, stored_adapters
+from lmntk.models.pretrained import load_config, load_tokenizer
 
 GGUF_CACHE = "converted-models"
 
