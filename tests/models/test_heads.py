@@ -174,7 +174,7 @@ def test_the_linear_layer_sees_the_last_hidden_state_of_the_first_token_or_a_cau
     )
     plain = AutoModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
     use_plain_rms_norms(plain)
-    weights, biases = torch.randn(3, 16, dtype=torch.float64), torch.randn(3, LoadOptions(dtype=torch.float64))
+    weights, biases = torch.randn(3, 16, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     batch = padded_batch(architecture)
     assert not model(**batch).any(), "the head is zero until it is fitted"
     model.set_last_layer(weights, biases)

@@ -1,7 +1,7 @@
-"""Attention in the open: every product and the softmax in the model's own dtype, differentiable in every mode.
+"""Attention as plain tensor operations: in the model's own dtype throughout, differentiable in every mode.
 
-Fused attention has no forward-mode derivative on CPU, and some architectures' own eager attention takes its softmax
-in float32 whatever the model's dtype, which costs float64 kernels half their digits.
+Fused attention has no forward-mode derivative on CPU. The eager attention of some architectures computes its softmax
+in float32 whatever the model's dtype, so that float64 kernels lose half their digits.
 """
 
 import torch
@@ -24,24 +24,24 @@ def plain_attention(
     s_aux: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention as transformers calls it.
+    """Compute scaled dot-product attention, with the signature that transformers expects.
 
     Args:
-        module: The attention module, which knows how many query heads share a key.
-        query: ``[B, heads, L, d]``.
-        key: ``[B, key heads, L, d]``.
-        value: ``[B, key heads, L, d]``.
-        attention_mask: Added to the scores, ``[B, 1, L, L]``; None where every token sees every other.
-        scaling: What scores are multiplied by; 1/√d where none is given.
-        dropout: Probability of dropping an attention weight in training.
-        softcap: What scores are kept below, smoothly, as in Gemma 2.
-        s_aux: A score for looking at no token, ``[heads]``, as in GPT-OSS.
-        **kwargs: What other kinds of attention want to know.
+        module: The attention module, whose mode switches dropout on or off.
+        query: The query heads, ``[B, heads, L, d]``.
+        key: The key heads, ``[B, key heads, L, d]``; query heads may share them.
+        value: The value heads, ``[B, key heads, L, d]``.
+        attention_mask: The mask that is added to the scores, ``[B, 1, L, L]``; None if every token sees every other.
+        scaling: The factor of the scores; None for 1/√d.
+        dropout: The probability of dropping an attention weight in training.
+        softcap: The smooth bound of the scores, as in Gemma 2; None for no bound.
+        s_aux: The score for attending to no token, ``[heads]``, as in GPT-OSS; None for none.
+        **kwargs: The arguments of other kinds of attention, ignored here.
 
     Returns:
         The mixed values, ``[B, L, heads, d]``, and the attention weights, ``[B, heads, L, L]``.
     """
-    # Queries that share a key stand below one another in one matrix: nothing is repeated.
+    # Queries that share a key are stacked in one matrix, so that no key is copied.
     together = (*key.shape[:2], -1)
     scores = query.reshape(*together, query.shape[3]) @ key.transpose(2, 3)
     scores = scores.view(*query.shape[:3], -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -62,6 +62,6 @@ AttentionMaskInterface.register(NAME, eager_mask)
 
 
 def use_plain_attention(lm: PreTrainedModel) -> None:
-    """Switch a model over, if its architecture lets its attention be chosen."""
+    """Let a model use `plain_attention`, if its architecture supports other attention functions."""
     if getattr(lm, "_supports_attention_backend", False):
         lm.set_attn_implementation(NAME)

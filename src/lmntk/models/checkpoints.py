@@ -1,4 +1,4 @@
-"""A model on disk: what transformers reads again, with adapters and a head of our own beside it."""
+"""Models on disk: a checkpoint that transformers reads, or LoRA adapters, and a file for the head."""
 
 import contextlib
 import logging
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from lmntk.errors import UsageError
+from lmntk.errors import FileError, ModelError
 from lmntk.models.classifier import PromptClassifier
 from lmntk.models.lora import is_adapter, load_adapters, read_adapters, save_adapters
 from lmntk.models.lora_files import CONFIG_FILE
@@ -33,44 +33,44 @@ def has_adapters(model: PromptClassifier) -> bool:
 
 
 def save_checkpoint(model: PromptClassifier, folder: Path, base_name: str) -> None:
-    """Write a model into a folder, from where ``--model_name_or_path`` takes it.
+    """Write a model into a folder that `model_name_or_path` can name.
 
-    Without adapters that is a checkpoint of transformers, its decoder untied. With adapters it is these, as peft writes
-    them, and the head. A head that is no part of the model of transformers lies in a file of its own.
+    A model without adapters becomes a checkpoint of transformers, its decoder untied. Of a model with adapters these
+    are written, as peft writes them, and the head. A head that transformers does not have goes into a separate file.
 
     Args:
-        model: The model.
-        folder: Where to; made where missing.
-        base_name: The model that adapters stand on.
+        model: The model to write.
+        folder: The folder, created if it is missing.
+        base_name: The name or folder of the model below the adapters.
 
     Raises:
-        UsageError: The file system refuses.
+        FileError: The files cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # First beside what is there: a disk that is full leaves the old files, whole.
+    # A separate folder first: if the disk is full, the old files stay whole.
     fresh = Path(tempfile.mkdtemp(prefix=SAVING, dir=folder))
     try:
         if has_adapters(model):
             save_adapters(model.lm, fresh, base_name)
         else:
             with without_progress_bars():
-                # Under the names of this version of transformers, in one file: so they are found again.
+                # One file, with the names of this version of transformers, is what `restore_checkpoint` reads.
                 model.lm.save_pretrained(fresh, save_original_format=False, max_shard_size="1000GB")
         extras = _extras(model)
         if extras:
             save_file({name: tensor.contiguous() for name, tensor in extras.items()}, fresh / HEAD_FILE)
         _put_in_place(fresh, folder, has_adapters(model))
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot write the model into {folder} ({error}): make room there") from error
+        raise FileError(f"cannot write the model into {folder} ({error}): make room there", path=folder) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _put_in_place(fresh: Path, folder: Path, adapters: bool) -> None:
-    """Move a model's files to where they belong; killed at any moment this leaves no parts of two models together.
+    """Move a model's files into their folder, so that the folder never holds parts of two models.
 
-    The weights of the old model go first, and those of the new one come last: in between there is none. Weights beside
-    adapters stay, since they may be what these stand on.
+    The old weights are removed first, and the new weights are moved last. A checkpoint beside adapters stays, since it
+    may be the model below them.
     """
     weights = ADAPTERS_FILE if adapters else WEIGHTS_FILE
     others = (HEAD_FILE,) if adapters else (CONFIG_FILE, ADAPTERS_FILE, HEAD_FILE)
@@ -81,62 +81,65 @@ def _put_in_place(fresh: Path, folder: Path, adapters: bool) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer beside a model.
+    """Write a tokenizer into the folder of a model.
 
     Raises:
-        UsageError: The file system refuses.
+        FileError: The files cannot be written.
     """
     try:
         tokenizer.save_pretrained(folder)
-    except Exception as error:  # what the tokenizers library raises over a full disk is no OSError
-        raise UsageError(f"cannot write the tokenizer into {folder} ({error}): make room there") from error
+    except Exception as error:  # on a full disk the tokenizers library raises another type than OSError
+        raise FileError(f"cannot write the tokenizer into {folder} ({error}): make room there", path=folder) from error
 
 
-def restore_checkpoint(model: PromptClassifier, folder: Path, flag: str) -> None:
-    """Give a model the weights that `save_checkpoint` has written of it.
+def restore_checkpoint(model: PromptClassifier, folder: Path, setting: str) -> None:
+    """Load weights that `save_checkpoint` has written into the model that they belong to.
 
     Args:
         model: The model, as it was built for training.
-        folder: From where.
-        flag: What messages name.
+        folder: The folder with the weights.
+        setting: The setting that named the folder, for messages.
 
     Raises:
-        UsageError: The folder holds no weights, or those of another model.
+        ModelError: The folder holds no weights, or those of another model.
     """
     if has_adapters(model) != (folder / CONFIG_FILE).is_file():
-        holds, way_out = ("no ", "leave --apply_lora out") if has_adapters(model) else ("", "add --apply_lora")
-        raise UsageError(f"{flag} {folder} holds {holds}LoRA adapters: {way_out}, or name another folder")
-    weights = None if has_adapters(model) else _read_for(model.lm, folder / WEIGHTS_FILE, flag)
+        holds, remedy = ("no ", "leave `apply_lora` out") if has_adapters(model) else ("", "add `apply_lora=True`")
+        sentence = f"`{setting}={folder}` holds {holds}LoRA adapters: {remedy}, or name another folder"
+        raise ModelError(sentence, path=folder)
+    weights = None if has_adapters(model) else _read_for(model.lm, folder / WEIGHTS_FILE, setting)
     if _extras(model) and not (folder / HEAD_FILE).is_file():
-        raise UsageError(f"{flag} {folder} holds no {HEAD_FILE}, the head of this model: name another folder")
-    restore_extras(model, folder, flag)
+        sentence = f"`{setting}={folder}` holds no {HEAD_FILE}, the head of this model: name another folder"
+        raise ModelError(sentence, path=folder)
+    restore_extras(model, folder, setting)
     if weights is not None:
         model.lm.load_state_dict(weights)
 
 
-def restore_extras(model: PromptClassifier, folder: Path, flag: str = "--model_name_or_path") -> None:
-    """Load adapters and a head, where the folder holds them, into a model that has room for them.
+def restore_extras(model: PromptClassifier, folder: Path, setting: str = "model_name_or_path") -> None:
+    """Load adapters and a head, if the folder holds them, into a model that has them.
 
     Args:
-        model: The model; where something does not fit, nothing of it is changed.
-        folder: From where.
-        flag: What messages name.
+        model: The model; it stays unchanged if anything does not fit.
+        folder: The folder with the files.
+        setting: The setting that named the folder, for messages.
 
     Raises:
-        UsageError: They are those of another model.
+        ModelError: The adapters or the head belong to another model.
     """
     adapted = has_adapters(model) and (folder / CONFIG_FILE).is_file()
-    adapters = read_adapters(model.lm, folder, flag) if adapted else None
+    adapters = read_adapters(model.lm, folder, setting) if adapted else None
     path, extras = folder / HEAD_FILE, _extras(model)
     brings_head = any(f"lm.{name}" in extras for name in adapters or ())
     if adapted and not path.is_file() and not brings_head:
-        logger.warning("%s holds adapters but no %s: the head is that of the model they stand on", folder, HEAD_FILE)
+        logger.warning("%s holds adapters but no %s: the head is that of the model below them", folder, HEAD_FILE)
     if path.is_file() and extras:
-        stored = _read(path, flag)
+        stored = _read(path, setting)
         if {name: tensor.shape for name, tensor in stored.items()} != {n: t.shape for n, t in extras.items()}:
-            raise UsageError(
-                f"{flag}: {path} holds the head of another model: name another folder, or give the --few_shot_type and "
-                "--from_linearhead that it was made with"
+            raise ModelError(
+                f"`{setting}`: {path} holds the head of another model: name another folder, or give the "
+                "`few_shot_type` and `from_linearhead` that it was made with",
+                path=path,
             )
         model.load_state_dict(stored, strict=False)
     if adapters is not None:
@@ -145,7 +148,7 @@ def restore_extras(model: PromptClassifier, folder: Path, flag: str = "--model_n
 
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keep back transformers' bars of weights that are read and written."""
+    """Switch off transformers' progress bars of reading and writing weights."""
     were_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -157,7 +160,7 @@ def without_progress_bars() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep back transformers' own report on missing weights too: it calls a tied decoder missing."""
+    """Switch off transformers' report on missing weights too, which lists a tied decoder."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -168,10 +171,10 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _extras(model: PromptClassifier) -> dict[str, Tensor]:
-    """What of a model is in no checkpoint of transformers: a head of our own; with adapters, every head."""
+    """Return the weights of a model that its checkpoint leaves out: the head of ours; with adapters, any head."""
     all_heads = has_adapters(model)
     state = model.state_dict()
-    # A pooler may be as new as the head behind it.
+    # The pooler may be new, as the head is.
     of_head = {
         name
         for name in state
@@ -180,23 +183,26 @@ def _extras(model: PromptClassifier) -> dict[str, Tensor]:
     return {name: state[name] for name in of_head if all_heads or not name.startswith("lm.")}
 
 
-def _read_for(lm: nn.Module, path: Path, flag: str) -> dict[str, Tensor]:
-    stored = _read(path, flag)
+def _read_for(lm: nn.Module, path: Path, setting: str) -> dict[str, Tensor]:
+    stored = _read(path, setting)
     wanted = lm.state_dict()
     differing = [name for name, tensor in stored.items() if name not in wanted or wanted[name].shape != tensor.shape]
     if differing or wanted.keys() != stored.keys():
         culprit = differing[0] if differing else min(wanted.keys() - stored.keys())
-        raise UsageError(
-            f"{flag}: {path} is a checkpoint of another model or architecture than --model_name_or_path "
-            f"({culprit} does not fit): name a checkpoint of this one, or leave the flag out"
+        raise ModelError(
+            f"`{setting}`: {path} is a checkpoint of another model or architecture than `model_name_or_path` "
+            f"({culprit} does not fit): name a checkpoint of this one, or leave `{setting}` out",
+            path=path,
+            parameter=culprit,
         )
     return stored
 
 
-def _read(path: Path, flag: str) -> dict[str, Tensor]:
+def _read(path: Path, setting: str) -> dict[str, Tensor]:
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{flag}: {path} cannot be read as weights ({error}): name another folder") from error
-    check_finite(stored, f"{flag}: {path}")
+        sentence = f"`{setting}`: {path} cannot be read as weights ({error}): name another folder"
+        raise ModelError(sentence, path=path) from error
+    check_finite(stored, f"`{setting}`: {path}")
     return stored

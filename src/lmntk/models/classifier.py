@@ -61,7 +61,7 @@ class PromptClassifier(nn.Module, ABC):
 
     @property
     def num_logits(self) -> int:
-        """C, the number of logits an example has."""
+        """C, the number of logits of an example."""
         return 1 if self.binary_classification else self.num_classes
 
     @property
@@ -71,7 +71,7 @@ class PromptClassifier(nn.Module, ABC):
 
     @property
     def base_prefix(self) -> str:
-        """What the names of the encoder's parameters begin with; all others belong to the head."""
+        """The beginning of the names of the encoder's parameters; all others belong to the head."""
         return f"lm.{self.lm.base_model_prefix}."
 
     def forward(

@@ -1,4 +1,4 @@
-"""Models that classify the plain text with a head of their own (``--few_shot_type finetune``)."""
+"""Models with a classification head, which read the plain text without a prompt (`few_shot_type=finetune`)."""
 
 from typing import Any, cast
 
@@ -6,31 +6,32 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lmntk.errors import UsageError
+from lmntk.errors import ModelError
 from lmntk.models.classifier import PromptClassifier
 from lmntk.models.families import is_causal
 
-# Their heads look at the first token and nothing else.
+# Architectures whose heads read the first token only.
 _READS_FIRST_TOKEN = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"}
 
 
 class SequenceClassifier(PromptClassifier):
-    """The sequence-classification model that transformers has of an architecture, with its head.
+    """An architecture's sequence-classification model in transformers, with its head.
 
     Args:
-        lm: The model.
+        lm: The sequence-classification model.
         binary_classification: Make the logits the single difference f₁ − f₀, ``[B, 1]``.
 
     Raises:
-        UsageError: The head of a causal model is no layer on its last token.
+        ModelError: The head of a causal model is not a linear layer on its last token.
     """
 
     def __init__(self, lm: PreTrainedModel, binary_classification: bool = False) -> None:
         self._reads_last_token = is_causal(lm.config)
         if self._reads_last_token and not isinstance(getattr(lm, "score", None), nn.Linear):
-            raise UsageError(
-                f"--few_shot_type finetune: the classification head of {lm.config.model_type} is not known here; add "
-                "--from_linearhead, which puts one linear layer on the last token, or take --few_shot_type prompt"
+            raise ModelError(
+                f"`few_shot_type=finetune`: the classification head of {lm.config.model_type} is not known here; add "
+                "`from_linearhead=True`, which puts one linear layer on the last token, or take `few_shot_type=prompt`",
+                model=lm.config.model_type,
             )
         super().__init__(lm, binary_classification, single_position=_reads_one_token(lm.config))
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
@@ -49,15 +50,15 @@ class SequenceClassifier(PromptClassifier):
     def head_logits(self, **inputs: Any) -> Tensor:
         """Return the classes' logits, ``[B, C]``."""
         if self._reads_last_token:
-            # The model's own forward looks for the last token by what padding is called; here it has been chosen.
+            # The forward pass of transformers finds the last token by the padding token; here `mask_pos` names it.
             return self.last_layer(self.lm.base_model(**inputs).last_hidden_state[:, 0])
         return self.lm(**inputs).logits
 
 
 class OneTokenClassifier(PromptClassifier):
-    """An encoder and one linear layer on the last hidden state of the first token; of the last, in a causal model.
+    """An encoder and one linear layer on the last hidden state of one token: the first, or a causal model's last.
 
-    So were the no-prompt kernels published with Malladi et al. 2023 computed. The layer is zero until it is fitted.
+    The no-prompt kernels published with Malladi et al. 2023 have this head. The layer is zero until it is fitted.
 
     Args:
         encoder: The encoder alone, without a pooler.
@@ -86,7 +87,7 @@ class OneTokenClassifier(PromptClassifier):
 
     @property
     def base_prefix(self) -> str:
-        """What the names of the encoder's parameters begin with."""
+        """The beginning of the names of the encoder's parameters."""
         return "lm."
 
     def head_logits(self, **inputs: Any) -> Tensor:

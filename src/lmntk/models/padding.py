@@ -1,4 +1,4 @@
-"""What padding does to a model, and how one that sees its padding is asked all the same."""
+"""Padding: transformers' warnings about it, and batches without it for models whose logits depend on it."""
 
 import contextlib
 import threading
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 class _QUIET:
-    """The method of transformers that is out of use while anybody, in any thread, asks for that."""
+    """The method of transformers that is replaced while any thread is in `without_padding_warnings`."""
 
     name = "warn_if_padding_and_no_attention_mask"
     lock = threading.Lock()
@@ -21,10 +21,10 @@ class _QUIET:
 
 @contextlib.contextmanager
 def without_padding_warnings() -> Iterator[None]:
-    """Keep transformers from looking for padding tokens in batches without an attention mask, to warn of them.
+    """Keep transformers from searching batches without an attention mask for padding tokens, to warn about them.
 
-    Here a batch without a mask has no padding, whatever its tokens. The look depends on the data, of which `torch.vmap`
-    knows nothing: DeBERTa, SqueezeBERT, RoFormer and their like could not be differentiated.
+    Here a batch without a mask has no padding, whatever its tokens. The search depends on the data, which `torch.vmap`
+    does not allow: DeBERTa, SqueezeBERT, RoFormer and others could not be differentiated.
     """
     with _QUIET.lock:
         if not _QUIET.users:
@@ -47,17 +47,22 @@ def in_equal_lengths(
     attention_mask: Tensor,
     token_type_ids: Tensor | None = None,
 ) -> Tensor:
-    """Cut a padded batch into batches of prompts of equal length, which need no padding.
+    """Cut a padded batch into batches of prompts of equal length, without padding, and join their answers.
 
     Args:
-        call: Is asked about each of them: keywords in, ``[b, …]`` out.
-        input_ids: Tokens, ``[B, L]``, padded on either side.
-        mask_pos: The position that predicts, ``[B]``.
+        call: The function to call with each batch's tensors, by name; it returns ``[b, …]``.
+        input_ids: Tokens, int64 ``[B, L]``, padded on either side.
+        mask_pos: The position that predicts, int64 ``[B]``.
         attention_mask: 1 for tokens, 0 for padding, ``[B, L]``.
-        token_type_ids: Segments, ``[B, L]``.
+        token_type_ids: Segments, int64 ``[B, L]``; None for an architecture without segments.
 
     Returns:
-        What `call` says of each prompt, ``[B, …]``.
+        The answer of `call` for each prompt, ``[B, …]``.
+
+    Examples:
+        >>> ids, real = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        >>> in_equal_lengths(lambda input_ids, mask_pos: input_ids.sum(dim=1), ids, torch.tensor([1, 1]), real)
+        tensor([18, 17])
     """
     real = attention_mask.bool()
     lengths = real.sum(dim=1)

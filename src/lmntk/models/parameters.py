@@ -1,4 +1,4 @@
-"""Which parameters count: the one place that filters them by name."""
+"""The parameters that a kernel or training counts, chosen by name."""
 
 import re
 from collections.abc import Iterable
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lmntk.errors import UsageError
+from lmntk.errors import SettingError
 from lmntk.models.classifier import PromptClassifier
 
-# A layer's parameters carry its number behind the name of the list that holds it: encoder.layer.3.…, layers.3.…, h.3.…
+# A parameter's name holds the number of its layer, after the name of the list of layers: encoder.layer.3.…, h.3.…
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
-# Names of embeddings in the families supported; BERT-like models keep the embeddings' LayerNorm under the same roof.
+# In models like BERT this includes the LayerNorm of the embeddings.
 _EMBEDDINGS = re.compile(r"\.(?:\w*embed\w*|wte|wpe)\.")
 
 
 @dataclass(frozen=True)
 class ParameterFilter:
-    """What the user leaves out; several at once combine.
+    """The parameters to leave out; the settings combine.
 
     Attributes:
         exclude_embeddings: Leave out the embeddings module: word, position and segment embeddings and their LayerNorm.
-        exclude_head: Leave out everything behind the encoder: the LM head with its transform, or the classifier.
-        only_biases: Keep parameters whose name says ``bias``.
-        exclude_first_layers: Leave out that many layers, counted from the input.
-        only_adapters: Keep what peft trains with LoRA adapters, and what lies behind the encoder.
+        exclude_head: Leave out everything after the encoder: the LM head with its transform, or the classifier.
+        only_biases: Keep only parameters with ``bias`` in their name.
+        exclude_first_layers: The number of layers to leave out, counted from the input.
+        only_adapters: Keep only the parameters that peft trains with LoRA adapters, and those after the encoder.
     """
 
     exclude_embeddings: bool = False
@@ -47,31 +47,36 @@ class ParameterFilter:
 
 
 def select_parameters(
-    model: PromptClassifier, chosen: ParameterFilter, layers_flag: str = "--exclude_first_layers"
+    model: PromptClassifier, chosen: ParameterFilter, layers_setting: str = "exclude_first_layers"
 ) -> dict[str, nn.Parameter]:
-    """Return the parameters that count, by name; one that has two names is there once.
+    """Return the parameters that count, by name; a parameter with two names is there once.
 
     Args:
-        model: The model.
-        chosen: What is left out.
-        layers_flag: The flag that leaves layers out, for messages.
+        model: The model that has the parameters.
+        chosen: The parameters to leave out.
+        layers_setting: The setting that leaves layers out, for messages.
 
     Raises:
-        UsageError: None is left, or the model has fewer layers than are to be left out.
+        SettingError: No parameter is left, or the model has fewer layers than are to be left out.
     """
     named = dict(model.named_parameters())
     depth = 1 + max((int(match.group(1)) for match in map(_LAYER.search, named) if match), default=-1)
     if not 0 <= chosen.exclude_first_layers <= depth:
-        raise UsageError(f"{layers_flag} {chosen.exclude_first_layers}: the model has {depth} layers")
+        raise SettingError(
+            f"`{layers_setting}={chosen.exclude_first_layers}`: the model has {depth} layers",
+            setting=layers_setting,
+            value=chosen.exclude_first_layers,
+        )
     selected = {name: parameter for name, parameter in named.items() if chosen.keeps(name, model)}
     if not selected:
-        flags = ["--apply_lora" if flag == "only_adapters" else f"--{flag}" for flag, on in vars(chosen).items() if on]
-        raise UsageError(f"{' '.join(flags)} together leave no parameter of this model; drop one of them")
+        settings = ["apply_lora" if name == "only_adapters" else name for name, on in vars(chosen).items() if on]
+        listed = " ".join(f"`{name}`" for name in settings)
+        raise SettingError(f"{listed} together leave no parameter of this model; drop one of them", setting=settings)
     return selected
 
 
 def layers_of(names: Iterable[str], base_prefix: str) -> dict[str, str]:
-    """Return the layer of each parameter, from the embeddings through the layers to the head; see `layer_of`."""
+    """Return the layer of each parameter, in the order of the model: embeddings, layers, head; see `layer_of`."""
     layers = {name: layer_of(name, base_prefix) for name in names}
     ends = {"embeddings": -2, "project_in": -1, "head": 2}
     place = {name: ends.get(layer, 0 if _LAYER.search(name) else 1) for name, layer in layers.items()}
@@ -79,13 +84,19 @@ def layers_of(names: Iterable[str], base_prefix: str) -> dict[str, str]:
 
 
 def layer_of(name: str, base_prefix: str) -> str:
-    """Return which layer a parameter belongs to: ``"embeddings"``, ``"layer 0"`` …, ``"head"``.
+    """Return the layer that a parameter belongs to: ``"embeddings"``, ``"layer 0"`` …, ``"head"``.
 
-    What lies in the encoder beside these, such as the norm behind the last layer, goes by its module's own name.
+    Other parameters of the encoder, such as those of the norm after the last layer, have their module's name.
 
     Args:
-        name: The parameter's name.
-        base_prefix: What the names of the encoder's parameters begin with.
+        name: The name of the parameter.
+        base_prefix: The beginning of the names of the encoder's parameters.
+
+    Examples:
+        >>> layer_of("lm.bert.encoder.layer.3.output.dense.bias", "lm.bert.")
+        'layer 3'
+        >>> layer_of("lm.cls.predictions.bias", "lm.bert.")
+        'head'
     """
     if not name.startswith(base_prefix):
         return "head"
@@ -98,5 +109,5 @@ def layer_of(name: str, base_prefix: str) -> str:
 
 
 def count_parameters(selected: dict[str, nn.Parameter]) -> int:
-    """Return the metric `grad_dim`: how many numbers the selected parameters hold."""
+    """Return the metric `grad_dim`, the number of scalars in the selected parameters."""
     return sum(parameter.numel() for parameter in selected.values())

@@ -68,14 +68,14 @@ def check_tokenizer(
     """
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(
-            f"'{name_or_path}' holds no vocabulary of a tokenizer: copy the tokenizer's files there, or name another "
-            "folder as `tokenizer_name`",
+            f"'{name_or_path}' holds no vocabulary of a tokenizer; copy the tokenizer's files there, or name another "
+            "folder with `tokenizer_name`",
             path=name_or_path,
         )
     if needs_mask and tokenizer.mask_token_id is None:
         raise ModelError(
             f"the tokenizer of '{name_or_path}' has no mask token, which the prompts of a masked language model need: "
-            "name another as `tokenizer_name`, or another model as `model_name_or_path`",
+            "name another with `tokenizer_name`, or another model with `model_name_or_path`",
             path=name_or_path,
         )
     check_vocabulary(tokenizer, name_or_path, model_size)
@@ -99,7 +99,7 @@ def reading(name_or_path: str, setting: str, what: str) -> AbstractContextManage
             if found := files_in(path):
                 cause += f"; it holds GGUF files: name one of them as `gguf_file`: {', '.join(found)}"
         elif path.is_file():
-            cause = f"'{name_or_path}' is a file: name its folder"
+            cause = f"'{name_or_path}' is a file: name the folder it is in"
             cause += f", and `gguf_file={path.name}`" if path.suffix == ".gguf" else ""
         else:
             cause = f"'{name_or_path}' is not a local folder, and the hub did not give {what} of that name ({reason})"

@@ -1,6 +1,6 @@
-"""What a model is tried on once it is loaded: that it answers as transformers has it, and whether it sees its padding.
+"""Checks of a loaded model: that its answers are those of transformers, and whether padding changes them.
 
-There are more architectures than anybody has looked at. A few short prompts of random tokens show what matters here.
+Nobody has looked at all architectures of transformers. A few short prompts of random tokens show what matters here.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from lmntk.errors import UsageError
+from lmntk.errors import ModelError, UsageError, first_sentence
 from lmntk.models.classifier import PromptClassifier
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.padding import without_padding_warnings
@@ -19,18 +19,18 @@ from lmntk.models.padding import without_padding_warnings
 logger = logging.getLogger(__name__)
 
 LENGTHS = (5, 8, 11)
-"""Tokens of the prompts that a model is tried on: models that take tokens in blocks of 2 or 4 pad some of them."""
+"""The lengths of the prompts, in tokens: a model that reads tokens in blocks of 2 or 4 pads some of them."""
 
 LONGEST = 64
-"""Up to where they are padded, unless the prompts that will be asked are known."""
+"""The length up to which they are padded, unless the longest prompt is known."""
 
-# How far rounding may move a vector, in units of its length, by the dtype: 7e-5 in float32, 4e-10 in float64.
+# Rounding may move a vector by this power of the dtype's eps, relative to its norm: 7e-5 in float32, 4e-10 in float64.
 ROUNDING_POWER = 0.6
 
-# How far an answer may be from the model's own: another order of operations stays far below, another answer far above.
+# The largest error of an answer: another order of operations stays far below it, a wrong answer far above.
 MOST_WRONG = 1e-3
 
-# What no question about logits shows, found by tools/try_architectures.py with transformers 5.23.0.
+# These do not show in the logits; tools/try_architectures.py found them with transformers 5.23.0.
 WRONG_GRADIENTS = {
     "cpmant": "torch.vmap gives other gradients of it",
     "rwkv": "it changes in place what its gradient needs",
@@ -42,10 +42,14 @@ Prompt = dict[str, Tensor]
 
 @contextlib.contextmanager
 def refusals(name_or_path: str, config: PretrainedConfig) -> Iterator[None]:
-    """Turn whatever a model raises that cannot be asked here into one sentence that names its architecture.
+    """Turn any error that a model raises into one sentence that names its architecture.
+
+    Args:
+        name_or_path: The model's name, for messages.
+        config: The model's configuration.
 
     Raises:
-        UsageError: The model raises, or its gradients are known to be wrong.
+        ModelError: The model raises, or its gradients are known to be wrong.
     """
     known = WRONG_GRADIENTS | (WRONG_WITH_ALIBI if getattr(config, "alibi", False) else {})
     if config.model_type in known:
@@ -54,21 +58,20 @@ def refusals(name_or_path: str, config: PretrainedConfig) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except Exception as error:  # architectures raise whatever they like
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
-        raise _refusal(name_or_path, config, f"{type(error).__name__}: {reason}") from error
+    except Exception as error:  # architectures raise any type
+        raise _refusal(name_or_path, config, _named(error)) from error
 
 
 def probes(config: PretrainedConfig, lengths: Iterable[int], causal: bool) -> list[Prompt]:
-    """Draw prompts of random tokens, the same at every call, without the tokens that mean something to the model.
+    """Draw prompts of random tokens, without special tokens, the same in every call.
 
     Args:
-        config: The model's.
-        lengths: How many tokens each has.
+        config: The model's configuration.
+        lengths: The number of tokens of each prompt.
         causal: Whether the last position predicts; else the one before it does.
 
     Returns:
-        Batches of one prompt each.
+        Batches of one prompt each: `input_ids` ``[1, L]`` and `mask_pos` ``[1]``.
     """
     special = {
         token
@@ -88,18 +91,18 @@ def probes(config: PretrainedConfig, lengths: Iterable[int], causal: bool) -> li
 
 
 def own_answer(ask: Callable[[Prompt], Tensor], config: PretrainedConfig, name_or_path: str) -> Tensor:
-    """Ask a model, as transformers has it, about a short prompt.
+    """Return the answer of transformers' model to a short prompt.
 
     Args:
-        ask: Asks the model.
-        config: The model's.
-        name_or_path: Its name.
+        ask: The function from a prompt to the model's answer, a vector.
+        config: The model's configuration.
+        name_or_path: The model's name, for messages.
 
     Returns:
-        A vector: the logits of all tokens, or a hidden state.
+        The answer: the logits of all tokens, or a hidden state.
 
     Raises:
-        UsageError: It draws its answer.
+        ModelError: The answer is random.
     """
     (prompt,) = probes(config, LENGTHS[1:2], is_causal(config))
     with torch.no_grad(), without_padding_warnings():
@@ -112,17 +115,17 @@ def own_answer(ask: Callable[[Prompt], Tensor], config: PretrainedConfig, name_o
 def choose_how_to_ask(
     model: PromptClassifier, ask: Callable[[Prompt], Tensor], wanted: Tensor, scale: float, name_or_path: str
 ) -> None:
-    """Find the way to tell a causal model what its tokens see in which it answers as transformers has it.
+    """Set `makes_masks` of a causal model so that its answer is that of transformers; check that of a masked model.
 
     Args:
-        model: Its `makes_masks` is set; a masked model has one way only.
-        ask: Asks it about a prompt.
-        wanted: What it is to answer to the prompt of `own_answer`.
-        scale: How large differences between the numbers of an answer are.
-        name_or_path: Its name.
+        model: The model to check.
+        ask: The function from a prompt to the model's answer.
+        wanted: The right answer to the prompt of `own_answer`.
+        scale: The spread of the numbers in an answer.
+        name_or_path: The model's name, for messages.
 
     Raises:
-        UsageError: There is none.
+        ModelError: No choice gives the right answer.
     """
     config = model.lm.config
     (prompt,) = probes(config, LENGTHS[1:2], is_causal(config))
@@ -131,7 +134,7 @@ def choose_how_to_ask(
             with torch.no_grad():
                 found = ask(prompt)
         except Exception as error:  # as above
-            reason = f"asked at one position it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = f"asked at one position it raises {_named(error)}"
             continue
         if not bool((found - wanted).abs().max() > MOST_WRONG * scale):
             return
@@ -140,15 +143,15 @@ def choose_how_to_ask(
 
 
 def find_out_about_padding(model: PromptClassifier, name_or_path: str, longest: int | None) -> None:
-    """Ask a model about prompts alone, beside others, and padded; note and say if it sees the padding.
+    """Ask a model about single prompts and about padded batches; set `equal_lengths` and warn if padding matters.
 
     Args:
-        model: In eval mode; `equal_lengths` is set.
-        name_or_path: Its name, for messages.
-        longest: The number of tokens of the longest prompt that will be asked; where it is not known, `LONGEST`.
+        model: The model, in eval mode.
+        name_or_path: The model's name, for messages.
+        longest: The number of tokens of the longest prompt; None for `LONGEST`.
 
     Raises:
-        UsageError: What it answers depends on the other examples of a batch, or has no gradient.
+        ModelError: Its answers depend on the other examples of a batch, or have no gradient.
     """
     config = model.lm.config
     most = min(filter(None, (longest or LONGEST, max_positions(config))))
@@ -160,25 +163,26 @@ def find_out_about_padding(model: PromptClassifier, name_or_path: str, longest: 
         logger.warning(
             "'%s' is of type %s, whose logits change with padding: prompts share a batch only where they are equally "
             "long, which takes more time",
-            *(name_or_path, config.model_type),
+            name_or_path,
+            config.model_type,
         )
     other = {**prompts[-1], "input_ids": prompts[-1]["input_ids"].flip(1)}
     if _differ(_state(model, [prompts[-1], other])[:1], alone[-1]):
         raise _refusal(name_or_path, config, "its answers depend on the other examples of a batch")
     if not all(_has_gradients(model, prompt) for prompt in prompts[: len(LENGTHS)]):
-        raise _refusal(name_or_path, config, "its gradients are no numbers, on short prompts at least")
+        raise _refusal(name_or_path, config, "its gradients are not finite, on short prompts at least")
 
 
 def _padded_as_alone(model: PromptClassifier, prompts: Sequence[Prompt], alone: Sequence[Tensor]) -> bool:
     try:
         found = _state(model, prompts)
-    except Exception:  # some architectures cannot be asked about padded prompts at all
+    except Exception:  # some architectures do not accept padded prompts
         return False
     return not any(_differ(row[None], own) for row, own in zip(found, alone, strict=False))
 
 
 def _has_gradients(model: PromptClassifier, prompt: Prompt) -> bool:
-    """Whether logits that are numbers have gradients that are, by those of the embedded tokens."""
+    """Whether the gradients of finite logits are finite, judged by those of the embedded tokens."""
     embedded: list[Tensor] = []
 
     def keep(module: object, args: object, output: Tensor) -> None:
@@ -196,7 +200,7 @@ def _has_gradients(model: PromptClassifier, prompt: Prompt) -> bool:
 
 
 def _state(model: PromptClassifier, prompts: Sequence[Prompt]) -> Tensor:
-    """What goes into the last layer, ``[B, d]``: of all that a model says the most."""
+    """Return the inputs of the last layer, ``[B, d]``, which show more differences than the logits."""
     device = next(model.parameters()).device
     lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     ids = torch.nn.utils.rnn.pad_sequence([prompt["input_ids"][0] for prompt in prompts], batch_first=True)
@@ -207,12 +211,18 @@ def _state(model: PromptClassifier, prompts: Sequence[Prompt]) -> Tensor:
 
 
 def _differ(found: Tensor, wanted: Tensor) -> bool:
-    """Whether two vectors differ by more than rounding; what is no number is not looked at here."""
+    """Whether two vectors differ by more than rounding; vectors with NaN count as equal."""
     return bool((found - wanted).norm() > torch.finfo(wanted.dtype).eps ** ROUNDING_POWER * wanted.norm())
 
 
-def _refusal(name_or_path: str, config: PretrainedConfig, reason: str) -> UsageError:
-    return UsageError(
-        f"--model_name_or_path: '{name_or_path}' is of type {config.model_type}, which cannot be asked here "
-        f"({reason}): take an architecture that docs/reference/architectures.md lists as right"
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_sentence(error)}"
+
+
+def _refusal(name_or_path: str, config: PretrainedConfig, reason: str) -> ModelError:
+    return ModelError(
+        f"`model_name_or_path`: '{name_or_path}' is of type {config.model_type}, which cannot be asked here "
+        f"({reason}): take an architecture that docs/reference/architectures.md lists as right",
+        model=config.model_type,
+        reason=reason,
     )

@@ -123,7 +123,7 @@ def _modernbert(
 ) -> Tensor:
     assert position_embeddings is not None
     own, here = layer.attn, position.select(hidden_states)
-    # Queries, keys and values come out of one matrix, for all positions.
+    # One matrix gives queries, keys and values, of all positions.
     query, key, value = own.Wqkv(layer.attn_norm(hidden_states)).chunk(3, dim=-1)
     turned = apply_rotary_pos_emb(_heads(own, query), _heads(own, key), *position_embeddings)
     query, key = (heads.transpose(1, 2).flatten(2) for heads in turned)
@@ -161,11 +161,11 @@ def _gpt2(
     **options: Any,
 ) -> Tensor:
     own, here = layer.attn, position.select(hidden_states)
-    # Queries, keys and values come out of one matrix, for all positions.
+    # One matrix gives queries, keys and values, of all positions.
     query, key, value = own.c_attn(layer.ln_1(hidden_states)).chunk(3, dim=-1)
     query, key, value = (_heads(own, states) for states in (position.select(query), key, value))
     attended = here + own.c_proj(_mix(position, own, query, key, value, attention_mask, own.scaling))
-    # The model gives what comes out the shape of what went in.
+    # GPT-2 reshapes the layer's output to the shape of its input.
     return (attended + layer.mlp(layer.ln_2(attended))).expand(hidden_states.shape)
 
 
@@ -200,12 +200,12 @@ def _mix(
     attention_mask: Tensor | None,
     scaling: float | None = None,
 ) -> Tensor:
-    """The same of heads, ``[B, heads, 1 or L, d]``; queries may share a key."""
+    """Attend from one position: heads ``[B, heads, 1 or L, d]`` to ``[B, 1, heads · d]``; queries may share keys."""
     return plain_attention(attention, query, key, value, position.mask_row(attention_mask), scaling)[0].flatten(2)
 
 
 def _heads(attention: Any, states: Tensor) -> Tensor:
-    """``[B, L, heads · d]`` as ``[B, heads, L, d]``."""
+    """Reshape ``[B, L, heads · d]`` to ``[B, heads, L, d]``."""
     size = attention.head_dim if hasattr(attention, "head_dim") else attention.attention_head_size
     return states.unflatten(-1, (-1, size)).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""Weights that nothing can be predicted with, found where they are read and called by their name."""
+"""Checks of weights where they are read: NaN, infinity, and number types that stand for other numbers."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,61 +8,73 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from lmntk.errors import UsageError
+from lmntk.errors import ModelError, NotFiniteError
 
-# As safetensors calls them. Whole numbers and floats of 8 bits stand for others, by scales that lie beside them.
+# The names of safetensors. Integers and 8-bit floats stand for other numbers, by scales stored beside them.
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    """See that all weights are finite.
+    """Check that all weights are finite.
 
     Args:
-        weights: By name; what has no fraction is finite.
-        where: What holds them, for the message.
+        weights: The weights by name, of any dtype.
+        where: The file or model that holds them, for the message.
 
     Raises:
-        UsageError: One is not, and is named.
-    """
+        NotFiniteError: A weight holds NaN or infinity.
+
+    Examples:
+        >>> check_finite({"bias": torch.tensor([1.0, float("nan")])}, "model.safetensors")
+        Traceback (most recent call last):
+        lmntk.errors.NotFiniteError: model.safetensors holds NaN in the weight bias (1 of its 2 numbers are not finite), so that nothing can be predicted with it: name a checkpoint that is whole
+    """  # noqa: E501
     for name, weight in weights.items():
-        # A sum is finite of finite numbers only, and ten times faster to find than each number's own answer.
+        # Only finite numbers have a finite sum, and it is ten times faster than to look at each number.
         if not weight.is_floating_point() or bool(torch.isfinite(weight.sum())):
             continue
         broken = int((~torch.isfinite(weight)).sum())
         if broken == 0:
-            continue  # the sum alone was too large
+            continue  # the sum overflowed
         kind = "NaN" if bool(torch.isnan(weight).any()) else "infinity"
-        raise UsageError(
+        raise NotFiniteError(
             f"{where} holds {kind} in the weight {name} ({broken} of its {weight.numel()} numbers are not finite), "
-            "so that nothing can be predicted with it: name a checkpoint that is whole"
+            "so that nothing can be predicted with it: name a checkpoint that is whole",
+            parameter=name,
         )
 
 
 def check_number_types(name_or_path: str, cache_dir: str | None) -> None:
-    """See that the weights of a checkpoint, where they lie in safetensors files, are floats of 16 bits or more.
+    """Check that the weights in a checkpoint's safetensors files are floats of 16 bits or more.
+
+    Args:
+        name_or_path: A name on the hub or a local folder.
+        cache_dir: The folder for downloads; None leaves the choice to transformers.
 
     Raises:
-        UsageError: One is not, and is named: transformers would take it for the number that it is stored as.
+        ModelError: A weight has another type, of which transformers would ignore the scales.
     """
     for path in _safetensors_files(name_or_path, cache_dir):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 stored = file.get_slice(name)
                 kind = stored.get_dtype()
-                # Beside weights there are masks and counts of positions.
+                # Files also hold masks and counts of positions.
                 is_weight = name.endswith((".weight", ".gamma", ".beta")) or (
                     name.endswith(".bias") and len(stored.get_shape()) == 1
                 )
                 if is_weight and kind not in FLOATS:
-                    raise UsageError(
-                        f"--model_name_or_path: the checkpoint '{name_or_path}' holds the weight {name} as {kind}, "
-                        "which is no float of 16 bits or more: quantised weights are not read here; name the "
-                        "checkpoint that they were made of, or a GGUF file of it (--gguf_file)"
+                    raise ModelError(
+                        f"`model_name_or_path`: the checkpoint '{name_or_path}' holds the weight {name} as {kind}, "
+                        "which is not a float of 16 bits or more: quantised weights are not read here; name the "
+                        "checkpoint that they were made from, or a GGUF file of it (`gguf_file`)",
+                        path=name_or_path,
+                        parameter=name,
                     )
 
 
 def _safetensors_files(name_or_path: str, cache_dir: str | None) -> Iterable[str]:
-    """The files of a checkpoint, in a folder or from the hub; none where it has another form."""
+    """Return the safetensors files of a checkpoint, from a folder or the hub; none if it has another format."""
     found = [
         cached_file(
             name_or_path,

@@ -1,18 +1,18 @@
-"""The decoder of a language model and its word embeddings, which many checkpoints tie, as parameters of their own."""
+"""Untying: the decoder and the word embeddings of a language model become separate parameters."""
 
 from torch import nn
 from transformers import PreTrainedModel
 
 
 def untie(lm: PreTrainedModel, stored_names: set[str]) -> set[str]:
-    """Give the decoder weights of its own, and its bias one identity under all its names.
+    """Copy tied weights into separate parameters; a bias with two names becomes one parameter.
 
     Args:
         lm: A model loaded with its tying switched off, or freshly initialised.
-        stored_names: The parameters that the checkpoint holds.
+        stored_names: The names of the parameters in the checkpoint.
 
     Returns:
-        The names of the parameters that found their values elsewhere in the checkpoint.
+        The names of the parameters whose values the checkpoint holds under another name.
     """
     found: set[str] = set()
     for target, source in (getattr(lm, "_tied_weights_keys", None) or {}).items():
@@ -20,7 +20,7 @@ def untie(lm: PreTrainedModel, stored_names: set[str]) -> set[str]:
             continue
         have, lack = (target, source) if target in stored_names and source not in stored_names else (source, target)
         if target.endswith("bias"):
-            # One bias under two names is one parameter, and must be counted as one.
+            # One bias with two names must count as one parameter.
             _assign(lm, lack, lm.get_parameter(have))
         else:
             _assign(lm, lack, nn.Parameter(lm.get_parameter(have).detach().clone()))
