@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Config
 
 from command_line import snapshot
-from lmntk.errors import UsageError
+from lmntk.errors import FileError, ModelError, NotFiniteError, UsageError
 from lmntk.models import gguf as our_gguf
 from lmntk.models.gguf import LEFT_OVER, SCRATCH, converted
 from lmntk.models.loading import load_prompt_model
@@ -53,10 +53,12 @@ def logits_of(lm: PreTrainedModel) -> Tensor:
         return lm.eval()(ids).logits
 
 
-def refusal(name_or_path: Path | str, gguf_file: str, cache: Path) -> str:
-    with pytest.raises(UsageError) as error:
+def refusal(kind: type[UsageError], name_or_path: Path | str, gguf_file: str, cache: Path) -> UsageError:
+    with pytest.raises(kind) as error:
         converted(str(name_or_path), gguf_file, cache)
-    return str(error.value)
+    assert "`gguf_file" in str(error.value)
+    assert "\n" not in str(error.value)
+    return error.value
 
 
 def contents(folder: Path) -> set[str]:
@@ -191,18 +193,19 @@ def test_the_scaling_of_positions_of_llama_3_is_kept(made: Made, tmp_path: Path)
 
 
 def test_a_scaling_of_positions_that_is_not_read_is_refused(made: Made, tmp_path: Path) -> None:
-    way_out = "of which transformers reads nothing: take the model's checkpoint in safetensors files"
     factors = np.array([1.0, 1.5, 2.5, 7.0], dtype=np.float32)
     path = write_gguf(
         tmp_path / "a.gguf", made.lm, made.tokenizer, also=lambda w: w.add_tensor("rope_freqs.weight", factors)
     )
-    sentence = refusal(tmp_path, "a.gguf", tmp_path / "cache")
-    assert sentence == f"--gguf_file: {path} scales positions (by factors of its own), {way_out}"
+    error = refusal(ModelError, tmp_path, "a.gguf", tmp_path / "cache")
+    assert error.data == {"path": path}
+    assert "scales positions (by factors of its own)" in str(error)
     path = write_gguf(
         tmp_path / "b.gguf", made.lm, made.tokenizer, also=lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     )
-    sentence = refusal(tmp_path, "b.gguf", tmp_path / "cache")
-    assert sentence == f"--gguf_file: {path} scales positions (yarn), {way_out}"
+    error = refusal(ModelError, tmp_path, "b.gguf", tmp_path / "cache")
+    assert error.data == {"path": path}
+    assert "scales positions (yarn)" in str(error)
     assert contents(tmp_path / "cache") == set()
 
 
@@ -302,52 +305,53 @@ def test_what_a_killed_run_left_a_day_ago_is_removed(made: Made, tmp_path: Path)
 
 
 def test_a_file_that_is_not_there_is_answered_with_those_that_are(made: Made, tmp_path: Path) -> None:
-    assert refusal(made.folder, "tiny-Q9.gguf", tmp_path) == (
-        f"--gguf_file tiny-Q9.gguf: there is no such file in {made.folder}; there is tiny-F32.gguf, tiny-Q4_1.gguf, "
-        "tiny-Q8_0.gguf"
-    )
-    assert refusal(tmp_path, "x.gguf", tmp_path).endswith(f"there is no such file in {tmp_path}; there is no GGUF file")
+    error = refusal(FileError, made.folder, "tiny-Q9.gguf", tmp_path)
+    assert error.data == {"path": made.folder / "tiny-Q9.gguf"}
+    assert str(error).endswith("there is tiny-F32.gguf, tiny-Q4_1.gguf, tiny-Q8_0.gguf")
+    assert str(refusal(FileError, tmp_path, "x.gguf", tmp_path)).endswith("there is no GGUF file")
 
 
-def test_a_path_to_the_file_itself_is_answered_with_the_two_flags(made: Made, tmp_path: Path) -> None:
+def test_a_path_to_the_file_itself_is_answered_with_the_two_settings(made: Made, tmp_path: Path) -> None:
     path = made.folder / "tiny-F32.gguf"
-    assert refusal(path, "tiny-F32.gguf", tmp_path) == (
-        f"--model_name_or_path {path} is a file: name the folder it is in, and --gguf_file tiny-F32.gguf"
-    )
+    error = refusal(ModelError, path, "tiny-F32.gguf", tmp_path)
+    assert error.data == {"path": path}
+    assert "`model_name_or_path=" in str(error)
+    assert str(error).endswith("`gguf_file=tiny-F32.gguf`")
 
 
 def test_a_file_of_another_format_is_refused(made: Made, tmp_path: Path) -> None:
     for content in (b"", b"GG", b"PK\x03\x04 and so on"):
         path = tmp_path / "x.gguf"
         path.write_bytes(content)
-        sentence = f"--gguf_file {path} is no GGUF file: its first four bytes are not 'GGUF'"
-        assert refusal(tmp_path, "x.gguf", tmp_path / "cache") == sentence
+        error = refusal(FileError, tmp_path, "x.gguf", tmp_path / "cache")
+        assert error.data == {"path": path}
+        assert "is not a GGUF file" in str(error)
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("kept", [4, 50, 9000, 60_000, -1], ids=["magic", "header", "tokens", "weights", "last byte"])
 def test_a_file_that_was_cut_off_is_refused(made: Made, tmp_path: Path, kept: int) -> None:
     (tmp_path / "cut.gguf").write_bytes((made.folder / "tiny-F32.gguf").read_bytes()[:kept])
-    sentence = refusal(tmp_path, "cut.gguf", tmp_path / "cache")
-    assert sentence.startswith(f"--gguf_file: transformers cannot read {tmp_path / 'cut.gguf'} (")
-    assert sentence.endswith("): see that the file is whole, or name another")
-    assert "\n" not in sentence
+    error = refusal(ModelError, tmp_path, "cut.gguf", tmp_path / "cache")
+    assert error.data == {"path": tmp_path / "cut.gguf"}
+    assert "check that the file is whole" in str(error)
     assert contents(tmp_path / "cache") == set()
 
 
 def test_a_file_of_an_architecture_that_transformers_does_not_read_is_refused(made: Made, tmp_path: Path) -> None:
     data = (made.folder / "tiny-F32.gguf").read_bytes()
     (tmp_path / "x.gguf").write_bytes(data.replace(b"llama", b"alpac"))
-    assert "GGUF model with architecture alpac is not supported yet" in refusal(tmp_path, "x.gguf", tmp_path / "cache")
+    error = refusal(ModelError, tmp_path, "x.gguf", tmp_path / "cache")
+    assert "GGUF model with architecture alpac is not supported yet" in str(error)
 
 
 def test_weights_of_other_shapes_than_the_header_says_are_named(made: Made, tmp_path: Path) -> None:
     lm = random_lm()
     lm.config.intermediate_size = 32
     path = write_gguf(tmp_path / "x.gguf", lm, made.tokenizer)
-    sentence = refusal(tmp_path, "x.gguf", tmp_path / "cache")
-    assert sentence.startswith(f"--gguf_file: weights in {path} do not have the shapes that its header says: model.")
-    assert sentence.count("mlp") == 6
+    error = refusal(ModelError, tmp_path, "x.gguf", tmp_path / "cache")
+    assert error.data == {"path": path}
+    assert str(error).count("mlp") == 6
 
 
 def test_a_weight_that_is_no_number_is_named_and_nothing_is_kept(made: Made, tmp_path: Path) -> None:
@@ -355,9 +359,9 @@ def test_a_weight_that_is_no_number_is_named_and_nothing_is_kept(made: Made, tmp
     with torch.no_grad():
         lm.get_submodule("model.layers.1.mlp.up_proj").weight[2, 1] = float("nan")
     path = write_gguf(tmp_path / "broken.gguf", lm, made.tokenizer)
-    with pytest.raises(UsageError, match="holds NaN in the weight model.layers.1.mlp.up_proj.weight ") as error:
-        converted(str(tmp_path), path.name, tmp_path / "cache", None)
-    assert str(path) in str(error.value)
+    error = refusal(NotFiniteError, tmp_path, path.name, tmp_path / "cache")
+    assert error.data == {"parameter": "model.layers.1.mlp.up_proj.weight"}
+    assert str(path) in str(error)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -366,9 +370,9 @@ def test_one_part_of_several_is_refused(made: Made, tmp_path: Path) -> None:
         tmp_path / "x-00001-of-00002.gguf", made.lm, made.tokenizer, leave_out=["model.norm.weight"],
         also=lambda writer: writer.add_uint16("split.count", 2),
     )  # fmt: skip
-    assert refusal(tmp_path, path.name, tmp_path / "cache") == (
-        f"--gguf_file {path} is one of 2 parts of a model: join them, with llama-gguf-split --merge for example"
-    )
+    error = refusal(FileError, tmp_path, path.name, tmp_path / "cache")
+    assert error.data == {"path": path}
+    assert "one of 2 parts" in str(error)
 
 
 def test_a_file_that_cannot_be_read_is_told(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,15 +380,17 @@ def test_a_file_that_cannot_be_read_is_told(made: Made, tmp_path: Path, monkeypa
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(our_gguf.hashlib, "file_digest", fail)
-    sentence = f"--gguf_file {made.folder / 'tiny-F32.gguf'} cannot be read (Input/output error)"
-    assert refusal(made.folder, "tiny-F32.gguf", tmp_path) == sentence
+    error = refusal(FileError, made.folder, "tiny-F32.gguf", tmp_path)
+    assert error.data == {"path": made.folder / "tiny-F32.gguf"}
+    assert "Input/output error" in str(error)
 
 
 def test_a_cache_that_cannot_be_written_is_told(made: Made, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
-    assert refusal(made.folder, "tiny-F32.gguf", tmp_path / "taken" / "cache") == (
-        f"--gguf_file: {tmp_path / 'taken' / 'cache'} cannot be written (Not a directory); name a --cache_dir"
-    )
+    error = refusal(FileError, made.folder, "tiny-F32.gguf", tmp_path / "taken" / "cache")
+    assert error.data == {"path": tmp_path / "taken" / "cache"}
+    assert "Not a directory" in str(error)
+    assert "`cache_dir`" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -395,13 +401,13 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(made: Made, tmp_path: P
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
-        sentence = refusal(made.folder, "tiny-F32.gguf", tmp_path)
+        error = refusal(FileError, made.folder, "tiny-F32.gguf", tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    assert sentence.startswith(f"--gguf_file: cannot write {tmp_path}/tiny-F32-")
-    assert sentence.endswith("): make room, or name a --cache_dir")
-    assert "File too large" in sentence
-    assert ("tokenizer" in sentence) == (what == "tokenizer")
+    assert error.data["path"].parent == tmp_path
+    assert "`cache_dir`" in str(error)
+    assert "File too large" in str(error)
+    assert ("tokenizer" in str(error)) == (what == "tokenizer")
     assert contents(tmp_path) == set()
 
 
@@ -423,22 +429,20 @@ def test_the_hub_is_asked_for_what_is_no_folder_and_its_files_go_where_downloads
         raise OSError("somebody/tiny-GGUF does not appear to have a file named x.gguf. Checkout the hub.")
 
     monkeypatch.setattr(our_gguf, "cached_file", refuse)
-    assert refusal("somebody/tiny-GGUF", "x.gguf", tmp_path) == (
-        "--gguf_file x.gguf: 'somebody/tiny-GGUF' is no local folder, and the hub did not give the file "
-        "(somebody/tiny-GGUF does not appear to have a file named x.gguf)"
-    )
+    error = refusal(FileError, "somebody/tiny-GGUF", "x.gguf", tmp_path)
+    assert error.data == {"path": "x.gguf"}
+    assert str(error).endswith("(somebody/tiny-GGUF does not appear to have a file named x.gguf)")
 
 
-# Without the flag.
+# Without the setting.
 
 
-def test_a_folder_of_gguf_files_alone_is_answered_with_the_flag(made: Made, tmp_path: Path) -> None:
-    hint = "; it holds GGUF files, of which --gguf_file names one: tiny-F32.gguf, tiny-Q4_1.gguf, tiny-Q8_0.gguf"
+def test_a_folder_of_gguf_files_alone_is_answered_with_the_setting(made: Made, tmp_path: Path) -> None:
     for load in (load_config, load_tokenizer):
-        with pytest.raises(UsageError) as error:
+        with pytest.raises(ModelError) as error:
             load(str(made.folder))
-        assert str(error.value).endswith(hint)
-    with pytest.raises(UsageError) as error:
+        assert str(error.value).endswith("`gguf_file`: tiny-F32.gguf, tiny-Q4_1.gguf, tiny-Q8_0.gguf")
+    with pytest.raises(ModelError) as error:
         load_config(str(tmp_path))
     assert "GGUF" not in str(error.value)
 
@@ -446,16 +450,15 @@ def test_a_folder_of_gguf_files_alone_is_answered_with_the_flag(made: Made, tmp_
 def test_gguf_files_beside_a_configuration_without_weights_are_pointed_to(made: Made, tmp_path: Path) -> None:
     made.lm.config.save_pretrained(tmp_path)
     (tmp_path / "model.gguf").touch()
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(ModelError, match="`model_name_or_path`: .* holds no weights") as error:
         load_prompt_model(str(tmp_path), load_config(str(tmp_path)), (300, 301))
-    assert str(error.value).startswith(f"--model_name_or_path: the folder '{tmp_path}' holds no weights")
-    assert str(error.value).endswith("; it holds GGUF files, of which --gguf_file names one: model.gguf")
+    assert error.value.data == {"path": str(tmp_path)}
+    assert str(error.value).endswith("`gguf_file`: model.gguf")
 
 
 def test_a_path_to_a_file_is_answered_with_its_folder(made: Made) -> None:
     path = made.folder / "tiny-F32.gguf"
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(ModelError) as error:
         load_config(str(path))
-    assert str(error.value) == (
-        f"--model_name_or_path: '{path}' is a file: name the folder it is in, and --gguf_file tiny-F32.gguf"
-    )
+    assert error.value.data == {"path": str(path)}
+    assert str(error.value).endswith("name the folder it is in, and `gguf_file=tiny-F32.gguf`")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 import oracle
-from lmntk.errors import UsageError
+from lmntk.errors import ModelError
 from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.batching import buckets
@@ -258,7 +258,7 @@ def test_a_new_head_is_drawn_with_the_seed_and_named_in_one_warning(architecture
     save_tiny_checkpoint(architecture, tmp_path)
     first = load(tmp_path, 3, seed=1)
     (message,) = messages(caplog)
-    assert message.startswith("the classification head is new, drawn at random with --seed 1: ")
+    assert message.startswith("the classification head is new, drawn at random with `seed=1`: ")
     named = message.rpartition(": ")[2].split(", ")
     # ModernBERT's transform before the classifier is the language model's own, and in its checkpoint.
     assert named == NEW_HEADS[architecture]
@@ -288,7 +288,7 @@ def test_a_checkpoint_with_a_head_for_other_classes_gets_a_new_one_that_is_named
     named = names_in(last, model.last_layer)
     assert message.rpartition(": ")[2] == ", ".join(sorted(named))
     assert named == {f"{last}.weight"} | (set() if family in CAUSAL else {f"{last}.bias"})
-    assert "--seed 5" in message
+    assert "`seed=5`" in message
     assert model.num_classes == 4
     assert model(**padded_batch(family)).shape == (4, 4)
     assert torch.isfinite(model(**padded_batch(family))).all()
@@ -365,25 +365,27 @@ def test_a_linear_layer_beside_the_weights_is_read_again(architecture, tmp_path,
 def test_a_linear_layer_for_other_classes_is_told_in_one_sentence(tmp_path):
     save_tiny_checkpoint("bert", tmp_path / "base")
     save_checkpoint(load(tmp_path / "base", 3, first_token=True), tmp_path / "saved", str(tmp_path / "base"))
-    with pytest.raises(UsageError, match="head.safetensors holds the head of another model") as caught:
+    with pytest.raises(ModelError) as caught:
         load(tmp_path / "saved", 4, first_token=True)
+    assert caught.value.data == {"path": tmp_path / "saved" / HEAD_FILE}
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("architecture", "token"), [("bert", "first"), ("llama", "last")])
 def test_an_architecture_without_a_classification_head_is_told_the_way_out(architecture, token, monkeypatch):
     monkeypatch.setattr(AutoModelForSequenceClassification, "_model_mapping", {})
-    told = f"--few_shot_type finetune: .* no classification head for {architecture}; add --from_.* on the {token} token"
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(ModelError, match=f"add `from_linearhead=True`.* on the {token} token") as caught:
         load_classifier("nowhere", tiny_classification_config(architecture), 2)
+    assert caught.value.data == {"model": architecture}
 
 
 def test_a_causal_model_whose_head_reads_another_token_is_told_the_way_out(tmp_path):
     """BERT, read from left to right, has a classification head all the same: on its first token, which sees no more."""
     save_tiny_checkpoint("bert", tmp_path)
     config = load_config(str(tmp_path), family="causal")
-    with pytest.raises(UsageError, match="the classification head of bert is not known here; add --from_linearhead"):
+    with pytest.raises(ModelError, match="add `from_linearhead=True`") as caught:
         load_classifier(str(tmp_path), config, 2)
+    assert caught.value.data == {"model": "bert"}
     model = load_classifier(str(tmp_path), config, 2, first_token=True)
     assert model(**padded_batch("llama")).shape == (4, 2)
 

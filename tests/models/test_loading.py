@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig
 
-from lmntk.errors import UsageError
+from lmntk.errors import ModelError
 from lmntk.models.families import AUTO_CLASSES, family_of, max_positions
 from lmntk.models.loading import LoadOptions, load_prompt_model
 from lmntk.models.pretrained import load_config, load_tokenizer
@@ -240,14 +240,14 @@ def test_binary_classification_makes_the_logit_the_difference_of_the_two(tmp_pat
 def test_a_folder_without_weights_is_told_in_one_sentence(tmp_path):
     save_tiny_checkpoint("bert", tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"--model_name_or_path: the folder '.*' holds no weights"):
+    with pytest.raises(ModelError, match=r"`model_name_or_path`: the folder '.*' holds no weights"):
         load(tmp_path)
 
 
 def test_a_folder_without_a_model_is_told_in_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match=r"--model_name_or_path: the folder '.*' holds no model"):
+    with pytest.raises(ModelError, match=r"`model_name_or_path`: the folder '.*' holds no model"):
         load_config(str(tmp_path))
-    with pytest.raises(UsageError, match=r"--tokenizer_name: the folder '.*' holds no tokenizer"):
+    with pytest.raises(ModelError, match=r"`tokenizer_name`: the folder '.*' holds no tokenizer"):
         load_tokenizer(str(tmp_path))
 
 
@@ -255,15 +255,16 @@ def test_weights_of_another_shape_are_told_in_one_sentence(tmp_path):
     save_tiny_checkpoint("bert", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 25}))
-    with pytest.raises(UsageError, match="config.json"):
+    with pytest.raises(ModelError, match="config.json"):
         load(tmp_path)
 
 
 def test_weights_of_another_architecture_are_no_model(tmp_path):
     save_tiny_checkpoint("roberta", tmp_path)
     rewrite_weights(tmp_path, lambda weights: {"nothing.known": torch.zeros(2)})
-    with pytest.raises(UsageError, match="holds no weight of a roberta masked language model"):
+    with pytest.raises(ModelError) as caught:
         load(tmp_path)
+    assert caught.value.data == {"path": str(tmp_path)}
 
 
 @pytest.mark.parametrize("architecture", ["bert", *TYPICAL_CAUSAL])

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 import oracle
 from engine_problems import problem_of
-from lmntk.errors import UsageError
+from lmntk.errors import ModelError, SettingError
 from lmntk.kernels import FORMULAS
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import HEAD_FILE, restore_checkpoint, restore_extras, save_checkpoint
@@ -158,10 +158,9 @@ def test_an_architecture_without_known_projections_is_told_the_way_out():
     for layer in lm.model.layers:
         layer.attn.qkv_of_tomorrow = layer.attn.Wqkv
         del layer.attn.Wqkv
-    with pytest.raises(
-        UsageError, match="--apply_lora: the attention of modernbert has no query and value projections"
-    ):
+    with pytest.raises(ModelError, match="`apply_lora`") as caught:
         add_adapters(lm, SETTINGS)
+    assert caught.value.data == {"model": "modernbert"}
     assert not adapters_of(lm)
 
 
@@ -184,14 +183,15 @@ def test_only_adapters_combines_with_the_other_filters(architecture):
     assert kept(exclude_head=True) == adapters
     assert kept(exclude_embeddings=True) == everything
     if architecture in CAUSAL:  # their decoder has none
-        with pytest.raises(UsageError, match="--only_biases --apply_lora together leave no parameter"):
+        with pytest.raises(SettingError) as caught:
             kept(only_biases=True)
+        assert caught.value.data == {"setting": ["only_biases", "apply_lora"]}
     else:
         assert kept(only_biases=True) == {name for name in everything - adapters if "bias" in name}
     first_layer = {name for name in adapters if ".0." in name}
     assert kept(exclude_first_layers=1) == everything - first_layer
     assert kept(exclude_first_layers=1, exclude_head=True) == adapters - first_layer
-    with pytest.raises(UsageError, match="--exclude_head --only_biases --apply_lora together leave no parameter"):
+    with pytest.raises(SettingError, match="`exclude_head` `only_biases` `apply_lora` "):
         kept(exclude_head=True, only_biases=True)
 
 
@@ -383,7 +383,7 @@ def test_peft_itself_reads_the_folder_and_finds_the_same_hidden_states(saved):
 def test_a_checkpoint_is_restored_into_the_model_that_is_trained(saved):
     model, folder = saved
     other = load(folder / "base", lora=SETTINGS, seed=9)
-    restore_checkpoint(other, folder / "saved", "--resume_from_checkpoint")
+    restore_checkpoint(other, folder / "saved", "resume_from_checkpoint")
     assert torch.equal(other(**batch_of_tokens()), model(**batch_of_tokens()))
 
 
@@ -431,8 +431,9 @@ def state_of(model):
 def assert_refused(model, action, *parts):
     """One sentence that names all parts, and no weight changed."""
     before = state_of(model)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ModelError) as caught:
         action()
+    assert str(caught.value.data["path"]) in str(caught.value)
     assert "\n" not in str(caught.value)
     for part in parts:
         assert str(part) in str(caught.value)
@@ -446,9 +447,9 @@ def test_adapters_of_another_rank_are_told_in_one_sentence(roberta):
     assert_refused(other, lambda: restore_extras(other, folder / "saved"), folder / "saved" / WEIGHTS_FILE)
 
     def refused():
-        restore_checkpoint(other, folder / "saved", "--flag")
+        restore_checkpoint(other, folder / "saved", "setting")
 
-    assert_refused(other, refused, "--flag: ", "does not hold LoRA adapters for this model")
+    assert_refused(other, refused, "`setting`: ", "does not fit")
 
 
 def test_adapters_of_another_architecture_are_told_in_one_sentence(roberta):
@@ -496,9 +497,10 @@ def test_a_damaged_head_is_told_before_the_adapters_are_loaded(roberta, damage):
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"r": 3}', '{"r": "three", "lora_alpha": 1}', "\udcff"])
 def test_a_broken_configuration_of_adapters_is_told_in_one_sentence(tmp_path, text):
     (tmp_path / CONFIG_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UsageError, match="cannot be read as the configuration of LoRA adapters") as caught:
+    with pytest.raises(ModelError) as caught:
         stored_adapters(tmp_path)
     assert "\n" not in str(caught.value)
+    assert caught.value.data == {"path": tmp_path / CONFIG_FILE}
     assert str(tmp_path / CONFIG_FILE) in str(caught.value)
 
 
@@ -506,5 +508,5 @@ def test_adapters_without_a_base_are_told_in_one_sentence(roberta):
     _, folder = roberta
     path = folder / "saved" / CONFIG_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-    with pytest.raises(UsageError, match="cannot be read as the configuration of LoRA adapters"):
+    with pytest.raises(ModelError, match="cannot be read as the configuration of LoRA adapters"):
         stored_adapters(folder / "saved")

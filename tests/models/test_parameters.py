@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmntk.errors import UsageError
+from lmntk.errors import SettingError
 from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
 from tiny_models import ARCHITECTURES, CAUSAL, MASKED, TYPICAL_CAUSAL, WITHOUT_BIASES, tiny_prompt_model
 
@@ -55,7 +55,7 @@ def test_only_biases_are_those_whose_names_say_so(architecture):
 
 @pytest.mark.parametrize("architecture", WITHOUT_BIASES)
 def test_only_biases_of_a_model_that_has_none_are_refused(architecture):
-    with pytest.raises(UsageError, match="--only_biases together leave no parameter of this model"):
+    with pytest.raises(SettingError, match="`only_biases` "):
         select_parameters(tiny_prompt_model(architecture), ParameterFilter(only_biases=True))
 
 
@@ -81,12 +81,14 @@ def test_filters_combine():
     assert count_parameters(kept) == 8 * 16 + 24 - 16
 
 
-def test_an_empty_selection_names_the_flags():
+def test_an_empty_selection_names_the_settings():
     model = tiny_prompt_model("modernbert")
-    with pytest.raises(UsageError, match="--exclude_head --only_biases together leave no parameter"):
+    with pytest.raises(SettingError) as caught:
         select_parameters(model, ParameterFilter(exclude_head=True, only_biases=True))
+    assert caught.value.data == {"setting": ["exclude_head", "only_biases"]}
 
 
 def test_more_layers_than_there_are_cannot_be_excluded():
-    with pytest.raises(UsageError, match="--exclude_first_layers 3: the model has 2 layers"):
+    with pytest.raises(SettingError, match="2 layers") as caught:
         select_parameters(tiny_prompt_model("bert"), ParameterFilter(exclude_first_layers=3))
+    assert caught.value.data == {"setting": "exclude_first_layers", "value": 3}

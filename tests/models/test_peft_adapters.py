@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 import oracle
 from command_line import Workplace
 from engine_problems import problem_of
-from lmntk.errors import UsageError
+from lmntk.errors import ModelError, NotFiniteError
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import has_adapters, restore_checkpoint, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
@@ -185,7 +185,7 @@ def test_what_is_saved_of_them_is_read_again_by_us_and_by_peft(form, architectur
     assert_close(logits_of(by_peft(bases[architecture], tmp_path / "ours"), tokens()), trained.detach())
     assert not torch.allclose(before, trained, atol=1e-3)
     resumed = load(tmp_path / "theirs")
-    restore_checkpoint(resumed, tmp_path / "ours", "--resume_from_checkpoint")
+    restore_checkpoint(resumed, tmp_path / "ours", "resume_from_checkpoint")
     assert_close(resumed(**tokens()), trained.detach(), 0)
 
 
@@ -201,8 +201,9 @@ def test_weights_that_peft_has_pickled_are_read_too(bases, tmp_path):
 def test_pickled_weights_that_are_none_are_told_in_one_sentence(content, bases, tmp_path):
     path = write(bases["bert"], tmp_path, "bert", safe=False) / PICKLED_WEIGHTS_FILE
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(UsageError, match="cannot be read as LoRA adapters") as caught:
+    with pytest.raises(ModelError) as caught:
         load(tmp_path)
+    assert caught.value.data == {"path": path}
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -240,9 +241,9 @@ def test_adapters_of_a_classifier_bring_its_head(bases, tmp_path, caplog):
     drawn = next(message for message in caplog.messages if "drawn at random" in message)
     assert "pooler" in drawn and "classifier" not in drawn
     assert "holds adapters but no head" not in caplog.text
-    with pytest.raises(UsageError, match="does not hold LoRA adapters for this model .*--few_shot_type"):
+    with pytest.raises(ModelError, match="`few_shot_type`"):
         load(tmp_path)
-    with pytest.raises(UsageError, match="does not hold LoRA adapters for this model .*classifier"):
+    with pytest.raises(ModelError, match="classifier.* does not fit"):
         load_classifier(stored, load_config(stored), 2, LoadOptions(lora=settings))
 
 
@@ -295,14 +296,14 @@ def test_adapters_of_an_encoder_alone_and_of_a_model_with_a_head_go_on_either(ar
         ({"init_lora_weights": "tomorrow"}, "peft cannot put the adapters in"),
         ({"setting_of_tomorrow": 1}, "does not know the setting setting_of_tomorrow of these adapters"),
         ({"target_modules": ["nothing"]}, "peft cannot put the adapters in"),
-        ({"target_modules": ["query", "decoder"]}, "the layer that gives the logits, of which single rows are asked"),
+        ({"target_modules": ["query", "decoder"]}, "the layer that gives the logits"),
         ({"target_modules": ["query"]}, "does not hold LoRA adapters for this model (bert.encoder.layer.0"),
         ({"bias": "some"}, "peft cannot put the adapters in"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_called_by_its_name_in_one_sentence(changed, part, bases, tmp_path):
     rewrite(write(bases["bert"], tmp_path, "bert"), **changed)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ModelError) as caught:
         load(tmp_path)
     assert part in str(caught.value) and str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -312,21 +313,22 @@ def test_quantised_adapters_are_refused(bases, tmp_path):
     weights = load_file(path)
     name = sorted(weights)[0]
     save_file({**weights, name: (20 * weights[name]).to(torch.int8)}, path)
-    with pytest.raises(UsageError, match=f"holds the weight {name} as int8: quantised adapters are not read here"):
+    with pytest.raises(ModelError, match="as int8: ") as caught:
         load(tmp_path)
+    assert caught.value.data == {"path": path, "parameter": name}
 
 
 def test_the_folder_above_adapters_says_where_they_are(bases, tmp_path):
     write(bases["bert"], tmp_path / "second", "bert")
     write(bases["bert"], tmp_path / "first", "bert")
-    with pytest.raises(UsageError, match="it holds folders of adapters, of which one can be named: first, second"):
+    with pytest.raises(ModelError, match="name one of first, second"):
         load_config(str(tmp_path))
 
 
 def test_a_configuration_nested_too_deeply_is_told_in_one_sentence(bases, tmp_path):
     path = write(bases["bert"], tmp_path, "bert") / CONFIG_FILE
     path.write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="cannot be read as the configuration of LoRA adapters"):
+    with pytest.raises(ModelError, match="cannot be read as the configuration of LoRA adapters"):
         load(tmp_path)
 
 
@@ -343,14 +345,14 @@ def test_a_setting_that_no_one_has_set_is_no_hindrance(bases, tmp_path):
 
 def test_an_initialisation_that_peft_does_not_repeat_on_transposed_layers_is_refused(bases, tmp_path):
     rewrite(write(bases["gpt2"], tmp_path, "gpt2"), init_lora_weights="olora")
-    with pytest.raises(UsageError, match="on transformer.h.0.attn.c_attn, whose weight is stored transposed"):
+    with pytest.raises(ModelError, match="on transformer.h.0.attn.c_attn, whose weight is stored transposed"):
         load(tmp_path)
 
 
 def test_layers_that_a_configuration_tells_one_by_one_cannot_be_repeated(tmp_path):
     """The forward pass of peft's own model fails there."""
     base = save_tiny_checkpoint("qwen2", tmp_path / "base")
-    with pytest.raises(UsageError, match="repeat layers .layer_replication., which qwen2 cannot do"):
+    with pytest.raises(ModelError, match="repeat layers .layer_replication., which qwen2 cannot do"):
         load(write(base, tmp_path / "adapters", "llama", **FORMS["repeated layers"]))
 
 
@@ -408,8 +410,9 @@ def test_an_adapter_that_is_no_number_is_named(value, bases, tmp_path):
     name = "bert.encoder.layer.1.attention.self.value.lora_B"
     model.base_model.model.get_submodule(name).default.weight.data[3, 1] = value
     model.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match=f"holds (NaN|infinity) in the weight base_model.model.{name}.weight"):
+    with pytest.raises(NotFiniteError, match="NaN|infinity") as caught:
         load(tmp_path)
+    assert caught.value.data == {"parameter": f"base_model.model.{name}.weight"}
 
 
 @pytest.fixture(scope="module")

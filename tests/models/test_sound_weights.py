@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from command_line import Outcome, Workplace
-from lmntk.errors import UsageError
+from lmntk.errors import NotFiniteError
 from lmntk.models.loading import load_prompt_model
 from lmntk.models.pretrained import load_config
 from lmntk.models.sound_weights import check_finite
@@ -79,8 +79,9 @@ def test_weights_of_every_family_are_looked_at(architecture: str, tmp_path: Path
     model = save_tiny_checkpoint(architecture, tmp_path / "whole")
     name = sorted(load_file(model / "model.safetensors"))[-1]
     broken = changed(model, tmp_path / "broken", put(NAN, name))
-    with pytest.raises(UsageError, match=f"holds NaN in the weight {name} "):
+    with pytest.raises(NotFiniteError) as caught:
         load_prompt_model(broken, load_config(broken), (7, 8))
+    assert caught.value.data == {"parameter": name}
 
 
 def test_a_number_that_float32_cannot_hold_is_infinity(place: Workplace, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_quantised_weights_are_refused(dtype: torch.dtype, said: str, place: Wor
     model = changed(place.model, tmp_path / "model", cast(dtype))
     outcome = ask(place, model, *ZERO_SHOT, output=said)
     assert outcome.status == 2
-    assert f"holds the weight {WEIGHT} as {said}, which is no float of 16 bits or more" in outcome.err
+    assert f"holds the weight {WEIGHT} as {said}, which is not a float of 16 bits or more" in outcome.err
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -164,5 +165,5 @@ def test_whole_numbers_empty_weights_and_large_ones_are_finite() -> None:
     largest = torch.full((4,), torch.finfo(torch.float32).max)
     whole = {"whole": torch.tensor([1]), "empty": torch.zeros(0), "masks": torch.zeros(2, dtype=torch.bool)}
     check_finite({**whole, "large": largest, "half": torch.full((70,), 1000.0).half()}, "the test")
-    with pytest.raises(UsageError, match=r"holds infinity in the weight both \(2 of its 2 numbers"):
+    with pytest.raises(NotFiniteError, match=r"holds infinity in the weight both \(2 of its 2 numbers"):
         check_finite({"both": torch.tensor([INFINITY, -INFINITY])}, "the test")

@@ -67,7 +67,7 @@ class FineTuneTrainer(FewShotTrainer):
                 exclude_first_layers=args.fix_layers,
                 only_adapters=model_args.apply_lora,
             ),
-            "`fix_layers`",
+            "fix_layers",
         )
         for name, parameter in model.named_parameters():
             # Frozen layers get gradients if these count in the clipped norm; the optimizer leaves the layers alone.
@@ -292,7 +292,7 @@ class FineTuneTrainer(FewShotTrainer):
             raise FileError(f"cannot write {folder} ({cause.strerror}): make room there", path=folder) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        restore_checkpoint(self._position_model(), Path(resume_from_checkpoint), "`resume_from_checkpoint`")
+        restore_checkpoint(self._position_model(), Path(resume_from_checkpoint), "resume_from_checkpoint")
         self._compare_settings(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -317,7 +317,7 @@ class FineTuneTrainer(FewShotTrainer):
         best = self.state.best_model_checkpoint
         assert best is not None
         logger.info("taking the model of %s, the best on dev (%.4g)", best, self.state.best_metric)
-        restore_checkpoint(self._position_model(), Path(best), "`evaluate_during_training`")
+        restore_checkpoint(self._position_model(), Path(best), "evaluate_during_training")
 
     def _position_model(self) -> PromptClassifier:
         model = self.accelerator.unwrap_model(self.model)
