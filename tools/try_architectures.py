@@ -9,6 +9,7 @@ float64, and these with gradients of transformers' own model. It takes some twen
     python tools/try_architectures.py --only bert fnet gpt2    # these rows of the page
 """
 
+import argparse
 import logging
 import re
 import signal
@@ -28,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from architectures.tiny import VOCABULARY, architectures, tiny_config
-from lmntk.config.tool_parser import Parser, exit_status
+from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.data.tasks import find_task
 from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
@@ -188,9 +189,8 @@ def try_one(architecture: str, family: str, **settings: object) -> Row:
             config, options = load_config(folder, family=family), LoadOptions(dtype=torch.float64)
             model = load_prompt_model(folder, config, LABEL_WORDS, options)
         except UsageError as error:
-            sentence = str(error).replace(folder, "…")
-            start, _, rest = sentence.partition("cannot be asked here (")
-            return row(f"refused: {rest.rpartition('): take')[0] or start}".replace("|", "/"))
+            reason = error.data.get("reason") or str(error).replace(folder, "…")
+            return row(f"refused: {reason}".replace("|", "/"))
         number = sum(parameter.numel() for parameter in model.parameters())
         try:
             errors, left = compare(model, family, folder)
@@ -298,13 +298,8 @@ prompt that it meets. Experts (mixtures) are computed one by one.
 """
 
 
-def try_all(argv: Sequence[str] | None) -> None:
-    """Run the command line."""
-    parser = Parser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these architectures alone")
-    parser.add_argument("--output", type=Path, default=PAGE, help="the page (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="how many at a time (default: %(default)s)")
-    args = parser.read(argv)
+def try_all(args: argparse.Namespace) -> None:
+    """Try the architectures that a command line names, print what was found, and write the page."""
     check_numbers([Bounds("processes", 1)], vars(args))
     cases = [(name, family, {}) for name, family in architectures()] + VARIANTS
     cases = [case for case in cases if not args.only or case[0] in args.only]
@@ -320,7 +315,11 @@ def try_all(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return exit_status(lambda: try_all(argv))
+    parser = Parser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these architectures alone")
+    parser.add_argument("--output", type=Path, default=PAGE, help="the page (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="how many at a time (default: %(default)s)")
+    return run_tool(parser, try_all, argv)
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     bert = save_tiny_checkpoint("bert", place.folder / "bert")
     sentence = refuse(*STEPS, "--model_name_or_path", str(bert), *resume(trained / "checkpoint-1"))
     assert f"--resume_from_checkpoint: {trained}/checkpoint-1/model.safetensors is a checkpoint of another" in sentence
-    assert "name a checkpoint of this one, or leave the flag out" in sentence
+    assert "name a checkpoint of this one, or leave --resume_from_checkpoint out" in sentence
 
 
 @pytest.mark.parametrize("name", ["an empty folder", "nowhere", "data"])

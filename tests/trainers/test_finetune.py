@@ -16,7 +16,7 @@ from transformers import AutoConfig, set_seed
 
 from command_line import Workplace
 from lmntk.config.arguments import ModelArguments, TrainingArguments, parse_arguments
-from lmntk.errors import SettingError, UsageError
+from lmntk.errors import ModelError, SettingError, UsageError
 from lmntk.experiment.build import build
 from lmntk.experiment.experiment import Experiment
 from lmntk.kernels.empirical import empirical_ntk
@@ -396,7 +396,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_and_nothing_of_it_is_lo
     other = trainer_of(place, tmp_path / "b", *flags)
     assert other.model is not None
     before = [p.detach().clone() for p in other.model.parameters()]
-    with pytest.raises(UsageError, match="resume_from_checkpoint.* is a checkpoint of another model or architecture"):
+    with pytest.raises(ModelError, match="resume_from_checkpoint.* is a checkpoint of another model or architecture"):
         other.train()
     assert all(torch.equal(old, new) for old, new in zip(before, other.model.parameters(), strict=True))
 
