@@ -497,6 +497,6 @@ def test_the_linear_head_stands_on_them_too(place):
 def test_what_peft_cannot_load_ends_with_status_2(place):
     flags = written_beside(place, "of another kind")
     rewrite(place.folder / "of another kind", init_lora_weights="corda")
-    assert "initialised by corda go with changed weights" in refused(place, *flags, output="of another kind out")
+    assert "initialised by corda belong to changed weights" in refused(place, *flags, output="of another kind out")
     rewrite(place.folder / "of another kind", peft_type="LOHA")
     assert "adapters of the kind LOHA" in refused(place, *flags, output="of another kind out")
