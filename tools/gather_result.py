@@ -1,17 +1,14 @@
-#!/usr/bin/env python
-"""Gather results from the log; the same as `lmntk gather`."""
+#!/usr/bin/env python3
+"""The same as `lmntk gather`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from lmntk import interrupts
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+    from lmntk import interrupts
+
     interrupts.begin()
+    from lmntk.commands.gather import main
 
-from lmntk.commands.gather import main
-
-if __name__ == "__main__":
     sys.exit(main())

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import ensemble
-import gather_result
-import run_grid
 from command_line import ROOT, Workplace, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in, page_text
-from lmntk.commands import embed
+from lmntk.commands import embed, ensemble, gather, grid
 from lmntk.config.arguments import flag_names
 
 TRAINING = page_text("training")
@@ -75,12 +72,12 @@ def test_an_ensemble_is_made_of_the_logits_that_the_runs_wrote(
 
 def test_the_grids_are_those_that_the_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (words,) = [words for words in commands(TRAINING) if words[1:2] == ["tools/run_grid.py"]]
-    assert run_grid.main([*words[2:], "--list"]) == 0
+    assert grid.main([*words[2:], "--list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "run_fewshot.sh" in line]
     assert len(lines) == 2 * 2 * 3 * 2
-    (grid,) = blocks(TRAINING, "json")
-    (tmp_path / "grid.json").write_text(grid, encoding="utf-8")
-    assert run_grid.main(["--grid", str(tmp_path / "grid.json"), "--list"]) == 0
+    (text,) = blocks(TRAINING, "json")
+    (tmp_path / "grid.json").write_text(text, encoding="utf-8")
+    assert grid.main(["--grid", str(tmp_path / "grid.json"), "--list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "run_fewshot.sh" in line]
     assert len(lines) == 2 * 2 * 3
 
@@ -89,7 +86,7 @@ def test_the_table_of_results_is_made_from_the_log(walked: Workplace, capsys: py
     (words,) = [words for words in commands(TRAINING) if words[1:2] == ["tools/gather_result.py"]]
     condition = "{'tag': ['adam', 'sgd', 'head', 'no-prompt', 'lora'], 'task_name': ['sst-2', 'mr']}"
     with contextlib.chdir(walked.folder):
-        assert gather_result.main(["--condition", condition, *words[4:]]) == 0
+        assert gather.main(["--condition", condition, *words[4:]]) == 0
     rows = [
         line for line in capsys.readouterr().out.splitlines() if re.match(r"\| *(adam|sgd|head|no-prompt|lora) ", line)
     ]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import gather_result
 import generate_k_shot_data
 from command_line import ROOT, SENTENCES, Workplace, read_kernel, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in, page_text
+from lmntk.commands import gather
 from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import TASKS, Task
 
@@ -31,13 +31,11 @@ def follow(place: Workplace, text: str, capsys: pytest.CaptureFixture[str]) -> l
             outcome = place.call([*argv, "--disable_tqdm", "True"])
             assert (outcome.status, outcome.err) == (0, ""), f"{shlex.join(words)}\n{outcome.err}"
             continue
-        tool = {"tools/generate_k_shot_data.py": generate_k_shot_data, "tools/gather_result.py": gather_result}[
-            words[1]
-        ]
+        tool = {"tools/generate_k_shot_data.py": generate_k_shot_data, "tools/gather_result.py": gather}[words[1]]
         capsys.readouterr()
         with contextlib.chdir(place.folder):
-            tool.main(words[2:])
-        if tool is gather_result:
+            assert not tool.main(words[2:])
+        if tool is gather:
             printed += capsys.readouterr().out
             continue
         task = words[words.index("--task") + 1] if "--task" in words else "custom"

@@ -13,10 +13,9 @@ import torch
 
 import demo
 import demo_causal
-import gather_result
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.commands import compare, report, splits
+from lmntk.commands import compare, gather, report, splits
 from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import find_task
 from lmntk.runs.log import Trial
@@ -81,7 +80,7 @@ def test_every_call_leaves_its_results_where_the_readme_says(walked: Workplace) 
 def test_the_table_of_all_runs_has_a_row_for_each(walked: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     (words,) = [words for words in commands(README) if words[1:2] == ["tools/gather_result.py"]]
     with contextlib.chdir(walked.folder):
-        assert gather_result.main(words[2:]) == 0
+        assert gather.main(words[2:]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "| sst-2 " in line]
     assert len(rows) == len(calls(README)) == 7
 
