@@ -335,8 +335,7 @@ def test_the_commands_of_the_page_do_what_it_says(checkout: Place, workplace: Wo
     assert tags == {"published-sgd-logistic", "published-asym", "theirs-svr"}
 
 
-def test_the_page_is_short_and_its_flags_and_links_exist() -> None:
-    assert len(PAGE.splitlines()) <= 40
+def test_the_flags_of_the_page_exist() -> None:
     known = set(vars(download.make_parser().parse_args([])))
     of_runs = {"load_kernels", "binary_classification", "kernel_solver", "kernel_formula", "from_linearhead"}
     assert set(re.findall(r"--(\w+)", PAGE)) <= known | of_runs
