@@ -20,6 +20,7 @@ from lmntk.data.examples import Example
 from lmntk.data.tasks import Task
 from lmntk.errors import DataError, SettingError
 from lmntk.experiment import build
+from lmntk.experiment.experiment import LOGITS_BATCH_SIZE
 from lmntk.experiment.prompting import check_causal_prompts, parse_template
 from lmntk.experiment.token_checks import check_tokens
 from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError, assemble, make_engine
@@ -33,8 +34,6 @@ from lmntk.models.source import GGUF_CACHE, converted_source
 from lmntk.prompts.features import Collator, FeatureDataset, FeatureExamples, PromptBuilder
 from lmntk.prompts.label_words import label_word_ids
 from lmntk.prompts.render import warn_of_unknown_text
-
-LOGITS_TOGETHER = 32
 
 
 class PromptKernel:
@@ -135,8 +134,8 @@ class PromptKernel:
         """Return the logits of the model as it is, ``[X, C]``."""
         examples, everything = self._examples(data), range(len(data))
         with torch.inference_mode(False), torch.no_grad():
-            starts = everything[::LOGITS_TOGETHER]
-            batches = (examples.batch(everything[start : start + LOGITS_TOGETHER]) for start in starts)
+            starts = everything[::LOGITS_BATCH_SIZE]
+            batches = (examples.batch(everything[start : start + LOGITS_BATCH_SIZE]) for start in starts)
             return torch.cat([self.model(**batch).cpu() for batch in batches]).numpy()
 
     def _examples(self, data: FeatureDataset) -> FeatureExamples:

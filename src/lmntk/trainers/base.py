@@ -18,13 +18,12 @@ from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.data.metrics import compute_metrics, mean_over_samples
 from lmntk.data.tasks import REGRESSION_RANGE, Task
 from lmntk.errors import NotFiniteError
-from lmntk.experiment.experiment import Evaluation, Experiment
+from lmntk.experiment.experiment import LOGITS_BATCH_SIZE, Evaluation, Experiment
 from lmntk.prompts.features import Collator, FeatureDataset
 from lmntk.solvers.problem import two_logits
 
 logger = logging.getLogger(__name__)
 
-LOGITS_BATCH_SIZE = 32
 OVERFLOW = "values overflow inside the model; take `kernel_dtype=float64`, or another `model_name_or_path`"
 
 
