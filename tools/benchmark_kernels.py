@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How fast, how exact and how large the kernel engines are, all in one run on one machine.
+"""How fast and exact the kernel engines are and how much memory they take, all in one run on one machine.
 
-Every engine runs in a process of its own, so that its peak memory is its own. The yardstick is the published method:
-the `jvp` engine over whole parameters and the whole vocabulary's logits, tiles of 1 × 1. It and the `jacobian` engine
-are timed on samples, since they would take hours. Errors are those of a part of the kernel, 8 × 8 examples at most,
-against gradients by plain autograd. Those of signgd count gradients too that are zero but for rounding, such as the
-key biases' of attention: no two computations agree on the signs of these.
+Every engine runs in its own process, which has its own peak memory. The yardstick is the published method: the `jvp`
+engine over whole parameters and the whole vocabulary's logits, in tiles of 1 × 1. It and the `jacobian` engine would
+take hours and are timed on samples. The error is that of 8 × 8 examples at most, against gradients by plain autograd.
+That of signgd includes gradients that are zero except for rounding, such as those of attention's key biases: no two
+computations agree on their signs.
 
     python tools/benchmark_kernels.py --model models/minilm --data_dir data/k-shot-1k-test/SST-2/16-42
     python tools/benchmark_kernels.py --shape bert-base --formula sgd signgd
@@ -39,16 +39,26 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.inputs import CPU, SHAPES, Inputs, Job, load_inputs, load_model, make_problem, true_kernel
-from lmntk.config.tool_parser import Parser, exit_status
+from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.data.examples import split_file
 from lmntk.data.tasks import find_task
 from lmntk.errors import Bounds, UsageError, check_numbers
-from lmntk.kernels import ENGINES, FORMULAS, Engine, KernelProblem, MemoryBudgetError
-from lmntk.kernels.assembly import assemble
-from lmntk.kernels.memory import peak_bytes
-from lmntk.kernels.timing import product_flops, seconds_by_stage
+from lmntk.kernels import (
+    ENGINES,
+    FORMULAS,
+    Engine,
+    KernelProblem,
+    MemoryBudget,
+    MemoryBudgetError,
+    TileRequest,
+    assemble,
+)
+from lmntk.kernels.memory import peak_bytes, retain_freed_memory
+from lmntk.kernels.tiling import TileRow
+from lmntk.kernels.timing import product_flops
 from lmntk.models.prompt_model import PromptModel
 from lmntk.storage.atomic import write_atomically
+from lmntk.storage.tables import format_table
 
 PUBLISHED = "published"
 # Other libraries that make the gradients, where they are installed.
@@ -63,9 +73,9 @@ MOST_ERROR_EXAMPLES = 8
 
 
 def make_engine(job: Job, engine: str, problem: KernelProblem) -> Engine:
-    """Return an engine with the job's budget; the yardstick has no choice of tiles, and takes what it needs."""
+    """Return an engine with the job's budget; the yardstick has no choice of tiles, and takes the memory it needs."""
     if engine in (PUBLISHED, "jvp"):
-        return ENGINES["jvp"](problem, 2**60)
+        return ENGINES["jvp"](problem, MemoryBudget(2**60))
     if engine in PEERS:
         from benchmarks.peers import OpacusEngine
 
@@ -77,9 +87,9 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
     """Measure one engine, in a process that does nothing else.
 
     Args:
-        job: What is measured.
+        job: The model, examples and formula.
         engine: A key of `ENGINES`, one of `PEERS`, or `PUBLISHED`.
-        truth: What `true_kernel` says, if it was asked already.
+        truth: The result of `true_kernel`, if it is known already.
 
     Returns:
         A row of the table, and `truth`.
@@ -91,12 +101,13 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
     pairs = job.train_examples * job.x_examples
     before = peak_bytes(CPU)
     made = make_engine(job, engine, problem)
-    if engine in (PUBLISHED, "jvp"):
-        seconds = pairs * _seconds_per_sampled_pair(made)
-    elif engine == "jacobian" or engine in PEERS:
-        seconds = _seconds_of_sampled_jacobians(made)
-    else:
-        seconds = _seconds(made, job.sample_tiles)
+    with retain_freed_memory():  # as run.py does
+        if engine in (PUBLISHED, "jvp"):
+            seconds = pairs * _seconds_per_sampled_pair(made)
+        elif engine == "jacobian" or engine in PEERS:
+            seconds = _seconds_of_sampled_jacobians(made)
+        else:
+            seconds = _seconds(made, job.sample_tiles)
     peak = peak_bytes(CPU)
     rate = product_flops(CPU, torch.float32)
     row = {
@@ -113,7 +124,7 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
         "model_memory_gb": before / 2**30,
         "matmul_gflops": rate / 1e9,
         "roofline_fraction": dense_flops(model, problem) / seconds / rate,
-        "seconds_by_stage": {name: round(value, 3) for name, value in seconds_by_stage.items()},
+        "seconds_by_stage": {name: round(value, 3) for name, value in made.timer.seconds.items()},
     }
     if truth is None:
         truth = true_kernel(job, inputs.first(MOST_ERROR_EXAMPLES)).numpy()
@@ -121,10 +132,10 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
 
 
 def _seconds(engine: Engine, sample_tiles: int) -> float:
-    """Time a whole kernel, or its first tiles, from which the rest is told."""
+    """Time a whole kernel, or its first tiles and scale up."""
     plan = engine.plan()
     tiles = [tile.pairs for tile in plan]
-    seconds_by_stage.clear()
+    engine.timer.seconds.clear()
     marks = [time.perf_counter()]
     for _ in islice(engine.blocks(plan), sample_tiles or None):
         marks.append(time.perf_counter())
@@ -141,9 +152,9 @@ def _seconds_per_sampled_pair(engine: Engine) -> float:
     ordered = sorted(range(len(problem.x_examples)), key=lambda index: problem.x_examples.shapes[index])
     step = max(1, len(ordered) // SAMPLED_PAIRS)
     chosen = (ordered[step // 2 :: step] * 2)[:SAMPLED_PAIRS]
-    plan = replace(engine.plan(), tile_rows=(((problem.typical_example,), tuple((index,) for index in chosen)),))
+    plan = replace(engine.plan(), tile_rows=(TileRow((problem.typical_example,), tuple((index,) for index in chosen)),))
     rounds = []
-    for _ in range(3):  # the first one warms up; of the others the better counts, for machines that do other things too
+    for _ in range(3):  # the first one warms up; the better of the others counts, since the machine may be busy
         marks = [time.perf_counter() for _ in engine.blocks(plan)]
         rounds.append((marks[-1] - marks[0]) / (len(marks) - 1))
     return min(rounds[1:])
@@ -151,24 +162,24 @@ def _seconds_per_sampled_pair(engine: Engine) -> float:
 
 def _seconds_of_sampled_jacobians(engine: Engine) -> float:
     """Time the gradients of all train examples and of the first three X tiles of eight, and scale the latter up."""
-    plan = engine.plan(x_tile=8)
+    plan = engine.plan(TileRequest(column=8))
     if len(plan.tile_rows) > 1:
-        raise UsageError("--memory_gb: the gradients of all train examples do not fit it at once; give more")
+        raise UsageError("`memory_gb`: the gradients of all train examples do not fit at once; give more memory")
     ((train, x_tiles),) = plan.tile_rows
-    list(engine.blocks(replace(plan, tile_rows=((train[:1], (x_tiles[0][:1],)),))))  # so that everything is warm
+    list(engine.blocks(replace(plan, tile_rows=(TileRow(train[:1], (x_tiles[0][:1],)),))))  # warms everything up
     tiles = min(3, len(x_tiles))
     marks = [time.perf_counter()]
-    for _ in engine.blocks(replace(plan, tile_rows=((train, x_tiles[:tiles]),))):
+    for _ in engine.blocks(replace(plan, tile_rows=(TileRow(train, x_tiles[:tiles]),))):
         marks.append(time.perf_counter())
     if tiles == len(x_tiles):
         return marks[-1] - marks[0]
-    # A group of parameters at a time, of which the first tile takes the train examples' gradients too.
+    # One group of parameters after another; the first tile of each includes the train examples' gradients.
     per_tile = sum(marks[first + 2] - marks[first] for first in range(1, len(marks), 3)) / 2
     return marks[-1] - marks[0] + per_tile * (plan.x_size / 8 - 3)
 
 
 def dense_flops(model: PromptModel, problem: KernelProblem) -> float:
-    """Count what dense gradients would take: 1 + C passes, forming, contraction, in linear layers alone."""
+    """Count the flops of dense gradients: 1 + C passes, forming and contraction, in linear layers only."""
     tokens, c = sum(problem.train.shapes) + sum(problem.x_examples.shapes), problem.num_logits
     decoder = model.lm.get_output_embeddings()
     weights = sum(
@@ -191,8 +202,8 @@ def relative_error(job: Job, engine: str, inputs: Inputs, truth: ndarray) -> flo
     return float((found - expected).norm() / expected.norm())
 
 
-def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
-    """Read the command line: the jobs, the engines, and the JSON file to write."""
+def make_parser() -> Parser:
+    """Return the flags."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder; of a GGUF file the one it was converted to")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of that shape, in place of --model")
@@ -209,14 +220,18 @@ def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
     parser.add_argument("--sample_tiles", type=int, default=0, help="time so many tiles and scale up (default: all)")
     parser.add_argument("--quick", action="store_true", help="all engines, a small model, 16 × 64: under a minute")
     parser.add_argument("--json", metavar="FILE", help="write the measurements there, a list of objects")
-    given = parser.read(argv)
+    return parser
+
+
+def jobs_of(given: argparse.Namespace) -> list[Job]:
+    """Return the jobs that the flags describe, after filling in defaults."""
     if given.quick and given.model is None:
         given.shape = given.shape or "quick"
     given.engines = given.engines or (list(ENGINES) if given.quick else ["factored"])
     given.train_examples = given.train_examples or ([16] if given.quick else [32])
     given.x_examples = given.x_examples if given.x_examples is not None else (64 if given.quick else 1000)
     _check(given)
-    jobs = [
+    return [
         Job(
             model=given.model or given.shape,
             task_name=given.task_name,
@@ -234,11 +249,10 @@ def parse(argv: list[str]) -> tuple[list[Job], list[str], str | None]:
         for n in given.train_examples
         for formula in given.formula
     ]
-    return jobs, [PUBLISHED, *given.engines], given.json
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Refuse, before minutes are spent, what cannot work."""
+    """Raise an error for flags that cannot work, before minutes are spent."""
     task = find_task(given.task_name)
     if (given.model is None) == (given.shape is None):
         raise UsageError("name either a checkpoint folder with --model or a shape with --shape, or pass --quick")
@@ -262,15 +276,15 @@ def _check(given: argparse.Namespace) -> None:
         raise UsageError(f"--json: there is no folder {Path(given.json).resolve().parent}")
 
 
-def main(argv: list[str]) -> int:
-    """Do one command line; return the exit status."""
-    return exit_status(lambda: measure_all(argv))
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; return the exit status."""
+    return run_tool(make_parser(), measure_all, argv)
 
 
-def measure_all(argv: list[str]) -> None:
+def measure_all(given: argparse.Namespace) -> None:
     """Measure, print a table, write JSON."""
-    jobs, engines, json_file = parse(argv)
-    rows = []
+    jobs = jobs_of(given)
+    engines, rows = [PUBLISHED, *given.engines], []
     with tqdm(total=len(jobs) * len(engines), unit="measurement") as bar:
         for job in jobs:
             measured, truth = [], None
@@ -281,43 +295,47 @@ def measure_all(argv: list[str]) -> None:
                 bar.update()
             yardstick = measured[0]["seconds_per_pair"]
             rows += [row | {"speedup_over_jvp": yardstick / row["seconds_per_pair"]} for row in measured]
-    print(table(rows))
-    if json_file:
+    print(format_table(map(_cells, rows), "markdown", words=["engine", "formula", "stages"]), end="")
+    if given.json:
         text = json.dumps(rows, indent=2) + "\n"
-        write_atomically(Path(json_file), lambda file: file.write(text.encode()))
-        print(f"\nmeasurements are in {json_file}")
+        write_atomically(Path(given.json), lambda file: file.write(text.encode()))
+        print(f"\nmeasurements are in {given.json}")
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do the work in a process that does nothing else."""
+    """Run `work` in a new process of its own."""
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_told_in_a_sentence, work, *arguments).result()
+            return pool.submit(_with_usage_errors, work, *arguments).result()
     except BrokenProcessPool as error:
-        raise UsageError("a measurement was killed, likely for want of memory: give less with --memory_gb") from error
+        raise UsageError("a measurement was killed, probably because memory ran out: lower `memory_gb`") from error
 
 
-def _told_in_a_sentence(work: Callable[..., Any], *arguments: Any) -> Any:
+def _with_usage_errors(work: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return work(*arguments)
     except MemoryBudgetError as error:
-        raise UsageError(f"--memory_gb: {error}") from None
+        raise UsageError(f"`memory_gb`: {error}") from None
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the measurements as a Markdown table."""
-    head = ["engine", "formula", "N × X", "C", "threads", "seconds", "s / pair", "speed-up", "error", "peak GB"]
-    head += ["GFLOP/s", "roofline", "where the time went"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in rows:
-        stages = ", ".join(f"{name} {value:.1f} s" for name, value in row["seconds_by_stage"].items())
-        cells = [row["engine"], row["formula"], f"{row['n_train']} × {row['n_x']}", row["logits"], row["threads"]]
-        cells += [f"{row['seconds']:.1f}", f"{row['seconds_per_pair']:.2e}", f"{row['speedup_over_jvp']:.1f}"]
-        cells += [f"{row['relative_error']:.1e}", f"{row['peak_memory_gb']:.1f}", f"{row['matmul_gflops']:.0f}"]
-        cells += [f"{row['roofline_fraction']:.2f}", stages]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """Return a line of the table for a measurement."""
+    return {
+        "engine": row["engine"],
+        "formula": row["formula"],
+        "N × X": f"{row['n_train']} × {row['n_x']}",
+        "C": str(row["logits"]),
+        "threads": str(row["threads"]),
+        "seconds": f"{row['seconds']:.1f}",
+        "s / pair": f"{row['seconds_per_pair']:.2e}",
+        "speed-up": f"{row['speedup_over_jvp']:.1f}",
+        "error": f"{row['relative_error']:.1e}",
+        "peak GB": f"{row['peak_memory_gb']:.1f}",
+        "GFLOP/s": f"{row['matmul_gflops']:.0f}",
+        "roofline": f"{row['roofline_fraction']:.2f}",
+        "stages": ", ".join(f"{name} {value:.1f} s" for name, value in row["seconds_by_stage"].items()),
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -32,7 +32,7 @@ from architectures.tiny import VOCABULARY, architectures, tiny_config
 from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.data.tasks import find_task
 from lmntk.errors import Bounds, UsageError, check_numbers
-from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
+from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, ModuleModel
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.families import AUTO_CLASSES, CAUSAL
 from lmntk.models.loading import LoadOptions, load_prompt_model
@@ -165,7 +165,12 @@ def compare(model: PromptModel, family: str, folder: str) -> tuple[dict[str, flo
             counted = torch.cat([torch.full((size,), keep) for size, keep in zip(sizes, kept, strict=True)])
             logits_fn, params = model.as_function([n for n, keep in zip(own, kept, strict=True) if keep], tokens)
             problem = KernelProblem(
-                logits_fn, params, *sides, FORMULAS[formula], len(LABEL_WORDS), model, lambda batch: model(**batch)
+                train=sides[0],
+                x=sides[1],
+                formula=FORMULAS[formula],
+                num_logits=len(LABEL_WORDS),
+                model=ModuleModel(logits_fn, model),
+                params=params,
             )
             engine = make_engine(problem, name)
             plan = engine.plan()

@@ -367,4 +367,4 @@ def test_as_published_is_0_or_1(checkout: Checkout) -> None:
 def test_as_published_keeps_the_tasks_own_lengths_and_draws(checkout: Checkout) -> None:
     argv = checkout.run(AS_PUBLISHED="1", TASK="SNLI").argv[1:]
     _, data, training = parse_arguments([*argv, "--use_cpu"])
-    assert data.task_defaults and training.kernel_solver == "logistic" and training.train_tile == 1
+    assert data.task_defaults and training.kernel_solver == "logistic" and training.tiles.row == 1

@@ -5,7 +5,7 @@ import functools
 import torch
 
 import oracle
-from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem
+from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem, ModuleModel
 from lmntk.models.parameters import select_parameters
 from tiny_models import (
     has_noise_for_a_gradient,
@@ -22,14 +22,12 @@ def problem_of(model, names, train, x, formula="sgd"):
     tokens = {int(token) for prompt in train for token in prompt["input_ids"][0]}
     logits_fn, params = model.as_function(names, tokens)
     return KernelProblem(
-        logits_fn,
-        params,
-        BatchedExamples(train),
-        None if x is None else BatchedExamples(x),
-        FORMULAS[formula],
-        model.num_logits,
-        model,
-        lambda batch: model(**batch),
+        train=BatchedExamples(train),
+        x=None if x is None else BatchedExamples(x),
+        formula=FORMULAS[formula],
+        num_logits=model.num_logits,
+        model=ModuleModel(logits_fn, model),
+        params=params,
     )
 
 

@@ -196,7 +196,7 @@ def test_what_torch_does_to_an_embeddings_gradient_is_left_out(kind: str, engine
     assert {name: getattr(model.words, name) for name in options} == options
 
 
-def test_a_gradient_scaled_by_frequency_is_no_derivative_and_finite_differences_agree_with_the_kernel() -> None:
+def test_finite_differences_agree_with_the_kernel_of_a_scaled_embedding() -> None:
     torch.manual_seed(3)
     model = Words(EMBEDDINGS["by frequency"]()).double()
     params = {"words.weight": model.words.weight.detach()}

@@ -12,13 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracle
 from engine_problems import TOLERANCE, gradients_by_name, longer_sides, names_of, oracle_gradients, problem_of, sides
-from lmntk.kernels import ENGINES, FORMULAS
+from lmntk.kernels import ENGINES, FORMULAS, MemoryBudget, TileRequest
 from lmntk.kernels.assembly import assemble, make_engine
-from lmntk.kernels.batching import buckets
-from lmntk.kernels.engines import factored
+from lmntk.kernels.batching import length_buckets
 from lmntk.kernels.engines.base import MemoryBudgetError
-from lmntk.kernels.engines.factored import MOST_TOKENS
 from lmntk.kernels.layers import LAYERS, EmbeddingLayer, embedding
+from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 from lmntk.models.factored_layers import LabelWordDecoder
 from lmntk.models.parameters import ParameterFilter
 from tiny_models import (
@@ -61,18 +60,19 @@ def filters_for(engine, architecture):
     return [name for name in chosen if not (architecture in WITHOUT_BIASES and FILTERS[name].only_biases)]
 
 
+# The quick half of the cases counts every parameter, in float64; the rest repeats it with filters and in float32.
 CASES = [
-    (engine, architecture, chosen)
+    pytest.param(engine, architecture, chosen, marks=() if chosen == "all" else pytest.mark.slow)
     for engine in ENGINES
     for architecture in (ARCHITECTURES if engine == "factored" else TYPICAL)
     for chosen in filters_for(engine, architecture)
 ]
 
 
-def engine_kernel(engine, model, names, train, x, formula, train_tile=None, x_tile=None, memory_gb=None):
+def engine_kernel(engine, model, names, train, x, formula, train_tile=None, x_tile=None):
     problem = problem_of(model, names, train, x, formula)
-    chosen = make_engine(problem, engine, memory_gb)
-    plan = chosen.plan(train_tile, x_tile)
+    chosen = make_engine(problem, engine)
+    plan = chosen.plan(TileRequest(train_tile, x_tile))
     kernel = assemble(chosen.blocks(plan), plan, problem)
     return kernel if problem.formula.is_asymmetric else kernel[0]
 
@@ -98,7 +98,9 @@ def room_for_signs(of_train, of_x, formula, dtype):
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize(("engine", "architecture", "chosen"), CASES)
 def test_every_engine_formula_and_filter_agrees_with_the_oracle(engine, architecture, chosen, dtype, formula):
     size = 2 if engine == "jvp" else 3
@@ -138,7 +140,10 @@ def test_padded_batches_give_the_kernel_of_the_prompts_alone(architecture, padde
     engine = make_engine(problem, "factored")
     plan = engine.plan()
     for examples, tile in ((problem.train, plan.tile_rows[0][0]), (problem.x, plan.tile_rows[0][1][0])):
-        lengths = [{examples.shapes[index] for index in bucket} for bucket in buckets(examples, tile, MOST_TOKENS)]
+        lengths = [
+            {examples.shapes[index] for index in bucket}
+            for bucket in length_buckets(examples, tile, DEFAULT_TUNING.batch_tokens)
+        ]
         assert max(map(len, lengths)) > 1, "a batch is padded"
     found = assemble(engine.blocks(plan), plan, problem)
     truth = oracle.kernel(of_train, of_x, formula).reshape(found.shape)
@@ -214,6 +219,7 @@ def test_of_the_asymmetric_train_kernel_one_direction_is_the_other_transposed(en
     assert oracle.relative_error(found[1], found[0].permute(2, 3, 0, 1)) <= 1e-13
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     train_lengths=st.lists(st.integers(3, 9), min_size=1, max_size=4),
@@ -238,7 +244,7 @@ def test_a_small_budget_takes_parameters_in_groups_and_changes_nothing():
     names = names_of(model, ParameterFilter())
     roomy = engine_kernel("jacobian", model, names, train, x, "sgd")
     problem = problem_of(model, names, train, x)
-    tight = ENGINES["jacobian"](problem, memory_bytes=400_000)
+    tight = ENGINES["jacobian"](problem, MemoryBudget(400_000))
     plan = tight.plan()
     assert tight.num_parameter_groups(plan) > 3
     assert tight.expected_bytes(plan) <= 400_000
@@ -251,8 +257,8 @@ def test_a_budget_too_small_for_one_tile_says_what_is_needed(engine):
     model = tiny_prompt_model("bert")
     problem = problem_of(model, names_of(model, ParameterFilter()), train, None)
     with pytest.raises(MemoryBudgetError) as caught:
-        ENGINES[engine](problem, memory_bytes=1000).plan()
-    again = ENGINES[engine](problem, memory_bytes=caught.value.needed)
+        ENGINES[engine](problem, MemoryBudget(1000)).plan()
+    again = ENGINES[engine](problem, MemoryBudget(caught.value.needed))
     assert again.plan().pairs == 1
 
 
@@ -260,8 +266,8 @@ def test_several_processes_share_a_plan_and_their_sum_is_the_kernel():
     train, x = tiny_prompts(TRAIN_LENGTHS, seed=16), tiny_prompts(X_LENGTHS, seed=17)
     model = tiny_prompt_model("bert")
     problem = problem_of(model, names_of(model, ParameterFilter()), train, x)
-    engine = ENGINES["jacobian"](problem, memory_bytes=2**30)
-    plan = engine.plan(train_tile=3, x_tile=2)
+    engine = ENGINES["jacobian"](problem, MemoryBudget(2**30))
+    plan = engine.plan(TileRequest(3, 2))
     alone = assemble(engine.blocks(plan), plan, problem)
     shares = plan.partition(engine.estimate_cost(plan), 3)
     assert sum(share.pairs for share in shares) == plan.pairs == 20
@@ -304,11 +310,11 @@ def test_the_factored_engine_asks_the_device_for_no_answer_inside_a_tile(archite
     names = [name for name, _ in model.named_parameters() if name != "lm.lm_head.bias"]
     train, x = prompts_for(architecture, [6] * 3, seed=1), prompts_for(architecture, [7, 8, 7, 6, 8], seed=2)
     problem = problem_of(model, names, train, x, formula)
-    monkeypatch.setattr(factored, "buckets", lambda examples, indices, most_tokens: [list(indices)])
+    tuning = Tuning(max_padding=1.0, batch_tokens=1000)  # one batch a tile
     problem = replace(problem, train=PaddedPrompts(train), x=PaddedPrompts(x))
-    engine = ENGINES["factored"](problem, 2**30)
+    engine = ENGINES["factored"](problem, MemoryBudget(2**30), tuning)
     assert not engine.fallback_parameters
-    plan = engine.plan(2, 2)
+    plan = engine.plan(TileRequest(2, 2))
     expected = assemble(engine.blocks(plan), plan, problem)
     monkeypatch.setattr(
         EmbeddingLayer,

@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import oracle
-from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem, functional
+from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem, MemoryBudget, functional
 from lmntk.kernels.empirical import empirical_ntk
 from lmntk.kernels.engines.factored import FactoredEngine
+from lmntk.kernels.layers import LAYERS
+from lmntk.kernels.layers.base import Gradients
+from lmntk.kernels.layers.linear import LinearLayer
+from lmntk.kernels.layers.linear_factors import OuterProducts
 
 WORDS, WIDTH = 9, 5
 # Row 2, in the middle, is the only one without padding.
@@ -168,12 +172,15 @@ def test_any_padding_in_any_order(
 def engine_of(model: nn.Module, ids: Tensor, mask: Tensor) -> FactoredEngine:
     params = {name: value.detach() for name, value in model.named_parameters()}
     examples = BatchedExamples([(ids, mask)])
-    return FactoredEngine(
-        KernelProblem(
-            functional.as_function(model), params, examples, None, FORMULAS["sgd"], 2, model, functional.caller(model)
-        ),
-        2**28,
+    problem = KernelProblem(
+        train=examples,
+        x=None,
+        formula=FORMULAS["sgd"],
+        num_logits=2,
+        model=functional.module_model(model),
+        params=params,
     )
+    return FactoredEngine(problem, MemoryBudget(2**28))
 
 
 def test_what_changes_an_output_in_place_leaves_all_other_layers_factored() -> None:
@@ -222,9 +229,40 @@ class Permuting(nn.Module):
 
 @pytest.mark.parametrize("out", ["opposite", "softmax", "centred"])
 @pytest.mark.parametrize("how", ["argsort", "where", "item", "argmax"])
-def test_examples_that_change_places_are_noticed_where_the_logits_sum_to_a_constant(how: str, out: str) -> None:
+def test_examples_that_change_places_are_noticed_if_logits_sum_to_a_constant(how: str, out: str) -> None:
     torch.manual_seed(0)
     model, x = Permuting(how, out).double(), torch.randn(12, 5, dtype=torch.float64)
     kernel = empirical_ntk(model, [x], [x[:7]])
     truth = truth_of(model, [(row[None],) for row in x])
     assert float((kernel - truth[:, :, :7]).norm() / truth.norm()) <= 1e-12
+
+
+class Failing(LinearLayer):
+    """A layer type with a mistake."""
+
+    error: type[Exception] = RuntimeError
+
+    def factors(self, inputs: Tensor, gradients: Gradients) -> OuterProducts:
+        raise self.error("a mistake")
+
+
+@pytest.mark.parametrize("where", ["fc", "out"])
+def test_a_layer_type_that_fails_costs_its_layer_and_is_named(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = reader("norm_clipped")
+    layer = type("Own", (nn.Linear,), {})
+    model.get_submodule(where).__class__ = layer
+    monkeypatch.setitem(LAYERS, layer, Failing)
+    with caplog.at_level(logging.WARNING):
+        engine = engine_of(model, IDS, MASK)
+    assert {f"{where}.weight", f"{where}.bias"} <= set(engine.fallback_parameters)
+    assert "wte.weight" not in engine.fallback_parameters
+    assert caplog.messages[0].startswith(f"{where} cannot be factored (RuntimeError: a mistake)")
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError])
+def test_a_programming_error_in_a_layer_type_is_raised(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAYERS, nn.Linear, type("Wrong", (Failing,), {"error": error}))
+    with pytest.raises(error, match="a mistake"):
+        engine_of(reader("norm_clipped"), IDS, MASK)

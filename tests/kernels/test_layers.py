@@ -11,18 +11,27 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import oracle
-from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem
+from lmntk.kernels import (
+    ENGINES,
+    FORMULAS,
+    BatchedExamples,
+    KernelProblem,
+    MemoryBudget,
+    ModuleModel,
+    TileRequest,
+    Tuning,
+)
 from lmntk.kernels.assembly import assemble
 from lmntk.kernels.empirical import empirical_ntk
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.engines.layer_selection import find_layers
 from lmntk.kernels.formulas import Formula, SignPlacement
-from lmntk.kernels.functional import as_function
-from lmntk.kernels.layers import LAYERS, Workspace, embedding, linear, linear_gram
+from lmntk.kernels.functional import module_model
+from lmntk.kernels.layers import LAYERS, Workspace, embedding, linear, linear_dense, linear_gram
 from lmntk.kernels.layers.base import stack_vectors
 from lmntk.kernels.layers.linear import LinearLayer, LinearPair
-from lmntk.kernels.layers.linear_factors import OuterProducts
+from lmntk.kernels.layers.linear_factors import OuterProducts, as_matrices, pack_contiguous
 from lmntk.models.factored_layers import register_layers
 
 register_layers()
@@ -140,7 +149,9 @@ def odd_problem(formula: str) -> tuple[Odd, list[torch.Tensor], KernelProblem]:
 
     params = {name: parameter.detach() for name, parameter in odd.named_parameters()}
     train, x = BatchedExamples(ids[:2]), BatchedExamples(ids[2:])
-    return odd, ids, KernelProblem(logits_fn, params, train, x, FORMULAS[formula], 2, odd, odd)
+    model = ModuleModel(logits_fn, odd)
+    sides = {"train": train, "x": x, "formula": FORMULAS[formula], "num_logits": 2}
+    return odd, ids, KernelProblem(**sides, model=model, params=params)
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -149,7 +160,7 @@ def test_what_no_layer_type_knows_is_counted_once_by_the_fallback(formula):
     own = list(odd.parameters())
     gradients = oracle.gradients(odd, own, ids)
     odd.requires_grad_(False)
-    engine = FactoredEngine(problem, 2**28)
+    engine = FactoredEngine(problem, MemoryBudget(2**28))
     assert set(engine.fallback_parameters) == {
         "words.weight",
         "tied.bias",
@@ -170,9 +181,9 @@ def test_hooks_leave_the_outputs_unchanged_and_go_away():
     odd, ids, problem = odd_problem("sgd")
     odd.requires_grad_(False)
     before = [odd(batch) for batch in ids]
-    layers, _ = find_layers(problem)
+    layers, _ = find_layers(problem, problem.model, Tuning())
     assert set(layers) == {"known", "tied"}
-    engine = FactoredEngine(problem, 2**28)
+    engine = FactoredEngine(problem, MemoryBudget(2**28))
     plan = engine.plan()
     assemble(engine.blocks(plan), plan, problem)
     assert all(torch.equal(odd(batch), logits) for batch, logits in zip(ids, before, strict=True))
@@ -260,8 +271,8 @@ def test_a_budget_too_small_for_the_fallback_says_what_is_enough():
     odd, _, problem = odd_problem("sgd")
     odd.requires_grad_(False)
     with pytest.raises(MemoryBudgetError) as caught:
-        FactoredEngine(problem, 4000).plan()
-    engine = FactoredEngine(problem, caught.value.needed)
+        FactoredEngine(problem, MemoryBudget(4000)).plan()
+    engine = FactoredEngine(problem, MemoryBudget(caught.value.needed))
     plan = engine.plan()
     assert engine.expected_bytes(plan) <= caught.value.needed
     assert assemble(engine.blocks(plan), plan, problem).abs().sum() > 0
@@ -300,7 +311,7 @@ def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(formula, widths, tr
     def way_of_gram(train, x, *others):
         return linear_gram.gram([train], [x], *others)
 
-    ways = [linear._dense]
+    ways = [linear_dense.dense]
     if formula == "sgd":
         ways.append(way_of_gram)
     elif together % 2:  # of one outer product the sign is that of its factors
@@ -323,27 +334,23 @@ def test_both_ways_to_multiply_a_linear_layer_are_one_kernel(formula, widths, tr
         ]
     )
     workspace = Workspace(capacity, torch.float64, torch.device("cpu"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "FORMED_TOGETHER", together)
-        patch.setattr(linear, "LEAST_ROWS", 1)
-        patch.setattr(linear, "CACHED_BYTES", 8 * capacity)
-        patch.setattr(linear_gram, "GRAM_TOKENS", together)
-        for way in ways:
-            torch.testing.assert_close(way(*sides, directions, workspace), expected, rtol=1e-12, atol=1e-11)
+    tuning = Tuning(dense_gradient_batch=together, min_weight_rows=1, cache_bytes=8 * capacity, gram_tokens=together)
+    for way in ways:
+        torch.testing.assert_close(way(*sides, directions, workspace, tuning), expected, rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("length", [1, 4])
 @pytest.mark.parametrize("efficiency", [0.0, math.inf], ids=["by Gram matrices", "by dense gradients"])
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_layers_that_are_given_the_same_have_the_sum_of_their_parts(formula, efficiency, length, monkeypatch):
+def test_layers_that_are_given_the_same_have_the_sum_of_their_parts(formula, efficiency, length):
     """As queries, keys and values; their biases, of which one is left out here, each for itself."""
-    monkeypatch.setattr(linear, "DENSE_EFFICIENCY", efficiency)
+    tuning = Tuning(dense_efficiency=efficiency)
     workspace = Workspace(10**4, torch.float64, torch.device("cpu"))
     sizes, x_sizes = [(2, length), (1, length + (length > 1))], [(3, length)]
     directions = FORMULAS[formula].directions
     members = []
     for seed, (width, counted) in enumerate([(5, "weight bias"), (3, "weight"), (7, "weight bias")]):
-        layer = LinearLayer(nn.Linear(4, width), frozenset(counted.split()))
+        layer = LinearLayer(nn.Linear(4, width), frozenset(counted.split()), tuning)
         sides = [outer_products(part, width, 4, 2, seed=2 * seed) for part in (sizes, x_sizes)]
         if members:
             shared = (members[0].train, members[0].x)
@@ -373,9 +380,10 @@ def test_directions_come_in_any_order_and_any_number(kind, length, signs, engine
     probe.requires_grad_(False)
     formula = Formula("any", tuple(SignPlacement(*pair) for pair in signs))
     params = {f"layer.{name}": value.detach() for name, value in probe.layer.named_parameters()}
-    problem = KernelProblem(as_function(probe), params, BatchedExamples(ids), None, formula, 2, probe, probe)
-    chosen = ENGINES[engine](problem, 2**28)
-    plan = chosen.plan(2, 2)
+    sides = {"train": BatchedExamples(ids), "x": None, "formula": formula, "num_logits": 2}
+    problem = KernelProblem(**sides, model=module_model(probe), params=params)
+    chosen = ENGINES[engine](problem, MemoryBudget(2**28))
+    plan = chosen.plan(TileRequest(2, 2))
     torch.testing.assert_close(assemble(chosen.blocks(plan), plan, problem), truth, rtol=1e-11, atol=1e-11)
 
 
@@ -398,14 +406,14 @@ class ViewsOfOneTensor(nn.Module):
 
 @pytest.mark.parametrize("efficiency", [0.0, math.inf], ids=["by Gram matrices", "by dense gradients"])
 @pytest.mark.parametrize("part", ["features", "position", "positions"])
-def test_a_part_of_a_tensor_is_not_taken_for_the_whole(part, efficiency, monkeypatch):
-    monkeypatch.setattr(linear, "DENSE_EFFICIENCY", efficiency)
+def test_a_part_of_a_tensor_is_not_taken_for_the_whole(part, efficiency):
+    tuning = Tuning(dense_efficiency=efficiency)
     torch.manual_seed(3)
     model = ViewsOfOneTensor(part).double()
     ids = ids_of([4] * 5, 8) + ids_of([3] * 2, 9)
     gradients = oracle.gradients(model, list(model.parameters()), ids)
     model.requires_grad_(False)
-    found = empirical_ntk(model, ids[:3], ids[3:], engine="factored")
+    found = empirical_ntk(model, ids[:3], ids[3:], engine="factored", tuning=tuning)
     torch.testing.assert_close(found, oracle.kernel(gradients[:3], gradients[3:], "sgd"), atol=1e-10, rtol=1e-12)
 
 
@@ -421,13 +429,29 @@ def test_a_model_finds_out_which_of_its_layers_are_given_the_same():
     assert linear.group_by_shared_input(layers, train, x) == [["a", "c"], ["b"], ["d"], ["e"]]
 
 
+@pytest.mark.parametrize("chosen", [[(0, slice(1, 2)), (1, slice(0, 3))], [(1, slice(1, 3))], [(0, slice(0, 2))]])
+def test_packed_factors_are_views_of_one_matrix(chosen):
+    """Any consecutive examples, with the numbers that they have without packing, and inputs that stay shared."""
+    batches = outer_products([(2, 4), (3, 1), (1, 5)], 3, 2, 2, seed=0)
+    other = [replace(batch, gradients=[gradient + 1 for gradient in batch.gradients]) for batch in batches]
+    expected = as_matrices(batches, chosen)
+    packed = pack_contiguous({"one": batches, "other": other})
+    found = as_matrices(packed["one"], chosen)
+    assert torch.equal(found.inputs, expected.inputs)
+    assert all(torch.equal(*logits) for logits in zip(found.gradients, expected.gradients, strict=True))
+    whole = packed["one"].whole
+    assert found.inputs.untyped_storage().data_ptr() == whole.inputs.untyped_storage().data_ptr()
+    assert packed["other"].whole.inputs is whole.inputs
+
+
 def test_a_model_of_vectors_has_buffers_too():
     """Nothing is formed there; single outer products are to be multiplied for many examples at once all the same."""
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).requires_grad_(False)
     params = {name: parameter.detach() for name, parameter in model.named_parameters()}
     examples = BatchedExamples([torch.randn(9, 6)])
-    problem = KernelProblem(lambda *_: None, params, examples, None, FORMULAS["sgd"], 2, model, model)
-    engine = FactoredEngine(problem, 2**30)
+    sides = {"train": examples, "x": None, "formula": FORMULAS["sgd"], "num_logits": 2}
+    problem = KernelProblem(**sides, model=module_model(model), params=params)
+    engine = FactoredEngine(problem, MemoryBudget(2**30))
     assert engine._workspace.capacity >= 2**20
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, functional
+from lmntk.kernels import ENGINES, FORMULAS, BatchedExamples, KernelProblem, TileRequest, functional
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.empirical import empirical_ntk
 
@@ -47,25 +47,23 @@ def batch(value: float = 0.0, example: int = 2) -> dict[str, Tensor]:
 def block(engine: str, formula: str, examples: dict[str, Tensor], model: nn.Module) -> Tensor:
     params = {name: value.detach() for name, value in model.named_parameters()}
     problem = KernelProblem(
-        functional.as_function(model),
-        params,
-        BatchedExamples([examples]),
-        None,
-        FORMULAS[formula],
-        2,
-        model,
-        functional.caller(model),
+        train=BatchedExamples([examples]),
+        x=None,
+        formula=FORMULAS[formula],
+        num_logits=2,
+        model=functional.module_model(model),
+        params=params,
     )
     with torch.no_grad():
         chosen = make_engine(problem, engine)
-        plan = chosen.plan(2, 2)
+        plan = chosen.plan(TileRequest(2, 2))
         return assemble(chosen.blocks(plan), plan, problem)
 
 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize("engine", ALL_ENGINES)
-def test_an_example_whose_gradient_is_not_finite_makes_nan_of_its_row_and_column_alone(
+def test_a_gradient_that_is_not_finite_makes_nan_of_its_row_and_column_alone(
     engine: str, formula: str, value: float
 ) -> None:
     found, whole = (block(engine, formula, examples, mixed()) for examples in (batch(value), batch()))
@@ -92,7 +90,7 @@ def test_a_parameter_that_is_not_finite_is_named(engine: str, formula: str, name
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
-def test_a_parameter_that_is_not_finite_is_named_where_values_are_given_and_where_they_do_not_count(
+def test_a_given_or_unused_parameter_that_is_not_finite_is_named(
     engine: str,
 ) -> None:
     model = mixed()

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_problems import names_of, problem_of
-from lmntk.kernels import ENGINES
-from lmntk.kernels.tiling import CostModel, Tile, even_tile_size, make_plan, tiles_per_axis
+from lmntk.kernels import ENGINES, MemoryBudget
+from lmntk.kernels.tiling import CostModel, Tile, TileSize, even_tile_size, make_plan, tiles_per_axis
 from lmntk.models.parameters import ParameterFilter
 from tiny_models import tiny_prompt_model, tiny_prompts
 
@@ -27,7 +27,7 @@ def by_tokens(train: list[int], x: list[int]) -> CostModel:
     processes=st.integers(1, 5),
 )
 def test_every_pair_is_computed_once_by_one_process(train, x, train_tile, x_tile, processes):
-    plan = make_plan(train, x, train_tile, x_tile)
+    plan = make_plan(train, x, TileSize(train_tile, x_tile))
     shares = plan.partition(by_tokens(train, x), processes)
     pairs = [(i, j) for share in shares for tile in share for i in tile.train for j in tile.x]
     assert sorted(pairs) == [(i, j) for i in range(len(train)) for j in range(len(x))]
@@ -35,7 +35,7 @@ def test_every_pair_is_computed_once_by_one_process(train, x, train_tile, x_tile
 
 @given(train=st.lists(st.integers(1, 9), min_size=1, max_size=9), tile=st.integers(1, 10))
 def test_of_a_symmetric_plan_every_pair_or_its_mirror_is_there_once(train, tile):
-    plan = make_plan(train, train, tile, tile, symmetric=True)
+    plan = make_plan(train, train, TileSize(tile, tile), symmetric=True)
     seen = [
         pair
         for part in plan
@@ -87,7 +87,7 @@ def test_every_process_has_work(engine, itself, processes):
     model = tiny_prompt_model("bert")
     train, x = tiny_prompts([5] * 6, seed=1), tiny_prompts([6] * 7, seed=2)
     problem = problem_of(model, names_of(model, ParameterFilter()), train, None if itself else x)
-    built = ENGINES[engine](problem, 2**28)
+    built = ENGINES[engine](problem, MemoryBudget(2**28))
     plan = built.plan(processes=processes)
     pace = CostModel(row=lambda train: 0.0, tile=lambda tile: float(tile.pairs))
     pairs = [share.pairs for share in plan.partition(pace, processes)]
@@ -99,7 +99,7 @@ def test_every_process_has_work(engine, itself, processes):
 def test_tiles_are_dealt_by_cost_not_by_count(processes):
     lengths = [2 + 3 * (i % 40) for i in range(277)]
     train = [20] * 8
-    plan = make_plan(train, lengths, 8, even_tile_size(256, 277, 2 * processes))
+    plan = make_plan(train, lengths, TileSize(8, even_tile_size(256, 277, 2 * processes)))
     pace = by_tokens(train, lengths)
     loads = [share.seconds(pace) for share in plan.partition(pace, processes)]
     # Two equal tiles each, a long one with a short one: the sums of a linear order are all alike, but for rounding.
@@ -109,7 +109,7 @@ def test_tiles_are_dealt_by_cost_not_by_count(processes):
 
 
 def test_a_process_keeps_to_few_train_tiles_where_these_are_what_costs():
-    plan = make_plan([5] * 4, [5] * 4, 2, 2)
+    plan = make_plan([5] * 4, [5] * 4, TileSize(2, 2))
     pace = CostModel(row=lambda rows: 10.0, tile=lambda tile: 1.0)
     first, second = plan.partition(pace, 2)
     assert [len({tile.train for tile in share}) for share in (first, second)] == [1, 1]
@@ -118,8 +118,8 @@ def test_a_process_keeps_to_few_train_tiles_where_these_are_what_costs():
 
 
 def test_a_part_of_a_plan_keeps_its_order_and_its_sizes():
-    plan = make_plan([3] * 3, [3] * 4, 2, 2)
+    plan = make_plan([3] * 3, [3] * 4, TileSize(2, 2))
     kept = [Tile((2, 1), (1, 0)), Tile((0,), (3, 2))]
     part = plan.restricted_to(kept)
     assert list(part) == kept
-    assert (part.train_tile, part.x_tile, part.train_size, part.x_size) == (2, 2, 3, 4)
+    assert (part.tile_size, part.train_size, part.x_size) == (TileSize(2, 2), 3, 4)

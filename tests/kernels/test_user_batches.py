@@ -130,9 +130,9 @@ class Both:
 @pytest.mark.parametrize(
     ("kind", "batches", "sentence"),
     [
-        (Scaled, None, "`train_batches` is a NoneType, but a list of batches is asked for"),
+        (Scaled, None, "`train_batches` is a NoneType, but a list of batches is expected"),
         (Scaled, "text", "`train_batches` is a str, but a list of batches"),
-        (Scaled, UserDict(x=X), "`train_batches` is one batch, but a list of batches is asked for: `[batch]`"),
+        (Scaled, UserDict(x=X), "`train_batches` is one batch, but a list of batches is expected: `[batch]`"),
         (Scaled, TensorDataset(X, Y), "`train_batches` is a data set of single examples: put a `DataLoader` around it"),
         (Scaled, [X, None], "batch 1 of `train_batches` holds a NoneType, but a batch is a tensor, a mapping"),
         (Scaled, [Both(X, Y)], "batch 0 of `train_batches` holds a Both, but a batch is"),

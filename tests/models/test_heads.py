@@ -11,10 +11,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 import oracle
 from lmntk.errors import ModelError
-from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem
+from lmntk.kernels import FORMULAS, BatchedExamples, KernelProblem, ModuleModel, TileRequest
 from lmntk.kernels.assembly import assemble, make_engine
-from lmntk.kernels.batching import buckets
-from lmntk.kernels.engines.factored import MOST_TOKENS
+from lmntk.kernels.batching import length_buckets
+from lmntk.kernels.tuning import DEFAULT_TUNING
 from lmntk.models.checkpoints import HEAD_FILE, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
 from lmntk.models.heads import OneTokenClassifier
@@ -416,9 +416,13 @@ def problem_of(model, names, train, x, formula):
     model.requires_grad_(False)
     tokens = {int(token) for prompt in train for token in prompt["input_ids"][0]}
     logits_fn, params = model.as_function(names, tokens)
-    both = BatchedExamples(train), BatchedExamples(x)
     return KernelProblem(
-        logits_fn, params, *both, FORMULAS[formula], model.num_logits, model, lambda batch: model(**batch)
+        train=BatchedExamples(train),
+        x=BatchedExamples(x),
+        formula=FORMULAS[formula],
+        num_logits=model.num_logits,
+        model=ModuleModel(logits_fn, model),
+        params=params,
     )
 
 
@@ -430,7 +434,7 @@ def engine_error(engine, family, first_token, chosen, formula, size=3):
     truth = oracle.kernel(*(torch.cat([side[name] for name in names], -1)[:size] for side in of_sides), formula)
     problem = problem_of(model, names, *(side[:size] for side in sides(family)), formula)
     chosen_engine = make_engine(problem, engine)
-    plan = chosen_engine.plan(2, 2)
+    plan = chosen_engine.plan(TileRequest(2, 2))
     found = assemble(chosen_engine.blocks(plan), plan, problem)
     assert found.dtype == torch.float64
     return oracle.relative_error(found, truth.reshape(found.shape))
@@ -484,7 +488,10 @@ def test_padded_batches_give_the_kernel_of_the_texts_alone_to_1e_12(family, firs
     engine = make_engine(problem, "factored")
     plan = engine.plan()
     for examples, tile in ((problem.train, plan.tile_rows[0][0]), (problem.x, plan.tile_rows[0][1][0])):
-        lengths = [{examples.shapes[index] for index in bucket} for bucket in buckets(examples, tile, MOST_TOKENS)]
+        lengths = [
+            {examples.shapes[index] for index in bucket}
+            for bucket in length_buckets(examples, tile, DEFAULT_TUNING.batch_tokens)
+        ]
         assert max(map(len, lengths)) > 1, "a batch is padded"
     found = assemble(engine.blocks(plan), plan, problem)
     truth = oracle.kernel(*gradients_of_mixed_lengths(family, first_token), formula).reshape(found.shape)

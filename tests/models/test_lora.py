@@ -17,7 +17,7 @@ from torch.func import functional_call
 import oracle
 from engine_problems import problem_of
 from lmntk.errors import ModelError, SettingError
-from lmntk.kernels import FORMULAS
+from lmntk.kernels import FORMULAS, TileRequest
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import HEAD_FILE, restore_checkpoint, restore_extras, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
@@ -247,7 +247,7 @@ def kernel_of(engine, model, names, formula, train, x):
     """The kernel as an engine computes it: ``[N, C, X, C]``, in two directions ``[2, N, C, X, C]``."""
     problem = problem_of(model, names, train, x, formula)
     chosen = make_engine(problem, engine)
-    plan = chosen.plan(2, 2)
+    plan = chosen.plan(TileRequest(2, 2))
     kernel = assemble(chosen.blocks(plan), plan, problem)
     return kernel if problem.formula.is_asymmetric else kernel[0]
 

@@ -9,9 +9,9 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 import oracle
 from architectures.tiny import tiny_config
 from lmntk.errors import ModelError
-from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
+from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, ModuleModel
 from lmntk.kernels.assembly import assemble, make_engine
-from lmntk.kernels.batching import buckets
+from lmntk.kernels.batching import length_buckets
 from lmntk.models.loading import LoadOptions, load_prompt_model
 from lmntk.models.padding import without_padding_warnings
 from lmntk.models.pretrained import load_config
@@ -83,7 +83,12 @@ def kernel_of(model: PromptModel, engine: str, train: list[dict], x: list[dict],
     for side in sides:
         side.equal_lengths = model.equal_lengths
     problem = KernelProblem(
-        logits_fn, params, *sides, FORMULAS[formula], model.num_logits, model, lambda batch: model(**batch)
+        train=sides[0],
+        x=sides[1],
+        formula=FORMULAS[formula],
+        num_logits=model.num_logits,
+        model=ModuleModel(logits_fn, model),
+        params=params,
     )
     chosen = make_engine(problem, engine)
     plan = chosen.plan()
@@ -152,10 +157,10 @@ def test_padding_up_to_the_longest_prompt_is_tried(tmp_path, monkeypatch):
 
 def test_batches_of_equal_length_hold_no_other() -> None:
     examples = PaddedPrompts(tiny_prompts([9, 9, 8, 8, 8, 5]))
-    assert buckets(examples, range(6), 1024) == [[0, 1, 2, 3, 4, 5]]
+    assert length_buckets(examples, range(6), 1024) == [[0, 1, 2, 3, 4, 5]]
     examples.equal_lengths = True
-    assert buckets(examples, range(6), 1024) == [[0, 1], [2, 3, 4], [5]]
-    assert buckets(examples, range(6), 16) == [[0], [1], [2, 3], [4], [5]]
+    assert length_buckets(examples, range(6), 1024) == [[0, 1], [2, 3, 4], [5]]
+    assert length_buckets(examples, range(6), 16) == [[0], [1], [2, 3], [4], [5]]
 
 
 def test_the_check_of_transformers_is_silent_within_a_call_and_back_behind_it(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import oracle
 from command_line import Workplace
 from engine_problems import problem_of
 from lmntk.errors import ModelError, NotFiniteError
+from lmntk.kernels import TileRequest
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.checkpoints import has_adapters, restore_checkpoint, save_checkpoint
 from lmntk.models.families import AUTO_CLASSES, family_of
@@ -164,7 +165,7 @@ def test_the_kernel_over_what_peft_trains_and_the_head_is_the_oracles_on_pefts_m
     gradients = [oracle.gradients(asked, [own[name.removeprefix("lm.")] for name in names], side) for side in sides]
     problem = problem_of(model, names, *sides, formula)
     chosen = make_engine(problem, engine)
-    plan = chosen.plan(2, 2)
+    plan = chosen.plan(TileRequest(2, 2))
     found = assemble(chosen.blocks(plan), plan, problem)[0]
     assert oracle.relative_error(found, oracle.kernel(*gradients, formula)) <= KERNEL_TOLERANCE
 

@@ -7,7 +7,7 @@ import oracle
 from command_line import ROOT
 from lmntk.data.examples import Example, read_examples
 from lmntk.data.tasks import find_task
-from lmntk.kernels import ENGINES, FORMULAS, KernelProblem
+from lmntk.kernels import ENGINES, FORMULAS, KernelProblem, ModuleModel
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.models.loading import LoadOptions, load_prompt_model
 from lmntk.models.pretrained import load_config, load_tokenizer
@@ -85,8 +85,14 @@ def test_a_trained_model_has_the_kernel_of_the_oracle(engine, features, truth):
     model = load_model(torch.float32).requires_grad_(False)
     tokens = {token for feature in features[0][:size] for token in feature.input_ids}
     logits_fn, params = model.as_function([name for name, _ in model.named_parameters()], tokens)
-    formula = FORMULAS["sgd"]
-    problem = KernelProblem(logits_fn, params, train, x, formula, model.num_logits, model, lambda batch: model(**batch))
+    problem = KernelProblem(
+        train=train,
+        x=x,
+        formula=FORMULAS["sgd"],
+        num_logits=model.num_logits,
+        model=ModuleModel(logits_fn, model),
+        params=params,
+    )
     chosen = make_engine(problem, engine)
     plan = chosen.plan()
     found = assemble(chosen.blocks(plan), plan, problem)[0]

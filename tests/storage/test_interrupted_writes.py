@@ -227,7 +227,7 @@ def test_a_run_goes_on_with_the_tiles_of_its_first_plan_though_memory_has_change
         stop_after(patched, 1)
         place.call(place.argv(output="memory"))
     plan = json.loads((place.folder / "memory/train_tiles_sst-2/plan.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr("lmntk.trainers.kernel.free_bytes", lambda device: 2**30)
+    monkeypatch.setattr("lmntk.kernels.memory.free_bytes", lambda device: 2**30)
     folder = place.run(output="memory")
     note = json.loads((folder / "train_kernels_sst-2.json").read_text(encoding="utf-8"))
     assert note["memory_gb"] == plan["memory_gb"] != 0.6

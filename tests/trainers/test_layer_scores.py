@@ -14,7 +14,7 @@ from command_line import Workplace, flags_of, read_kernel, read_results, read_te
 from engine_problems import TOLERANCE, gradients_by_name, names_of, problem_of, sides
 from interrupted_runs import TILED, count_tiles, interrupted
 from lmntk import solvers
-from lmntk.kernels import FORMULAS
+from lmntk.kernels import FORMULAS, MemoryBudget, TileRequest
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.layers import LAYERS
 from lmntk.models.factored_layers import LabelWordDecoder
@@ -28,15 +28,15 @@ from tiny_models import ARCHITECTURES, tiny_prompt_model
 PER_LAYER = "--kernel_per_layer"
 
 
-def layer_kernels(engine: str, architecture: str, formula: str, names: list[str], memory_gb: float | None = None):
+def layer_kernels(engine: str, architecture: str, formula: str, names: list[str], budget: MemoryBudget | None = None):
     """The parts of the kernel of a tiny model, by layer, and the kernel of it as it is without them."""
     model = tiny_prompt_model(architecture)
     problem = problem_of(model, names, *sides(architecture), formula)
     apart = replace(problem, layer_of=layers_of(problem.params, model.base_prefix))
-    chosen = make_engine(apart, engine, memory_gb)
-    plan = chosen.plan(2, 2)
+    chosen = make_engine(apart, engine, budget)
+    plan = chosen.plan(TileRequest(2, 2))
     parts = assemble(chosen.blocks(plan), plan, apart).unflatten(0, (len(apart.layers), -1))
-    chosen = make_engine(problem, engine, memory_gb)
+    chosen = make_engine(problem, engine, budget)
     return dict(zip(apart.layers, parts, strict=True)), assemble(chosen.blocks(plan), plan, problem)
 
 
@@ -90,7 +90,7 @@ def test_a_module_whose_parameters_are_kept_apart_is_not_taken_whole() -> None:
 def test_groups_of_parameters_that_memory_forces_make_the_same_parts() -> None:
     names = names_of(tiny_prompt_model("bert"), ParameterFilter())
     freely, _ = layer_kernels("jacobian", "bert", "asymmetric_signgd", names)
-    tightly, _ = layer_kernels("jacobian", "bert", "asymmetric_signgd", names, memory_gb=2e-4)
+    tightly, _ = layer_kernels("jacobian", "bert", "asymmetric_signgd", names, MemoryBudget.from_gb(2e-4))
     for layer, part in freely.items():
         assert oracle.relative_error(tightly[layer], part) <= TOLERANCE[torch.float64], layer
 

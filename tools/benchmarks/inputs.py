@@ -1,8 +1,9 @@
-"""What the benchmark asks the engines: models, prompts, and the kernel by plain autograd that they are held against."""
+"""Inputs of the benchmark: models, prompts, and the kernel by plain autograd that engines are compared with."""
 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,8 @@ from lmntk.config.arguments import DataArguments
 from lmntk.config.prompt_settings import resolve_prompts
 from lmntk.data.examples import read_examples, split_file
 from lmntk.data.tasks import find_task
-from lmntk.kernels import FORMULAS, KernelProblem
+from lmntk.kernels import FORMULAS, FunctionModel, KernelProblem, MemoryBudget, ModuleModel
 from lmntk.kernels.formulas import SignPlacement
-from lmntk.kernels.memory import DEFAULT_FRACTION, free_bytes
 from lmntk.models.families import is_causal, max_positions
 from lmntk.models.loading import LoadOptions, load_prompt_model
 from lmntk.models.pretrained import load_config, load_tokenizer
@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured; small enough to be sent to another process.
+    """One measurement; small enough to be sent to another process.
 
     Attributes:
         model: A checkpoint folder or a key of `SHAPES`.
@@ -76,14 +76,14 @@ class Job:
     sample_tiles: int
 
     @property
-    def budget(self) -> int:
-        """What an engine may take beside the model, in bytes."""
-        return int(DEFAULT_FRACTION * free_bytes(CPU) if self.memory_gb is None else self.memory_gb * 2**30)
+    def budget(self) -> MemoryBudget:
+        """The memory that an engine may take beside the model."""
+        return MemoryBudget.default(CPU) if self.memory_gb is None else MemoryBudget.from_gb(self.memory_gb)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a job's model is asked: prompts of both sides, and the tokens whose logits count."""
+    """The prompts of both sides of a job, and the tokens whose logits count."""
 
     config: PretrainedConfig
     label_words: list[int]
@@ -96,7 +96,7 @@ class Inputs:
         return replace(self, train=cut[0], x=cut[1])
 
     def examples(self, side: FeatureDataset) -> FeatureExamples:
-        """Return a side as engines take it."""
+        """Return one side's prompts as engines take them."""
         pad = self.config.pad_token_id
         return FeatureExamples(side, Collator(0 if pad is None else pad, self.config.model_type == "bert"), CPU)
 
@@ -128,9 +128,9 @@ def load_inputs(job: Job) -> Inputs:
 
 
 def _filled_up(features: list[Feature], count: int, config: PretrainedConfig, seed: int) -> list[Feature]:
-    """Add prompts of random tokens until there are `count`; they have the lengths of those that are there."""
+    """Add prompts of random tokens until there are `count`, with the lengths of the given prompts."""
     generator = torch.Generator().manual_seed(seed)
-    vocabulary, behind_mask = config.vocab_size, 1 if is_causal(config) else 3
+    vocabulary, after_mask = config.vocab_size, 1 if is_causal(config) else 3
     # SST-2's prompts have 8 to 60 tokens, 29 on average.
     drawn = torch.randn(count, generator=generator).mul(10).add(29).clamp(8, 60).int().tolist()
     lengths = [len(feature.input_ids) for feature in features] or drawn
@@ -138,12 +138,12 @@ def _filled_up(features: list[Feature], count: int, config: PretrainedConfig, se
     for number in range(len(features), count):
         length = lengths[number % len(lengths)]
         ids = torch.randint(min(1000, vocabulary // 2), vocabulary, (length,), generator=generator).tolist()
-        filled.append(Feature(ids, [0] * length, length - behind_mask, 0))
+        filled.append(Feature(ids, [0] * length, length - after_mask, 0))
     return filled
 
 
 def load_model(job: Job, inputs: Inputs, dtype: torch.dtype) -> PromptModel:
-    """Return the checkpoint, or random weights of the shape; always the same."""
+    """Return the checkpoint's model, or one of the shape with the same random weights every time."""
     return load_prompt_model(
         job.model,
         copy.deepcopy(inputs.config),
@@ -154,12 +154,12 @@ def load_model(job: Job, inputs: Inputs, dtype: torch.dtype) -> PromptModel:
 
 
 def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool = False) -> KernelProblem:
-    """Return the kernel to compute; as published, nothing is narrowed to the rows that matter."""
-    formula, num_logits = FORMULAS[job.formula], model.num_logits
+    """Return the kernel to compute; the published one uses whole parameters and the whole vocabulary's logits."""
     train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
+    sides: dict[str, Any] = {"train": train, "x": x, "formula": FORMULAS[job.formula], "num_logits": model.num_logits}
     if published:
         params = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        # All tokens' logits, from which the label words' are picked.
+        # The logits of all tokens, from which those of the label words are taken.
         decoder = model.lm.get_output_embeddings()
         decoder.label_word_ids = torch.arange(len(decoder.weight))
         model.binary_classification = False
@@ -170,10 +170,10 @@ def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool =
             logits = torch.func.functional_call(model, params, kwargs=batch)[:, inputs.label_words]
             return logits[:, 1:] - logits[:, :1] if job.binary else logits
 
-        return KernelProblem(all_logits_fn, params, train, x, formula, num_logits)
+        return KernelProblem(**sides, model=FunctionModel(all_logits_fn), params=params)
     tokens = {token for feature in inputs.train.features for token in feature.input_ids}
     logits_fn, params = model.as_function([name for name, _ in model.named_parameters()], tokens)
-    return KernelProblem(logits_fn, params, train, x, formula, num_logits, model, lambda batch: model(**batch))
+    return KernelProblem(**sides, model=ModuleModel(logits_fn, model), params=params)
 
 
 def true_kernel(job: Job, inputs: Inputs) -> Tensor:
@@ -192,8 +192,8 @@ def _true_direction(job: Job, inputs: Inputs, direction: SignPlacement, models: 
     train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
     c, numbers = models[False].num_logits, sum(parameter.numel() for parameter in models[False].parameters())
     kernel = torch.zeros(len(train), c, len(x), c, dtype=torch.float64)
-    # As many train examples at a time as half of the budget holds gradients of.
-    together = min(len(train), max(1, job.budget // (2 * 8 * c * numbers)))
+    # Half of the budget is for the gradients of train examples.
+    together = min(len(train), max(1, job.budget.bytes // (2 * 8 * c * numbers)))
     held = torch.empty(together, c, numbers, dtype=torch.float64)
     for start in range(0, len(train), together):
         part = range(start, min(start + together, len(train)))

@@ -8,10 +8,9 @@ import torch
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from torch import Tensor, nn
 
-from lmntk.kernels import Examples, KernelProblem, Plan
-from lmntk.kernels.batching import equal_shape_runs
-from lmntk.kernels.engines.jacobian import FORMED_TOGETHER, JacobianEngine
-from lmntk.kernels.problem import Parameters
+from lmntk.kernels import Examples, KernelProblem, MemoryBudget, ModuleModel, Plan
+from lmntk.kernels.batching import equal_shape_batches
+from lmntk.kernels.engines.jacobian import Gradients, JacobianEngine
 from lmntk.models.factored_layers import LabelWordDecoder
 
 
@@ -31,19 +30,20 @@ def decoder_gradients(
 class OpacusEngine(JacobianEngine):
     """The `jacobian` engine with opacus' gradients: of whole parameters, by one backward pass a logit.
 
-    They stand in memory all at once, whatever the budget. The model is in train mode, without dropout, so that its last
-    layer computes all positions.
+    All of them are in memory at once, whatever the budget. The model is in train mode, without dropout, so that its
+    last layer computes all positions.
     """
 
     name = "opacus"
 
-    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
-        assert problem.module is not None
-        params = {name: parameter.detach() for name, parameter in problem.module.named_parameters()}
-        super().__init__(replace(problem, params=params), memory_bytes)
-        self._module = GradSampleModule(problem.module.requires_grad_(True), loss_reduction="sum", strict=False)
+    def __init__(self, problem: KernelProblem, budget: MemoryBudget) -> None:
+        assert isinstance(problem.model, ModuleModel)
+        own = problem.model.module
+        params = {name: parameter.detach() for name, parameter in own.named_parameters()}
+        super().__init__(replace(problem, params=params), budget)
+        self._module = GradSampleModule(own.requires_grad_(True), loss_reduction="sum", strict=False)
         self._module.train()  # else it takes no gradients
-        for module in problem.module.modules():
+        for module in own.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             if isinstance(module, nn.Embedding):
@@ -57,18 +57,18 @@ class OpacusEngine(JacobianEngine):
     def _groups(self, plan: Plan) -> list[list[str]]:
         return [list(self.problem.params)]
 
-    def _gradients(self, examples: Examples, indices: Sequence[int], group: list[str]) -> Parameters:
+    def _gradients(self, examples: Examples, indices: Sequence[int], group: list[str]) -> Gradients:
         c = self.problem.num_logits
         gradients = {
             name: tensor.new_empty(len(indices), c, tensor.numel()) for name, tensor in self.problem.params.items()
         }
         start = 0
-        for run in equal_shape_runs(examples, indices, limit=FORMED_TOGETHER):
-            self._batch_size = len(run)
+        for batch in equal_shape_batches(examples, indices, limit=self.tuning.jacobian_batch):
+            self._batch_size = len(batch)
             for logit in range(c):
                 self._module.zero_grad()
-                self._module(**examples.batch(run))[:, logit].sum().backward()
+                self._module(**examples.batch(batch))[:, logit].sum().backward()
                 for name, parameter in self._module._module.named_parameters():
-                    gradients[name][start : start + len(run), logit] = parameter.grad_sample.flatten(1)
-            start += len(run)
-        return {name: tensor.flatten(0, 1) for name, tensor in gradients.items()}
+                    gradients[name][start : start + len(batch), logit] = parameter.grad_sample.flatten(1)
+            start += len(batch)
+        return Gradients({name: tensor.flatten(0, 1) for name, tensor in gradients.items()}, broken=None)

@@ -29,7 +29,8 @@ from lmntk.distributed import rejoin_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS
-from lmntk.kernels.memory import DEFAULT_FRACTION
+from lmntk.kernels.memory import MemoryBudget
+from lmntk.kernels.tiling import TileRequest
 from lmntk.solvers import SOLVERS
 from lmntk.solvers.problem import SolverSettings
 from lmntk.storage.run_files import is_zero_shot
@@ -199,7 +200,7 @@ class KernelArguments:
     )
     kernel_dtype: str = flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
     kernel_memory_gb: float | None = flag(
-        f"Memory for kernels, in GB; default: {DEFAULT_FRACTION:.0%}% of the free memory."
+        f"Memory for kernels, in GB; default: {MemoryBudget.DEFAULT_FRACTION:.0%}% of the free memory."
     )
     dry_run: bool = flag("Estimate time, memory and disk space of the kernels, and exit.", False)
 
@@ -273,15 +274,13 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
     """Everything about the run itself: kernels, training, and the arguments of transformers' Trainer.
 
     Attributes:
-        train_tile: Train examples per kernel tile: `per_device_train_batch_size` if the user gave it; None lets the
-            engine choose.
-        x_tile: The same for `per_device_eval_batch_size` and the other axis.
+        tiles: Train examples and X examples in a kernel tile: `per_device_train_batch_size` and
+            `per_device_eval_batch_size` if the user gave them; None lets the engine choose.
         published_settings: The settings whose value `as_published` has changed.
         keeps_checkpoints: Whether the user said when to save checkpoints; if so they stay after training.
     """
 
-    train_tile: int | None = dataclasses.field(default=None, init=False)
-    x_tile: int | None = dataclasses.field(default=None, init=False)
+    tiles: TileRequest = dataclasses.field(default=TileRequest(), init=False)
     published_settings: tuple[str, ...] = dataclasses.field(default=(), init=False)
     keeps_checkpoints: bool = dataclasses.field(default=False, init=False)
 
@@ -366,10 +365,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     except (ValueError, ImportError, OSError) as error:  # transformers' own objections
         raise UsageError(" ".join(str(error).split())) from error
     training.published_settings = tuple(name for name in own if values[name] != own[name])
-    if "per_device_train_batch_size" in given:
-        training.train_tile = training.per_device_train_batch_size
-    if "per_device_eval_batch_size" in given:
-        training.x_tile = training.per_device_eval_batch_size
+    training.tiles = TileRequest(
+        row=training.per_device_train_batch_size if "per_device_train_batch_size" in given else None,
+        column=training.per_device_eval_batch_size if "per_device_eval_batch_size" in given else None,
+    )
     if (training.resume_from_checkpoint or "").lower() in ("false", "no", "none", ""):
         training.resume_from_checkpoint = None
     wants_some = bool(given & {"save_steps", "save_strategy", "save_total_limit"})

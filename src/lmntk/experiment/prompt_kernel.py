@@ -23,7 +23,16 @@ from lmntk.experiment import build
 from lmntk.experiment.experiment import LOGITS_BATCH_SIZE
 from lmntk.experiment.prompting import check_causal_prompts, parse_template
 from lmntk.experiment.token_checks import check_tokens
-from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudgetError, assemble, make_engine
+from lmntk.kernels import (
+    FORMULAS,
+    KernelProblem,
+    MemoryBudget,
+    MemoryBudgetError,
+    ModuleModel,
+    TileRequest,
+    assemble,
+    make_engine,
+)
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.given_model import family_of_model
 from lmntk.models.loading import LoadOptions, load_prompt_model
@@ -110,19 +119,20 @@ class PromptKernel:
         """
         arguments, model = self._arguments, self.model
         problem = KernelProblem(
-            logits_fn=self._logits_fn,
+            model=ModuleModel(self._logits_fn, model),
             params=self._params,
             train=self._examples(self.train),
             x=None if data is None else self._examples(data),
             formula=FORMULAS[arguments.formula],
             num_logits=model.num_logits,
-            module=model,
-            call=lambda batch: model(**batch),
         )
         with torch.inference_mode(False), torch.enable_grad():
-            engine = make_engine(problem, arguments.kernel_engine, arguments.kernel_memory_gb)
+            memory_gb = arguments.kernel_memory_gb
+            budget = None if memory_gb is None else MemoryBudget.from_gb(memory_gb)
+            engine = make_engine(problem, arguments.kernel_engine, budget)
+            tiles = TileRequest(arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size)
             try:
-                plan = engine.plan(arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size)
+                plan = engine.plan(tiles)
             except MemoryBudgetError as error:
                 raise SettingError(f"`kernel_memory_gb`: {error}", setting="kernel_memory_gb") from error
             total = sum(1 for _ in plan) * engine.num_parameter_groups(plan)

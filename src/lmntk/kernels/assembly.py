@@ -1,51 +1,56 @@
-"""From a problem to an engine, and from an engine's blocks to the whole kernel."""
+"""Choose an engine for a problem, and assemble its blocks to the whole kernel."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from lmntk.kernels.engines import ENGINES, Engine, KernelProblem
-from lmntk.kernels.memory import DEFAULT_FRACTION, free_bytes
-from lmntk.kernels.problem import Block
+from lmntk.kernels.engines import ENGINES, Engine
+from lmntk.kernels.memory import MemoryBudget
+from lmntk.kernels.problem import Block, KernelProblem, ModuleModel
 from lmntk.kernels.tiling import Plan
+from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 
-def make_engine(problem: KernelProblem, engine: str = "auto", memory_gb: float | None = None) -> Engine:
-    """Build the engine of that name for a kernel.
+def make_engine(
+    problem: KernelProblem, engine: str = "auto", budget: MemoryBudget | None = None, tuning: Tuning = DEFAULT_TUNING
+) -> Engine:
+    """Build an engine for a kernel.
 
     Args:
-        problem: The kernel.
-        engine: A key of `ENGINES`, or ``"auto"`` for the fastest: `factored`, or `jacobian` where there is no module.
-        memory_gb: What it may take beside the model itself, in 2**30 bytes; by default 60% of what is free.
+        problem: The kernel to compute.
+        engine: A key of `ENGINES`, or ``"auto"`` for the fastest: `factored`, or `jacobian` if there is no module.
+        budget: The memory that it may take beside the model itself; by default `MemoryBudget.default`.
+        tuning: Numbers that trade time for memory.
     """
-    device = next(iter(problem.params.values())).device
-    budget = memory_gb * 2**30 if memory_gb is not None else DEFAULT_FRACTION * free_bytes(device)
+    if budget is None:
+        budget = MemoryBudget.default(next(iter(problem.params.values())).device)
     if engine == "auto":
-        engine = "jacobian" if problem.module is None else "factored"
-    return ENGINES[engine](problem, int(budget))
+        engine = "factored" if isinstance(problem.model, ModuleModel) else "jacobian"
+    return ENGINES[engine](problem, budget, tuning)
 
 
 def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Tensor:
-    """Put the blocks of a kernel, or of one process's share of it, in their places.
+    """Sum the blocks of a kernel, or of one process's share of it, into the whole.
 
     Args:
-        blocks: What an engine yields.
-        plan: The plan they belong to.
-        problem: The kernel.
+        blocks: The blocks that an engine yields, float64 ``[S, n, C, x, C]`` each.
+        plan: The plan of these blocks.
+        problem: The kernel that is computed.
 
     Returns:
-        float64 ``[S, N, C, X, C]`` on the CPU; zero where no block came.
+        float64 ``[S, N, C, X, C]`` on the CPU; zero where there was no block.
     """
     c = problem.num_logits
     kernel = torch.zeros(problem.num_slices, plan.train_size, c, plan.x_size, c, dtype=torch.float64)
     for tile, values in blocks:
         train, x = torch.tensor(tile.train), torch.tensor(tile.x)
         block = values.cpu()
-        mirrored = block.permute(0, 3, 4, 1, 2)
+        mirrored = block.permute(0, 3, 4, 1, 2)  # "siajb -> sjbia"
         if plan.symmetric and tile.train == tile.x:
-            # Products of floats in another order: what is symmetric but for rounding is made so to the bit.
+            # The products are in another order, so that the block is symmetric up to rounding only.
             block = (block + mirrored) / 2
+        # Indexing by two arrays puts their axes first: "ijsab".
         kernel[:, train[:, None], :, x[None, :], :] += block.permute(1, 3, 0, 2, 4)
         if plan.symmetric and tile.train != tile.x:
             kernel[:, x[:, None], :, train[None, :], :] += mirrored.permute(1, 3, 0, 2, 4)

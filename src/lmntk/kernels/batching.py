@@ -1,4 +1,4 @@
-"""Examples as engines see them: something with a length that hands out batches of examples of one shape."""
+"""Examples as engines see them: items with a length, from which batches of one shape are taken."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-# The share of a batch that padding may make up: smaller batches than this asks for cost more than padding does.
-MOST_PADDING = 0.08
-# So many tokens of padding are less work than reading all weights once more, for another batch.
-LITTLE_PADDING = 32
+from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 Batch = Any
 """A pytree (dict, tuple, tensor …) of tensors whose first axis runs over the examples, ``[B, ...]``."""
@@ -22,15 +19,15 @@ class Examples(Protocol):
 
     @property
     def shapes(self) -> Sequence[Any]:
-        """For each example something comparable; equal where examples can share a batch without padding.
+        """A comparable value for each example, such as its number of tokens, by which engines order them.
 
-        The number of tokens, say. Engines take examples in the order of it.
+        Examples of equal shape can share a batch without padding.
         """
         ...
 
     @property
     def padded(self) -> bool:
-        """Whether shapes are numbers of tokens, and `batch` pads examples of different ones to the longest."""
+        """Whether shapes are numbers of tokens, and `batch` pads examples to the longest."""
         ...
 
     @property
@@ -39,11 +36,11 @@ class Examples(Protocol):
         ...
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the examples at `indices`: all of one shape, unless `padded`."""
+        """Return the examples at `indices` as one batch; they have one shape unless `padded`."""
         ...
 
 
@@ -55,59 +52,68 @@ class BatchedExamples:
 
     Raises:
         ValueError: Tensors of one batch differ in their number of examples.
+
+    Example:
+        >>> examples = BatchedExamples([torch.zeros(2, 3), torch.zeros(1, 3)])
+        >>> len(examples), examples.batch([0, 2]).shape
+        (3, torch.Size([2, 3]))
     """
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.padded = False
         self.equal_lengths = True
         self.shapes: list[tuple[tuple[int, ...], ...]] = []
-        self._rows: list[tuple[Batch, int]] = []
+        self._examples: list[tuple[Batch, int]] = []
         for batch in batches:
             leaves, _ = tree_flatten(batch)
             sizes = {len(leaf) for leaf in leaves}
             if len(sizes) != 1:
                 raise ValueError(f"the tensors of a batch must agree on the number of examples, not have {sizes}")
             shape = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
-            for row in range(sizes.pop()):
+            for index in range(sizes.pop()):
                 self.shapes.append(shape)
-                self._rows.append((batch, row))
+                self._examples.append((batch, index))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._examples)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the examples at `indices`, stacked anew."""
-        rows = [tree_map(lambda leaf, row=row: leaf[row], batch) for batch, row in (self._rows[i] for i in indices)]
-        return tree_map(lambda *leaves: torch.stack(leaves), *rows)
+        """Return copies of the examples at `indices`, stacked."""
+        chosen = [self._examples[i] for i in indices]
+        singles = [tree_map(lambda leaf, index=index: leaf[index], batch) for batch, index in chosen]
+        return tree_map(lambda *leaves: torch.stack(leaves), *singles)
 
 
-def equal_shape_runs(examples: Examples, indices: Sequence[int], limit: int) -> list[list[int]]:
-    """Cut `indices` into runs of examples of one shape, none longer than `limit`."""
-    runs: list[list[int]] = []
-    for _, run in groupby(indices, key=lambda index: examples.shapes[index]):
-        members = list(run)
-        runs.extend(members[start : start + limit] for start in range(0, len(members), limit))
-    return runs
+def equal_shape_batches(examples: Examples, indices: Sequence[int], limit: int) -> list[list[int]]:
+    """Split `indices`, in their order, into batches of at most `limit` examples of one shape."""
+    batches: list[list[int]] = []
+    for _, group in groupby(indices, key=lambda index: examples.shapes[index]):
+        members = list(group)
+        batches.extend(members[start : start + limit] for start in range(0, len(members), limit))
+    return batches
 
 
-def buckets(examples: Examples, indices: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """Cut `indices` into batches of nearly equal length: padding is work, and some models see it.
+def length_buckets(
+    examples: Examples, indices: Sequence[int], max_tokens: int, tuning: Tuning = DEFAULT_TUNING
+) -> list[list[int]]:
+    """Split `indices` into batches of nearly equal length: padding is work, and some models see it.
 
     Args:
-        examples: The examples.
+        examples: The examples of one side.
         indices: Some of them, ordered by shape.
-        most_tokens: How many tokens a batch may have, padding included; without lengths, how many examples.
+        max_tokens: Tokens of a batch, padding included; examples of a batch where these have no lengths.
+        tuning: Bounds the padding.
     """
     if not examples.padded:
-        return equal_shape_runs(examples, indices, limit=most_tokens)
+        return equal_shape_batches(examples, indices, limit=max_tokens)
     found: list[list[int]] = []
     longest = tokens = 0
     for index in indices:
         length = examples.shapes[index]
         longest = max(longest, length)
         padded = longest * (len(found[-1]) + 1) if found else 0
-        allowed = 0.0 if examples.equal_lengths else max(MOST_PADDING * padded, LITTLE_PADDING)
-        if found and padded <= most_tokens and padded - (tokens + length) <= allowed:
+        allowed = 0.0 if examples.equal_lengths else max(tuning.max_padding * padded, tuning.min_padding_tokens)
+        if found and padded <= max_tokens and padded - (tokens + length) <= allowed:
             found[-1].append(index)
             tokens += length
         else:
@@ -117,5 +123,5 @@ def buckets(examples: Examples, indices: Sequence[int], most_tokens: int) -> lis
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Return what the tensors take in memory."""
+    """Return the bytes of some tensors' values."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,8 +1,8 @@
-"""One forward and C backward passes, to module outputs only: what went into each layer, and the gradients behind it."""
+"""One forward pass and C backward passes to module outputs: each layer's input and the gradients at its output."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,15 +16,15 @@ from lmntk.kernels.layers.base import Layer
 from lmntk.kernels.layers.linear_factors import storage_key
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModuleIO:
-    """What a module was given and gave in one forward pass.
+    """The input and output of a module in one forward pass.
 
     Attributes:
-        inputs: What its layer type wants to know of what it was given.
-        output: What came out, part of the graph.
+        inputs: The input that the module's layer type selects, ``[B, L, d]`` or indices ``[B, L]``.
+        output: The output, part of the graph, ``[B, L, d]`` or ``[B, d]``.
         edge: Where the gradient at that output arrives, whatever is done to the output in place later on.
-        versions: How often inputs and output had been changed in place by then.
+        versions: Counts of in-place changes of inputs and output at that time.
     """
 
     inputs: Tensor
@@ -34,12 +34,12 @@ class ModuleIO:
 
     @property
     def changed(self) -> bool:
-        """Whether the inputs are no longer there, or the gradient at the output no longer passes by `edge`."""
+        """Whether the inputs were overwritten, or the gradient at the output no longer passes through `edge`."""
         inputs, output = _version(self.inputs), _version(self.output)
         return inputs != self.versions[0] or (output != self.versions[1] and self.output._is_view())
 
 
-# What a model sorts, selects or drops examples with, by what is in them.
+# Operations by which a model sorts, selects or drops examples according to their values.
 SELECTING = {"argsort", "msort", "sort", "topk", "unique", "unique_consecutive", "searchsorted", "tolist"}
 SELECTING |= {"argwhere", "nonzero", "masked_select", "masked_scatter", "masked_scatter_", "argmax", "argmin"}
 SELECTING |= {"kthvalue", "median", "mode", "bincount", "item", "numpy", "__index__", "__int__", "__float__"}
@@ -47,11 +47,11 @@ SELECTING |= {"kthvalue", "median", "mode", "bincount", "item", "numpy", "__inde
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are all different
 
 
-class ParameterUses(TorchFunctionMode):
-    """Watches a forward pass.
+class OperationWatcher(TorchFunctionMode):
+    """Watches the operations of a forward pass.
 
     Args:
-        parameters: The parameters whose uses are counted, be it their module that makes them, or anything else.
+        parameters: The parameters whose uses are counted, by their modules or by anything else.
 
     Attributes:
         selects: Whether values decide which example, or token, goes where.
@@ -72,7 +72,7 @@ class ParameterUses(TorchFunctionMode):
         if name == "where" and len(args) + len(kwargs or {}) == 1:
             self.selects = True
         found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor | tuple | list):  # not what is asked of shapes, dtypes and devices
+        if isinstance(found, Tensor | tuple | list):  # not questions about shapes, dtypes and devices
             for value in (*args, *(kwargs or {}).values()):
                 for one in value if isinstance(value, tuple | list) else (value,):
                     if id(one) in self._wanted:
@@ -80,37 +80,42 @@ class ParameterUses(TorchFunctionMode):
         return found
 
     def uses(self, parameter: Tensor) -> int:
-        """Return in how many operations the parameter took part."""
+        """Return the number of operations that took the parameter."""
         return self._counts[id(parameter)]
 
 
 def _is_mask(index: Any) -> bool:
-    parts = index if isinstance(index, tuple | list) else (index,)
-    return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts)
+    entries = index if isinstance(index, tuple | list) else (index,)
+    return any(isinstance(entry, Tensor) and entry.dtype == torch.bool for entry in entries)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ForwardCapture:
-    """The module_io of one batch, by module name.
+    """What hooks saw of a batch in one forward pass and the backward passes.
 
     Attributes:
-        layers: The layers whose modules are recorded, by name.
-        size: B, the number of examples in the batch.
-        logits: What came out of the model, ``[B, C]``.
-        module_io: What each module was given and gave.
-        calls: How often each was called.
-        irregular: The modules of which this batch shows that their gradients do not factor as their type has it.
+        logits: The model's logits, ``[B, C]``, part of the graph.
+        inputs: Each regular module's input by the module's name, ``[B, L, d]`` or indices ``[B, L]``.
+        gradients: Each regular module's output gradients, one for each logit, shaped like its output.
+        irregular: Modules whose gradients do not factor in this batch as their type assumes.
     """
 
-    layers: Mapping[str, Layer]
-    size: int
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    module_io: dict[str, ModuleIO] = field(default_factory=dict)
-    calls: Counter[str] = field(default_factory=Counter)
-    irregular: set[str] = field(default_factory=set)
+    logits: Tensor
+    inputs: dict[str, Tensor]
+    gradients: dict[str, list[Tensor]]
+    irregular: frozenset[str]
+
+
+class _Hooks:
+    """Forward hooks that keep the inputs and outputs of layers' modules for a batch of `size` examples."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.module_io: dict[str, ModuleIO] = {}
+        self.calls: Counter[str] = Counter()
 
     def hook(self, name: str, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
-        """Return the forward hook that records the module `name`."""
+        """Return the forward hook of the module `name`."""
 
         def keep(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
             inputs = layer.select_input(arguments, keywords)
@@ -122,7 +127,7 @@ class ForwardCapture:
                 output = output.expand(self.size, *output.shape[1:])
                 inputs = inputs.expand(self.size, *inputs.shape[1:])
             if not output.requires_grad:
-                # A leaf could not be changed in place, of which some models make use.
+                # Some models change an output in place, which a leaf would not allow.
                 output = output.detach().requires_grad_().clone()
             versions = _version(inputs), _version(output)
             self.module_io[name] = ModuleIO(inputs.detach(), output, get_gradient_edge(output), versions)
@@ -130,115 +135,110 @@ class ForwardCapture:
 
         return keep
 
-    def find_irregular(self, seen: ParameterUses) -> None:
-        """Find the modules whose gradients do not factor, and let their module_io go.
-
-        A module's own call must be all that its parameters do, once in the batch, of one row an example, with inputs
-        that stay what they were.
-        """
-        for name, layer in self.layers.items():
-            io = self.module_io.get(name)
-            regular = (
-                io is not None
-                and self.calls[name] == 1
-                and io.inputs.dim() > 0
-                and len(io.inputs) == len(io.output) == self.size
-                and io.output.dim() > 1
-                and not io.changed
-                and all(seen.uses(getattr(layer.module, local)) == 1 for local in layer.parameter_names)
-            )
-            if not regular:
-                self.irregular.add(name)
-                self.module_io.pop(name, None)
+    def is_regular(self, name: str, layer: Layer, operations: OperationWatcher) -> bool:
+        """Return whether a module was called once, on one row an example, and its parameters were used by it alone."""
+        io = self.module_io.get(name)
+        return (
+            io is not None
+            and self.calls[name] == 1
+            and io.inputs.dim() > 0
+            and len(io.inputs) == len(io.output) == self.size
+            and io.output.dim() > 1
+            and not io.changed
+            and all(operations.uses(getattr(layer.module, local)) == 1 for local in layer.parameter_names)
+        )
 
 
-def forward_backward(
-    layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch
-) -> tuple[ForwardCapture, dict[str, list[Tensor]]]:
-    """Propagate a batch forward, and each logit backward.
+def forward_backward(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch: Batch) -> ForwardCapture:
+    """Propagate a batch forward, and each logit backward to the outputs of layers' modules.
 
     Args:
-        layers: The layers whose modules to record, by name; no parameter of theirs needs a gradient.
-        call: Calls the model with a batch and returns its logits, ``[B, C]``.
-        batch: Some examples.
-
-    Returns:
-        The record, and for every module that is regular the gradient of each logit at its output.
+        layers: The layers by module name; their parameters need no gradient.
+        call: Calls the model with a batch and returns the logits, ``[B, C]``.
+        batch: B examples, of which none depends on another.
     """
-    record = ForwardCapture(layers, len(tree_leaves(batch)[0]))
+    hooks = _Hooks(size=len(tree_leaves(batch)[0]))
     handles = [
-        # Before hooks of the user's own: what these do to an output, they do to what is recorded here.
-        layer.module.register_forward_hook(record.hook(name, layer), with_kwargs=True, prepend=True)
+        # Before the user's own hooks: what these do to an output, they do to what is kept here.
+        layer.module.register_forward_hook(hooks.hook(name, layer), with_kwargs=True, prepend=True)
         for name, layer in layers.items()
     ]
-    seen = ParameterUses([getattr(layer.module, local) for layer in layers.values() for local in layer.parameter_names])
+    operations = OperationWatcher(
+        [getattr(layer.module, local) for layer in layers.values() for local in layer.parameter_names]
+    )
     try:
-        with torch.enable_grad(), seen:
-            logits = record.logits = call(batch)
+        with torch.enable_grad(), operations:
+            logits = call(batch)
     finally:
         for handle in handles:
             handle.remove()
-    record.find_irregular(seen)
-    gradients: dict[str, list[Tensor]] = {name: [] for name in record.module_io}
+    regular = {
+        name: hooks.module_io[name] for name, layer in layers.items() if hooks.is_regular(name, layer, operations)
+    }
+    hooks.module_io.clear()
+    gradients: dict[str, list[Tensor]] = {name: [] for name in regular}
     for logit in range(logits.shape[1]):
         with torch.enable_grad():
             # Examples do not see each other: the gradient of their sum is each one's own.
             total = logits[:, logit].sum()
-        needed = seen.selects or logit < logits.shape[1] - 1
-        for name, gradient in _backward(total, record.module_io, needed).items():
+        retain_graph = operations.selects or logit < logits.shape[1] - 1
+        for name, gradient in _backward(total, regular, retain_graph).items():
             gradients[name].append(gradient)
-    if seen.selects and record.size > 1:
-        for name in _of_other_examples(record, gradients):
-            record.irregular.add(name)
-            del record.module_io[name], gradients[name]
-    return record, gradients
+    if operations.selects and hooks.size > 1:
+        for name in _of_other_examples(logits, regular, gradients):
+            del regular[name], gradients[name]
+    inputs = {name: io.inputs for name, io in regular.items()}
+    return ForwardCapture(logits, inputs, gradients, frozenset(layers.keys() - regular.keys()))
 
 
-def _backward(total: Tensor, module_io: Mapping[str, ModuleIO], needed: bool) -> dict[str, Tensor]:
-    """Return the gradients at modules' outputs; the graph stays if it is `needed` again."""
+def _backward(total: Tensor, module_io: Mapping[str, ModuleIO], retain_graph: bool) -> dict[str, Tensor]:
+    """Return the gradients of `total` at modules' outputs."""
     found: Sequence[Tensor | None] = [None] * len(module_io)
     if module_io and total.requires_grad:
         edges = [io.edge for io in module_io.values()]
-        found = torch.autograd.grad(total, edges, retain_graph=needed, allow_unused=True)
+        found = torch.autograd.grad(total, edges, retain_graph=retain_graph, allow_unused=True)
     return {
         name: torch.zeros_like(io.output) if gradient is None else gradient
         for (name, io), gradient in zip(module_io.items(), found, strict=True)
     }
 
 
-def _of_other_examples(record: ForwardCapture, gradients: Mapping[str, Sequence[Tensor]]) -> list[str]:
-    """Find the modules of which a row is not that example's whose place it has.
+def _of_other_examples(
+    logits: Tensor, module_io: Mapping[str, ModuleIO], gradients: Mapping[str, Sequence[Tensor]]
+) -> list[str]:
+    """Find the modules in which a row belongs to another example than the one at its place in the batch.
 
     Each example's logits are multiplied by a number of its own, and so must be the gradient of its row. The weights of
     an example's logits differ from each other, since their plain sum may be constant (that of a softmax is 1).
     """
-    scale = torch.arange(1, record.size + 1, device=record.logits.device).to(record.logits)
-    weights = 1 + torch.arange(record.logits.shape[1], device=scale.device).to(scale) * GOLDEN % 1
+    size, num_logits = logits.shape
+    scale = torch.arange(1, size + 1, device=logits.device).to(logits)
+    weights = 1 + torch.arange(num_logits, device=scale.device).to(scale) * GOLDEN % 1
     with torch.enable_grad():
-        total = (record.logits @ weights * scale).sum()
+        total = (logits @ weights * scale).sum()
     wrong = []
-    for name, gradient in _backward(total, record.module_io, needed=False).items():
-        parts = torch.stack([part.flatten(1) * weight for part, weight in zip(gradients[name], weights, strict=True)])
-        expected = parts.sum(dim=0) * scale[:, None]
-        size, error = expected.abs().amax(dim=1), (gradient.flatten(1) - expected).abs().amax(dim=1)
-        rounding = torch.finfo(expected.dtype).eps ** 0.5 * parts.abs().amax(dim=(0, 2)) * scale
-        if (error > size / (10 * record.size) + rounding).any():
+    for name, gradient in _backward(total, module_io, retain_graph=False).items():
+        terms = torch.stack([term.flatten(1) * weight for term, weight in zip(gradients[name], weights, strict=True)])
+        expected = terms.sum(dim=0) * scale[:, None]
+        largest, error = expected.abs().amax(dim=1), (gradient.flatten(1) - expected).abs().amax(dim=1)
+        rounding = torch.finfo(expected.dtype).eps ** 0.5 * terms.abs().amax(dim=(0, 2)) * scale
+        if (error > largest / (10 * size) + rounding).any():
             wrong.append(name)
     return wrong
 
 
-@dataclass
+@dataclass(frozen=True)
 class BatchFactors:
     """The factors of a batch.
 
     Attributes:
-        of_layer: In every layer that is regular.
-        irregular: The layers that are not.
-        broken: Which examples' gradients hold NaN or infinity, bool ``[B]``; None where nobody asked.
+        of_layer: The factors in every regular layer, by module name.
+        irregular: The layers that are not regular in this batch.
+        broken: Which examples' gradients hold NaN or infinity, bool ``[B]``; None if no signs are taken.
     """
 
     of_layer: dict[str, Any]
-    irregular: set[str]
+    irregular: frozenset[str]
     broken: Tensor | None
 
 
@@ -247,32 +247,34 @@ def factors(layers: Mapping[str, Layer], call: Callable[[Batch], Tensor], batch:
 
     Args:
         layers: The layers by module name.
-        call: Calls the model.
-        batch: Some examples.
+        call: Calls the model with a batch.
+        batch: B examples.
         signed: Whether signs are taken, which would hide NaN and infinity.
     """
-    record, gradients = forward_backward(layers, call, batch)
-    broken = _not_finite(record, gradients) if signed else None
+    captured = forward_backward(layers, call, batch)
+    broken = _not_finite(captured) if signed else None
+    # Gradients are released layer by layer: factors may be smaller.
     of_layer = {
-        name: layers[name].factors(record.module_io[name].inputs, gradients.pop(name)) for name in list(gradients)
+        name: layers[name].factors(captured.inputs[name], captured.gradients.pop(name))
+        for name in list(captured.gradients)
     }
-    return BatchFactors(of_layer, record.irregular, broken)
+    return BatchFactors(of_layer, captured.irregular, broken)
 
 
-def _not_finite(record: ForwardCapture, gradients: Mapping[str, Sequence[Tensor]]) -> Tensor:
-    """Tell which examples have NaN or infinity in what goes into a layer, or in a gradient behind one: bool ``[B]``."""
-    total = 0 * record.logits.detach().sum(dim=1, dtype=torch.float64)
+def _not_finite(captured: ForwardCapture) -> Tensor:
+    """Return which examples have NaN or infinity in a layer's input or output gradient, bool ``[B]``."""
+    total = 0 * captured.logits.detach().sum(dim=1, dtype=torch.float64)
     seen: set[tuple[object, ...]] = set()
-    for name, of_logits in gradients.items():
-        inputs = record.module_io[name].inputs
+    for name, of_logits in captured.gradients.items():
+        inputs = captured.inputs[name]
         for tensor in (inputs, *of_logits) if inputs.is_floating_point() else of_logits:
-            if storage_key(tensor) not in seen:  # queries, keys and values are given one tensor
+            if storage_key(tensor) not in seen:  # queries, keys and values share one input
                 seen.add(storage_key(tensor))
-                # A sum is the fastest look at all numbers; one that is not finite makes it so.
+                # A sum is the fastest test of all numbers: one that is not finite makes it so.
                 total = total + 0 * tensor.flatten(1).sum(dim=1, dtype=torch.float64)
     return ~total.isfinite()
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; what inference mode made does not count that."""
+    """Return how often a tensor was changed in place; inference tensors do not count it."""
     return 0 if tensor.is_inference() else tensor._version

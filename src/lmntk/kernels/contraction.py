@@ -1,4 +1,4 @@
-"""From Jacobians to blocks of the kernel: products that keep float32 exact."""
+"""Products of Jacobians in blocks, so that float32 keeps the accuracy of the gradients."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,26 @@ from torch import Tensor
 
 from lmntk.kernels.formulas import SignPlacement
 
-# A float32 product over millions of parameters loses two digits, one over 2**18 still loses one; over so many it keeps
-# what the gradients have. It is also far below 2**24, up to which float32 counts products of signs exactly.
+# Length of a float32 product before float64 takes over. A product over millions of parameters loses two digits, one
+# over 2**18 still loses one; this one keeps the accuracy of the gradients. It is far below 2**24, up to which float32
+# counts products of signs exactly.
 BLOCK = 2**15
 
 
 def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> Tensor:
-    """Sum products of gradients over one group of parameters.
+    """Sum products of gradients over one group of parameters: ``einsum("np,mp->nm")`` for each direction.
 
     Args:
         train: Gradients, one a row, ``[n, p]``.
         x: Gradients of the other side, ``[m, p]``.
-        directions: Which side takes the sign.
+        directions: Which side takes the sign, for each of the D results.
 
     Returns:
-        float64 ``[D, n, m]``, one kernel a direction.
+        float64 ``[D, n, m]``.
+
+    Example:
+        >>> contract(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]), [SignPlacement(True, False)])
+        tensor([[[2.]]], dtype=torch.float64)
     """
     result = torch.zeros(len(directions), len(train), len(x), dtype=torch.float64, device=train.device)
     for out, direction in zip(result, directions, strict=True):
@@ -31,17 +36,17 @@ def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> T
 
 
 def broken_rows(gradients: Tensor) -> Tensor:
-    """Tell which rows of gradients, ``[n, p]``, hold NaN or infinity, of which a sign would be an ordinary number."""
-    # A sum is the fastest look at all numbers.
+    """Return which rows of gradients, ``[n, p]``, hold NaN or infinity, whose sign would be an ordinary number."""
+    # A sum is the fastest test of all numbers.
     return ~gradients.sum(dim=1, dtype=torch.float64).isfinite()
 
 
 def hide_signs_of_broken(block: Tensor, train: Tensor | None, x: Tensor | None) -> Tensor:
-    """Make NaN of what comes of gradients that are not finite, for the products of signs to be as those of numbers.
+    """Set entries of a block to NaN whose gradients are not finite, as they would be without signs.
 
     Args:
-        block: A tile, ``[S, n, C, x, C]``.
-        train: Which of its train examples, bool ``[n]`` or ``[n, C]``; None where no signs are taken.
+        block: The values of a tile, ``[S, n, C, x, C]``; changed in place.
+        train: Which gradients of its train examples are not finite, bool ``[n]`` or ``[n, C]``; None without signs.
         x: The same for its X examples.
     """
     if train is None or x is None:

@@ -1,4 +1,4 @@
-"""The formulas as data: which side of the inner product takes the sign, in which directions.
+"""The formulas as data: which side of the inner product takes the sign of the gradient.
 
 Malladi et al., "A Kernel-Based View of Language Model Fine-Tuning" (ICML 2023), sections 3 and 4: with
 ∂f_a(i) the gradient of logit a of example i,
@@ -13,15 +13,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SignPlacement:
-    """One kernel that comes out: which of its two sides takes the sign of the gradient."""
+    """One direction of a kernel: which of its two sides takes the sign of the gradient."""
 
     sign_train: bool
     sign_x: bool
 
+    @property
+    def signed(self) -> bool:
+        """Whether a side takes the sign."""
+        return self.sign_train or self.sign_x
+
+
+UNSIGNED = SignPlacement(sign_train=False, sign_x=False)
+
 
 @dataclass(frozen=True)
 class Formula:
-    """What an engine needs to know of a formula; engines never ask for its name."""
+    """A formula as engines see it, which never depend on its name.
+
+    Attributes:
+        name: The formula's name, a key of `FORMULAS`.
+        directions: D kernels that are computed, in the order of the result; any combination and order works.
+
+    Example:
+        >>> FORMULAS["asymmetric_signgd"].is_asymmetric, FORMULAS["signgd"].symmetric
+        (True, True)
+    """
 
     name: str
     directions: tuple[SignPlacement, ...]
@@ -33,8 +50,8 @@ class Formula:
 
     @property
     def signed(self) -> bool:
-        """Whether signs are taken at all: they hide what is not a number."""
-        return any(direction.sign_train or direction.sign_x for direction in self.directions)
+        """Whether signs are taken at all: they hide NaN and infinity."""
+        return any(direction.signed for direction in self.directions)
 
     @property
     def is_asymmetric(self) -> bool:
@@ -45,7 +62,7 @@ class Formula:
 FORMULAS = {
     formula.name: formula
     for formula in (
-        Formula("sgd", (SignPlacement(False, False),)),
+        Formula("sgd", (UNSIGNED,)),
         Formula("signgd", (SignPlacement(True, True),)),
         Formula("asymmetric_signgd", (SignPlacement(True, False), SignPlacement(False, True))),
     )

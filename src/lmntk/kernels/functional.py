@@ -1,7 +1,7 @@
-"""A module as a function of its parameters and one batch, and what must hold of it for kernels to be what they say."""
+"""A module as a function of its parameters and a batch, and the conditions under which its kernel is defined."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,121 +10,102 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lmntk.kernels.batching import Batch, equal_shape_runs
-from lmntk.kernels.problem import KernelProblem, Parameters
+from lmntk.kernels.batching import Batch, equal_shape_batches
+from lmntk.kernels.problem import KernelProblem, ModuleModel, Parameters, logits_of
 
 
 def parameters_of(module: nn.Module, params: Parameters | None) -> Parameters:
-    """Return the parameters asked for, all by default, after seeing that outputs are functions of one example each."""
-    for name, part in module.named_modules():
-        which = f"{name or 'the model'}, a {type(part).__name__},"
-        if isinstance(part, _DropoutNd) and part.training and part.p > 0:
+    """Return the parameters asked for, by default all, and check that each output depends on one example alone.
+
+    Raises:
+        ValueError: A module draws random numbers or mixes examples, or `params` does not fit the module.
+    """
+    for name, child in module.named_modules():
+        which = f"{name or 'the model'}, a {type(child).__name__},"
+        if isinstance(child, _DropoutNd) and child.training and child.p > 0:
             raise ValueError(f"{which} draws anew at every call: `model.eval()` first")
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+        if isinstance(child, _BatchNorm) and (child.training or child.running_mean is None):
             raise ValueError(f"{which} lets examples see each other: give it running statistics, and `model.eval()`")
     own = named(module)
     params = own if params is None else params
     unknown = [name for name in params if name not in own]
     if unknown or not params:
-        raise ValueError(f"`params` names {unknown[0]!r}, which the module has not" if unknown else "no parameters")
+        raise ValueError(f"`params` names {unknown[0]!r}, which the module lacks" if unknown else "no parameters")
     for name, value in params.items():
         if value.shape != own[name].shape:
             raise ValueError(f"`params` has {list(value.shape)} for {name!r}, which is {list(own[name].shape)}")
     return {name: value.detach() for name, value in params.items()}
 
 
-def caller(module: nn.Module) -> Callable[[Batch], Tensor]:
-    """Return what calls a module with a batch: a dict by keyword, a tuple by position, a tensor alone."""
-
-    def call(batch: Batch) -> Tensor:
-        if isinstance(batch, dict):
-            return logits_of(module(**batch))
-        return logits_of(module(*batch) if isinstance(batch, tuple) else module(batch))
-
-    return call
-
-
-def as_function(module: nn.Module) -> Callable[[Parameters, Batch], Tensor]:
-    """Return a module as a function of its parameters and a batch."""
+def module_model(module: nn.Module) -> ModuleModel:
+    """Return a module as a model that engines take, whatever its batches are: see `call_with`."""
 
     def logits_fn(params: Parameters, batch: Batch) -> Tensor:
         if isinstance(batch, dict):
             return logits_of(functional_call(module, params, kwargs=batch))
         return logits_of(functional_call(module, params, batch if isinstance(batch, tuple) else (batch,)))
 
-    return logits_fn
-
-
-def logits_of(outputs: Any) -> Any:
-    """Return the logits of outputs that have them by that name, as transformers' models' do, else the outputs."""
-    return outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
-
-
-def like(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are of one number type, on one device."""
-    return (tensor.dtype, tensor.device) == (other.dtype, other.device)
+    return ModuleModel(logits_fn, module)
 
 
 def named(model: object) -> Parameters:
-    """Return all parameters of a module; a function's are not known."""
+    """Return all parameters of a module; none of a function, whose parameters are not known."""
     return {name: value.detach() for name, value in model.named_parameters()} if isinstance(model, nn.Module) else {}
 
 
-def stands_at(module: nn.Module | None, params: Parameters) -> bool:
-    """Whether a module's own parameters are those, where it has any: of another number type they cannot be."""
-    return module is not None and all(
-        module.get_parameter(name).data_ptr() == params[name].data_ptr() for name in params
-    )
-
-
-def with_logits(function: Callable[[Parameters, Batch], Any]) -> Callable[[Parameters, Batch], Any]:
-    """Return a function that gives the logits of another's outputs."""
-    return lambda params, batch: logits_of(function(params, batch))
+def stands_at(module: nn.Module, params: Parameters) -> bool:
+    """Return whether a module's own parameters are these: it cannot hold values of another dtype."""
+    return all(module.get_parameter(name).data_ptr() == params[name].data_ptr() for name in params)
 
 
 def scaled_down(problem: KernelProblem) -> Parameters:
-    """Return the weights of embeddings with `max_norm`, which they scale down in place where they are called.
+    """Return copies of the weights of embeddings with `max_norm` after every example was seen.
 
-    Copies, as they are once every example was seen.
+    Calling such an embedding scales the rows it looks up in place.
     """
-    if problem.module is None:
+    if not isinstance(problem.model, ModuleModel):
         return {}
     copies = {
-        name: problem.params.get(name, part.weight.detach()).clone()
-        for prefix, part in problem.module.named_modules()
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None
+        name: problem.params.get(name, child.weight.detach()).clone()
+        for prefix, child in problem.model.module.named_modules()
+        if isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.max_norm is not None
         for name in [f"{prefix}.weight".lstrip(".")]
     }
     for examples in filter(None, (problem.train, problem.x)) if copies else ():
-        for run in equal_shape_runs(examples, range(len(examples)), limit=8):
-            problem.logits_fn(problem.params | copies, examples.batch(run))
+        for indices in equal_shape_batches(examples, range(len(examples)), limit=8):
+            problem.model.logits_fn(problem.params | copies, examples.batch(indices))
     return copies
 
 
 @contextlib.contextmanager
 def standing_at(module: nn.Module, params: Parameters) -> Iterator[None]:
-    """Let a module stand at values that it can hold, and torch compute what its formulas say, while the block runs.
+    """Give a module these values while the block runs, and switch off options of torch that change gradients.
 
-    Embeddings keep their rows as they are, and the gradient of a row is that of the output, neither divided by how
-    often its token occurs nor sparse. Attention takes no short cut that works without gradients alone.
+    Embeddings keep their rows as they are, and their gradients are dense and not divided by the token's frequency.
+    Attention does not use its fast path, which exists without gradients only. Values of another dtype or device than
+    the module's own are left out.
     """
     usual: dict[str, Any] = {"scale_grad_by_freq": False, "sparse": False, "max_norm": None}
-    embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)]
-    settings = [{name: getattr(part, name) for name in usual} for part in embeddings]
+    embeddings = [child for child in module.modules() if isinstance(child, nn.Embedding | nn.EmbeddingBag)]
+    settings = [{name: getattr(child, name) for name in usual} for child in embeddings]
     own = {name: module.get_parameter(name) for name in params}
-    moved = {name: parameter for name, parameter in own.items() if like(parameter, params[name])}
+    moved = {name: parameter for name, parameter in own.items() if _alike(parameter, params[name])}
     values = {name: parameter.data for name, parameter in moved.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        for part in embeddings:
-            vars(part).update(usual)
+        for child in embeddings:
+            vars(child).update(usual)
         for name, parameter in moved.items():
             parameter.data = params[name]
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for part, before in zip(embeddings, settings, strict=True):
-            vars(part).update(before)
+        for child, before in zip(embeddings, settings, strict=True):
+            vars(child).update(before)
         for name, parameter in moved.items():
             parameter.data = values[name]
+
+
+def _alike(tensor: Tensor, other: Tensor) -> bool:
+    return (tensor.dtype, tensor.device) == (other.dtype, other.device)

@@ -1,20 +1,68 @@
-"""What the machine gives: memory that is free, memory that was taken, the rate of its matrix products."""
+"""The memory budget of a kernel, and the memory of the machine: free, resident, at its peak."""
 
 import contextlib
 import ctypes
 import resource
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
-# Of what is free, so much goes to a kernel unless the user says otherwise.
-DEFAULT_FRACTION = 0.6
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Memory that an engine may take beside the model itself.
+
+    Attributes:
+        bytes: The budget in bytes.
+        DEFAULT_FRACTION: The part of free memory that a kernel gets unless the user says otherwise.
+
+    Example:
+        >>> MemoryBudget.from_gb(1.5).share(0.25)
+        MemoryBudget(bytes=402653184)
+        >>> MemoryBudget.of_free(10 * 2**30, neighbours=2).gb
+        3.0
+    """
+
+    bytes: int
+
+    DEFAULT_FRACTION: ClassVar[float] = 0.6
+
+    @classmethod
+    def from_gb(cls, gb: float) -> "MemoryBudget":
+        """Return a budget of so many units of 2**30 bytes."""
+        return cls(int(gb * 2**30))
+
+    @classmethod
+    def of_free(cls, free: float, neighbours: int = 1) -> "MemoryBudget":
+        """Return the default budget where `free` bytes are shared by so many processes."""
+        return cls(int(cls.DEFAULT_FRACTION * free / neighbours))
+
+    @classmethod
+    def default(cls, device: torch.device, neighbours: int = 1) -> "MemoryBudget":
+        """Return the default budget on a device now.
+
+        Args:
+            device: The device of the parameters.
+            neighbours: Processes that share the device's memory, this one included.
+        """
+        return cls.of_free(free_bytes(device), neighbours)
+
+    @property
+    def gb(self) -> float:
+        """The budget in units of 2**30 bytes."""
+        return self.bytes / 2**30
+
+    def share(self, fraction: float) -> "MemoryBudget":
+        """Return a budget of this fraction."""
+        return MemoryBudget(int(self.bytes * fraction))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that can be had on `device` now: of the machine, its control group, or the GPU."""
+    """Return the bytes that are free on `device` now: of the machine, within its control group, or of the GPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     candidates = [
@@ -23,12 +71,12 @@ def free_bytes(device: torch.device) -> int:
         _cgroup_left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ]
     known = [value for value in candidates if value is not None]
-    # Where nothing tells, assume a laptop that is half full.
+    # Where no file reports it, assume a laptop that is half full.
     return min(known) if known else 4 * 2**30
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has held so far: resident, or on the GPU."""
+    """Return the peak of this process so far in bytes: resident memory, or memory on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -36,31 +84,34 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process holds now; its peak where the system does not tell."""
+    """Return the resident memory of this process in bytes; its peak where the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return peak_bytes(torch.device("cpu"))
 
 
-# mallopt's names for what is done with memory that is freed, as <malloc.h> numbers them.
+# mallopt's names for what happens to freed memory, as <malloc.h> numbers them, and the thresholds in bytes: all memory
+# is kept, or glibc's largest dynamic threshold.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_MOST, _USUAL = 2**30, 2**25
+_KEEP_ALL, _USUAL = 2**30, 2**25
 
 
 @contextlib.contextmanager
 def retain_freed_memory() -> Iterator[None]:
-    """Let the C library keep what is freed while the block runs, and give it back to the system at the end.
+    """Let the C library keep freed memory while the block runs, and return it to the system at the end.
 
-    Activations and factors come and go by the gigabyte, and memory that the system gives anew costs its first touch:
-    up to a third of the propagation's time was seen to go there. Of effect with glibc only.
+    The factored engine allocates and frees activations and factors by the gigabyte, and the first touch of memory that
+    is fresh from the system took up to a third of the propagation's time. The setting holds for the whole process and
+    glibc cannot undo it: afterwards its thresholds are 32 MiB and no longer adapt. So only a program that owns its
+    process should use this; `empirical_ntk` and the engines do not. It has no effect with other C libraries.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return
-    library.mallopt(_TRIM_THRESHOLD, _MOST)
-    library.mallopt(_MMAP_THRESHOLD, _MOST)
+    library.mallopt(_TRIM_THRESHOLD, _KEEP_ALL)
+    library.mallopt(_MMAP_THRESHOLD, _KEEP_ALL)
     try:
         yield
     finally:

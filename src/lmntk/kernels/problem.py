@@ -1,7 +1,8 @@
-"""The kernel that is asked for, as engines see it."""
+"""The kernel to compute, as planners and engines see it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,35 +16,97 @@ Parameters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class KernelProblem:
-    """The kernel to compute, whatever the engine.
+class FunctionModel:
+    """A model that is known as a function of its parameters only.
 
     Attributes:
-        logits_fn: `f(params, batch) -> [B, C]`, differentiable by `torch.func`; examples do not see each other. Of a
-            parameter of which only some rows can matter it may take these rows.
-        params: The parameters θ at which, and over which, gradients are taken.
-        train: The N examples along the first axis.
-        x: The X examples along the other axis; None for the kernel of the train examples with themselves.
-        formula: Which sides take the sign.
-        num_logits: C.
-        module: The module behind `logits_fn`, whose parameters go by the names in `params`, if there is one.
-        call: Calls it with a batch.
-        layer_of: The layer that each parameter belongs to, where their parts of the kernel are to be kept apart.
+        logits_fn: `f(params, batch) -> [B, C]`, differentiable by `torch.func`, in which examples do not see each
+            other. For a parameter of which only some rows can matter it may take these rows.
     """
 
     logits_fn: Callable[[Parameters, Batch], Tensor]
-    params: Parameters
+
+
+@dataclass(frozen=True)
+class ModuleModel(FunctionModel):
+    """A model whose module is known too, so that its layers' gradients can be kept as factors.
+
+    Attributes:
+        module: The module that `logits_fn` computes, at its own parameters, which have the same names.
+    """
+
+    module: nn.Module
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Call the module with a batch and return its logits, ``[B, C]``."""
+        return logits_of(call_with(self.module, batch))
+
+
+def call_with(function: Callable[..., Any], batch: Batch) -> Any:
+    """Call a function with a batch: a dict by keyword, a tuple by position, anything else as its only argument."""
+    if isinstance(batch, dict):
+        return function(**batch)
+    return function(*batch) if isinstance(batch, tuple) else function(batch)
+
+
+def logits_of(outputs: Any) -> Any:
+    """Return the attribute `logits` of a model's outputs, which transformers' models have, else the outputs."""
+    return outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSides:
+    """The examples along both axes and what is computed of them: all that a plan depends on.
+
+    Attributes:
+        train: The N examples along the first axis.
+        x: The X examples along the other axis; None for the kernel of the train examples with themselves.
+        formula: Which sides take the sign of the gradient.
+        num_logits: C, the logits of an example.
+    """
+
     train: Examples
     x: Examples | None
     formula: Formula
     num_logits: int
-    module: nn.Module | None = None
-    call: Callable[[Batch], Tensor] | None = None
+
+    @property
+    def x_examples(self) -> Examples:
+        """The examples along the other axis, which may be the train examples again."""
+        return self.train if self.x is None else self.x
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether one of two mirrored tiles is enough."""
+        return self.x is None and self.formula.symmetric
+
+    def on_diagonal(self, tile: Tile) -> bool:
+        """Return whether both sides of a tile are the same examples."""
+        return self.x is None and tile.x == tile.train
+
+    @property
+    def typical_example(self) -> int:
+        """The index of the train example of median shape."""
+        return sorted(range(len(self.train)), key=lambda index: self.train.shapes[index])[len(self.train) // 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelProblem(KernelSides):
+    """The kernel to compute, whatever the engine.
+
+    Attributes:
+        model: The model as a function or a module.
+        params: The parameters θ at which, and over which, gradients are taken.
+        layer_of: The layer of each parameter, if the layers' contributions to the kernel are kept apart.
+    """
+
+    model: FunctionModel
+    params: Parameters
     layer_of: Mapping[str, str] | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The G layers whose parts are kept apart, in the order of `layer_of`; a single one where none are."""
+        """The G layers whose contributions are kept apart, in the order of `layer_of`; one name if none are."""
         return ("all",) if self.layer_of is None else tuple(dict.fromkeys(self.layer_of.values()))
 
     @property
@@ -55,42 +118,23 @@ class KernelProblem:
         """Return which of `layers` a parameter belongs to."""
         return self.layers[0] if self.layer_of is None else self.layer_of[parameter]
 
-    def sum_by_layer(self, parts: Iterable[tuple[str, Tensor]]) -> Tensor:
-        """Add parts of a block up, those of each layer by themselves.
+    def sum_by_layer(self, contributions: Iterable[tuple[str, Tensor]]) -> Tensor:
+        """Sum contributions to a block, those of each layer separately.
 
         Args:
-            parts: The name of a parameter, and what it and others of its layer make: ``[D, n, C, x, C]``.
+            contributions: Pairs of a parameter's name and what its module adds to the block, ``[D, n, C, x, C]``.
 
         Returns:
             float64 ``[S, n, C, x, C]``.
         """
         sums: dict[str, Tensor] = {}
-        for name, values in parts:
+        for name, values in contributions:
             layer = self.layer_name(name)
             sums[layer] = sums[layer] + values if layer in sums else values
         some = next(iter(sums.values()))
         return torch.cat([sums[layer] if layer in sums else torch.zeros_like(some) for layer in self.layers])
 
     @property
-    def x_examples(self) -> Examples:
-        """The examples along the other axis, be they the train examples again."""
-        return self.train if self.x is None else self.x
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether one of two mirrored tiles is enough."""
-        return self.x is None and self.formula.symmetric
-
-    def on_diagonal(self, tile: Tile) -> bool:
-        """Whether both sides of a tile are the same examples."""
-        return self.x is None and tile.x == tile.train
-
-    @property
-    def typical_example(self) -> int:
-        """The index of the train example in the middle, when ordered by shape."""
-        return sorted(range(len(self.train)), key=lambda index: self.train.shapes[index])[len(self.train) // 2]
-
-    @property
     def gradient_bytes(self) -> int:
-        """What the gradients of one example's C logits take."""
+        """Bytes of the gradients of one example's C logits."""
         return self.num_logits * bytes_of(self.params.values())

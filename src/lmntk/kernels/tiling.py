@@ -1,14 +1,14 @@
-"""The plan of a kernel: which tiles, in which order, by whom. Pure arithmetic."""
+"""The plan of a kernel: its tiles, their order, and which process computes which. Pure arithmetic."""
 
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A block of the kernel: some train examples against some X examples, by their indices."""
+    """A block of the kernel: the indices of some train examples and of some X examples."""
 
     train: tuple[int, ...]
     x: tuple[int, ...]
@@ -19,13 +19,41 @@ class Tile:
         return len(self.train) * len(self.x)
 
 
+class TileRow(NamedTuple):
+    """A train tile and the X tiles that are computed with it."""
+
+    train: tuple[int, ...]
+    x_tiles: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True)
-class CostModel:
-    """How long the parts of a plan take, in seconds.
+class TileRequest:
+    """Largest numbers of examples in a tile that a user asks for; None leaves a size to the engine.
 
     Attributes:
-        row: Of a train tile, what comes before its first X tile.
-        tile: Of a tile, what comes then.
+        row: Train examples, along the kernel's first axis.
+        column: X examples, along the other axis.
+    """
+
+    row: int | None = None
+    column: int | None = None
+
+
+@dataclass(frozen=True)
+class TileSize:
+    """Largest numbers of examples in a plan's tiles: `row` train examples and `column` X examples."""
+
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """How many seconds the tiles of a plan take.
+
+    Attributes:
+        row: Seconds of a train tile before its first X tile.
+        tile: Seconds of a tile after that.
     """
 
     row: Callable[[tuple[int, ...]], float]
@@ -34,27 +62,25 @@ class CostModel:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be computed.
+    """The tiles of a kernel.
 
     Attributes:
-        rows: For each train tile, in order, the X tiles that go with it.
-        train_tile: The largest number of train examples in a tile.
-        x_tile: The largest number of X examples in a tile.
+        tile_rows: Each train tile with its X tiles, in the order of computation.
+        tile_size: The largest numbers of examples in a tile.
         train_size: N, the number of train examples.
         x_size: X, the number of examples on the other axis.
         symmetric: X is the train set and the kernel symmetric: only one of two mirrored tiles is in the plan.
     """
 
-    tile_rows: tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...]
-    train_tile: int
-    x_tile: int
+    tile_rows: tuple[TileRow, ...]
+    tile_size: TileSize
     train_size: int
     x_size: int
     symmetric: bool
 
     def __iter__(self) -> Iterator[Tile]:
         """Go through the tiles, train tile by train tile."""
-        return (Tile(train, x) for train, x_tiles in self.tile_rows for x in x_tiles)
+        return (Tile(row.train, x) for row in self.tile_rows for x in row.x_tiles)
 
     @property
     def pairs(self) -> int:
@@ -62,88 +88,98 @@ class Plan:
         return sum(tile.pairs for tile in self)
 
     def restricted_to(self, tiles: Container[Tile]) -> "Plan":
-        """Return the part of the plan that consists of some of its tiles."""
-        rows = ((train, tuple(x for x in x_tiles if Tile(train, x) in tiles)) for train, x_tiles in self.tile_rows)
-        return replace(self, tile_rows=tuple(row for row in rows if row[1]))
+        """Return the plan with some of its tiles only."""
+        rows = (TileRow(train, tuple(x for x in xs if Tile(train, x) in tiles)) for train, xs in self.tile_rows)
+        return replace(self, tile_rows=tuple(row for row in rows if row.x_tiles))
 
-    def seconds(self, pace: CostModel) -> float:
-        """Return how long one process takes."""
-        return sum(pace.row(train) for train, _ in self.tile_rows) + sum(pace.tile(tile) for tile in self)
+    def seconds(self, cost: CostModel) -> float:
+        """Return how long one process takes for the whole plan."""
+        return sum(cost.row(row.train) for row in self.tile_rows) + sum(cost.tile(tile) for tile in self)
 
-    def partition(self, pace: CostModel, processes: int) -> list["Plan"]:
-        """Deal the tiles to so many processes, that the last is done as early as may be.
+    def partition(self, cost: CostModel, processes: int) -> list["Plan"]:
+        """Divide the tiles among processes so that the slowest finishes early.
 
-        Tiles are dealt one by one, or all of a train tile together, whichever turns out better: what comes before a
-        train tile's first X tile is paid by every process that has a part of it.
+        Tiles are assigned one by one, or all of a train tile together, whichever is better: every process that has
+        tiles of a train tile pays for what comes before its first X tile.
         """
         rows = [[Tile(train, x) for x in x_tiles] for train, x_tiles in self.tile_rows if x_tiles]
-        single = [[tile] for row in rows for tile in sorted(row, key=pace.tile, reverse=True)]
-        whole = sorted(rows, key=lambda row: sum(map(pace.tile, row)), reverse=True)
-        dealt = [self._assign(groups, pace, processes) for groups in (single, whole)]
-        return min(dealt, key=lambda shares: max(share.seconds(pace) for share in shares))
+        single = [[tile] for row in rows for tile in sorted(row, key=cost.tile, reverse=True)]
+        whole = sorted(rows, key=lambda row: sum(map(cost.tile, row)), reverse=True)
+        candidates = [self._assign(groups, cost, processes) for groups in (single, whole)]
+        return min(candidates, key=lambda shares: max(share.seconds(cost) for share in shares))
 
-    def _assign(self, groups: list[list[Tile]], pace: CostModel, processes: int) -> list["Plan"]:
-        """Give each group of tiles of one row to the process that would be done with it first."""
+    def _assign(self, groups: list[list[Tile]], cost: CostModel, processes: int) -> list["Plan"]:
+        """Give each group of tiles of one row to the process that would finish it first."""
         loads = [0.0] * processes
-        dealt: list[set[Tile]] = [set() for _ in range(processes)]
+        assigned: list[set[Tile]] = [set() for _ in range(processes)]
         started: list[set[tuple[int, ...]]] = [set() for _ in range(processes)]
         for group in groups:
-            train, cost = group[0].train, sum(map(pace.tile, group))
-            row = pace.row(train)
-            then = [load + cost + (0 if train in own else row) for load, own in zip(loads, started, strict=True)]
+            train, seconds = group[0].train, sum(map(cost.tile, group))
+            row = cost.row(train)
+            then = [load + seconds + (0 if train in own else row) for load, own in zip(loads, started, strict=True)]
             rank = then.index(min(then))
             loads[rank] = then[rank]
             started[rank].add(train)
-            dealt[rank].update(group)
-        return [self.restricted_to(tiles) for tiles in dealt]
+            assigned[rank].update(group)
+        return [self.restricted_to(tiles) for tiles in assigned]
 
 
-def make_plan(
-    train_shapes: Sequence[Any], x_shapes: Sequence[Any], train_tile: int, x_tile: int, symmetric: bool = False
-) -> Plan:
-    """Lay tiles over a kernel, examples of like shape together.
+def make_plan(train_shapes: Sequence[Any], x_shapes: Sequence[Any], size: TileSize, symmetric: bool = False) -> Plan:
+    """Lay tiles over a kernel so that examples of similar shape share a tile.
 
     Args:
-        train_shapes: What the train examples are ordered by: their numbers of tokens, say.
+        train_shapes: What the train examples are ordered by, such as their numbers of tokens.
         x_shapes: The same for the X examples.
-        train_tile: The largest number of train examples in a tile.
-        x_tile: The largest number of X examples in a tile; a symmetric kernel has `train_tile` along both axes.
-        symmetric: X is the train set and the kernel symmetric.
+        size: The largest numbers of examples in a tile; a symmetric kernel has `size.row` along both axes.
+        symmetric: X is the train set and the kernel symmetric: only one of two mirrored tiles is in the plan.
+
+    Example:
+        >>> [(tile.train, tile.x) for tile in make_plan([5, 9, 5], [7, 8], TileSize(2, 1))]
+        [((1, 2), (1,)), ((1, 2), (0,)), ((0,), (1,)), ((0,), (0,))]
     """
-    train_tiles = _split_by_length(train_shapes, train_tile)
+    train_tiles = _split_by_length(train_shapes, size.row)
     if symmetric:
-        rows = tuple((train, tuple(train_tiles[position:])) for position, train in enumerate(train_tiles))
+        size = TileSize(size.row, size.row)
+        rows = tuple(TileRow(train, tuple(train_tiles[position:])) for position, train in enumerate(train_tiles))
     else:
-        x_tiles = tuple(_split_by_length(x_shapes, x_tile))
-        rows = tuple((train, x_tiles) for train in train_tiles)
-    return Plan(rows, train_tile, train_tile if symmetric else x_tile, len(train_shapes), len(x_shapes), symmetric)
+        x_tiles = tuple(_split_by_length(x_shapes, size.column))
+        rows = tuple(TileRow(train, x_tiles) for train in train_tiles)
+    return Plan(rows, size, len(train_shapes), len(x_shapes), symmetric)
 
 
 def tiles_per_axis(
     train: int, x: int, processes: int, symmetric: bool, tokens: float, num_logits: int
 ) -> tuple[int, int]:
-    """Return into how many tiles to cut either axis, so that several processes have two each and are soon done.
+    """Return into how many tiles to cut either axis, two for each of several processes.
 
-    Two, since tiles are ordered by length: a long one goes with a short one. Many tiles along X alone would have every
-    process take all train examples, many along the train axis every X example.
+    Tiles are ordered by length, and two of them balance: a long one with a short one. Many tiles along X alone would
+    make every process propagate all train examples, many along the train axis all X examples.
 
     Args:
-        train: N.
-        x: X.
-        processes: How many share the plan.
-        symmetric: Only one of two mirrored tiles is computed.
-        tokens: An example's, on average.
-        num_logits: C.
+        train: N, the number of train examples.
+        x: X, the number of examples on the other axis.
+        processes: The number of processes that share the plan.
+        symmetric: Whether only one of two mirrored tiles is computed.
+        tokens: Mean number of tokens of an example.
+        num_logits: C, the logits of an example.
+
+    Returns:
+        The number of train tiles and the number of X tiles.
+
+    Example:
+        >>> tiles_per_axis(train=32, x=1000, processes=2, symmetric=False, tokens=29.0, num_logits=2)
+        (1, 4)
     """
     wanted = 2 * processes
     if processes == 1:
         return 1, 1
     if symmetric:
+        # The triangle of s · (s + 1) / 2 tiles has at least as many as wanted.
         side = math.ceil((math.sqrt(1 + 8 * wanted) - 1) / 2)
         return side, side
 
     def work(rows: int) -> float:
-        """What the process with most tiles does, in flops per weight: propagation, forming, contraction."""
+        """Flops per weight of the process with most tiles: propagation, forming and contraction, each halved."""
         columns = math.ceil(wanted / rows)
         tiles = math.ceil(rows * columns / processes)
         n, m = train / rows, x / columns
@@ -155,13 +191,23 @@ def tiles_per_axis(
     return rows, math.ceil(wanted / rows)
 
 
-def even_tile_size(size: int, examples: int, parts: int) -> int:
-    """Return the tile size, `size` at most, that makes equal tiles, so many or a multiple of it."""
-    rounds = max(1, -(-examples // (size * parts)))
-    return max(1, -(-examples // (rounds * parts)))
+def even_tile_size(limit: int, examples: int, multiple: int) -> int:
+    """Return a tile size of at most `limit` that cuts an axis evenly.
+
+    Args:
+        limit: The largest tile size.
+        examples: The number of examples on the axis.
+        multiple: The number of tiles is a multiple of this.
+
+    Example:
+        >>> even_tile_size(32, 100, 1)  # four tiles of 25, not three of 32 and one of 4
+        25
+    """
+    rounds = max(1, -(-examples // (limit * multiple)))
+    return max(1, -(-examples // (rounds * multiple)))
 
 
 def _split_by_length(shapes: Sequence[Any], size: int) -> list[tuple[int, ...]]:
-    # Longest first: what needs most memory fails, if it must, at once.
+    # Longest first: if memory is too small, it shows at once.
     order = sorted(range(len(shapes)), key=lambda index: (shapes[index], index), reverse=True)
     return [tuple(order[start : start + size]) for start in range(0, len(order), max(size, 1))]

@@ -8,28 +8,36 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-# Seconds of this process by stage of the work, for benchmarks: on a GPU, which answers before it has worked, they mean
-# little.
-seconds_by_stage: defaultdict[str, float] = defaultdict(float)
 
+class StageTimer:
+    """Adds up the seconds of an engine's stages, for benchmarks.
 
-@contextlib.contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Add what the block takes to `seconds_by_stage`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds_by_stage[name] += time.perf_counter() - start
+    A GPU returns before it has worked, so that the seconds mean little there.
+
+    Attributes:
+        seconds: The seconds spent in each stage so far, by its name.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds that the block takes to the stage `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Return how long `work` takes when it is done a second time, everything warm."""
+    """Return the seconds of a second call of `work`, after a first one has warmed everything up."""
     times = []
     for _ in range(2):
         start = time.perf_counter()
         work()
-        if torch.cuda.is_initialized():  # it answers before it has worked
+        if torch.cuda.is_initialized():  # it returns before it has worked
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return times[1]
@@ -37,9 +45,9 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 @functools.cache
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure, once, how many floating-point operations matrix products make in a second, at best."""
-    size = 1536
+    """Measure, once, the best rate of square matrix products in floating-point operations a second."""
+    size = 1536  # large enough for the best rate, small enough for a tenth of a second
     factor = torch.ones(size, size, dtype=dtype, device=device)
     out = torch.empty_like(factor)
-    # .item() waits for a GPU, which otherwise answers before it has worked.
+    # .item() waits for a GPU, which otherwise returns before it has worked.
     return 2 * size**3 / min(seconds_of(lambda: torch.mm(factor, factor, out=out)[0, 0].item()) for _ in range(3))

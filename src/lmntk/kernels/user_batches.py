@@ -1,4 +1,4 @@
-"""What users give as batches, made into what engines take: pytrees of tensors whose first axis runs over examples."""
+"""Users' batches as engines take them: pytrees of tensors whose first axis runs over the examples."""
 
 import inspect
 import math
@@ -17,21 +17,21 @@ def read_batches(name: str, batches: Iterable[Any], module: nn.Module | None, de
     """Return the examples in some batches.
 
     Args:
-        name: What they are called, for errors.
+        name: The argument's name, for errors.
         batches: Tensors, mappings, tuples and lists of them.
-        module: What is called with them: of a batch with labels it gets the inputs. None for a function, which gets
-            batches as they are.
-        device: Where the parameters are.
+        module: The module that is called with them; labels are left out. None for a function, which gets batches as
+            they are.
+        device: The device of the parameters.
 
     Raises:
-        ValueError: It is no list of batches, or a batch is nothing that a model can be called with.
+        ValueError: `batches` is not a list of batches, or a batch is not what a model can be called with.
     """
     if isinstance(batches, Tensor | Mapping):
-        raise ValueError(f"`{name}` is one batch, but a list of batches is asked for: `[batch]`")
+        raise ValueError(f"`{name}` is one batch, but a list of batches is expected: `[batch]`")
     if isinstance(batches, Dataset):
         raise ValueError(f"`{name}` is a data set of single examples: put a `DataLoader` around it")
     if isinstance(batches, str) or not isinstance(batches, Iterable):
-        raise ValueError(f"`{name}` is a {type(batches).__name__}, but a list of batches is asked for")
+        raise ValueError(f"`{name}` is a {type(batches).__name__}, but a list of batches is expected")
     found = []
     for number, raw in enumerate(batches):
         where = f"batch {number} of `{name}`"
@@ -47,7 +47,7 @@ def read_batches(name: str, batches: Iterable[Any], module: nn.Module | None, de
 
 
 def _plain(value: Any, where: str) -> Batch:
-    """Make dicts of mappings and check that all else is tensors, ``[B, ...]``."""
+    """Make dicts of mappings and check that everything else is tensors, ``[B, ...]``."""
     if isinstance(value, Tensor):
         if value.dim() == 0:
             raise ValueError(f"{where} holds a tensor without axes, but its first axis must run over the examples")
@@ -74,10 +74,10 @@ def _leaves_of(value: Any) -> list[Any]:
 
 
 def _as_arguments(batch: Batch, module: nn.Module, where: str) -> Batch:
-    """Return what of a batch a module is called with: a dict by keyword, a tuple by position, or a tensor.
+    """Return the part of a batch that a module is called with: a dict by keyword, a tuple by position, or a tensor.
 
-    A data loader's batch is a list, or a pair of inputs and labels. Labels are left out where there is no doubt that
-    they are labels: the inputs are a mapping or a list of their own, or the module takes no argument more.
+    A data loader's batch is a list, or a pair of inputs and labels. Labels are left out if they can be nothing else:
+    the inputs are a mapping or a list of their own, or the module takes no further argument.
     """
     if not isinstance(batch, tuple | list):
         return batch
@@ -97,7 +97,7 @@ def _as_arguments(batch: Batch, module: nn.Module, where: str) -> Batch:
 
 
 def _positional(module: nn.Module) -> tuple[int, float]:
-    """How many arguments a module must, and can be given by position."""
+    """Return how many arguments a module needs, and how many it can take, by position."""
     least, most = 0, 0.0
     for parameter in inspect.signature(module.forward).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:

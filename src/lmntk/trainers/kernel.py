@@ -14,7 +14,7 @@ from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import FileError
 from lmntk.experiment.experiment import Evaluation, Experiment
 from lmntk.experiment.provenance import provenance
-from lmntk.kernels.memory import peak_bytes
+from lmntk.kernels.memory import peak_bytes, retain_freed_memory
 from lmntk.prompts.features import FeatureDataset
 from lmntk.trainers.kernel_job import KernelJob
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
@@ -104,7 +104,8 @@ class KernelTrainer(LoadedKernelTrainer):
         start = time.perf_counter()
         with job.reporting_progress_on_interrupt():
             distributed.on_rank_zero(self._begin, job, split)
-            num_reused = job.compute(progress=distributed.is_first() and not self.args.disable_tqdm)
+            with retain_freed_memory():  # the process is the program's own
+                num_reused = job.compute(progress=distributed.is_first() and not self.args.disable_tqdm)
             seconds = time.perf_counter() - start
             targets = self.untrained_logits(split)[1]
             return distributed.keep_on_rank_zero(self._complete, job, split, targets, num_reused, seconds)

@@ -47,9 +47,9 @@ class KernelJob:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings, apart from the kernel's definition, that the bits of a tile depend on."""
-        gigabytes = self.engine.memory_bytes / 2**30
-        tiles = {"train_tile": self.plan.train_tile, "x_tile": self.plan.x_tile}
-        return {"engine": self.engine.name, **tiles, "memory_gb": gigabytes}
+        size = self.plan.tile_size
+        tiles = {"train_tile": size.row, "x_tile": size.column}
+        return {"engine": self.engine.name, **tiles, "memory_gb": self.engine.budget.gb}
 
     @property
     def tile_bytes(self) -> int:

@@ -22,9 +22,18 @@ from lmntk.experiment.provenance import (
     spec_from_data,
     spec_from_model,
 )
-from lmntk.kernels import FORMULAS, Engine, KernelProblem, MemoryBudgetError, Plan
-from lmntk.kernels.assembly import make_engine
-from lmntk.kernels.memory import DEFAULT_FRACTION, free_bytes, resident_bytes
+from lmntk.kernels import (
+    FORMULAS,
+    Engine,
+    KernelProblem,
+    MemoryBudget,
+    MemoryBudgetError,
+    ModuleModel,
+    Plan,
+    TileRequest,
+    make_engine,
+)
+from lmntk.kernels.memory import resident_bytes
 from lmntk.kernels.timing import seconds_of
 from lmntk.models.parameters import count_parameters, layers_of, select_parameters
 from lmntk.prompts.features import FeatureDataset, FeatureExamples
@@ -84,11 +93,13 @@ class KernelPlanner:
         store = self._cache.tiles(split)
         requested = self.spec(split) | self._plan_settings()
         begun = distributed.on_rank_zero(store.stored_plan, requested, self._args.overwrite_kernels) or {}
-        memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_gb()))
-        engine = make_engine(self._problem(split), begun.get("engine", self._args.kernel_engine), memory_gb)
-        tiles = begun.get("train_tile", self._args.train_tile), begun.get("x_tile", self._args.x_tile)
+        memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_budget().gb))
+        budget = MemoryBudget.from_gb(memory_gb)
+        engine = make_engine(self._problem(split), begun.get("engine", self._args.kernel_engine), budget)
+        asked = self._args.tiles
+        tiles = TileRequest(begun.get("train_tile", asked.row), begun.get("x_tile", asked.column))
         # Tiles of different plans would not make one kernel: all processes take the plan of the first.
-        plan = distributed.on_rank_zero(self._plan, engine, *tiles)
+        plan = distributed.on_rank_zero(self._plan, engine, tiles)
         job = KernelJob(f"train × {split}", engine, plan, engine.estimate_cost(plan), store)
         store.use(distributed.on_rank_zero(store.key, self.stored_plan(job, split)))
         return job
@@ -100,8 +111,8 @@ class KernelPlanner:
     def _plan_settings(self) -> dict[str, Any]:
         """Return the settings that a run must share with a stopped one to continue it, as plan.json spells them."""
         settings = {
-            "per_device_train_batch_size": self._args.train_tile,
-            "per_device_eval_batch_size": self._args.x_tile,
+            "per_device_train_batch_size": self._args.tiles.row,
+            "per_device_eval_batch_size": self._args.tiles.column,
             "kernel_memory_gb": self._args.kernel_memory_gb,
             "kernel_per_layer": self._args.kernel_per_layer,
         }
@@ -110,14 +121,12 @@ class KernelPlanner:
     def _problem(self, split: str) -> KernelProblem:
         model, args = self._experiment.model, self._args
         return KernelProblem(
-            logits_fn=self._logits_fn,
+            model=ModuleModel(self._logits_fn, model),
             params=self._params,
             train=self._examples("train"),
             x=None if split == "train" else self._examples(split),
             formula=FORMULAS[args.kernel_formula],
             num_logits=1 if args.binary_classification else len(self._experiment.task.labels),
-            module=model,
-            call=lambda batch: model(**batch),
             layer_of=layers_of(self._params, model.base_prefix) if args.kernel_per_layer else None,
         )
 
@@ -126,9 +135,9 @@ class KernelPlanner:
         equal_lengths = experiment.model.equal_lengths
         return FeatureExamples(experiment.datasets[split], experiment.collator, self._args.device, equal_lengths)
 
-    def _plan(self, engine: Engine, train_tile: int | None, x_tile: int | None) -> Plan:
+    def _plan(self, engine: Engine, tiles: TileRequest) -> Plan:
         try:
-            return engine.plan(train_tile, x_tile, distributed.world_size())
+            return engine.plan(tiles, distributed.world_size())
         except MemoryBudgetError as error:
             needed, given = error.needed / 2**30, error.given / 2**30
             or_jvp = "" if self._args.kernel_per_layer else ", or take `kernel_engine=jvp`"
@@ -140,11 +149,11 @@ class KernelPlanner:
                 value=given,
             ) from error
 
-    def _memory_gb(self) -> float:
+    def _memory_budget(self) -> MemoryBudget:
         if self._args.kernel_memory_gb is not None:
-            return self._args.kernel_memory_gb
+            return MemoryBudget.from_gb(self._args.kernel_memory_gb)
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self._args.device.type == "cpu" else 1
-        return DEFAULT_FRACTION * free_bytes(self._args.device) / 2**30 / neighbours
+        return MemoryBudget.default(self._args.device, neighbours)
 
     def dry_run(
         self,
@@ -199,7 +208,7 @@ class PlanSummary:
             f"{job.name} kernel ({problem.formula.name}): {plan.train_size} × {plan.x_size} examples of {tokens} "
             "tokens in all",
             f"{quantity(problem.num_logits, 'logit')}, {quantity(grad_dim, 'parameter')}; "
-            f"{job.engine.summary(plan)}, {tiles} of {plan.train_tile} × {plan.x_tile}",
+            f"{job.engine.summary(plan)}, {tiles} of {plan.tile_size.row} × {plan.tile_size.column}",
             f"about {job.memory_bytes / 2**30:.2f} GB beside the model, {about(job.seconds())}, and "
             f"{job.file_bytes / 2**20:.1f} MB on disk",
         )

@@ -1,9 +1,9 @@
 """The engines: several ways to the same kernel, behind one signature.
 
-An engine is built for one kernel (model function, parameters, examples, formula) and a plan, and yields blocks
-`(tile, values)`: float64 ``[D, n, C, x, C]`` for the tile's n train and x X examples. Blocks of one tile add up to it:
-an engine that takes the parameters in groups yields every tile once per group, group after group. Engines know nothing
-of progress, files or processes.
+An engine is built for one kernel (model, parameters, examples, formula) and a memory budget. For a plan it yields
+blocks `(tile, values)`: float64 ``[S, n, C, x, C]`` for the tile's n train and x X examples. An engine that takes the
+parameters in groups yields every tile once per group, group after group, and the blocks of one tile add up to it.
+Engines know nothing of progress, files or processes.
 """
 
 from lmntk.kernels.engines.base import Engine

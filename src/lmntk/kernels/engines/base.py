@@ -1,11 +1,16 @@
-"""What every engine is given and gives."""
+"""The interface of every engine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
+from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, KernelProblem
-from lmntk.kernels.tiling import CostModel, Plan
+from lmntk.kernels.tiling import CostModel, Plan, TileRequest
+from lmntk.kernels.timing import StageTimer
+from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
+
+ANY_TILES = TileRequest()
 
 
 class Engine(ABC):
@@ -13,61 +18,70 @@ class Engine(ABC):
 
     Args:
         problem: The kernel.
-        memory_bytes: What the engine may take beside the model itself.
+        budget: The memory that the engine may take beside the model itself.
+        tuning: Numbers that trade time for memory.
+        timer: Adds up the seconds of the engine's stages, if given.
     """
 
     name: ClassVar[str]
 
     keeps_layers_apart: ClassVar[bool] = True
-    """Whether the engine can return each layer's part of a kernel."""
+    """Whether the engine can return each layer's contribution to a kernel."""
 
-    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        problem: KernelProblem,
+        budget: MemoryBudget,
+        tuning: Tuning = DEFAULT_TUNING,
+        timer: StageTimer | None = None,
+    ) -> None:
         if problem.layer_of is not None and not self.keeps_layers_apart:
-            raise ValueError(f"the {self.name} engine takes all layers at once: it cannot keep them apart")
+            raise ValueError(f"the {self.name} engine sums over all layers at once: it cannot keep them apart")
         self.problem = problem
-        self.memory_bytes = memory_bytes
+        self.budget = budget
+        self.tuning = tuning
+        self.timer = timer or StageTimer()
 
     @abstractmethod
-    def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
+    def plan(self, tiles: TileRequest = ANY_TILES, processes: int = 1) -> Plan:
         """Lay the tiles.
 
         Args:
-            train_tile: Train examples in a tile; not given: what suits the engine and fits its memory.
-            x_tile: The same for the X examples.
-            processes: How many will share the plan: where sizes are not given, each gets its part.
+            tiles: Largest numbers of examples in a tile; what is None suits the engine and fits its memory.
+            processes: Number of processes that share the plan: tiles of unrequested size are enough for all.
 
         Raises:
-            MemoryBudgetError: The tiles asked for do not fit, or not even the smallest.
+            MemoryBudgetError: The requested tiles do not fit, or not even the smallest.
         """
 
     def blocks(self, plan: Plan) -> Iterator[Block]:
         """Compute the tiles of `plan`, a block at a time."""
-        for part in range(self.num_parameter_groups(plan)):
-            yield from self.blocks_of_group(plan, part)
+        for group in range(self.num_parameter_groups(plan)):
+            yield from self.blocks_of_group(plan, group)
 
     @abstractmethod
-    def blocks_of_group(self, plan: Plan, part: int) -> Iterator[Block]:
-        """Compute one part of the tiles of `plan`: that of some of the parameters.
+    def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
+        """Compute the tiles of `plan` over one group of the parameters.
 
         Args:
-            plan: What `plan` returned, or some of its tiles.
-            part: Which of `parts`; those of a tile add up to it.
+            plan: The result of `plan`, or some of its tiles.
+            group: The number of the group; the blocks of a tile's groups add up to the tile.
         """
 
     @abstractmethod
     def expected_bytes(self, plan: Plan) -> int:
-        """Return what the engine will take at its peak, beside the model itself."""
+        """Return the engine's peak memory beside the model itself, in bytes."""
 
     @abstractmethod
     def estimate_cost(self, plan: Plan) -> CostModel:
-        """Measure a few examples, and return about how long the rows and tiles of `plan` take, all parts together."""
+        """Measure a few examples and return about how long the tiles of `plan` take, over all parameter groups."""
 
     def summary(self, plan: Plan) -> str:
-        """Say in a few words which engine this is, and which parameters take which way."""
+        """Return the engine's name, and which parameters are computed in another way, in a few words."""
         return f"{self.name} engine"
 
     def num_parameter_groups(self, plan: Plan) -> int:
-        """Return how many parts a tile comes in."""
+        """Return the number of parameter groups, each of which yields every tile once."""
         return 1
 
 
@@ -75,8 +89,8 @@ class MemoryBudgetError(Exception):
     """The memory budget is too small for one tile.
 
     Args:
-        needed: The least number of bytes that works.
-        given: The budget.
+        needed: The smallest budget that works, in bytes.
+        given: The budget, in bytes.
     """
 
     def __init__(self, needed: int, given: int) -> None:

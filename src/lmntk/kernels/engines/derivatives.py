@@ -1,4 +1,4 @@
-"""Derivatives of examples' logits by `torch.func`, and, of models that it does not take, by plain autograd."""
+"""Derivatives of examples' logits by `torch.func`, or by plain autograd for models that it cannot transform."""
 
 import logging
 from collections.abc import Callable
@@ -11,23 +11,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lmntk.kernels.batching import Batch
 from lmntk.kernels.contraction import contract
-from lmntk.kernels.formulas import SignPlacement
+from lmntk.kernels.formulas import UNSIGNED
 from lmntk.kernels.problem import Parameters
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-UNSIGNED = SignPlacement(sign_train=False, sign_x=False)
-
 LogitsFunction = Callable[[Parameters, Batch], Tensor]
 
 
 class Differentiator:
-    """Differentiates a model's logits, of any model that autograd differentiates.
+    """Differentiates the logits of any model that autograd differentiates.
 
-    `vmap` takes no model that asks for values (data-dependent control flow), nor some operations (GRU and LSTM among
-    them); forward mode lacks some too. Whether they take a batch depends on nothing but the shapes in it, so that one
-    try for each shape tells.
+    `vmap` fails for models whose control flow depends on values, and for some operations, such as those of GRU and
+    LSTM; forward mode lacks some too. Whether they fail depends only on the shapes of a batch, which are tried once.
 
     Args:
         logits_fn: `f(params, batch) -> [B, C]`.
@@ -43,7 +40,7 @@ class Differentiator:
         Args:
             params: The parameters to differentiate by.
             batch: Examples of one shape, a pytree of ``[B, ...]``.
-            fixed: The function's other parameters.
+            fixed: The function's other parameters, by name.
 
         Returns:
             For each parameter its Jacobian, ``[B, C, *shape]``.
@@ -81,7 +78,7 @@ class Differentiator:
         )
 
     def _try(self, what: str, batch: Batch, fast: Callable[[], T], sure: Callable[[], T], warning: str) -> T:
-        """Do it the fast way where torch can, else the sure way, and say so the first time."""
+        """Return `fast()` if torch can, else `sure()`, with a warning the first time."""
         shape = tuple(leaf.shape[1:] for leaf in tree_leaves(batch))
         refused = self._refused[what]
         if shape in refused:
@@ -90,12 +87,12 @@ class Differentiator:
             return fast()
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception as error:  # torch raises whatever the operation runs into that it cannot transform
+        except Exception as error:  # torch raises many kinds of errors for operations that it cannot transform
             if "can't allocate memory" in str(error):
                 raise
             if "random operation" in str(error):
                 raise ValueError("the model draws random numbers as it computes: call its eval() first") from error
-            found = sure()  # raises what is wrong with the model, where that is it
+            found = sure()  # raises if the model itself is wrong
             if not refused:
                 logger.warning(warning, (str(error) or type(error).__name__).partition("\n")[0])
             refused.add(shape)

@@ -1,25 +1,39 @@
-"""The `jacobian` engine: per-example Jacobians, contracted by matrix products. Takes any model."""
+"""The `jacobian` engine: per-example Jacobians, contracted by matrix products.
 
+This is Novak et al. 2022's ("Fast Finite Width Neural Tangent Kernel") *Jacobian contraction*: the gradients of a train
+tile and of an X tile are formed whole, by `vmap` of `jacrev`, and multiplied.
+
+* Time: C backward passes for each of the N + X examples with small batches, and 2 · P · C² flops for each of the N · X
+  pairs (P parameters).
+* Memory: P · C numbers for each example of both tiles. A small budget takes the parameters in groups, each of which
+  propagates all examples again.
+* Used for functions of parameters, and for the parameters of modules that the `factored` engine does not know. It takes
+  any model that autograd differentiates.
+"""
+
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lmntk.kernels.batching import Examples, bytes_of, equal_shape_runs
+from lmntk.kernels.batching import Examples, bytes_of, equal_shape_batches
 from lmntk.kernels.contraction import broken_rows, contract, hide_signs_of_broken
-from lmntk.kernels.engines.base import Engine, MemoryBudgetError
+from lmntk.kernels.engines.base import ANY_TILES, Engine, MemoryBudgetError
 from lmntk.kernels.engines.derivatives import Differentiator
-from lmntk.kernels.problem import Block, KernelProblem, Parameters
-from lmntk.kernels.tiling import CostModel, Plan, Tile, even_tile_size, make_plan, tiles_per_axis
+from lmntk.kernels.problem import Block, Parameters
+from lmntk.kernels.tiling import (
+    CostModel,
+    Plan,
+    Tile,
+    TileRequest,
+    TileSize,
+    even_tile_size,
+    make_plan,
+    tiles_per_axis,
+)
 from lmntk.kernels.timing import product_flops, seconds_of
-
-# X examples whose gradients are held at a time: more gain little, since gradients are formed a few examples at a time.
-X_TILE = 32
-# Where examples have no lengths.
-MEAN_TOKENS = 30
-# So many at a time: their Jacobians stand in memory twice, once as `vmap` forms them and once in their place.
-FORMED_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -27,61 +41,70 @@ class Gradients:
     """The gradients of some examples for one group of parameters.
 
     Attributes:
-        of: By parameter, ``[n · C, p]``.
-        broken: Which rows hold NaN or infinity, bool ``[n, C]``; None where no signs are taken.
+        of_parameter: The gradients by parameter, ``[n · C, p]``.
+        broken: Which of them hold NaN or infinity, bool ``[n, C]``; None if no signs are taken.
     """
 
-    of: Parameters
+    of_parameter: Parameters
     broken: Tensor | None
 
 
 class JacobianEngine(Engine):
-    """Gradients of a train tile and of an X tile are formed whole, for one group of parameters at a time."""
+    """Jacobian contraction: takes any model, one group of parameters at a time."""
 
     name = "jacobian"
 
-    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
-        super().__init__(problem, memory_bytes)
-        self._differentiator = Differentiator(problem.logits_fn)
+    @functools.cached_property
+    def _differentiator(self) -> Differentiator:
+        return Differentiator(self.problem.model.logits_fn)
 
-    def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
+    def plan(self, tiles: TileRequest = ANY_TILES, processes: int = 1) -> Plan:
         """Lay tiles over all train examples at once; memory decides on the groups of parameters instead."""
         problem = self.problem
         n, m = len(problem.train), len(problem.x_examples)
-        # A gradient costs what it costs to form it, which is about a pass over an example's tokens for every logit.
-        tokens = MEAN_TOKENS if not problem.train.padded else sum(problem.train.shapes) / n
+        # Forming a gradient costs about a pass over an example's tokens for every logit.
+        tokens = self.tuning.mean_tokens if not problem.train.padded else sum(problem.train.shapes) / n
         rows, columns = tiles_per_axis(n, m, processes, problem.symmetric, tokens, problem.num_logits)
-        train_tile = min(train_tile or even_tile_size(n, n, rows), n)
-        x_tile = min(x_tile or even_tile_size(X_TILE, m, columns), m)
-        largest = problem.num_logits * max(bytes_of([tensor]) for tensor in problem.params.values())
+        train = min(tiles.row or even_tile_size(n, n, rows), n)
+        x = min(tiles.column or even_tile_size(self.tuning.jacobian_x_tile, m, columns), m)
         # A parameter larger than all others (the word embeddings) may force smaller tiles than grouping can give.
-        while self._bytes(largest, train_tile, x_tile) > self.memory_bytes and train_tile * x_tile > 1:
-            train_tile, x_tile = (train_tile, (x_tile + 1) // 2) if x_tile > 1 else ((train_tile + 1) // 2, x_tile)
-        if self._bytes(largest, 1, 1) > self.memory_bytes:
-            raise MemoryBudgetError(self._bytes(largest, 1, 1), self.memory_bytes)
-        return make_plan(problem.train.shapes, problem.x_examples.shapes, train_tile, x_tile, problem.symmetric)
+        while self._bytes(self._largest_gradient, train, x) > self.budget.bytes and train * x > 1:
+            train, x = (train, (x + 1) // 2) if x > 1 else ((train + 1) // 2, x)
+        if self.minimum_bytes > self.budget.bytes:
+            raise MemoryBudgetError(self.minimum_bytes, self.budget.bytes)
+        return make_plan(problem.train.shapes, problem.x_examples.shapes, TileSize(train, x), problem.symmetric)
 
-    def blocks_of_group(self, plan: Plan, part: int) -> Iterator[Block]:
-        """Form the train tile's gradients for one group of parameters and meet all X tiles with them."""
-        group = self._groups(plan)[part]
+    @property
+    def minimum_bytes(self) -> int:
+        """The smallest budget that works, in bytes: two examples' gradients of the largest parameter."""
+        return self._bytes(self._largest_gradient, 1, 1)
+
+    @property
+    def _largest_gradient(self) -> int:
+        """Bytes of an example's gradients of the largest parameter."""
+        return self.problem.num_logits * max(bytes_of([tensor]) for tensor in self.problem.params.values())
+
+    def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
+        """Form a train tile's gradients for one group of parameters, and multiply them with those of its X tiles."""
+        names = self._groups(plan)[group]
         for train, x_tiles in plan.tile_rows:
-            train_gradients = self._gradients(self.problem.train, train, group)
+            train_gradients = self._gradients(self.problem.train, train, names)
             for x in x_tiles:
                 same = self.problem.on_diagonal(Tile(train, x))
-                yield Tile(train, x), self._block(train_gradients, train, x, group, same)
+                yield Tile(train, x), self._block(train_gradients, train, x, names, same)
 
     def expected_bytes(self, plan: Plan) -> int:
-        """Return the gradients of both tiles and what forming and signing them takes for a moment."""
+        """Return the bytes of the gradients of both tiles and of what `vmap` forms before it is copied."""
         largest = max(bytes_of(self.problem.params[name] for name in group) for group in self._groups(plan))
-        return self._bytes(self.problem.num_logits * largest, plan.train_tile, plan.x_tile)
+        return self._bytes(self.problem.num_logits * largest, plan.tile_size.row, plan.tile_size.column)
 
     def estimate_cost(self, plan: Plan) -> CostModel:
-        """Time the gradients of as many examples as there are together on average, and count the products."""
+        """Time the gradients of a batch of average size, and count the products."""
         problem = self.problem
         groups = self._groups(plan)
         tiles = [tile.x for tile in plan]
-        runs = sum(len(equal_shape_runs(problem.x_examples, x, FORMED_TOGETHER)) for x in tiles)
-        few = [problem.typical_example] * max(1, round(sum(map(len, tiles)) / max(runs, 1)))
+        batches = sum(len(equal_shape_batches(problem.x_examples, x, self.tuning.jacobian_batch)) for x in tiles)
+        few = [problem.typical_example] * max(1, round(sum(map(len, tiles)) / max(batches, 1)))
         gradient_seconds = seconds_of(lambda: [self._gradients(problem.train, few, group) for group in groups])
         gradient_seconds /= len(few)
         parameters = sum(tensor.numel() for tensor in problem.params.values())
@@ -96,17 +119,17 @@ class JacobianEngine(Engine):
         return CostModel(lambda train: gradient_seconds * len(train), tile_seconds)
 
     def summary(self, plan: Plan) -> str:
-        """Say how many groups the parameters are taken in."""
-        parts = self.num_parameter_groups(plan)
-        return super().summary(plan) + (f" with parameters in {parts} groups" if parts > 1 else "")
+        """Return the engine's name, and the number of groups that the parameters are taken in."""
+        groups = self.num_parameter_groups(plan)
+        return super().summary(plan) + (f" with parameters in {groups} groups" if groups > 1 else "")
 
     def num_parameter_groups(self, plan: Plan) -> int:
         """Return how many groups the parameters are taken in."""
         return len(self._groups(plan))
 
-    def _bytes(self, per_example: int, train_tile: int, x_tile: int) -> int:
-        formed = min(FORMED_TOGETHER, max(train_tile, x_tile))
-        return per_example * (train_tile + x_tile + formed)
+    def _bytes(self, per_example: int, train: int, x: int) -> int:
+        """Return the bytes of two tiles' gradients, and of a batch that `vmap` forms before it is copied."""
+        return per_example * (train + x + min(self.tuning.jacobian_batch, max(train, x)))
 
     def _groups(self, plan: Plan) -> list[list[str]]:
         """Return groups of parameters whose gradients, of both tiles, fit together."""
@@ -114,7 +137,7 @@ class JacobianEngine(Engine):
         size = 0
         for name, tensor in self.problem.params.items():
             added = self.problem.num_logits * bytes_of([tensor])
-            if groups[-1] and self._bytes(size + added, plan.train_tile, plan.x_tile) > self.memory_bytes:
+            if groups[-1] and self._bytes(size + added, plan.tile_size.row, plan.tile_size.column) > self.budget.bytes:
                 groups.append([])
                 size = 0
             groups[-1].append(name)
@@ -128,9 +151,9 @@ class JacobianEngine(Engine):
         rows = len(indices) * self.problem.num_logits
         gradients = {name: tensor.new_empty(rows, tensor.numel()) for name, tensor in params.items()}
         start = 0
-        for run in equal_shape_runs(examples, indices, limit=FORMED_TOGETHER):
-            jacobian = self._differentiator.jacobian(params, examples.batch(run), fixed)
-            stop = start + len(run) * self.problem.num_logits
+        for batch in equal_shape_batches(examples, indices, limit=self.tuning.jacobian_batch):
+            jacobian = self._differentiator.jacobian(params, examples.batch(batch), fixed)
+            stop = start + len(batch) * self.problem.num_logits
             for name, values in jacobian.items():
                 gradients[name][start:stop] = values.reshape(stop - start, -1)
             start = stop
@@ -146,6 +169,6 @@ class JacobianEngine(Engine):
         x_side = train_side if same else self._gradients(self.problem.x_examples, x, group)
         directions, c = self.problem.formula.directions, self.problem.num_logits
         total = self.problem.sum_by_layer(
-            (name, contract(train_side.of[name], x_side.of[name], directions)) for name in group
+            (name, contract(train_side.of_parameter[name], x_side.of_parameter[name], directions)) for name in group
         )
         return hide_signs_of_broken(total.reshape(-1, len(train), c, len(x), c), train_side.broken, x_side.broken)

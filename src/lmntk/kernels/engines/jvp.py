@@ -1,68 +1,71 @@
-"""The `jvp` engine: the published method. Jacobian of one tile, then one Jacobian-vector product per train logit.
+"""The `jvp` engine: Jacobians of one tile, then one Jacobian-vector product per train logit; the published method.
 
-Only one tile's gradients are ever held; the other side is met by forward-mode differentiation,
-`K[i, a, :, :] = ∂f(X)/∂θ · v` with `v = ∂f_a(i)/∂θ` or its sign. Where both sides take the sign there is no such
-product, and the gradients of both tiles are held.
+This is Novak et al. 2022's ("Fast Finite Width Neural Tangent Kernel") *NTK-vector products* in the form of Malladi et
+al. 2023: `K[i, a, :, :] = ∂f(X)/∂θ · v` with `v = ∂f_a(i)/∂θ` or its sign, by forward-mode differentiation. If both
+sides take the sign there is no such product, and the gradients of both tiles are formed.
+
+* Time: C backward passes for each train example, and C forward-mode passes for each of the N · X pairs.
+* Memory: the gradients of one tile, P · C numbers for each of its examples, which are one by default.
+* Used on request, where memory is short and the model unknown. It is the yardstick of the benchmark.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lmntk.kernels.batching import Examples, equal_shape_runs
+from lmntk.kernels.batching import Examples, equal_shape_batches
 from lmntk.kernels.contraction import contract
-from lmntk.kernels.engines.base import Engine, MemoryBudgetError
-from lmntk.kernels.engines.derivatives import UNSIGNED, Differentiator
-from lmntk.kernels.formulas import SignPlacement
-from lmntk.kernels.problem import Block, KernelProblem, Parameters
-from lmntk.kernels.tiling import CostModel, Plan, Tile, make_plan
+from lmntk.kernels.engines.base import ANY_TILES, Engine, MemoryBudgetError
+from lmntk.kernels.engines.derivatives import Differentiator
+from lmntk.kernels.formulas import UNSIGNED, SignPlacement
+from lmntk.kernels.problem import Block, Parameters
+from lmntk.kernels.tiling import CostModel, Plan, Tile, TileRequest, TileRow, TileSize, make_plan
 from lmntk.kernels.timing import seconds_of
 
 
 class JvpEngine(Engine):
-    """Least memory on any model; slow."""
+    """NTK-vector products: least memory on any model, and slow."""
 
     name = "jvp"
     keeps_layers_apart = False
 
-    def __init__(self, problem: KernelProblem, memory_bytes: int) -> None:
-        super().__init__(problem, memory_bytes)
-        self._differentiator = Differentiator(problem.logits_fn)
+    @functools.cached_property
+    def _differentiator(self) -> Differentiator:
+        return Differentiator(self.problem.model.logits_fn)
 
-    def plan(self, train_tile: int | None = None, x_tile: int | None = None, processes: int = 1) -> Plan:
+    def plan(self, tiles: TileRequest = ANY_TILES, processes: int = 1) -> Plan:
         """Lay tiles of one example along each axis, as published, where no sizes are given."""
-        problem = self.problem
-        plan = make_plan(
-            problem.train.shapes, problem.x_examples.shapes, train_tile or 1, x_tile or 1, problem.symmetric
-        )
+        problem, size = self.problem, TileSize(tiles.row or 1, tiles.column or 1)
+        plan = make_plan(problem.train.shapes, problem.x_examples.shapes, size, problem.symmetric)
         needed = self.expected_bytes(plan)
-        if needed > self.memory_bytes:
-            raise MemoryBudgetError(needed, self.memory_bytes)
+        if needed > self.budget.bytes:
+            raise MemoryBudgetError(needed, self.budget.bytes)
         return plan
 
-    def blocks_of_group(self, plan: Plan, part: int) -> Iterator[Block]:
-        """Differentiate each train tile once and push its gradients through every X tile."""
+    def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
+        """Differentiate each train tile once and multiply its gradients with the Jacobians of every X tile."""
         problem = self.problem
         for train, x_tiles in plan.tile_rows:
             train_gradients = self._gradients(problem.train, train)
             for x in x_tiles:
-                parts = [self._direction(train_gradients, Tile(train, x), way) for way in problem.formula.directions]
-                yield Tile(train, x), torch.stack(parts)
+                found = [self._direction(train_gradients, Tile(train, x), way) for way in problem.formula.directions]
+                yield Tile(train, x), torch.stack(found)
 
     def expected_bytes(self, plan: Plan) -> int:
-        """Return the gradients of the train tile twice (raw and signed) and of the X tile where they are formed."""
-        held = 2 * plan.train_tile + 1
+        """Return the bytes of the gradients of the train tile, raw and signed, and of the X tile if they are formed."""
+        held = 2 * plan.tile_size.row + 1
         if self._forms_x:
-            held += 2 * plan.x_tile
+            held += 2 * plan.tile_size.column
         return held * self.problem.gradient_bytes
 
     def estimate_cost(self, plan: Plan) -> CostModel:
         """Time one example's gradients and one pair of examples."""
         one = (self.problem.typical_example,)
-        pair = replace(plan, tile_rows=((one, (one,)),))
-        alone = JvpEngine(replace(self.problem, x=None), self.memory_bytes)
+        pair = replace(plan, tile_rows=(TileRow(one, (one,)),))
+        alone = JvpEngine(replace(self.problem, x=None), self.budget, self.tuning)
         gradient_seconds = seconds_of(lambda: self._gradients(self.problem.train, one))
         formed_seconds = gradient_seconds if self._forms_x else 0.0
         pair_seconds = max(seconds_of(lambda: list(alone.blocks(pair))) - gradient_seconds - formed_seconds, 0.0)
@@ -78,9 +81,9 @@ class JvpEngine(Engine):
 
     def _gradients(self, examples: Examples, indices: Sequence[int]) -> Parameters:
         """Return the gradients of some examples, by parameter: ``[n, C, *shape]``."""
-        runs = equal_shape_runs(examples, indices, limit=1)
-        parts = [self._differentiator.jacobian(self.problem.params, examples.batch(run), {}) for run in runs]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.problem.params}
+        batches = equal_shape_batches(examples, indices, limit=1)
+        found = [self._differentiator.jacobian(self.problem.params, examples.batch(batch), {}) for batch in batches]
+        return {name: torch.cat([jacobian[name] for jacobian in found]) for name in self.problem.params}
 
     def _direction(self, train_gradients: Parameters, tile: Tile, direction: SignPlacement) -> Tensor:
         """Return one direction of a tile, float64 ``[n, C, x, C]``."""
@@ -111,11 +114,11 @@ class JvpEngine(Engine):
             float64 ``[n, C, len(indices), C]``.
         """
         flat = {name: tensor.flatten(0, 1) for name, tensor in tangents.items()}
-        rows = [
-            self._differentiator.push(self.problem.params, flat, examples.batch(run))
-            for run in equal_shape_runs(examples, indices, limit=len(indices))
+        derivatives = [
+            self._differentiator.push(self.problem.params, flat, examples.batch(batch))
+            for batch in equal_shape_batches(examples, indices, limit=len(indices))
         ]
-        return torch.cat(rows, dim=1).unflatten(0, (-1, self.problem.num_logits))
+        return torch.cat(derivatives, dim=1).unflatten(0, (-1, self.problem.num_logits))
 
 
 def _signed(gradients: Parameters) -> Parameters:

@@ -1,8 +1,8 @@
-"""Layer types whose gradients factor: one class each, in one table by exact type.
+"""Layer types whose gradients factor: one class each, in one table by the modules' exact type.
 
-`LAYERS` says which class knows a module; `register` adds a type. Parameters of modules that are not in it go to the
-`jacobian` engine. A class turns what went into a module and the gradients at what came out into factors, and two
-sides' factors into their part of the kernel, without a gradient over all parameters ever being held.
+`LAYERS` maps module types to layer types, and `register` adds one. A layer type turns a module's input and output
+gradients into factors, and the factors of two sides into the module's contribution to the kernel, without ever holding
+a gradient over all parameters. Parameters of other modules go to the `jacobian` engine.
 """
 
 from torch import nn
@@ -21,7 +21,7 @@ LAYERS: dict[type[nn.Module], type[Layer]] = {
 
 
 def register(module_type: type[nn.Module], layer: type[Layer]) -> None:
-    """Let `layer` stand for modules whose type is exactly `module_type`."""
+    """Use `layer` for modules whose type is exactly `module_type`, not a subclass."""
     LAYERS[module_type] = layer
 
 

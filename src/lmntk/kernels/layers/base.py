@@ -1,8 +1,10 @@
-"""What a layer type is to the factored engine."""
+"""The interface of layer types, through which the factored engine uses them."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
 import torch
@@ -10,44 +12,61 @@ from torch import Tensor, nn
 
 from lmntk.kernels.contraction import contract
 from lmntk.kernels.formulas import SignPlacement
+from lmntk.kernels.timing import StageTimer
+from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 Gradients = Sequence[Tensor]
-"""For each of the C logits its gradient at a module's output, ``[B, L, d]`` (``[B, d]`` counts as L = 1)."""
+"""The gradient of each of the C logits at a module's output, ``[B, L, d]`` (``[B, d]`` counts as L = 1)."""
+
+
+class Buffer(Enum):
+    """The buffers of a `Workspace`; names of one value share their memory and are never in use together."""
+
+    TRAIN = 1
+    X = 2
+    SIGNED_TRAIN = 3
+    PRODUCT = 4
+    # The Gram path and the embeddings form no gradients.
+    INPUT_GRAM = 1
+    GRADIENT_GRAM = 2
+    TOKEN_PRODUCTS = 2
 
 
 class Workspace:
-    """Buffers that are allocated once and written again and again: fresh ones would cost more than the products.
+    """Buffers that are allocated once and reused: fresh ones would cost more than the products.
 
     Args:
         capacity: How many numbers the largest buffer may hold.
-        dtype: Of the gradients.
-        device: Where they live.
+        dtype: The dtype of the gradients.
+        device: The device of the gradients.
+        timer: Adds up the seconds of forming and contraction.
     """
 
-    def __init__(self, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, capacity: int, dtype: torch.dtype, device: torch.device, timer: StageTimer | None = None
+    ) -> None:
         self.capacity = capacity
+        self.timer = timer or StageTimer()
         self._dtype = dtype
         self._device = device
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[Buffer, Tensor] = {}
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Return the buffer `name` in this shape; what it held before is gone."""
-        size = 1
-        for length in shape:
-            size *= length
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            self._buffers[name] = buffer = torch.empty(size, dtype=self._dtype, device=self._device)
-        return buffer[:size].view(shape)
+    def take(self, buffer: Buffer, *shape: int) -> Tensor:
+        """Return a buffer in this shape; its previous contents are lost."""
+        size = math.prod(shape)
+        held = self._buffers.get(buffer)
+        if held is None or held.numel() < size:
+            self._buffers[buffer] = held = torch.empty(size, dtype=self._dtype, device=self._device)
+        return held[:size].view(shape)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What it takes to multiply the gradients of two examples; vectors take nothing worth counting.
+    """The cost of multiplying the gradients of two examples; that of vectors is negligible.
 
     Attributes:
-        dense_numel: How many numbers an example's gradient of one logit has, where it is formed.
-        gram_flops_per_position_pair: Floating-point operations for every pair of their positions, where it is not.
+        dense_numel: Numbers in an example's gradient of one logit, if it is formed; else 0.
+        gram_flops_per_position_pair: Floating-point operations for each pair of positions, if it is not formed.
     """
 
     dense_numel: int = 0
@@ -55,53 +74,62 @@ class Cost:
 
 
 class Layer(ABC):
-    """One module's part of the kernel.
+    """One module's contribution to the kernel.
 
     Args:
         module: The module.
-        parameter_names: Which of its own parameters count: ``"weight"``, ``"bias"``.
+        parameter_names: Which of its own parameters gradients are taken over: ``"weight"``, ``"bias"``.
+        tuning: Chooses between ways to multiply.
     """
 
     parameters: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
     """The module's own parameters that the class can differentiate."""
 
-    def __init__(self, module: nn.Module, parameter_names: frozenset[str]) -> None:
+    def __init__(self, module: nn.Module, parameter_names: frozenset[str], tuning: Tuning = DEFAULT_TUNING) -> None:
         self.module = module
         self.parameter_names = parameter_names
+        self.tuning = tuning
 
     @staticmethod
     def select_input(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        """Return what of a module's arguments `factors` is to be told of: its first one."""
+        """Select the module input passed to `factors`; by default the first positional argument."""
         return arguments[0] if arguments else None
 
     @abstractmethod
     def factors(self, inputs: Tensor, gradients: Gradients) -> Any:
-        """Keep of a batch what the products need.
+        """Return what the products of a batch's gradients need.
 
         Args:
-            inputs: What the module was given, ``[B, L, d]``, or indices ``[B, L]``.
-            gradients: Of each logit at the module's output.
+            inputs: The module's input, ``[B, L, d]``, or indices ``[B, L]``.
+            gradients: The gradient of each logit at the module's output.
         """
 
     def cost(self, factors: Any, train: int, x: int, signed: bool) -> Cost:
-        """Tell what multiplying costs, with so many examples like this one on either side, and perhaps their signs."""
+        """Return the cost of multiplying the gradients of examples like one.
+
+        Args:
+            factors: The factors of a batch of one example.
+            train: Train examples in a tile.
+            x: X examples in a tile.
+            signed: Whether signs of gradients are taken.
+        """
         return Cost()
 
     def buffer(self, factors: Any, train: int) -> int:
-        """Return how many numbers the largest buffer best holds, with so many train examples; 0 for any."""
+        """Return the best size of the largest buffer, in numbers, for so many train examples; 0 if none is needed."""
         return 0
 
     @abstractmethod
     def kernel(
         self, train: Sequence[Any], x: Sequence[Any], directions: Sequence[SignPlacement], workspace: Workspace
     ) -> Tensor:
-        """Return this module's part of a tile.
+        """Return this module's contribution to a tile.
 
         Args:
             train: The factors of the train tile's batches.
-            x: The same for the X tile.
-            directions: Which side takes the sign.
-            workspace: Buffers to use.
+            x: The factors of the X tile's batches.
+            directions: Which side takes the sign, for each of the D results.
+            workspace: Buffers that are overwritten.
 
         Returns:
             float64 ``[D, n, C, x, C]``.
@@ -114,12 +142,13 @@ def stack_vectors(gradients: Gradients, scale: Tensor | None = None) -> Tensor:
 
 
 def with_positions(tensor: Tensor) -> Tensor:
-    """Give what is ``[B, d]`` an axis of one position; what has more than one becomes ``[B, L, d]``."""
+    """Reshape ``[B, d]`` to ``[B, 1, d]``, and ``[B, ..., d]`` to ``[B, L, d]``."""
     return tensor[:, None] if tensor.dim() == 2 else tensor.flatten(1, -2)
 
 
 def vector_kernel(train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[SignPlacement]) -> Tensor:
-    """Multiply whole gradients ``[B, C, p]``, as small as biases are; returns float64 ``[D, n, C, x, C]``."""
+    """Multiply whole gradients of small parameters, ``[B, C, p]`` a batch; returns float64 ``[D, n, C, x, C]``."""
     left, right = torch.cat(list(train)), torch.cat(list(x))
+    # einsum("iap,jbp->iajb") for each direction.
     product = contract(left.flatten(0, 1), right.flatten(0, 1), directions)
     return product.unflatten(2, right.shape[:2]).unflatten(1, left.shape[:2])

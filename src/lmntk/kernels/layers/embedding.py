@@ -1,4 +1,4 @@
-"""Embeddings: only the rows of the tokens present have a gradient, and only tokens on both sides meet."""
+"""Embeddings: only the rows of the tokens present have a gradient, and only tokens on both sides contribute."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from lmntk.kernels.contraction import contract
 from lmntk.kernels.formulas import SignPlacement
-from lmntk.kernels.layers.base import Gradients, Layer, Workspace
+from lmntk.kernels.layers.base import Buffer, Gradients, Layer, Workspace
 
 
 @dataclass(frozen=True)
 class TokenGradients:
-    """The rows of the embeddings that have a gradient, one for each example and each of its different tokens.
+    """The gradients of a batch's embedding rows, one for each example and each of its different tokens.
 
     Attributes:
-        token: Which row, ``[B, L]``; -1 where the token stood before, or is the padding token.
+        token: The row's index, ``[B, L]``; -1 at repetitions of a token and at the padding token.
         gradients: Summed over the token's positions, ``[B, L, C, d]``; zero where `token` is -1.
     """
 
@@ -31,12 +31,12 @@ class EmbeddingLayer(Layer):
     parameters = frozenset({"weight"})
 
     def factors(self, inputs: Tensor, gradients: Gradients) -> TokenGradients:
-        """Sum the output gradients of equal tokens, example by example, where the token stands first."""
+        """Sum the output gradients of equal tokens of an example at the token's first position."""
         token = inputs.reshape(len(inputs), -1)
         equal = token[:, :, None] == token[:, None, :]
         first = equal.byte().argmax(dim=2) == torch.arange(token.shape[1], device=token.device)
         if self.module.padding_idx is not None:
-            # The row of the padding token never gets a gradient, as torch has it.
+            # In torch the row of the padding token never gets a gradient.
             first &= token != self.module.padding_idx
         both = torch.stack([gradient.reshape(*token.shape, -1) for gradient in gradients], dim=2)
         summed = (equal & first[:, :, None]).to(both.dtype) @ both.flatten(2)
@@ -50,7 +50,7 @@ class EmbeddingLayer(Layer):
         workspace: Workspace,
     ) -> Tensor:
         """Multiply the rows of every token that occurs on both sides: float64 ``[D, n, C, x, C]``."""
-        # Looking tokens up is least work, but asks the device for answers, for which a GPU would have to stop.
+        # Sorting tokens is least work, but its shapes depend on values, for which a GPU would have to stop.
         if train[0].token.device.type == "cpu":
             return _match_by_sorting(train, x, directions)
         return _match_by_mask(train, x, directions, workspace)
@@ -59,7 +59,7 @@ class EmbeddingLayer(Layer):
 def _match_by_sorting(
     train: Sequence[TokenGradients], x: Sequence[TokenGradients], directions: Sequence[SignPlacement]
 ) -> Tensor:
-    """Multiply, token by token, the rows of the examples that have it."""
+    """Multiply, token by token, the rows of the examples that have it: ``einsum("rap,sbp->rasb")``."""
     (example, token, rows), (x_example, x_token, x_rows) = _by_token(train), _by_token(x)
     c = rows.shape[1]
     n, m = (sum(len(batch.token) for batch in side) for side in (train, x))
@@ -70,7 +70,7 @@ def _match_by_sorting(
         product = contract(rows[here].flatten(0, 1), x_rows[there].flatten(0, 1), directions)
         product = product.unflatten(2, (-1, c)).unflatten(1, (-1, c))
         index = example[here, None], x_example[None, there]
-        # An example has one row a token, so that no place is hit twice.
+        # An example has one row a token, so that no place is added to twice.
         result.permute(1, 3, 0, 2, 4)[index] += product.permute(1, 3, 0, 2, 4)
     return result
 
@@ -81,21 +81,21 @@ def _match_by_mask(
     directions: Sequence[SignPlacement],
     workspace: Workspace,
 ) -> Tensor:
-    """Multiply all rows with all, and count the products of equal tokens: nothing depends on what the tokens are."""
+    """Multiply all rows with all and mask the products of unequal tokens: no shape depends on values."""
     c = train[0].gradients.shape[2]
     widest = c * max(batch.token.numel() for batch in x)
-    parts = []
+    blocks = []
     for batch in train:
         size = max(1, workspace.capacity // (c * batch.token.shape[1] * widest))
-        for some in map(TokenGradients, batch.token.split(size), batch.gradients.split(size)):
-            parts.append(torch.cat([_masked_products(some, other, directions, workspace) for other in x], dim=3))
-    return torch.cat(parts, dim=1)
+        for chunk in map(TokenGradients, batch.token.split(size), batch.gradients.split(size)):
+            blocks.append(torch.cat([_masked_products(chunk, other, directions, workspace) for other in x], dim=3))
+    return torch.cat(blocks, dim=1)
 
 
 def _masked_products(
     train: TokenGradients, x: TokenGradients, directions: Sequence[SignPlacement], workspace: Workspace
 ) -> Tensor:
-    """Sum the products of rows whose tokens are equal: float64 ``[D, n, C, x, C]``."""
+    """Sum the products of rows of equal tokens, ``einsum("ilap,jmbp,iljm->iajb")``: float64 ``[D, n, C, x, C]``."""
     (n, length, c, _), (m, x_length) = train.gradients.shape, x.token.shape
     equal = (train.token[:, :, None, None] == x.token) & (train.token >= 0)[:, :, None, None]
     left, right = train.gradients.flatten(0, 2), x.gradients.flatten(0, 2)
@@ -104,7 +104,7 @@ def _masked_products(
         product = torch.mm(
             left.sign() if direction.sign_train else left,
             (right.sign() if direction.sign_x else right).T,
-            out=workspace.take("x", len(left), len(right)),
+            out=workspace.take(Buffer.TOKEN_PRODUCTS, len(left), len(right)),
         ).view(n, length, c, m, x_length, c)
         product *= equal[:, :, None, :, :, None]
         found.append(product.sum(dim=1).sum(dim=3, dtype=torch.float64))
@@ -112,7 +112,7 @@ def _masked_products(
 
 
 def _by_token(batches: Sequence[TokenGradients]) -> tuple[Tensor, Tensor, Tensor]:
-    """Join batches, their examples numbered on; return example, token ``[R]`` and rows ``[R, C, d]``, by token."""
+    """Join batches and order their rows by token; return example ``[R]``, token ``[R]`` and rows ``[R, C, d]``."""
     examples, tokens, rows = [], [], []
     start = 0
     for batch in batches:
@@ -127,7 +127,7 @@ def _by_token(batches: Sequence[TokenGradients]) -> tuple[Tensor, Tensor, Tensor
 
 
 def _bounds(ordered: Tensor) -> dict[int, slice]:
-    """Where each token's rows begin and end."""
+    """Return the slice of each token's rows."""
     tokens, counts = torch.unique_consecutive(ordered, return_counts=True)
     stops = counts.cumsum(0).tolist()
     return {

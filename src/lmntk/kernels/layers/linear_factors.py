@@ -1,8 +1,8 @@
-"""Gradients of a weight as sums of outer products, and where they lie in memory."""
+"""Gradients of a weight as sums of outer products, and their layout in memory."""
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OuterProducts:
-    """The factors of a batch: example i's gradient of logit c is ``gradients[c][i].T @ inputs[i]``.
+    """The factors of a batch: example i's gradient of logit c is ``einsum("lo,li->oi", gradients[c][i], inputs[i])``.
 
     Attributes:
-        inputs: A, ``[B, L, d_in]``; None where the weight does not count.
+        inputs: A, ``[B, L, d_in]``; None if gradients are not taken over the weight.
         gradients: G of each logit, ``[B, L, d_out]``.
-        biases: G summed over positions, ``[B, C, d_out]``; None where the bias does not count.
+        biases: G summed over positions, ``[B, C, d_out]``; None if gradients are not taken over the bias.
     """
 
     inputs: Tensor | None
@@ -29,22 +29,63 @@ class OuterProducts:
 
     @property
     def out_features(self) -> int:
-        """d_out."""
+        """d_out, the length of an output gradient at one position."""
         return self.gradients[0].shape[2]
 
     @property
     def positions(self) -> int:
-        """L, the number of outer products that an example's gradient is a sum of."""
+        """L, the number of outer products in an example's gradient."""
         return self.gradients[0].shape[1]
 
-    def __getitem__(self, part: slice) -> "OuterProducts":
+    def __getitem__(self, examples: slice) -> "OuterProducts":
         """Return the factors of some examples of the batch."""
-        inputs = None if self.inputs is None else self.inputs[part]
         return OuterProducts(
-            inputs,
-            [gradient[part] for gradient in self.gradients],
-            None if self.biases is None else self.biases[part],
+            None if self.inputs is None else self.inputs[examples],
+            [gradient[examples] for gradient in self.gradients],
+            None if self.biases is None else self.biases[examples],
         )
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Factors without regard to examples: one row for each position.
+
+    Attributes:
+        inputs: A, ``[positions, d_in]``.
+        gradients: G of each logit, ``[positions, d_out]``.
+    """
+
+    inputs: Tensor
+    gradients: Sequence[Tensor]
+
+
+class PackedFactors(Sequence[OuterProducts]):
+    """The batches of a tile whose factors are consecutive in memory, so that Gram matrices need no copies.
+
+    Args:
+        batches: The batches, views of `whole`.
+        whole: The factors of all positions of all batches, in order.
+    """
+
+    def __init__(self, batches: Sequence[OuterProducts], whole: Matrices) -> None:
+        self._batches = batches
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @overload
+    def __getitem__(self, index: int) -> OuterProducts: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[OuterProducts]: ...
+
+    def __getitem__(self, index: int | slice) -> OuterProducts | Sequence[OuterProducts]:
+        return self._batches[index]
+
+
+BatchSlice = tuple[int, slice]
+"""Some examples of a batch: the number of the batch, and which of its examples."""
 
 
 def shape_of(factors: Sequence[OuterProducts]) -> tuple[int, int, int, int]:
@@ -55,62 +96,79 @@ def shape_of(factors: Sequence[OuterProducts]) -> tuple[int, int, int, int]:
     return len(factors[0].gradients), examples, factors[0].out_features, inputs.shape[2]
 
 
-def flattened(factors: Sequence[OuterProducts]) -> OuterProducts:
-    """Put all positions of all examples into one row: ``[positions, d]``."""
-    inputs = [factor.inputs for factor in factors if factor.inputs is not None]
-    gradients = zip(*(factor.gradients for factor in factors), strict=True)
-    return OuterProducts(_as_matrix(inputs), [_as_matrix(logit) for logit in gradients], None)
+def as_matrices(factors: Sequence[OuterProducts], chosen: Sequence[BatchSlice]) -> Matrices:
+    """Return the factors of consecutive examples with one row for each position; no copy of packed factors.
+
+    Args:
+        factors: The batches of a tile.
+        chosen: Examples of one or more consecutive batches, without gaps.
+    """
+    if isinstance(factors, PackedFactors):
+        (first, start), (last, stop) = chosen[0], chosen[-1]
+        offsets = [0]
+        for batch in factors:
+            offsets.append(offsets[-1] + batch.batch_size * batch.positions)
+        rows = slice(
+            offsets[first] + start.start * factors[first].positions,
+            offsets[last] + stop.stop * factors[last].positions,
+        )
+        return Matrices(factors.whole.inputs[rows], [logit[rows] for logit in factors.whole.gradients])
+    batches = [factors[number][examples] for number, examples in chosen]
+    return _as_matrices(batches)
 
 
-def _as_matrix(parts: Sequence[Tensor]) -> Tensor:
-    """Join ``[B, L, d]`` of any B and L to ``[positions, d]``; without a copy where they lie behind one another."""
-    first, d = parts[0], parts[0].shape[2]
-    storage, end = first.untyped_storage().data_ptr(), first.data_ptr()
-    for part in parts:
-        elsewhere = part.data_ptr() != end or part.untyped_storage().data_ptr() != storage
-        if elsewhere or not part.is_contiguous():
-            return torch.cat([part.flatten(0, 1) for part in parts])
-        end += part.numel() * part.element_size()
-    return first.as_strided((sum(part.shape[0] * part.shape[1] for part in parts), d), (d, 1))
+def _as_matrices(batches: Sequence[OuterProducts]) -> Matrices:
+    gradients = zip(*(batch.gradients for batch in batches), strict=True)
+    return Matrices(
+        _as_matrix([batch.inputs for batch in batches if batch.inputs is not None]),
+        [_as_matrix(logit) for logit in gradients],
+    )
+
+
+def _as_matrix(tensors: Sequence[Tensor]) -> Tensor:
+    """Join ``[B, L, d]`` of any B and L to ``[positions, d]``; a single contiguous tensor is not copied."""
+    flat = [tensor.flatten(0, 1) for tensor in tensors]
+    return flat[0].contiguous() if len(flat) == 1 else torch.cat(flat)
 
 
 def storage_key(tensor: Tensor) -> tuple[object, ...]:
-    """Return what two tensors have in common only if they are the same numbers in the same places of memory."""
+    """Return a key that is equal for two tensors only if they are the same view of the same storage."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def pack_contiguous(factors: MutableMapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Lay the batches of every linear layer behind one another in memory; what layers share they go on sharing.
-
-    Gram matrices of all train examples at once then need no copy for each tile.
+def pack_contiguous(factors: MutableMapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Copy the batches of every linear layer to consecutive memory; layers that share their inputs still do.
 
     Args:
-        factors: Is empty at the end, so that never more than a layer's factors are there twice.
+        factors: The batches' factors by layer; emptied, so that only one layer's factors are held twice.
     """
-    places: dict[tuple[object, ...], list[Tensor]] = {}
+    shared: dict[tuple[object, ...], Tensor] = {}
     result = {}
     for name in list(factors):
-        found = factors.pop(name)
-        result[name] = _packed(found, places) if found and isinstance(found[0], OuterProducts) else found
+        batches = factors.pop(name)
+        weighted = batches and isinstance(batches[0], OuterProducts) and batches[0].inputs is not None
+        result[name] = _packed(batches, shared) if weighted else batches
     return result
 
 
-def _packed(factors: Sequence[OuterProducts], places: dict[tuple[object, ...], list[Tensor]]) -> list[OuterProducts]:
-    inputs = [factor.inputs for factor in factors if factor.inputs is not None]
-    if not inputs:
-        return list(factors)
+def _packed(batches: Sequence[OuterProducts], shared: dict[tuple[object, ...], Tensor]) -> PackedFactors:
+    inputs = [batch.inputs for batch in batches if batch.inputs is not None]
     key = tuple(map(storage_key, inputs))
-    if key not in places:
-        places[key] = _contiguous_copies(inputs)
-    gradients = zip(*map(_contiguous_copies, zip(*(factor.gradients for factor in factors), strict=True)), strict=True)
-    return [
-        OuterProducts(own, logits, factor.biases)
-        for own, logits, factor in zip(places[key], gradients, factors, strict=True)
+    if key not in shared:
+        shared[key] = torch.cat([tensor.flatten(0, 1) for tensor in inputs])
+    gradients = [
+        torch.cat([tensor.flatten(0, 1) for tensor in logit])
+        for logit in zip(*(batch.gradients for batch in batches), strict=True)
     ]
-
-
-def _contiguous_copies(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Copy ``[B, L, d]`` of any B and L into one piece of memory."""
-    whole = torch.cat([part.flatten(0, 1) for part in parts])
-    rows = whole.split([part.shape[0] * part.shape[1] for part in parts])
-    return [row.view(part.shape) for row, part in zip(rows, parts, strict=True)]
+    whole = Matrices(shared[key], gradients)
+    views, start = [], 0
+    for batch in batches:
+        rows = slice(start, start + batch.batch_size * batch.positions)
+        shape = batch.batch_size, batch.positions, -1
+        views.append(
+            OuterProducts(
+                whole.inputs[rows].view(shape), [logit[rows].view(shape) for logit in gradients], batch.biases
+            )
+        )
+        start = rows.stop
+    return PackedFactors(views, whole)

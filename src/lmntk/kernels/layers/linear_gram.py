@@ -6,18 +6,14 @@ import torch
 from torch import Tensor
 
 from lmntk.kernels.formulas import SignPlacement
-from lmntk.kernels.layers.base import Workspace
-from lmntk.kernels.layers.linear_factors import OuterProducts, flattened, shape_of
-
-# What an entry of a Gram matrix costs beyond its products, in flops: it is multiplied, summed up and moved.
-GRAM_ENTRY_FLOPS = 350
-# Tokens of either side whose Gram matrix is made at a time: enough for large products, few enough for the cache.
-GRAM_TOKENS = 1024
+from lmntk.kernels.layers.base import Buffer, Workspace
+from lmntk.kernels.layers.linear_factors import BatchSlice, OuterProducts, as_matrices, shape_of
+from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 
-def entry_flops(c: int, d_out: int, d_in: int) -> float:
-    """What Gram matrices cost for every pair of positions."""
-    return 2 * d_in + c**2 * (2 * d_out + GRAM_ENTRY_FLOPS)
+def gram_flops(c: int, d_out: int, d_in: int, tuning: Tuning) -> float:
+    """Return the flops of the Gram path for each pair of positions."""
+    return 2 * d_in + c**2 * (2 * d_out + tuning.gram_entry_flops)
 
 
 def gram(
@@ -25,98 +21,111 @@ def gram(
     xs: Sequence[Sequence[OuterProducts]],
     directions: Sequence[SignPlacement],
     workspace: Workspace,
+    tuning: Tuning = DEFAULT_TUNING,
 ) -> Tensor:
     """Multiply inputs with inputs and gradients with gradients: float64 ``[D, C, n, C, x]``.
 
-    K[i, a, j, b] = Σ_{l, m} (A_i A_jᵀ)_{lm} (G_ia G_jbᵀ)_{lm}; of single outer products the signs multiply alike. For
-    layers that were given the same A the products of G are summed first.
+    K[i, a, j, b] = Σ_{l, m} (A_i A_jᵀ)_{lm} (G_ia G_jbᵀ)_{lm}, ``einsum("ild,jmd,iale,jbme->iajb")``. If an example's
+    gradient is a single outer product its sign is the outer product of signs. For layers that share A the products of
+    G are summed first.
 
     Args:
-        trains: The train tile's batches in each of these layers, mostly one.
-        xs: The same for the X tile.
-        directions: Which side takes the sign.
-        workspace: Buffers to use.
+        trains: The factors of the train tile's batches in each of these layers, mostly one.
+        xs: The factors of the X tile's batches in each of these layers.
+        directions: Which side takes the sign, for each of the D results.
+        workspace: Buffers that are overwritten.
+        tuning: Bounds the Gram matrices.
     """
     train, x = trains[0], xs[0]
     c, n = shape_of(train)[:2]
-    most_tokens, most_columns = _gram_block(train, x, workspace.capacity)
+    train_tokens, x_tokens = _gram_block(train, x, workspace.capacity, tuning)
     result = torch.zeros(
         len(directions), c, n, c, shape_of(x)[1], dtype=torch.float64, device=train[0].gradients[0].device
     )
     row = 0
-    for run in _runs(train, most_tokens):
-        left_batches = [train[batch][part] for batch, part in run]
-        left = [flattened([layer[batch][part] for batch, part in run]) for layer in trains]
-        indicator = _example_indicator(left_batches)
+    for chosen in _position_blocks(train, train_tokens):
+        left = [as_matrices(layer, chosen) for layer in trains]
+        indicator = _example_indicator(train, chosen)
         column = 0
-        for ((batch, part),) in _runs(x, most_columns, together=False):
-            right = [flattened([layer[batch][part]]) for layer in xs]
-            size, length = part.stop - part.start, x[batch].positions
+        for x_chosen in _position_blocks(x, x_tokens, join_batches=False):
+            right = [as_matrices(layer, x_chosen) for layer in xs]
+            ((batch, examples),) = x_chosen
+            size, positions = examples.stop - examples.start, x[batch].positions
             for out, direction in zip(result, directions, strict=True):
-                inputs = _products([(left[0].inputs, right[0].inputs)], direction, workspace, "train")
+                pair = left[0].inputs, right[0].inputs
+                inputs = _products([pair], direction, workspace, Buffer.INPUT_GRAM)
                 for a in range(c):
                     for b in range(c):
-                        pairs = [
-                            (mine.gradients[a], other.gradients[b]) for mine, other in zip(left, right, strict=True)
-                        ]
-                        both = _products(pairs, direction, workspace, "x").mul_(inputs)
+                        pairs = [(own.gradients[a], other.gradients[b]) for own, other in zip(left, right, strict=True)]
+                        both = _products(pairs, direction, workspace, Buffer.GRADIENT_GRAM).mul_(inputs)
                         if indicator is not None:
-                            both = torch.mm(
-                                indicator, both, out=workspace.take("product", len(indicator), size * length)
-                            )
-                        found = both.view(-1, size, length).sum(dim=2, dtype=torch.float64)
+                            summed = workspace.take(Buffer.PRODUCT, len(indicator), size * positions)
+                            both = torch.mm(indicator, both, out=summed)
+                        found = both.view(-1, size, positions).sum(dim=2, dtype=torch.float64)
                         out[a, row : row + len(found), b, column : column + size] = found
             column += size
-        row += shape_of(left_batches)[1]
+        row += sum(examples.stop - examples.start for _, examples in chosen)
     return result
 
 
-def _gram_block(train: Sequence[OuterProducts], x: Sequence[OuterProducts], capacity: int) -> tuple[int, int]:
+def _gram_block(
+    train: Sequence[OuterProducts], x: Sequence[OuterProducts], capacity: int, tuning: Tuning
+) -> tuple[int, int]:
     """Return how many tokens of either side are multiplied together: as many as fit a buffer, or one example's."""
-    rows = min(GRAM_TOKENS, max(max(factor.positions for factor in train), capacity // max(f.positions for f in x)))
-    return rows, min(GRAM_TOKENS, capacity // rows)
+    longest, x_longest = (max(batch.positions for batch in side) for side in (train, x))
+    rows = min(tuning.gram_tokens, max(longest, capacity // x_longest))
+    return rows, min(tuning.gram_tokens, capacity // rows)
 
 
-def _runs(
-    factors: Sequence[OuterProducts], most_tokens: int, together: bool = True
-) -> Iterator[list[tuple[int, slice]]]:
-    """Cut batches to examples of at most so many tokens, and one at least; short ones come together where wished."""
-    run: list[tuple[int, slice]] = []
-    room = most_tokens
-    for number, factor in enumerate(factors):
+def _position_blocks(
+    factors: Sequence[OuterProducts], max_tokens: int, join_batches: bool = True
+) -> Iterator[list[BatchSlice]]:
+    """Cut batches into blocks of at most so many tokens, but one example at least.
+
+    Args:
+        factors: The batches.
+        max_tokens: Tokens of a block.
+        join_batches: Whether a block may have examples of several batches.
+    """
+    block: list[BatchSlice] = []
+    room = max_tokens
+    for number, batch in enumerate(factors):
         first = 0
-        while first < factor.batch_size:
-            if run and (not together or room < factor.positions):
-                yield run
-                run, room = [], most_tokens
-            last = min(factor.batch_size, first + max(1, room // factor.positions))
-            run.append((number, slice(first, last)))
-            room -= (last - first) * factor.positions
+        while first < batch.batch_size:
+            if block and (not join_batches or room < batch.positions):
+                yield block
+                block, room = [], max_tokens
+            last = min(batch.batch_size, first + max(1, room // batch.positions))
+            block.append((number, slice(first, last)))
+            room -= (last - first) * batch.positions
             first = last
-    if run:
-        yield run
+    if block:
+        yield block
 
 
 def _products(
-    pairs: Sequence[tuple[Tensor | None, Tensor | None]], direction: SignPlacement, workspace: Workspace, name: str
+    pairs: Sequence[tuple[Tensor, Tensor]], direction: SignPlacement, workspace: Workspace, buffer: Buffer
 ) -> Tensor:
-    """The inner products of all positions with all, summed over `pairs`, in the buffer `name`: ``[P, P']``."""
-    found: Tensor | None = None
-    for left, right in pairs:
-        assert left is not None
-        assert right is not None
+    """Return the inner products of all positions with all, summed over `pairs`: ``[P, P']``, in a buffer."""
+    found = workspace.take(buffer, len(pairs[0][0]), len(pairs[0][1]))
+    for number, (left, right) in enumerate(pairs):
         left, right = left.sign() if direction.sign_train else left, right.sign() if direction.sign_x else right
-        if found is None:
-            found = torch.mm(left, right.T, out=workspace.take(name, len(left), len(right)))
+        if number == 0:
+            torch.mm(left, right.T, out=found)
         else:
             found.addmm_(left, right.T)
-    assert found is not None
     return found
 
 
-def _example_indicator(factors: Sequence[OuterProducts]) -> Tensor | None:
-    """Which example each position belongs to, as ones in ``[examples, positions]``; None where all have but one."""
-    if all(factor.positions == 1 for factor in factors):
+def _example_indicator(factors: Sequence[OuterProducts], chosen: Sequence[BatchSlice]) -> Tensor | None:
+    """Return ones where a position belongs to an example, ``[examples, positions]``; None if each has one position."""
+    batches = [factors[number] for number, _ in chosen]
+    if all(batch.positions == 1 for batch in batches):
         return None
-    blocks = [factor.gradients[0].new_ones(1, factor.positions) for factor in factors for _ in range(factor.batch_size)]
+    ones = batches[0].gradients[0].new_ones
+    blocks = [
+        ones(1, batch.positions)
+        for batch, (_, examples) in zip(batches, chosen, strict=True)
+        for _ in range(examples.stop - examples.start)
+    ]
     return torch.block_diag(*blocks)

@@ -15,13 +15,13 @@ class LayerNormLayer(Layer):
     module: nn.LayerNorm
 
     def factors(self, inputs: Tensor, gradients: Gradients) -> Tensor:
-        """Return the gradients of the parameters that count, side by side: ``[B, C, p]``."""
-        parts = []
+        """Return the gradients of the layer's parameters, concatenated: ``[B, C, p]``."""
+        vectors = []
         if "weight" in self.parameter_names:
-            parts.append(stack_vectors(gradients, self._normalised(inputs)))
+            vectors.append(stack_vectors(gradients, self._normalised(inputs)))
         if "bias" in self.parameter_names:
-            parts.append(stack_vectors(gradients))
-        return torch.cat(parts, dim=2)
+            vectors.append(stack_vectors(gradients))
+        return torch.cat(vectors, dim=2)
 
     def kernel(
         self, train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[SignPlacement], workspace: Workspace

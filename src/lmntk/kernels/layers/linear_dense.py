@@ -1,0 +1,115 @@
+"""Products of gradients that are formed: some rows of the weight at a time, in preallocated buffers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lmntk.kernels.contraction import BLOCK
+from lmntk.kernels.formulas import SignPlacement
+from lmntk.kernels.layers.base import Buffer, Workspace
+from lmntk.kernels.layers.linear_factors import OuterProducts, shape_of
+from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
+
+
+def dense_buffer_numel(train_gradients: int, d_out: int, d_in: int, element_size: int, tuning: Tuning) -> int:
+    """Return the size of the largest buffer in numbers, for so many train gradients (examples times logits)."""
+    rows = _rows_in_cache(tuning.dense_gradient_batch, d_out, d_in, element_size, tuning)
+    return max(train_gradients, tuning.dense_gradient_batch) * rows * min(d_out, d_in)
+
+
+def dense(
+    train: Sequence[OuterProducts],
+    x: Sequence[OuterProducts],
+    directions: Sequence[SignPlacement],
+    workspace: Workspace,
+    tuning: Tuning = DEFAULT_TUNING,
+) -> Tensor:
+    """Form gradients and multiply them: float64 ``[D, C, n, C, x]``.
+
+    ``einsum("ilo,ild->iod")`` of each logit forms, ``einsum("bjod,aiod->bjai")`` of some rows o contracts.
+
+    Args:
+        train: The factors of the train tile's batches.
+        x: The factors of the X tile's batches.
+        directions: Which side takes the sign, for each of the D results.
+        workspace: Buffers that are overwritten.
+        tuning: Chooses how much is formed at a time.
+    """
+    c, n, d_out, d_in = shape_of(train)
+    inner, outer = sorted((d_out, d_in))
+    chunks = _chunks(x, max(1, tuning.dense_gradient_batch // c))
+    width = max(sum(batch.batch_size for batch in chunk) for chunk in chunks)
+    cached = _rows_in_cache(c * width, d_out, d_in, train[0].gradients[0].element_size(), tuning)
+    num_rows = max(1, min(cached, workspace.capacity // (c * max(n, width) * inner)))
+    result = torch.zeros(
+        len(directions), c, shape_of(x)[1], c, n, dtype=torch.float64, device=train[0].gradients[0].device
+    )
+    timer = workspace.timer
+    for start in range(0, outer, num_rows):
+        rows = slice(start, min(start + num_rows, outer))
+        with timer.stage("forming"):
+            formed_train = _form(Buffer.TRAIN, train, rows, workspace)
+        signed_train = formed_train
+        if all(direction.sign_train for direction in directions):
+            formed_train.sign_()
+        elif any(direction.sign_train for direction in directions):
+            signed_train = torch.sign(formed_train, out=workspace.take(Buffer.SIGNED_TRAIN, *formed_train.shape))
+        first = 0
+        for chunk in chunks:
+            with timer.stage("forming"):
+                formed_x = _form(Buffer.X, chunk, rows, workspace)
+            size = formed_x.shape[1]
+            # Signs of X are taken in place, so the directions that need them come last, whatever their order is.
+            for out, direction in sorted(zip(result, directions, strict=True), key=lambda pair: pair[1].sign_x):
+                if direction.sign_x:
+                    formed_x.sign_()
+                right = signed_train if direction.sign_train else formed_train
+                product = workspace.take(Buffer.PRODUCT, c * size, c * n)
+                flat_x, flat_right = formed_x.view(c * size, -1), right.view(c * n, -1)
+                with timer.stage("contraction"):
+                    for x_block, right_block in zip(flat_x.split(BLOCK, 1), flat_right.split(BLOCK, 1), strict=True):
+                        torch.mm(x_block, right_block.T, out=product)
+                        out[:, first : first + size] += product.view(c, size, c, n)
+            first += size
+    # [D, C, x, C, n] -> [D, C, n, C, x]
+    return result.permute(0, 3, 4, 1, 2)
+
+
+def _rows_in_cache(count: int, d_out: int, d_in: int, element_size: int, tuning: Tuning) -> int:
+    """Return how many rows of `count` gradients (columns, if they are wide) are best formed at a time."""
+    inner, outer = sorted((d_out, d_in))
+    return min(outer, max(tuning.min_weight_rows, tuning.cache_bytes // (count * inner * element_size)))
+
+
+def _form(buffer: Buffer, factors: Sequence[OuterProducts], rows: slice, workspace: Workspace) -> Tensor:
+    """Form some rows of the gradients, or of the transposed ones if the weight is wide: ``[C, B, rows, inner]``."""
+    c, examples, d_out, d_in = shape_of(factors)
+    formed = workspace.take(buffer, c, examples, rows.stop - rows.start, min(d_out, d_in))
+    for logit in range(c):
+        first = 0
+        for batch in factors:
+            left, right = batch.gradients[logit], batch.inputs
+            assert right is not None
+            if d_in > d_out:
+                left, right = right, left
+            torch.bmm(left[:, :, rows].transpose(1, 2), right, out=formed[logit, first : first + batch.batch_size])
+            first += batch.batch_size
+    return formed
+
+
+def _chunks(factors: Sequence[OuterProducts], size: int) -> list[list[OuterProducts]]:
+    """Cut batches, or join them, to chunks of `size` examples; the last one has the rest."""
+    chunks: list[list[OuterProducts]] = []
+    room = 0
+    for batch in factors:
+        first = 0
+        while first < batch.batch_size:
+            if not room:
+                chunks.append([])
+                room = size
+            taken = batch[first : min(first + room, batch.batch_size)]
+            chunks[-1].append(taken)
+            room -= taken.batch_size
+            first += taken.batch_size
+    return chunks
