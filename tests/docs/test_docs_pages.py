@@ -64,7 +64,7 @@ def test_every_flag_and_file_that_it_names_exists(name: str) -> None:
     tools = "".join(
         (ROOT / "tools" / f"{tool}.py").read_text() for tool in ("benchmark_kernels", "estimate_kernel_cost")
     )
-    of_tools = {*re.findall(r"\"--(\w+)\"", tools), "mode", "k", "task", "standalone", "nproc_per_node", "max"}
+    of_tools = {*re.findall(r"\"--(\w+)\"", tools), "mode", "k", "task", "standalone", "nproc_per_node", "max", "list"}
     assert {flag for flag in re.findall(r"--(\w+)", page) if flag not in flag_names() | of_tools} == set()
     for path in re.findall(r"`((?:src|tools|tests|models|kernels)/[\w/]+\.py)`", page):
         assert (ROOT / path).is_file() or (ROOT / "src" / "lmntk" / path).is_file(), path

@@ -124,7 +124,7 @@ def test_the_templates_that_it_prints_are_the_tasks() -> None:
         if read != template.sentences:
             (behind_mask if read else without).add(name)
     said = re.search(
-        r"The same holds for (.+?)\. A template with no sentence before the mask, as (\w+)'s", PAGE, re.DOTALL
+        r"The same holds for (.+?)\. A template with no sentence before the mask, such as\s+(\w+)'s", PAGE, re.DOTALL
     )
     assert said is not None
     assert {*re.split(r",\s+|\s+and\s+", said[1]), "MNLI", "mnli-mm"} == behind_mask
