@@ -1,0 +1,57 @@
+"""Training in two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from command_line import ROOT, Workplace
+from training_runs import MODEL, RESULTS, STEPS, files, results, weights
+
+
+@pytest.fixture(scope="module")
+def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
+    """Output folders of one process, and of two with batches half as large: of fine-tuning and of zero-shot."""
+    trained = (*STEPS, "--optimizer", "sgd", "--learning_rate", "0.1", "--model_name_or_path", str(still))
+    kinds = {"trained": trained, "zero": ("--no_train",)}
+    runs = [{"argv": place.argv(*flags, output=f"two {kind}")} for kind, flags in kinds.items()]
+    path = place.folder / "runs.json"
+    path.write_text(json.dumps(runs), encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'helpers'}"}
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "tests" / "helpers" / "process_runs.py"), str(path)],
+        cwd=place.folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("results are in ") == 2
+    doubled = ("--per_device_train_batch_size", "4")
+    return {
+        kind: (place.run(*flags, *doubled, output=f"one {kind}"), place.folder / f"two {kind}")
+        for kind, flags in kinds.items()
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_batches_twice_as_large(
+    still: Path, processes: dict[str, tuple[Path, Path]]
+) -> None:
+    alone, together = processes["trained"]
+    assert files(together) == files(alone) == RESULTS | MODEL
+    for found, wanted in zip(results(together), results(alone), strict=True):
+        assert found["eval_acc"] == wanted["eval_acc"]
+    found, wanted, start = weights(together), weights(alone), weights(still)
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-5) for name in wanted)
+    assert not torch.allclose(found["lm_head.dense.weight"], start["lm_head.dense.weight"], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["trained", "zero"])
+def test_two_processes_find_the_loss_that_one_finds(processes: dict[str, tuple[Path, Path]], kind: str) -> None:
+    alone, together = processes[kind]
+    for found, wanted in zip(results(together), results(alone), strict=True):
+        assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], abs=1e-5)
