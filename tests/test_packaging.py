@@ -80,8 +80,8 @@ def test_a_wheel_works_alone_in_a_fresh_environment(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    wanted = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "lmntk").rglob("*.py")}
-    assert wanted | {"lmntk/py.typed"} <= names
+    wanted = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "lmntk").rglob("*.*")}
+    assert {name for name in wanted if "__pycache__" not in name} <= names
     run_python("-m", "venv", "--without-pip", str(tmp_path / "env"))
     python = str(tmp_path / "env" / "bin" / "python")
     run_python("-m", "pip", "--python", python, "install", *quiet, str(wheel), path="")
