@@ -1,4 +1,4 @@
-"""The command lines of the tools: mistakes are told in one sentence, like all others."""
+"""Parsers of the tools, and the one way to end a tool: an error is printed as one sentence."""
 
 import argparse
 import logging

@@ -4,9 +4,8 @@ import contextlib
 import json
 import logging
 import math
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,32 @@ from lmntk.errors import FileError, SettingError, UnknownNameError, UsageError
 from lmntk.experiment.experiment import Experiment
 from lmntk.experiment.provenance import hash_of_tokens
 from lmntk.interrupts import Stopped
-from lmntk.models.checkpoints import ADAPTERS_FILE, WEIGHTS_FILE, restore_checkpoint, save_checkpoint, save_tokenizer
+from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint, save_tokenizer
 from lmntk.models.classifier import PromptClassifier
 from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
 from lmntk.prompts.features import ResampledDemonstrations
 from lmntk.storage.atomic import file_error_behind, write_atomically
 from lmntk.storage.wording import quantity
 from lmntk.trainers.base import FewShotTrainer
+from lmntk.trainers.training_checkpoints import (
+    CHECKPOINT_NAME,
+    OPTIMIZER_FILE,
+    SCHEDULER_FILE,
+    STATE_FILE,
+    find_checkpoints,
+    missing_files,
+    optimizer_shape,
+    step_of,
+)
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "trainer_state.json"
-OPTIMIZER_FILE = "optimizer.pt"
-SCHEDULER_FILE = "scheduler.pt"
 SETTINGS_FILE = "training_settings.json"
 SAME_WHEN_RESUMED = (
     "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "per_device_train_batch_size",
     "gradient_accumulation_steps", "optimizer_variant", "fix_layers", "clip_frozen", "decay_head_norm",
 )  # fmt: skip
 SPARED_BY_NAME = ("bias", "LayerNorm.weight")
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class FineTuneTrainer(FewShotTrainer):
@@ -108,7 +113,7 @@ class FineTuneTrainer(FewShotTrainer):
         try:
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except Stopped as stop:
-            number = sum(not _missing(path) for path in _checkpoints(Path(self.args.output_dir)))
+            number = sum(not missing_files(path) for path in find_checkpoints(Path(self.args.output_dir)))
             verb = "is" if number == 1 else "are"
             stop.kept_summary = f"{quantity(number, 'checkpoint')} {verb} kept in {self.args.output_dir}"
             stop.resume_hint = "the same command with `resume_from_checkpoint=true` goes on from the last"
@@ -123,7 +128,7 @@ class FineTuneTrainer(FewShotTrainer):
     def finish(self) -> None:
         """Remove the checkpoints of the finished training, unless the user said when to save some."""
         if not self.args.keeps_checkpoints:
-            found = _checkpoints(Path(self.args.output_dir))
+            found = find_checkpoints(Path(self.args.output_dir))
             distributed.on_rank_zero(self._remove, [path for path in found if not self._starts_from(path)])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -164,22 +169,22 @@ class FineTuneTrainer(FewShotTrainer):
     def _find_checkpoint(self) -> Path | None:
         """Return the checkpoint to continue from; remove those of an earlier training that is overwritten."""
         folder, asked = Path(self.args.output_dir), self.args.resume_from_checkpoint
-        found = _checkpoints(folder)
+        found = find_checkpoints(folder)
         if asked is None:
             self._remove(found)
             return None
         if asked.lower() == "true":
-            whole = [path for path in found if not _missing(path)]
+            whole = [path for path in found if not missing_files(path)]
             if not whole:
                 logger.info("%s holds no checkpoint to continue from: training starts at the beginning", folder)
                 return None
             path = whole[-1]
         else:
             path = Path(asked)
-            if _missing(path):
+            if missing_files(path):
                 raise FileError(
-                    f"`resume_from_checkpoint={path}`: there is no {_missing(path)[0]} in it, so it is not a complete "
-                    "checkpoint; name a checkpoint-N folder of an earlier run, or give true for the last one in "
+                    f"`resume_from_checkpoint={path}`: there is no {missing_files(path)[0]} in it, so it is not a "
+                    "complete checkpoint; name a checkpoint-N folder of an earlier run, or give true for the last one in "
                     "`output_dir`",
                     path=path,
                 )
@@ -202,7 +207,7 @@ class FineTuneTrainer(FewShotTrainer):
                 setting="max_steps",
                 value=self.args.max_steps,
             )
-        self._remove([one for one in found if one.parent == path.parent and _step(one) > _step(path)])
+        self._remove([one for one in found if one.parent == path.parent and step_of(one) > step_of(path)])
         return path
 
     def _remove(self, folders: list[Path]) -> None:
@@ -249,7 +254,7 @@ class FineTuneTrainer(FewShotTrainer):
         save_checkpoint(self._position_model(), folder, self._experiment.base_name)
         if self._experiment.tokenizer is not None:
             save_tokenizer(self._experiment.tokenizer, folder)
-        if _CHECKPOINT.fullmatch(folder.name):
+        if CHECKPOINT_NAME.fullmatch(folder.name):
             write_atomically(folder / SETTINGS_FILE, lambda file: file.write(json.dumps(self._settings()).encode()))
 
     def _settings(self) -> dict[str, Any]:
@@ -300,7 +305,7 @@ class FineTuneTrainer(FewShotTrainer):
             if checkpoint is not None:
                 stored = torch.load(Path(checkpoint) / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
                 assert self.optimizer is not None
-                if _shape(stored) != _shape(self.optimizer.state_dict()):
+                if optimizer_shape(stored) != optimizer_shape(self.optimizer.state_dict()):
                     raise ValueError("it has another optimizer, or other trained parameters")
             super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -381,37 +386,8 @@ def _refusing_damaged_files(checkpoint: str | None, files: str) -> Iterator[None
         ) from error
 
 
-def _shape(state: Mapping[str, Any]) -> list[tuple[int, frozenset[str]]]:
-    """Return the number of parameters and the names of the settings of each group in an optimizer's state."""
-    return [(len(group["params"]), frozenset(group) - {"params", "initial_lr"}) for group in state["param_groups"]]
-
-
-def _missing(checkpoint: Path) -> list[str]:
-    """Return the files that are missing or damaged in a checkpoint and without which training cannot continue."""
-    missing = [name for name in (STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE) if not (checkpoint / name).is_file()]
-    if not any((checkpoint / name).is_file() for name in (WEIGHTS_FILE, ADAPTERS_FILE)):
-        missing.append(WEIGHTS_FILE)
-    if STATE_FILE not in missing:
-        try:
-            json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            missing.append(f"readable {STATE_FILE}")
-    return missing
-
-
 def _take_signs(optimizer: torch.optim.Optimizer, *args: Any) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
                 parameter.grad.sign_()
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoint folders of the stock trainer, the earliest first."""
-    return sorted((path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)), key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    """Return the step in the name of a checkpoint folder; 0 for any other folder."""
-    match = _CHECKPOINT.fullmatch(checkpoint.name)
-    return 0 if match is None else int(match[1])
