@@ -1,0 +1,67 @@
+"""The flags of the kernel: its formula, solver, parameters and engine."""
+
+from dataclasses import dataclass
+
+from lmntk.config.flag_fields import flag
+from lmntk.kernels.engines import ENGINES
+from lmntk.kernels.formulas import FORMULAS
+from lmntk.kernels.memory import DEFAULT_FRACTION
+from lmntk.solvers import SOLVERS
+from lmntk.solvers.problem import SolverSettings
+
+
+@dataclass
+class KernelArguments:
+    """The kernel, how it is computed, and the solver."""
+
+    _argument_group_name = "Kernels"
+
+    kernel_formula: str = flag(
+        "Inner product of the gradients (sgd), of their signs (signgd), of signs with gradients (asymmetric_signgd).",
+        "sgd",
+        FORMULAS,
+    )
+    kernel_solver: str = flag(
+        "How to predict from the kernel: " + "; ".join(f"{name}: {row.summary}" for name, row in SOLVERS.items()) + ".",
+        "lstsq",
+        SOLVERS,
+    )
+    flattened_targets: bool = flag(
+        "For logistic and svc with several logits: fit one model of two classes to the flattened kernel and one-hot "
+        "targets.",
+        False,
+    )
+    binary_classification: bool = flag(
+        "Use one logit, that of the second label word minus that of the first; two classes only.", False
+    )
+    kernel_regularization: float = flag(
+        "Term added to the kernel's diagonal, in units of its largest singular value.", SolverSettings.regularization
+    )
+    kernel_gamma: float = flag("Weight of the errors in the asym solver.", SolverSettings.gamma)
+    kernel_lambda: float = flag(
+        "Weight of the first kernel in the asym solver's predictions, 0 to 1.", SolverSettings.lambda_
+    )
+    adjust_for_init: bool = flag("Fit the residuals of the untrained model's logits, and add the logits back.", False)
+    f0_scaling: float = flag(
+        "Divisor of the untrained logits for --adjust_for_init; 0: no adjustment.", SolverSettings.f0_scaling
+    )
+    kernel_per_layer: bool = flag(
+        "Also save each layer's part of the kernel, and report how well it predicts on its own.", False
+    )
+    load_kernels: str | None = flag("Take the kernels from this output folder of an earlier run.")
+    overwrite_kernels: bool = flag("Compute the kernels in the output folder again.", False)
+    exclude_embeddings: bool = flag("Leave out the gradients of the embeddings and their LayerNorm.", False)
+    exclude_head: bool = flag("Leave out the gradients of the language-model or classification head.", False)
+    only_biases: bool = flag("Use the gradients of biases alone.", False)
+    exclude_first_layers: int = flag("Leave out the gradients of the first n layers.", 0)
+    kernel_engine: str = flag(
+        "factored: layer by layer, fastest; jacobian: whole gradients; jvp: the published method, least memory; auto: "
+        "factored. All take any model and agree.",
+        "auto",
+        ("auto", *ENGINES),
+    )
+    kernel_dtype: str = flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
+    kernel_memory_gb: float | None = flag(
+        f"Memory for kernels, in GB; default: {DEFAULT_FRACTION:.0%}% of the free memory."
+    )
+    dry_run: bool = flag("Estimate time, memory and disk space of the kernels, and exit.", False)
