@@ -184,8 +184,8 @@ class FineTuneTrainer(FewShotTrainer):
             if missing_files(path):
                 raise FileError(
                     f"`resume_from_checkpoint={path}`: there is no {missing_files(path)[0]} in it, so it is not a "
-                    "complete checkpoint; name a checkpoint-N folder of an earlier run, or give true for the last one in "
-                    "`output_dir`",
+                    "complete checkpoint; name a checkpoint-N folder of an earlier run, or give true for the last one "
+                    "in `output_dir`",
                     path=path,
                 )
             # The next run that resumes would take the checkpoints of another training for this one's.
