@@ -9,7 +9,7 @@ import pytest
 from command_line import SENTENCES, Workplace, sst2_rows, write_rows
 from lmntk.config.arguments import parse_arguments
 from lmntk.data.tasks import find_task
-from lmntk.errors import TemplateError, UsageError
+from lmntk.errors import SettingError, TemplateError, UsageError
 from lmntk.experiment.build import build
 from lmntk.experiment.experiment import Experiment
 from tiny_models import save_tiny_checkpoint
@@ -96,12 +96,9 @@ def test_in_finetune_mode_the_plain_text_is_read_to_its_end(place: Workplace, ca
 
 def test_a_template_that_has_no_sentence_before_its_mask_is_refused(place: Workplace) -> None:
     template = find_task("trec").template
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(TemplateError, match="that is no sentence: put sent_0 before it") as error:
         built(place, "trec")
-    assert str(error.value) == (
-        "--template: a causal language model reads what stands before *mask*, and in "
-        f"'{template}' that is no sentence: put sent_0 before it, as in {SENTIMENT}"
-    )
+    assert error.value.data == {"template": template}
     with pytest.raises(UsageError, match=re.escape("put sent_0 and sent_1 before it, as in")):
         built(place, "MNLI", "--template", "*cls*_So*mask*:*+sent_0**+sent_1*")
 
@@ -163,12 +160,9 @@ def test_masked_models_are_neither_warned_nor_refused(place: Workplace, caplog: 
 
 
 def test_examples_behind_the_query_are_refused(place: Workplace) -> None:
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(SettingError, match="take `gpt3_in_context_head`") as error:
         built(place, "SST-2", "--few_shot_type", "prompt-demo", "--gpt3_in_context_tail")
-    assert str(error.value) == (
-        "--gpt3_in_context_tail puts examples behind the query, where a causal language model reads nothing: take "
-        "--gpt3_in_context_head"
-    )
+    assert error.value.data["setting"] == "gpt3_in_context_tail"
 
 
 def test_demonstrations_that_push_the_end_out_are_told_or_lose_their_beginning(place: Workplace) -> None:
