@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lmntk.config.flag_fields import flag
 from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS
-from lmntk.kernels.memory import DEFAULT_FRACTION
+from lmntk.kernels.memory import MemoryBudget
 from lmntk.solvers import SOLVERS
 from lmntk.solvers.problem import SolverSettings
 
@@ -62,6 +62,6 @@ class KernelArguments:
     )
     kernel_dtype: str = flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
     kernel_memory_gb: float | None = flag(
-        f"Memory for kernels, in GB; default: {DEFAULT_FRACTION:.0%}% of the free memory."
+        f"Memory for kernels, in GB; default: {MemoryBudget.DEFAULT_FRACTION:.0%}% of the free memory."
     )
     dry_run: bool = flag("Estimate time, memory and disk space of the kernels, and exit.", False)
