@@ -95,7 +95,7 @@ class PeerExitedError(UsageError):
 def refused(error: OSError) -> FileError:
     """Say what the file system refused, with which file, and what helps."""
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    remedy = "take a shorter name" if error.errno == errno.ENAMETOOLONG else "make room, or clear the way"
+    remedy = "take a shorter name" if error.errno == errno.ENAMETOOLONG else "make room, or free the path"
     sentence = f"{what}: {remedy}, and give the same command again; what was finished is kept"
     return FileError(sentence, path=error.filename)
 

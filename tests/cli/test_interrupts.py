@@ -45,7 +45,7 @@ def shell(folder: Path, line: str, work: str, prints_results: bool = True) -> su
         (
             "$PROGRAM >/dev/full",
             2,
-            "error: No space left on device: make room, or clear the way, and give the same command again; what was "
+            "error: No space left on device: make room, or free the path, and give the same command again; what was "
             "finished is kept\n",
         ),
     ],
@@ -117,7 +117,7 @@ def with_bars(end: BaseException | signal.Signals) -> None:
         (
             OSError(errno.EDQUOT, "Disk quota exceeded", "a/file"),
             2,
-            "error: a/file: Disk quota exceeded: make room, or clear the way, and give the same command again; what "
+            "error: a/file: Disk quota exceeded: make room, or free the path, and give the same command again; what "
             "was finished is kept",
         ),
     ],

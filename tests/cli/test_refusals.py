@@ -208,7 +208,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_c
 ) -> None:
     sentence = refuse("--output_dir", "/proc/lmntk")
     assert sentence.startswith("--output_dir /proc/lmntk cannot be written (")
-    assert sentence.endswith("): choose another folder, or clear the way")
+    assert sentence.endswith("): choose another folder, or free the path")
 
 
 def test_loading_from_a_folder_without_kernels_is_refused(refuse: Callable[..., str], tmp_path: Path) -> None:

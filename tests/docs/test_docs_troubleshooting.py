@@ -15,7 +15,7 @@ from command_line import ROOT, Workplace, sst2_rows, write_rows
 from doc_commands import commands, environment_with, make_stand_in, page_text
 from lmntk.config.arguments import flag_names
 from lmntk.config.flag_names import in_flags
-from lmntk.storage.output_folder import claimed
+from lmntk.storage.output_folder import locked_output_folder
 
 PAGE = page_text("troubleshooting")
 QUOTES = [
@@ -117,7 +117,7 @@ def a_kernel_loaded_for_another_command(place: Workplace, folder: Path, monkeypa
 
 
 def two_runs_in_one_folder(place: Workplace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    with claimed(folder / "out"):
+    with locked_output_folder(folder / "out"):
         return run_with()(place, folder, monkeypatch)
 
 

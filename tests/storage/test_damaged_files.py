@@ -11,7 +11,7 @@ from command_line import Workplace
 from interrupted_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, tile_name, undisturbed_kernels
 from lmntk.errors import UsageError
 from lmntk.storage import tile_store
-from lmntk.storage.output_folder import LOCK_NAME, claimed
+from lmntk.storage.output_folder import LOCK_NAME, locked_output_folder
 from lmntk.storage.tile_store import TileStore
 
 
@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_and_what_was_finished_is_used_when_there_is_room(
         patched.setattr(Path, "open", opened)
         outcome = place.call(place.argv(*TILED, output=output))
     assert outcome.status == 2
-    assert f"{name} (No space left on device): make room, or clear the way, and give the same command" in outcome.err
+    assert f"{name} (No space left on device): make room, or free the path, and give the same command" in outcome.err
     assert not list((place.folder / output).rglob(".*.tmp"))
     computed = count_tiles(monkeypatch)
     place.run(*TILED, output=output)
@@ -129,7 +129,7 @@ def test_a_full_disk_is_told_and_what_was_finished_is_used_when_there_is_room(
 
 
 def test_a_second_run_on_the_same_folder_says_who_is_there_and_stops(place: Workplace, tmp_path: Path) -> None:
-    with claimed(place.folder / "claimed"):
+    with locked_output_folder(place.folder / "claimed"):
         outcome = place.call(place.argv(output="claimed"))
         assert outcome.status == 2
         folder = place.folder / "claimed"
@@ -144,7 +144,7 @@ def test_a_second_run_on_the_same_folder_says_who_is_there_and_stops(place: Work
 
 def test_the_lock_of_a_run_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).write_text("process 1 on somewhere\n", encoding="utf-8")
-    with claimed(tmp_path):
+    with locked_output_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -156,7 +156,7 @@ def test_where_files_cannot_be_locked_a_warning_takes_the_locks_place(
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with claimed(tmp_path):
+    with locked_output_folder(tmp_path):
         pass
     assert f"{tmp_path} cannot be locked (No locks available): see that no other run writes there" in caplog.messages
 

@@ -18,7 +18,7 @@ from interrupted_runs import KERNELS, TILED, TILES, count_tiles, interrupted, st
 from lmntk import interrupts
 from lmntk.experiment import provenance
 from lmntk.models import checkpoints
-from lmntk.storage.output_folder import LOCK_NAME, claimed
+from lmntk.storage.output_folder import LOCK_NAME, locked_output_folder
 from lmntk.storage.tile_store import TileStore
 
 # Kills the process in the middle of the so-manieth write of a file whose name ends in that.
@@ -123,7 +123,7 @@ def test_a_run_clears_what_was_being_saved_when_the_one_before_was_killed(place:
         (folder / "model.safetensors").write_bytes(b"half")
     (others[0] / "notes.txt").touch()
     (output / "checkpoint-2" / f".training_settings.json.{'0' * 32}.tmp").touch()
-    with claimed(output):
+    with locked_output_folder(output):
         assert not any(folder.exists() for folder in ours)
         assert all((folder / "model.safetensors").exists() for folder in others)
         assert not list((output / "checkpoint-2").iterdir())

@@ -55,7 +55,7 @@ def test_a_file_in_the_way_of_the_output_folder_is_told_with_the_flag(tmp_path: 
         atomic.prepare_output_dir(folder)
     reason = os.strerror(errno.ENOTDIR if below else errno.EEXIST)
     assert str(caught.value) == (
-        f"--output_dir {folder} cannot be written ({reason}): choose another folder, or clear the way"
+        f"--output_dir {folder} cannot be written ({reason}): choose another folder, or free the path"
     )
 
 
@@ -122,7 +122,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         atomic.write_atomically(tmp_path / "file", write)
     assert str(caught.value) == (
-        f"cannot write {tmp_path / 'file'} (No space left on device): make room, or clear the way, "
+        f"cannot write {tmp_path / 'file'} (No space left on device): make room, or free the path, "
         "and give the same command again; what was finished is kept"
     )
     assert names(tmp_path) == []
@@ -465,5 +465,5 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         run_files.append_log(tmp_path / "log", {})
     assert str(caught.value) == (
-        f"cannot append to the log {tmp_path / 'log'} (Is a directory): make room, or clear the way"
+        f"cannot append to the log {tmp_path / 'log'} (Is a directory): make room, or free the path"
     )

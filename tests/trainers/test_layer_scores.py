@@ -210,7 +210,7 @@ def test_what_is_announced_counts_the_layers_files(tmp_path: Path) -> None:
     for apart in (None, layers_of(problem.params, model.base_prefix)):
         engine = make_engine(replace(problem, layer_of=apart))
         plan = engine.plan()
-        work = KernelJob("train × test", engine, plan, engine.estimate_cost(plan), TileStore(tmp_path))
+        work = KernelJob("train × test", engine, plan, engine.estimate_cost(plan), TileStore.open(tmp_path, {}))
         sizes[apart is not None] = work.file_bytes, work.tile_bytes
     kernel, tiles = sizes[False]
     assert kernel == tiles == 8 * 3 * 3 * problem.num_logits**2

@@ -75,17 +75,12 @@ def _output_folder(args: "TrainingArguments") -> Iterator["TrainingArguments"]:
         The arguments, with the folder of the run as ``output_dir``.
     """
     from lmntk.distributed import on_rank_zero
-    from lmntk.storage.output_folder import claimed, no_leftover_folders, timestamped_folder
+    from lmntk.storage.output_folder import output_folder_for
 
     with contextlib.ExitStack() as entered:
-        if args.dry_run:
-            on_rank_zero(entered.enter_context, no_leftover_folders(args.output_dir))
-        else:
-            if args.sweep:
-                folder = on_rank_zero(entered.enter_context, timestamped_folder(args.output_dir))
-                args = args.with_changes(output_dir=str(folder))
-            on_rank_zero(entered.enter_context, claimed(args.output_dir))
-        yield args
+        folder = output_folder_for(args.output_dir, sweep=args.sweep, dry_run=args.dry_run)
+        path = on_rank_zero(entered.enter_context, folder)
+        yield args.with_changes(output_dir=str(path)) if args.sweep else args
 
 
 def _log_settings(model_args: "ModelArguments", data_args: "DataArguments", training_args: "TrainingArguments") -> None:

@@ -50,7 +50,7 @@ def write_report(
     output = prepare_output_dir(output)
     path = output / "report.html"
     for name, content in (files | {path.name: text.encode()}).items():
-        write_atomically(output / name, operator.methodcaller("write", content), lasting=False)
+        write_atomically(output / name, operator.methodcaller("write", content), durable=False)
     return path
 
 

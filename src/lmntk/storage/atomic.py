@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and readers of the plain formats that files from outside have."""
+"""Files that are written whole or not at all."""
 
 import contextlib
 import os
@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lmntk.errors import FileError, UsageError
+from lmntk.errors import FileError
 
-UNFINISHED = ".tmp"
+TEMPORARY_SUFFIX = ".tmp"
 SAVING = ".saving-"
-"""How the name of a folder begins into which a model is being written; `tempfile.mkdtemp` adds eight characters."""
+"""Prefix of a folder into which a model is being written; `tempfile.mkdtemp` adds eight characters."""
 
 
-def prepare_output_dir(path: str | Path, flag: str = "--output_dir") -> Path:
-    """Make a folder, and a file in it for a moment: permissions alone do not tell what a file system allows.
+def prepare_output_dir(path: str | Path, setting: str = "output_dir") -> Path:
+    """Make a folder and check that a file can be made in it: permissions alone do not say what a file system allows.
 
     Args:
-        path: The folder.
-        flag: The flag that named it.
+        path: The folder to make.
+        setting: The setting that names the folder.
 
     Raises:
-        UsageError: Names the flag and what is in the way.
+        FileError: The folder cannot be made or written.
     """
     directory = Path(path)
     probe = directory / f".writable-{uuid.uuid4().hex}"
@@ -32,98 +32,127 @@ def prepare_output_dir(path: str | Path, flag: str = "--output_dir") -> Path:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise UsageError(
-            f"{flag} {directory} cannot be written ({error.strerror}): choose another folder, or clear the way"
+        raise FileError(
+            f"`{setting}={directory}` cannot be written ({error.strerror}): choose another folder, or free the path",
+            path=directory,
+            setting=setting,
         ) from error
     return directory
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, lasting: bool = True) -> None:
-    """Give `path` the bytes that `write` writes, all of them or, after a failure or a kill, none.
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+    """Give `path` the bytes that `write` writes: all of them or, after a failure or a kill, none.
 
     Args:
         path: The file to make or replace.
         write: Called once with an open file in the same folder.
-        lasting: Wait until the disk has it, so that it outlives a power cut too.
+        durable: Wait until the bytes are on the disk, so that they survive a power cut.
 
     Raises:
-        UsageError: The file system refuses.
+        FileError: The file system refuses.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+    with temporary_file(Path(path)) as file:
+        write(file)
+        move_into_place(file, Path(path), durable=durable)
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside `path` for writing; it is removed at the end unless `move_into_place` has moved it.
+
+    Raises:
+        FileError: The file system refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     with _as_file_error(path):
         try:
             with temporary.open("xb") as file:
-                write(file)
-                file.flush()
-                if lasting:
-                    os.fsync(file.fileno())
-            temporary.replace(path)
-            if lasting:
-                _sync_directory(path.parent)
+                yield file
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
+def move_into_place(file: BinaryIO, path: Path, *, durable: bool = True) -> None:
+    """Close a `temporary_file` and rename it to `path`, which it replaces.
+
+    Args:
+        file: What `temporary_file` opened.
+        path: The path given to it.
+        durable: Wait until the disk holds the bytes and the new name.
+    """
+    file.flush()
+    if durable:
+        os.fsync(file.fileno())
+    file.close()
+    Path(file.name).replace(path)
+    if durable:
+        _sync_directory(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Give `path` a text in UTF-8, as `write_atomically` does, after making its folder.
+    r"""Write a text in UTF-8 as `write_atomically` does, after making the folder.
 
     Args:
         path: The file to make or replace.
-        text: All of it, line ends included: none is translated.
+        text: The whole text; line ends are not translated, and a byte that is not Unicode is escaped as ``\udcff``.
 
     Raises:
         FileError: The file system refuses.
     """
     with _as_file_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(as_bytes(text)))
 
 
 @contextlib.contextmanager
 def _as_file_error(path: Path) -> Iterator[None]:
-    """Turn what the file system says of a write into a `FileError`."""
+    """Turn what the file system reports into a `FileError`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        cause = file_error_behind(error)
+        cause = cause_in_file_system(error)
         if cause is None:
             raise
         raise FileError(
-            f"cannot write {path} ({cause.strerror}): make room, or clear the way, and give the same command again; "
+            f"cannot write {path} ({cause.strerror}): make room, or free the path, and give the same command again; "
             "what was finished is kept",
             path=path,
         ) from error
 
 
 def remove_unfinished_files(folder: Path) -> None:
-    """Remove what was being written into a folder, or into a checkpoint in it, when a process was killed.
+    """Remove what a killed process was writing into a folder or a checkpoint in it.
 
     Args:
-        folder: No living process may be writing there.
+        folder: A folder into which no living process writes.
     """
     for place in (folder, *folder.glob("checkpoint-*")):
-        for path in place.glob(f".*.{'[0-9a-f]' * 32}{UNFINISHED}"):
+        for path in place.glob(f".*.{'[0-9a-f]' * 32}{TEMPORARY_SUFFIX}"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
         for path in place.glob(f"{SAVING}{'[a-z0-9_]' * 8}"):
-            # What holds anything but a model's files has this name by chance.
+            # A folder that holds other files has this name by chance.
             if path.is_dir() and all(file.suffix in (".json", ".safetensors") for file in path.iterdir()):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def file_error_behind(error: BaseException | None) -> OSError | None:
-    """What the file system said, where `torch.save` made another error of it."""
+def cause_in_file_system(error: BaseException | None) -> OSError | None:
+    """Return the `OSError` that `torch.save` turned into another error; None if there is none."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
 
 
+def as_bytes(text: str) -> bytes:
+    r"""Encode as UTF-8; what is not Unicode, such as a byte of a folder's name, becomes JSON's escape ``\udcff``."""
+    return text.encode(errors="backslashreplace")
+
+
 def _sync_directory(directory: Path) -> None:
-    """Let a rename survive a power cut, where the file system can."""
+    """Make a rename survive a power cut, if the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

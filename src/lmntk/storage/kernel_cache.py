@@ -1,7 +1,6 @@
-"""Which kernel file a run may use: one whose description fits, or none.
+"""Which kernel file a run may use: one whose description matches the command, or none.
 
-A kernel file is used only if what it says of itself is what the command asks for; a file that merely has the right name
-is how wrong numbers come about.
+A file that merely has the right name would give wrong numbers.
 """
 
 import json
@@ -14,16 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
-from lmntk.errors import UsageError
-from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files
+from lmntk.errors import FileError, KernelMismatchError, UsageError
+from lmntk.storage import kernel_files, kernel_metadata, logits_files
+from lmntk.storage.atomic import write_text
 from lmntk.storage.kernel_files import LayerKernels
 from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT
 from lmntk.storage.paths import RunPaths
-from lmntk.storage.tile_store import TileStore
+from lmntk.storage.tile_store import TileStore, drop_tiles, read_stored_plan
 
 logger = logging.getLogger(__name__)
 
 LAYERS_KEY = "layers"
+LARGEST_ROUNDING = 1e-9  # of the sum of the layers' kernels, relative to the kernel's norm
+_REMEDY = "pass `overwrite_kernels=True` to compute it anew, or another TAG or `output_dir` to keep both"
 
 Kernel = tuple[Tensor, Tensor]
 """A kernel, float64 ``[N, C, X, C]`` or ``[2, N, C, X, C]``, and the labels of its X examples."""
@@ -34,14 +36,14 @@ class KernelCache:
     """The kernel and logits files of one run.
 
     Attributes:
-        output_dir: Where they are written, and looked for.
-        load_dir: ``--load_kernels``: a folder they come from instead.
-        task_key: The task in file names.
-        overwrite: ``--overwrite_kernels``.
-        model: ``--model_name_or_path``.
-        data_dir: ``--data_dir``.
-        missing: What of it, and of the tokenizer, is not there to be compared with, a clause each.
-        per_layer: ``--kernel_per_layer``: the layers' parts are wanted with each kernel.
+        output_dir: The folder to write kernels to and look for them in.
+        load_dir: `load_kernels`: a folder to take kernels from instead.
+        task_key: The key of the task in file names.
+        overwrite: `overwrite_kernels`.
+        model: `model_name_or_path`.
+        data_dir: `data_dir`.
+        missing: Clauses on the parts of model and tokenizer that are missing, so that nothing is compared with them.
+        per_layer: `kernel_per_layer`: each kernel must have its layers' contributions.
     """
 
     output_dir: Path
@@ -53,217 +55,237 @@ class KernelCache:
     missing: Sequence[str] = ()
     per_layer: bool = False
 
+    @property
+    def paths(self) -> RunPaths:
+        """The names of the files in the output folder."""
+        return RunPaths(self.output_dir, self.task_key)
+
+    @property
+    def source_paths(self) -> RunPaths:
+        """The names of the files in the folder that kernels come from."""
+        return RunPaths(self.load_dir or self.output_dir, self.task_key)
+
     def start_overwriting(self, splits: Iterable[str]) -> None:
-        """Note that ``--overwrite_kernels`` begins to replace kernels, unless a run that was stopped has noted it."""
+        """Record that `overwrite_kernels` begins to replace kernels, unless a stopped run has recorded it."""
         if self.overwrite and self._overwritten() is None:
-            self._note([])
+            self._write_progress([])
             for split in splits:
-                self.tiles(split).drop()
+                self.drop_tiles(split)
 
     def finish(self) -> None:
-        """Note that all kernels of the command are there and used: the next ``--overwrite_kernels`` begins anew."""
-        self._overwriting_file.unlink(missing_ok=True)
+        """Record that the command has all its kernels: the next one with `overwrite_kernels` starts over."""
+        self._progress_file.unlink(missing_ok=True)
 
-    def tiles(self, split: str) -> TileStore:
-        """Return the store of a split's finished tiles."""
-        return TileStore(self._paths.tiles(split))
+    def stored_plan(self, split: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the plan of a split's tiles that a stopped run left, see `read_stored_plan`."""
+        return read_stored_plan(self.paths.tiles(split), wanted, self.overwrite)
 
-    def to_use(self, split: str, wanted: Mapping[str, Any]) -> Path | None:
-        """Return the file of a split's kernel; None where it is to be computed.
+    def open_tiles(self, split: str, plan: Mapping[str, Any]) -> TileStore:
+        """Return the store of a split's tiles of a plan."""
+        return TileStore.open(self.paths.tiles(split), plan)
+
+    def drop_tiles(self, split: str) -> None:
+        """Remove a split's tiles."""
+        drop_tiles(self.paths.tiles(split))
+
+    def find_reusable(self, split: str, wanted: Mapping[str, Any]) -> Path | None:
+        """Return the file of a split's kernel, or None if the kernel must be computed.
 
         Args:
             split: A key of the run's data sets.
-            wanted: What the command asks for, as far as it can be told (see `spec_from_arguments`).
+            wanted: What defines the wanted kernel, as far as it is known (see `spec_from_arguments`).
 
         Raises:
-            UsageError: A file is there, but made by a command that differs.
+            FileError: A file exists that cannot be used.
+            KernelMismatchError: A file exists that another command made.
         """
         if self.load_dir is not None:
-            return self._to_load(self.load_dir, split, wanted)
-        path = self._paths.kernel(split)
+            return self._find_to_load(split, wanted)
+        path = self.paths.kernel(split)
         if path.is_dir():
-            raise UsageError(f"{path} is a folder where a kernel's file belongs: remove it")
+            raise FileError(f"{path} is a folder where a kernel's file belongs: remove it", path=path)
         if not path.exists():
             return None
         overwritten = self._overwritten()
         if self.overwrite:
-            return path if split in (overwritten or ()) and self._is_sound(path, split, wanted) else None
+            return path if split in (overwritten or ()) and self._is_valid(path, split, wanted) else None
         if overwritten is not None and split not in overwritten:
-            raise UsageError(
-                f"{path} was being replaced by a command with --overwrite_kernels that was stopped: give that command "
-                f"again to finish it, or remove {self._overwriting_file} to keep this kernel"
+            raise FileError(
+                f"{path} was being replaced by a command with `overwrite_kernels=True` that was stopped: give that "
+                f"command again to finish it, or remove {self._progress_file} to keep this kernel",
+                path=path,
             )
-        way_out = "pass --overwrite_kernels to compute it anew, or another TAG or --output_dir to keep both"
         stored = kernel_metadata.read_description(path)
         if stored is None:
-            raise UsageError(f"{path} is there already, and nothing beside it says what made it: {way_out}")
+            raise FileError(
+                f"{path} exists already, and no description beside it says what made it: {_REMEDY}", path=path
+            )
         differences = kernel_metadata.kernel_differences(stored, wanted)
         if differences:
-            raise UsageError(f"{path} was made by another command ({'; '.join(differences)}): {way_out}")
-        if self.per_layer and not self._has_layers(path, split, stored):
-            raise UsageError(
-                f"{path} was made without --kernel_per_layer, and its layers' parts are not there: {way_out}"
+            raise KernelMismatchError(
+                f"{path} was made by another command ({'; '.join(differences)}): {_REMEDY}",
+                path=path,
+                differences=differences,
+            )
+        if self.per_layer and not self._has_layers(split, stored):
+            raise KernelMismatchError(
+                f"{path} was made without `kernel_per_layer=True`, and its layers' parts are missing: {_REMEDY}",
+                path=path,
+                differences=[LAYERS_KEY],
             )
         return path
 
     @property
-    def _paths(self) -> RunPaths:
-        return RunPaths(self.output_dir, self.task_key)
-
-    @property
-    def _overwriting_file(self) -> Path:
+    def _progress_file(self) -> Path:
         return self.output_dir / f"overwriting_{self.task_key}.json"
 
     def _overwritten(self) -> list[str] | None:
-        """The splits whose kernels an unfinished overwriting command has replaced; None where there is none."""
+        """The splits whose kernels an unfinished overwriting command has replaced; None if there is no such command."""
         try:
-            return list(json.loads(self._overwriting_file.read_text(encoding="utf-8")))
+            return list(json.loads(self._progress_file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):
             return []
 
-    def _note(self, splits: list[str]) -> None:
-        atomic.write_atomically(self._overwriting_file, lambda file: file.write(json.dumps(splits).encode()))
+    def _write_progress(self, splits: list[str]) -> None:
+        write_text(self._progress_file, json.dumps(splits))
 
-    def _has_layers(self, path: Path, split: str, stored: Mapping[str, Any]) -> bool:
-        """Whether the layers' parts lie beside a kernel; a file that another kernel's run left does not count."""
-        return LAYERS_KEY in stored and RunPaths(path.parent, self.task_key).layer_kernels(split).is_file()
+    def _has_layers(self, split: str, stored: Mapping[str, Any]) -> bool:
+        """Whether a kernel has its layers' parts beside it, and not those that another kernel's run left."""
+        return LAYERS_KEY in stored and self.paths.layer_kernels(split).is_file()
 
-    def _is_sound(self, path: Path, split: str, wanted: Mapping[str, Any]) -> bool:
+    def _is_valid(self, path: Path, split: str, wanted: Mapping[str, Any]) -> bool:
         try:
             kernel_files.load_kernel(path)
             stored = kernel_metadata.read_description(path) or {}
-            return not kernel_metadata.kernel_differences(stored, wanted) and (
-                not self.per_layer or self._has_layers(path, split, stored)
-            )
         except UsageError:
             return False
+        same = not kernel_metadata.kernel_differences(stored, wanted)
+        return same and (not self.per_layer or self._has_layers(split, stored))
 
-    def _to_load(self, folder: Path, split: str, wanted: Mapping[str, Any]) -> Path:
-        path = RunPaths(folder, self.task_key).kernel(split)
-        kernel_metadata.check_one_run(RunPaths(folder, self.task_key).kernel("train"), path)
+    def _find_to_load(self, split: str, wanted: Mapping[str, Any]) -> Path:
+        path = self.source_paths.kernel(split)
+        kernel_metadata.check_one_run(self.source_paths.kernel("train"), path)
         stored = kernel_metadata.read_description(path)
         if stored is None:
-            self._check_folder_names(path, folder.name, "its folder is called")
-            logger.warning(
-                "%s has no description: of which model, texts and template it is cannot be checked%s",
-                path,
-                f", nor its labels ({'; '.join(self.missing)})" if self.missing else "; its labels are compared",
-            )
+            self._check_folder_names(path, path.parent.name, "its folder is called")
+            labels = f", nor its labels ({'; '.join(self.missing)})" if self.missing else "; its labels are compared"
+            logger.warning("%s has no description, so its model, texts and template cannot be checked%s", path, labels)
             return path
-        # A description without one of these is of a time, or a run, that knew nothing of it.
-        told = {*stored, *OFF_BY_DEFAULT}
-        known = {name: value for name, value in wanted.items() if name in told}
-        unchecked = [name for name in stored if name == "label_word_ids" and name not in wanted]
-        limits = stored.get("limits") or {}
-        if "max_seq_length" in limits and "max_seq_length" not in wanted["limits"]:
-            unchecked.append("limits.max_seq_length")
-            known["limits"] = {**wanted["limits"], "max_seq_length": limits["max_seq_length"]}
-        for name in kernel_metadata.OF_EACH_FILE:
-            own, now = stored.get(name) or {}, wanted.get(name, {})
-            unchecked += [f"{name}.{mode}" for mode in own if mode not in now]
-            known |= {name: {**{mode: own[mode] for mode in own if mode not in now}, **now}} if own else {}
-        differences = kernel_metadata.kernel_differences(stored, known)
+        comparable, unchecked = _comparable_part(stored, wanted)
+        differences = kernel_metadata.kernel_differences(stored, comparable)
         if differences:
-            raise UsageError(
-                f"--load_kernels: {path} is another kernel ({'; '.join(differences)}); give the flags and "
-                "data that it was made with, or another folder"
+            raise KernelMismatchError(
+                f"`load_kernels`: {path} is another kernel ({'; '.join(differences)}); give the flags and data that it "
+                "was made with, or another folder",
+                path=path,
+                differences=differences,
             )
         if unchecked:
             made_of = (stored.get("data_files") or {}).get("train", "")
             self._check_folder_names(path, Path(made_of).parent.name, "it was made of data in")
-            logger.warning(
-                "%s: %s could not be compared with the command (%s)",
-                *(path, ", ".join(unchecked), "; ".join(self.missing) or "the examples are not there"),
-            )
+            reason = "; ".join(self.missing) or "the examples are missing"
+            logger.warning("%s: %s could not be compared with the command (%s)", path, ", ".join(unchecked), reason)
         made_with = stored.get("model", self.model)
         if made_with != self.model and Path(made_with).resolve() != Path(self.model).resolve():
-            # No model is opened: its name is all there is to tell.
+            # Models are compared by name alone, since none is opened.
             logger.warning(
-                "%s is a kernel of the model %s, though --model_name_or_path is %s: that is not opened, and not used",
-                *(path, made_with, self.model),
+                "%s is a kernel of the model %s, not of `model_name_or_path=%s`, which is neither opened nor used",
+                path,
+                made_with,
+                self.model,
             )
         return path
 
-    def _check_folder_names(self, path: Path, name: str, told: str) -> None:
-        """Refuse a k-shot split of another number or seed, as far as only the names of folders tell."""
+    def _check_folder_names(self, path: Path, name: str, prefix: str) -> None:
+        """Refuse a k-shot split of another number or seed, as far as the names of folders show it."""
         own = Path(self.data_dir).name
         if name != own and all(re.fullmatch(r"[0-9]+-[0-9]+", one) for one in (name, own)):
-            raise UsageError(
-                f"--load_kernels: {path} is of another k-shot split than --data_dir {self.data_dir}: {told} {name}; "
-                "give the --data_dir that goes with it, or another folder of kernels"
+            raise KernelMismatchError(
+                f"`load_kernels`: {path} belongs to another k-shot split than `data_dir={self.data_dir}`: {prefix} "
+                f"{name}; give the `data_dir` that belongs to it, or another folder of kernels",
+                path=path,
+                differences=[f"data_dir: stored {name}, now {own}"],
             )
 
     def load(self, path: Path, asymmetric: bool, num_logits: int) -> Kernel:
-        """Read a kernel, and see that it is of the kind asked for: files from elsewhere have no description.
+        """Read a kernel and check its kind: files from elsewhere have no description.
 
         Args:
-            path: The file.
+            path: The kernel's file.
             asymmetric: Whether the formula has two directions.
-            num_logits: C.
+            num_logits: The number of logits, C.
 
         Raises:
-            UsageError: It cannot be read, or is of another kind.
+            FileError: The file cannot be read.
+            KernelMismatchError: The kernel is of another kind.
         """
         kernel, labels = kernel_files.load_kernel(path)
         if (kernel.dim() == 5) != asymmetric:
-            kind = "an asymmetric" if kernel.dim() == 5 else "no asymmetric"
-            raise UsageError(f"{path} holds {kind} kernel, which does not go with this --kernel_formula")
+            kind = "an asymmetric" if kernel.dim() == 5 else "a symmetric"
+            raise KernelMismatchError(
+                f"{path} holds {kind} kernel, which does not match this `kernel_formula`",
+                path=path,
+                differences=["formula"],
+            )
         if kernel.shape[-1] != num_logits:
-            raise UsageError(
+            raise KernelMismatchError(
                 f"{path} holds a kernel of {kernel.shape[-1]} logits, but the command asks for {num_logits}: "
-                "--binary_classification makes it one logit"
+                "`binary_classification` makes it one logit",
+                path=path,
+                differences=[f"logits: stored {kernel.shape[-1]}, now {num_logits}"],
             )
         return kernel, labels
 
     def load_layers(self, path: Path, split: str, kernel: Tensor) -> LayerKernels:
-        """Read the layers' parts of a kernel.
+        """Read the layers' contributions to a kernel.
 
         Args:
             path: The kernel's file.
-            split: Whose it is.
-            kernel: What is in it.
+            split: The kernel's split.
+            kernel: The kernel in the file.
 
         Raises:
-            UsageError: They are missing, or are those of another kernel.
+            FileError: The file of the contributions is missing or damaged.
+            KernelMismatchError: They belong to another kernel.
         """
-        beside = RunPaths(path.parent, self.task_key).layer_kernels(split)
+        beside = self.source_paths.layer_kernels(split)
         layers = kernel_files.load_layer_kernels(beside)
         fits = next(iter(layers.values())).shape == kernel.shape
-        if not fits or (sum(layers.values()) - kernel).norm() > 1e-9 * kernel.norm():
-            raise UsageError(
+        if not fits or (sum(layers.values()) - kernel).norm() > LARGEST_ROUNDING * kernel.norm():
+            raise KernelMismatchError(
                 f"{beside}: the layers' parts do not sum to the kernel in {path.name}: compute both again with "
-                "--overwrite_kernels"
+                "`overwrite_kernels=True`",
+                path=beside,
+                differences=[LAYERS_KEY],
             )
         return layers
 
     def load_logits(self, split: str, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Read the logits of the untrained model that lie beside loaded kernels, and their targets.
+        """Read the logits of the untrained model beside a loaded kernel, and their targets.
 
         Args:
-            split: Whose they are.
-            labels: Those of the kernel, ``[X]``.
+            split: The split of the kernel.
+            labels: The kernel's labels, ``[X]``.
 
         Raises:
-            UsageError: They cannot be read, or are not of the kernel's examples and run.
+            FileError: The logits cannot be read.
+            KernelMismatchError: They belong to other examples or another run.
         """
-        folder = self.load_dir or self.output_dir
-        path = RunPaths(folder, self.task_key).logits(split)
-        kernel = RunPaths(folder, self.task_key).kernel(split)
+        path, kernel = self.source_paths.logits(split), self.source_paths.kernel(split)
         logits, targets = logits_files.load_logits(path)
         if not logits_files.check_logits(path, targets, kernel, labels):
-            logger.warning("%s: nothing tells whether it is of the model and texts of %s", path, kernel.name)
+            logger.warning("%s: nothing shows whether it belongs to the model and texts of %s", path, kernel.name)
         return logits, targets
 
     def save(self, split: str, kernel: Kernel, layers: LayerKernels, description: Mapping[str, Any]) -> Path:
-        """Write a kernel, the layers' parts of it where there are any, and its description; return where."""
-        path = self._paths.kernel(split)
-        beside = self._paths.layer_kernels(split)
+        """Write a kernel, its layers' contributions if there are any, and its description; return the kernel's path."""
+        path, beside = self.paths.kernel(split), self.paths.layer_kernels(split)
         if layers:
             kernel_files.save_layer_kernels(beside, layers)
             description = {**description, LAYERS_KEY: list(layers)}
-        logits = self._paths.logits(split)
+        logits = self.paths.logits(split)
         if logits.is_file():
             description = {**description, kernel_metadata.LOGITS_HASH_KEY: kernel_metadata.file_hash(logits)}
         kernel_files.save_kernel(path, *kernel, description)
@@ -271,44 +293,69 @@ class KernelCache:
             beside.unlink(missing_ok=True)
         overwritten = self._overwritten()
         if overwritten is not None:
-            self._note([*overwritten, split])
+            self._write_progress([*overwritten, split])
         return path
 
     def save_logits(self, split: str, logits: Tensor, targets: Tensor, renews: bool = False) -> None:
         """Write the logits of the untrained model.
 
         Args:
-            split: Whose they are.
-            logits: ``[X, C]``.
-            targets: ``[X]``.
-            renews: The kernel in the output folder is of the same model: its description notes them, and a file that
-                differs from them by rounding stays.
+            split: The split of the examples.
+            logits: Logits of the untrained model, ``[X, C]``.
+            targets: Targets of the examples, ``[X]``.
+            renews: The kernel in the output folder belongs to the same model: its description gets their hash, and an
+                existing file that differs only by rounding stays.
         """
-        path = self._paths.logits(split)
+        path = self.paths.logits(split)
         if not renews:
             logits_files.save_logits(path, logits, targets)
             return
-        kernel = self._paths.kernel(split)
+        kernel = self.paths.kernel(split)
         if not logits_files.has_logits(path, logits, targets):
-            # A kill between two of these leaves no logits, or new ones of which nothing is noted: both can be used.
+            # A kill between two of these leaves no logits, or new ones without a hash: both can be used.
             path.unlink(missing_ok=True)
             logits_files.note_logits(kernel, None)
             logits_files.save_logits(path, logits, targets)
         logits_files.note_logits(kernel, path)
 
 
-def samples_of(labels: Tensor, samples: int, path_or_flag: str) -> int:
-    """Return how many samples of each example a kernel's rows are, after seeing that they can be.
+def _comparable_part(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the part of `wanted` that a loaded kernel's description can be compared with, and what cannot be.
+
+    A description without a key of `wanted` comes from a version, or a run, that did not know it.
+    """
+    written = {*stored, *OFF_BY_DEFAULT}
+    comparable = {name: value for name, value in wanted.items() if name in written}
+    unchecked = [name for name in stored if name == "label_word_ids" and name not in wanted]
+    limits = stored.get("limits") or {}
+    if "max_seq_length" in limits and "max_seq_length" not in wanted["limits"]:
+        unchecked.append("limits.max_seq_length")
+        comparable["limits"] = {**wanted["limits"], "max_seq_length": limits["max_seq_length"]}
+    for name in kernel_metadata.HASHES_BY_SPLIT:
+        own, now = stored.get(name) or {}, wanted.get(name, {})
+        missing = {mode: value for mode, value in own.items() if mode not in now}
+        unchecked += [f"{name}.{mode}" for mode in missing]
+        if own:
+            comparable[name] = {**missing, **now}
+    return comparable, unchecked
+
+
+def samples_of(labels: Tensor, samples: int, kernel: str) -> int:
+    """Return the number of samples of each example, after checking that a kernel's rows can be that many.
 
     Args:
         labels: The labels of the kernel's X examples, sample by sample.
-        samples: How many templates there are.
-        path_or_flag: What the error names.
+        samples: The number of templates or demonstrations for each example.
+        kernel: What the error calls the kernel.
 
     Raises:
-        UsageError: The rows are not that many samples of the same examples.
+        KernelMismatchError: The rows are not that many samples of the same examples.
     """
     fits = len(labels) % samples == 0 and bool((labels.reshape(samples, -1) == labels.reshape(samples, -1)[0]).all())
     if not fits:
-        raise UsageError(f"{path_or_flag}: its {len(labels)} rows are not {samples} samples of the same examples each")
+        raise KernelMismatchError(
+            f"{kernel}: its {len(labels)} rows are not {samples} samples of the same examples each",
+            path=kernel,
+            differences=["samples"],
+        )
     return samples

@@ -1,7 +1,4 @@
-"""The files a run leaves behind: kernels, logits, metrics and the log.
-
-Every file but the log appears whole or not at all: it is written under another name in its folder, then renamed.
-"""
+"""Kernel files: kernels with their labels, and the contributions of the layers to a kernel."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,79 +8,87 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from lmntk.errors import UsageError
-from lmntk.storage.atomic import write_atomically
-from lmntk.storage.kernel_metadata import HASH_KEY, _write_description, file_hash, read_description
+from lmntk.errors import FileError, KernelMismatchError
+from lmntk.storage.atomic import move_into_place, temporary_file, write_atomically
+from lmntk.storage.kernel_metadata import HASH_KEY, file_hash, read_description, write_description
 from lmntk.storage.paths import description_of
-from lmntk.storage.tensor_files import plain, read_pair, read_tensor_file
+from lmntk.storage.tensor_files import own_storage, plain, read_pair, read_tensor_file, unusable
 
 LayerKernels = dict[str, Tensor]
-"""What each layer adds to a kernel, by its name, from the input on: of the kernel's shape, and they sum to it."""
+"""The contribution of each layer to a kernel by the layer's name, from the input on: tensors that sum to the kernel."""
 
 
 def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping[str, Any]) -> None:
-    """Write a kernel, and beside it the description of what it is.
+    """Write a kernel and, beside it, its description with the hash of the kernel file.
 
-    Wherever this is interrupted, a kernel file that exists stands beside its own description: the old kernel goes,
-    the new description comes, and the new kernel appears last. The description holds the hash of the kernel's file too.
+    Wherever this is interrupted, a kernel file that exists lies beside its own description.
 
     Args:
-        path: From `kernel_path`.
+        path: From `RunPaths.kernel`.
         kernel: [N, C, X, C] or [2, N, C, X, C], written in float64.
         labels: [X], class ids or -1 and +1.
-        description: What JSON can hold.
+        description: What defines the kernel and how it was computed, as JSON can hold it.
+
+    Raises:
+        FileError: The file system refuses.
     """
-
-    def write(file: BinaryIO) -> None:
+    with temporary_file(path) as file:
+        # 1. Write the new kernel under another name, and hash it meanwhile.
         hashing = _HashingWriter(file)
-        torch.save((_own_storage(kernel.to(torch.float64)), _own_storage(labels)), cast(BinaryIO, hashing))
+        torch.save((own_storage(kernel.to(torch.float64)), own_storage(labels)), cast(BinaryIO, hashing))
+        # 2. Remove the old kernel, then replace its description.
         path.unlink(missing_ok=True)
-        _write_description(path, {**description, HASH_KEY: hashing.hexdigest()})
-
-    write_atomically(path, write)
+        write_description(path, {**description, HASH_KEY: hashing.hexdigest()})
+        # 3. Give the new kernel its name.
+        move_into_place(file, path)
 
 
 def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
-    """Read a kernel file of ours, or one in the same layout that has no description.
+    """Read a kernel file of this program, or one of the same layout without a description.
 
     Args:
-        path: From `kernel_path`.
+        path: From `RunPaths.kernel`.
 
     Returns:
         The kernel, [N, C, X, C] or [2, N, C, X, C] in float64, and the labels, [X].
 
     Raises:
-        UsageError: The file is missing, damaged or of another shape, or the description beside it belongs to another.
+        FileError: The file is missing, damaged or of another shape.
+        KernelMismatchError: The description beside it belongs to another kernel.
+
+    >>> import tempfile
+    >>> from lmntk.storage.paths import RunPaths
+    >>> path = RunPaths(tempfile.mkdtemp(), "sst-2").kernel("train")
+    >>> save_kernel(path, torch.ones(2, 1, 2, 1), torch.tensor([-1.0, 1.0]), {"formula": "sgd"})
+    >>> kernel, labels = load_kernel(path)
+    >>> kernel.dtype, list(kernel.shape), labels.tolist()
+    (torch.float64, [2, 1, 2, 1], [-1.0, 1.0])
     """
     kernel, labels = read_pair(path, "kernel", "labels", torch.float64)
     described = read_description(path)
     if described is not None and described.get(HASH_KEY) != file_hash(path):
-        raise UsageError(
-            f"{path} is not the kernel that {description_of(path).name} describes: "
-            "give the command that made it again, with --overwrite_kernels, or remove the description if the kernel is "
-            "right"
+        raise KernelMismatchError(
+            f"{path} is not the kernel that {description_of(path).name} describes: give the command that made it "
+            "again, with `overwrite_kernels=True`, or remove the description if the kernel is right",
+            path=path,
+            differences=[HASH_KEY],
         )
     shape = list(kernel.shape)
-    directions, rest = (shape[:1], shape[1:]) if kernel.ndim == 5 else ([], shape)
-    if directions not in ([], [2]) or len(rest) != 4 or rest[1] != rest[3] or not kernel.numel():
-        raise UsageError(
-            f"{path} holds an array of shape {shape}, not a kernel [train examples, logits, examples, logits] "
-            "with or without a leading 2: give the command that made it again, with --overwrite_kernels"
-        )
+    leading, rest = (shape[:1], shape[1:]) if kernel.ndim == 5 else ([], shape)
+    if leading not in ([], [2]) or len(rest) != 4 or rest[1] != rest[3] or not kernel.numel():
+        layout = "[train examples, logits, examples, logits] with or without a leading 2"
+        raise unusable(path, f"holds an array of shape {shape}, not a kernel {layout}")
     if list(labels.shape) != [rest[2]]:
-        raise UsageError(
-            f"{path} holds labels of shape {list(labels.shape)} for {rest[2]} examples: "
-            "give the command that made it again, with --overwrite_kernels"
-        )
+        raise unusable(path, f"holds labels of shape {list(labels.shape)} for {rest[2]} examples")
     return kernel, labels
 
 
 def save_layer_kernels(path: Path, layers: LayerKernels) -> None:
-    """Write the layers' parts of a kernel, in float64.
+    """Write the layers' contributions to a kernel in float64.
 
     Args:
-        path: From `layer_kernels_path`.
-        layers: Of the kernel's shape each.
+        path: From `RunPaths.layer_kernels`.
+        layers: Tensors of the kernel's shape, by layer.
     """
     write_atomically(
         path, lambda file: torch.save({name: part.to(torch.float64) for name, part in layers.items()}, file)
@@ -94,17 +99,17 @@ def load_layer_kernels(path: Path) -> LayerKernels:
     """Read what `save_layer_kernels` wrote.
 
     Raises:
-        UsageError: The file is missing or damaged, or holds something else.
+        FileError: The file is missing or damaged, or holds something else.
     """
     parts = read_tensor_file(
-        path, "the layers' parts of a kernel", "--kernel_per_layer keeps them, with --overwrite_kernels"
+        path, "the layers' parts of a kernel", "`kernel_per_layer` keeps them, with `overwrite_kernels=True`"
     )
     whole = type(parts) is dict and parts and all(type(name) is str for name in parts)
     if not whole or not all(isinstance(part, Tensor) for part in parts.values()):
-        raise UsageError(f"{path} does not hold kernels by the names of layers: remove it")
+        raise FileError(f"{path} does not hold kernels by the names of layers: remove it", path=path)
     numbers = {name: plain(part, path, f"the part of {name}", torch.float64) for name, part in parts.items()}
     if len({part.shape for part in numbers.values()}) > 1:
-        raise UsageError(f"{path} does not hold kernels of one shape by the names of layers: remove it")
+        raise FileError(f"{path} does not hold kernels of one shape by the names of layers: remove it", path=path)
     return numbers
 
 
@@ -127,7 +132,7 @@ def trace_shares(layers: LayerKernels) -> dict[str, float]:
 
 
 class _HashingWriter:
-    """Passes bytes on to a file and keeps their SHA-256."""
+    """Writes bytes to a file and computes their SHA-256."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -142,9 +147,3 @@ class _HashingWriter:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
-
-
-def _own_storage(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, alone in its memory: torch.save would write all of what a slice is a slice of."""
-    own = tensor.detach().cpu().contiguous()
-    return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()

@@ -1,58 +1,57 @@
-"""The description beside a kernel file: what it holds, and whether it fits another command."""
+"""The description beside a kernel file: reading, writing and comparing what defines a kernel."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from lmntk.errors import UsageError
-from lmntk.storage.atomic import write_atomically
+from lmntk.errors import FileError, KernelMismatchError
+from lmntk.storage.atomic import write_text
 from lmntk.storage.paths import description_of
 from lmntk.storage.readers import read_json
 
 HASH_KEY = "kernel_sha256"
-ROUNDING = 1e3  # so many units in the last place can the logits of another machine be off
 LOGITS_HASH_KEY = "logits_sha256"
-OF_THE_HEAD = ("from_linearhead", "linear_head_halved", "linear_head_order", "plain_lbfgs")
-# What of a description is the same for all splits of a run; `task` is another for a second test set.
-OF_ALL_SPLITS = (
+HEAD_KEYS = ("from_linearhead", "linear_head_halved", "linear_head_order", "plain_lbfgs")
+# Keys that all splits of a run share; `task` differs for a second test set.
+SHARED_KEYS = (
     *("formula", "binary_classification", "parameters", "few_shot_type", "template", "mapping", "dtype"),
-    *(*OF_THE_HEAD, "segments", "random_model_init", "lora", "demonstrations", "grad_dim", "weights_sha256"),
+    *(*HEAD_KEYS, "segments", "random_model_init", "lora", "demonstrations", "grad_dim", "weights_sha256"),
     *("config_sha256", "label_word_ids", "limits"),
 )
-OF_EACH_FILE = ("data_sha256", "tokens_sha256")
+HASHES_BY_SPLIT = ("data_sha256", "tokens_sha256")
 """Hashes of a description by split."""
-# Null, or left out, where it does not apply: descriptions of earlier versions do not have all of it.
-OFF_BY_DEFAULT = (*OF_THE_HEAD, "segments", "random_model_init", "lora", "demonstrations")
+# Null or missing if they do not apply: earlier versions did not write all of them.
+OFF_BY_DEFAULT = (*HEAD_KEYS, "segments", "random_model_init", "lora", "demonstrations")
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
-    """Read the description beside the kernel file `path`; None where there is none.
+    """Read the description beside a kernel file; None if there is none.
+
+    Args:
+        path: The kernel file.
 
     Raises:
-        UsageError: It is there, but no JSON object, or says something in a form that no description has.
+        FileError: The description cannot be read, is not a JSON object, or holds a value of a wrong type.
     """
     description = description_of(path)
+
+    def refusal(reason: str) -> FileError:
+        remedy = "compute the kernel again with `overwrite_kernels=True`"
+        return FileError(f"{description} {reason}: {remedy}", path=description)
+
     try:
         content = read_json(description)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{description} cannot be read ({error}): give the command that made the kernel again, with "
-            "--overwrite_kernels"
-        ) from error
+        raise refusal(f"cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise UsageError(
-            f"{description} is no JSON object: give the command that made the kernel again, with --overwrite_kernels"
-        )
+        raise refusal("is not a JSON object")
     for key, fits in _FORMS.items():
         if content.get(key) is not None and not fits(content[key]):
-            raise UsageError(
-                f"{description} says of {key} what no description does: compute the kernel again with "
-                "--overwrite_kernels"
-            )
+            raise refusal(f"has a value of the wrong type for {key}")
     return content
 
 
@@ -64,7 +63,7 @@ def _texts_by_name(value: Any) -> bool:
     return isinstance(value, dict) and _texts(list(value.values()))
 
 
-# The form of what is worked with, and not only compared.
+# The types of the values that the program uses rather than only compares.
 _FORMS: dict[str, Callable[[Any], bool]] = {
     "formula": lambda value: isinstance(value, str),
     "task": lambda value: isinstance(value, str),
@@ -86,65 +85,62 @@ def _is_count(value: Any) -> bool:
 
 
 def kernel_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Say in which respects a stored kernel is not the wanted one.
+    """List how a stored kernel differs from the wanted one.
 
     Args:
         stored: A description read from disk.
         wanted: What defines the numbers of the kernel now wanted; other keys of `stored` do not count.
 
     Returns:
-        Lines such as ``formula: stored sgd, now signgd``; none if the kernel can be used.
+        One phrase a difference; none if the kernel can be used.
+
+    >>> kernel_differences({"formula": "sgd", "seconds": 3}, {"formula": "signgd"})
+    ['formula: stored sgd, now signgd']
     """
-    # Through JSON once, so that a tuple equals the list it was stored as.
+    # JSON turns a tuple into the list that was stored.
     now = json.loads(json.dumps(wanted))
     return [line for key in now for line in _differences(key, stored.get(key), now[key])]
 
 
 def check_one_run(train: Path, other: Path) -> None:
-    """See that two kernels of a folder are of one run, as far as the descriptions beside them tell.
+    """Check that two kernels of a folder belong to one run, as far as both have descriptions.
 
     Args:
         train: The kernel file of train.
-        other: That of another split.
+        other: The kernel file of another split.
 
     Raises:
-        UsageError: They are of different models, formulas or data; names in what they differ.
+        KernelMismatchError: They belong to different models, formulas or data.
     """
     described = [read_description(path) for path in (train, other)]
     if None in described:
         return
     of_train, of_other = (
-        {key: said[key] for key in OF_ALL_SPLITS if key in said}
-        | {f"{key} of train": said[key]["train"] for key in OF_EACH_FILE if "train" in (said.get(key) or {})}
+        {key: said[key] for key in SHARED_KEYS if key in said}
+        | {f"{key} of train": said[key]["train"] for key in HASHES_BY_SPLIT if "train" in (said.get(key) or {})}
         for said in described
         if said is not None
     )
     differing = [key for key in of_train if key in of_other and of_train[key] != of_other[key]]
     if differing:
-        raise UsageError(
-            f"{other} and {train.name} beside it are not of one run: their descriptions differ in "
-            f"{', '.join(differing)}; compute both by one command, with --overwrite_kernels"
+        raise KernelMismatchError(
+            f"{other} and {train.name} beside it do not belong to one run: their descriptions differ in "
+            f"{', '.join(differing)}; compute both by one command, with `overwrite_kernels=True`",
+            path=other,
+            differences=differing,
         )
 
 
-def _write_description(path: Path, description: Mapping[str, Any]) -> None:
+def write_description(path: Path, description: Mapping[str, Any]) -> None:
+    """Write the description beside the kernel file `path`."""
     text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(description_of(path), lambda file: _write_text(file, text + "\n"))
+    write_text(description_of(path), text + "\n")
 
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_text(file: BinaryIO, text: str) -> None:
-    file.write(_as_bytes(text))
-
-
-def _as_bytes(text: str) -> bytes:
-    r"""Text as UTF-8; of what is none, such as a byte of a folder's name, JSON's own escape: ``\udcff``."""
-    return text.encode(errors="backslashreplace")
 
 
 def _differences(name: str, stored: Any, now: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The files of the untrained model's logits, and of logits for ensembles."""
+"""Logits of the untrained model and logits for ensembles: their files, and whether they match a kernel."""
 
 from pathlib import Path
 
@@ -6,43 +6,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmntk.errors import UsageError
+from lmntk.errors import KernelMismatchError, NotFiniteError, UsageError
 from lmntk.storage.atomic import prepare_output_dir, write_atomically
-from lmntk.storage.kernel_files import _own_storage
-from lmntk.storage.kernel_metadata import LOGITS_HASH_KEY, ROUNDING, _write_description, file_hash, read_description
-from lmntk.storage.tensor_files import read_pair
+from lmntk.storage.kernel_metadata import LOGITS_HASH_KEY, file_hash, read_description, write_description
+from lmntk.storage.tensor_files import own_storage, read_pair, unusable
+
+ROUNDING = 1e3  # units in the last place by which the logits of another machine may differ
 
 
 def note_logits(kernel: Path, logits: Path | None) -> None:
-    """Note in the description of a kernel which logits of the untrained model lie beside it; None: not known."""
+    """Store the hash of the untrained model's logits in a kernel's description; None stands for unknown logits."""
     said = read_description(kernel)
     digest = None if logits is None else file_hash(logits)
     if said is not None and said.get(LOGITS_HASH_KEY) != digest:
-        _write_description(kernel, {**said, LOGITS_HASH_KEY: digest})
+        write_description(kernel, {**said, LOGITS_HASH_KEY: digest})
 
 
 def save_logits(path: Path, logits: Tensor, targets: Tensor) -> None:
     """Write logits [X, C] of the untrained model and the targets [X]."""
-    write_atomically(path, lambda file: torch.save((_own_storage(logits), _own_storage(targets)), file))
+    write_atomically(path, lambda file: torch.save((own_storage(logits), own_storage(targets)), file))
 
 
 def load_logits(path: Path) -> tuple[Tensor, Tensor]:
     """Read what `save_logits` wrote: logits [X, C] and targets [X].
 
     Raises:
-        UsageError: The file is missing, damaged or of another shape, or holds NaN or infinity.
+        FileError: The file is missing, damaged or of another shape.
+        NotFiniteError: It holds NaN or infinity.
     """
     logits, targets = read_pair(path, "logits", "targets")
     if logits.ndim != 2 or list(targets.shape) != [len(logits)]:
-        raise UsageError(
-            f"{path} holds arrays of shape {list(logits.shape)} and {list(targets.shape)}, not logits [examples, "
-            "logits] and targets [examples]: give the command that made it again, with --overwrite_kernels"
-        )
+        shapes = f"{list(logits.shape)} and {list(targets.shape)}"
+        raise unusable(path, f"holds arrays of shape {shapes}, not logits [examples, logits] and targets [examples]")
     broken = ~torch.isfinite(logits).all(dim=1)
     if broken.any():
-        raise UsageError(
-            f"{path} holds NaN or infinity, first for example {int(broken.int().argmax())} (counted from 0): compute "
-            "it again with --overwrite_kernels"
+        example = int(broken.int().argmax())
+        raise NotFiniteError(
+            f"{path} holds NaN or infinity, first for example {example} (counted from 0): compute it again with "
+            "`overwrite_kernels=True`",
+            example=example,
+            path=path,
         )
     return logits, targets
 
@@ -59,39 +62,43 @@ def has_logits(path: Path, logits: Tensor, targets: Tensor) -> bool:
 
 
 def check_logits(path: Path, targets: Tensor, kernel: Path, labels: Tensor) -> bool:
-    """See that logits of the untrained model are of the examples of a kernel beside them.
+    """Check that logits of the untrained model belong to the examples of a kernel beside them.
 
     Args:
-        path: Where the logits are.
-        targets: Their targets, [X].
+        path: The file of the logits.
+        targets: The targets in it, [X].
         kernel: The kernel's file.
         labels: The kernel's labels, [X].
 
     Returns:
-        Whether the kernel's description tells that they are of its run.
+        Whether the kernel's description confirms that they come from its run.
 
     Raises:
-        UsageError: They are of other examples, or another run's.
+        KernelMismatchError: They belong to other examples or another run.
     """
     if targets.tolist() != labels.tolist():
-        raise UsageError(
-            f"{path} has other targets than the labels of {kernel}: they are of other examples; compute both by one "
-            "command, with --overwrite_kernels"
+        raise KernelMismatchError(
+            f"{path} has other targets than the labels of {kernel}, so it belongs to other examples; compute both by "
+            "one command, with `overwrite_kernels=True`",
+            path=path,
+            differences=["targets"],
         )
     noted = (read_description(kernel) or {}).get(LOGITS_HASH_KEY)
     if noted is not None and noted != file_hash(path):
-        raise UsageError(
-            f"{path} is not what lay beside {kernel.name} when that was made, as its description tells: give the "
-            "command that made the kernel again, without --load_kernels, which renews the logits"
+        raise KernelMismatchError(
+            f"{path} is not the file that {kernel.name} was made with, according to its description: give the command "
+            "that made the kernel again, without `load_kernels`, which renews the logits",
+            path=path,
+            differences=[LOGITS_HASH_KEY],
         )
     return noted is not None
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as ``.npy``, its folder made where missing.
+    """Write an array as ``.npy`` into `save_logit_dir`, which is made if missing.
 
     Raises:
-        UsageError: The file system refuses.
+        FileError: The file system refuses.
     """
-    prepare_output_dir(path.parent, "--save_logit_dir")
+    prepare_output_dir(path.parent, "save_logit_dir")
     write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))

@@ -1,4 +1,4 @@
-"""The output folder belongs to one run at a time."""
+"""The output folder of a run, which belongs to one run at a time."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from lmntk.errors import UsageError
+from lmntk.errors import FileError
 from lmntk.storage.atomic import prepare_output_dir, remove_unfinished_files
 
 logger = logging.getLogger(__name__)
@@ -20,13 +20,36 @@ LOCK_NAME = ".run.lock"
 
 
 @contextlib.contextmanager
-def claimed(path: str | Path) -> Iterator[Path]:
-    """Make the output folder and keep it for this run; what an earlier one was writing when it died goes.
+def output_folder_for(path: str | Path, *, sweep: bool, dry_run: bool) -> Iterator[Path]:
+    """Provide the folder that a run writes to.
 
-    The lock is the kernel's own and dies with the process, however that ends.
+    Args:
+        path: `output_dir`.
+        sweep: The run writes to a new folder in `path`, named after the time.
+        dry_run: Nothing is written: the folder is neither locked nor left behind if it is new.
 
     Raises:
-        UsageError: The folder cannot be written, or another run is at work in it.
+        FileError: The folder cannot be written, or another run is using it.
+    """
+    if dry_run:
+        with no_leftover_folders(path):
+            yield Path(path)
+    elif sweep:
+        with timestamped_folder(path) as folder, locked_output_folder(folder):
+            yield folder
+    else:
+        with locked_output_folder(path) as folder:
+            yield folder
+
+
+@contextlib.contextmanager
+def locked_output_folder(path: str | Path) -> Iterator[Path]:
+    """Make the output folder, lock it for this run, and remove files that a killed run was writing.
+
+    The operating system releases the lock when the process ends.
+
+    Raises:
+        FileError: The folder cannot be written, or another run is using it.
     """
     with no_leftover_folders(path):
         folder = prepare_output_dir(path)
@@ -41,7 +64,7 @@ def claimed(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def no_leftover_folders(path: str | Path) -> Iterator[None]:
-    """Remove folders on the way to `path` that were not there before and hold nothing at the end."""
+    """At the end, remove `path` and its parents if they are new and empty."""
     missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
     try:
         yield
@@ -53,12 +76,13 @@ def no_leftover_folders(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def timestamped_folder(path: str | Path) -> Iterator[Path]:
-    """Make a folder of the time's name in another, as ``--sweep`` wants it: month, day, hour, minute and second.
+    """Make a folder named after the time, ``month_day_hour_minute_second``; remove it if it is empty at the end.
 
-    It goes again if nothing is in it at the end.
+    Args:
+        path: The folder to make it in.
 
     Raises:
-        UsageError: It cannot be made.
+        FileError: It cannot be made.
     """
     parent = prepare_output_dir(path)
     name = datetime.now().strftime("%m_%d_%H_%M_%S")
@@ -84,26 +108,27 @@ def _lock(folder: Path) -> int:
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UsageError(f"--output_dir: {path} cannot be made ({error.strerror}): make room there") from error
+            raise FileError(f"`output_dir`: {path} cannot be made ({error.strerror}): make room", path=path) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 owner = os.read(lock, 200).decode(errors="replace").strip() or "of unknown owner"
                 os.close(lock)
-                raise UsageError(
+                raise FileError(
                     f"another run ({owner}) is at work in {folder}: wait for it, or give this one another TAG or "
-                    "--output_dir"
+                    "`output_dir`",
+                    path=folder,
                 ) from error
-            logger.warning("%s cannot be locked (%s): see that no other run writes there", folder, error.strerror)
+            logger.warning("%s cannot be locked (%s): make sure no other run writes there", folder, error.strerror)
             return lock
-        # The run before may have removed the file between our opening and our locking of it.
+        # The previous run may have removed the file between our opening and locking it.
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(lock).st_ino == path.stat().st_ino:
                 break
         os.close(lock)
     now = datetime.now().isoformat(sep=" ", timespec="seconds")
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
+    with contextlib.suppress(OSError):  # a full disk: the lock works without its owner's name
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode())
     return lock

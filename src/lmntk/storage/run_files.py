@@ -8,34 +8,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmntk.errors import UsageError
-from lmntk.storage.atomic import write_atomically
-from lmntk.storage.kernel_metadata import _as_bytes, _write_text
+from lmntk.errors import FileError
+from lmntk.storage.atomic import as_bytes, write_text
 
 
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write ``key = value`` lines in the given order, numbers as Python writes them."""
     lines = "".join(f"{key} = {_plain_number(value)}\n" for key, value in metrics.items())
-    write_atomically(path, lambda file: _write_text(file, lines))
+    write_text(Path(path), lines)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write what `append_log` appends as a file of its own."""
+    """Write a run's record, which `append_log` appends to the log, as a file."""
     text = json.dumps(_strict_json(record), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda file: _write_text(file, text + "\n"))
+    write_text(path, text + "\n")
 
 
 def append_log(path: Path, record: Mapping[str, Any]) -> None:
     """Append one line of strict JSON, safely while other processes append too.
 
     Args:
-        path: The log.
-        record: Paths and other objects become text, NaN and infinity null.
+        path: The log file.
+        record: The entry; paths and other objects become text, NaN and infinity null.
 
     Raises:
-        UsageError: The file system refuses.
+        FileError: The file system refuses.
     """
-    line = _as_bytes(json.dumps(_strict_json(record), ensure_ascii=False, allow_nan=False) + "\n")
+    line = as_bytes(json.dumps(_strict_json(record), ensure_ascii=False, allow_nan=False) + "\n")
     try:
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -46,7 +45,8 @@ def append_log(path: Path, record: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UsageError(f"cannot append to the log {path} ({error.strerror}): make room, or clear the way") from error
+        message = f"cannot append to the log {path} ({error.strerror}): make room, or free the path"
+        raise FileError(message, path=path) from error
 
 
 def is_zero_shot(settings: Mapping[str, Any]) -> bool:

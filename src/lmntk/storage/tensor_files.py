@@ -1,4 +1,4 @@
-"""Files of tensors, as anybody may have written them: what is read is numbers, and nothing of a file is run."""
+"""Files of tensors, possibly from others: reading them yields numbers and never runs code."""
 
 import errno
 from pathlib import Path
@@ -7,73 +7,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmntk.errors import UsageError
+from lmntk.errors import FileError
 
 
-def read_tensor_file(path: Path, kind: str, if_missing: str) -> Any:
-    """Read what `torch.save` wrote, without running anything of it.
+def read_tensor_file(path: Path, kind: str, remedy: str) -> Any:
+    """Read what `torch.save` wrote, without running code from it.
 
     Args:
-        path: The file.
-        kind: What it should hold.
-        if_missing: The way out where there is no file.
+        path: The file to read.
+        kind: What the file should hold, for the error.
+        remedy: What helps if the file is missing.
 
     Raises:
-        UsageError: It is missing or damaged, or would run code.
+        FileError: The file is missing or damaged, or would run code.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist: {if_missing}") from error
+        raise FileError(f"{path} does not exist: {remedy}", path=path) from error
     # Damaged files make torch raise anything from EOFError to RuntimeError.
     except Exception as error:
-        told = isinstance(error, OSError) and error.errno != errno.EINVAL  # torch's word for a file that was cut
-        reason = error.strerror if isinstance(error, OSError) and told else "it is cut or damaged"
-        raise UsageError(
-            f"{path} cannot be read as {kind} ({reason}): give the command that made it again, with --overwrite_kernels"
-        ) from error
+        # torch reports a file that was cut as EINVAL.
+        known = isinstance(error, OSError) and error.errno != errno.EINVAL
+        reason = error.strerror if isinstance(error, OSError) and known else "it is cut or damaged"
+        raise unusable(path, f"cannot be read as {kind} ({reason})") from error
 
 
 def read_pair(path: Path, kind: str, beside: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """Read a pair of tensors.
 
     Args:
-        path: The file.
-        kind: What the first one is: ``"kernel"``, ``"logits"``.
-        beside: What the second one is.
-        dtype: What the first one becomes, see `plain`.
+        path: The file to read.
+        kind: What the first tensor is: ``"kernel"``, ``"logits"``.
+        beside: What the second tensor is.
+        dtype: The dtype to convert the first one to, see `plain`.
 
     Raises:
-        UsageError: It is missing or damaged, or holds something else.
+        FileError: The file is missing or damaged, or holds something else.
     """
-    missing = f"compute the {kind} first, or give the folder that holds it (--load_kernels)"
-    content = read_tensor_file(path, kind, missing)
+    remedy = f"compute the {kind} first, or give the folder that holds it (`load_kernels`)"
+    content = read_tensor_file(path, kind, remedy)
     if not (type(content) in (tuple, list) and len(content) == 2 and all(isinstance(x, Tensor) for x in content)):
-        raise UsageError(
-            f"{path} does not hold a pair of tensors, {kind} and labels: give the command that made it again, with "
-            "--overwrite_kernels"
-        )
+        raise unusable(path, f"does not hold a pair of tensors, {kind} and labels")
     return plain(content[0], path, kind, dtype), plain(content[1], path, beside)
 
 
 def plain(tensor: Tensor, path: Path, what: str, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a tensor of a file as numpy can take it: dense, real numbers, on the CPU, without a gradient.
+    """Return a tensor of a file in a form that numpy can take: dense, real, on the CPU, without a gradient.
 
     Args:
-        tensor: The tensor.
-        path: Its file.
-        what: What it is.
-        dtype: What it becomes; by default its own, but float32 where numpy may not know that.
+        tensor: A tensor that was read.
+        path: The file it comes from.
+        what: What the tensor is, for the error.
+        dtype: The dtype to convert it to; by default its own, or float32 for dtypes that numpy may not know.
 
     Raises:
-        UsageError: It is of another kind, or says that it is larger than memory.
+        FileError: It is of another kind, or claims to be larger than memory.
     """
 
-    def unfit(form: str) -> UsageError:
-        return UsageError(
-            f"{path} holds {what} in another form than a plain array of numbers ({form}): compute it again with "
-            "--overwrite_kernels"
-        )
+    def unfit(form: str) -> FileError:
+        return unusable(path, f"holds {what} in another form than a plain array of numbers ({form})")
 
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
         raise unfit("nested, sparse or quantised")
@@ -84,4 +77,20 @@ def plain(tensor: Tensor, path: Path, what: str, dtype: torch.dtype | None = Non
     try:
         return tensor.detach().resolve_neg().to(dtype).contiguous()
     except (RuntimeError, MemoryError) as error:
-        raise unfit(f"memory has no room for {list(tensor.shape)}") from error
+        raise unfit(f"{list(tensor.shape)} does not fit into memory") from error
+
+
+def own_storage(tensor: Tensor) -> Tensor:
+    """Return the tensor on the CPU in memory of its own: of a slice, torch.save would write all of the memory."""
+    own = tensor.detach().cpu().contiguous()
+    return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
+
+
+def unusable(path: Path, reason: str) -> FileError:
+    """Return the error for a file of a run that the same command must write again.
+
+    Args:
+        path: The file that cannot be used.
+        reason: What is wrong with it, as a predicate.
+    """
+    return FileError(f"{path} {reason}: give the command that made it again, with `overwrite_kernels=True`", path=path)

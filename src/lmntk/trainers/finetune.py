@@ -28,7 +28,7 @@ from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint, save_t
 from lmntk.models.classifier import PromptClassifier
 from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
 from lmntk.prompts.features import ResampledDemonstrations
-from lmntk.storage.atomic import file_error_behind, write_atomically
+from lmntk.storage.atomic import cause_in_file_system, write_atomically
 from lmntk.storage.wording import quantity
 from lmntk.trainers.base import FewShotTrainer
 from lmntk.trainers.training_checkpoints import (
@@ -288,7 +288,7 @@ class FineTuneTrainer(FewShotTrainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, UsageError) as error:
-            cause = file_error_behind(error)
+            cause = cause_in_file_system(error)
             if cause is None and not isinstance(error, UsageError):
                 raise
             shutil.rmtree(folder, ignore_errors=True)

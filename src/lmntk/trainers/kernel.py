@@ -16,7 +16,7 @@ from lmntk.experiment.experiment import Evaluation, Experiment
 from lmntk.experiment.provenance import provenance
 from lmntk.kernels.memory import peak_bytes, retain_freed_memory
 from lmntk.prompts.features import FeatureDataset
-from lmntk.trainers.kernel_job import KernelJob
+from lmntk.trainers.kernel_job import KernelJob, job_settings
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
 from lmntk.trainers.loaded_kernels import LoadedKernelTrainer, SplitKernel
 
@@ -62,7 +62,7 @@ class KernelTrainer(LoadedKernelTrainer):
             return self._compute(split)
         kernel = distributed.keep_on_rank_zero(self._load, split, path)
         if self.args.load_kernels is None:
-            distributed.on_rank_zero(self._cache.tiles(split).drop)  # left by a run that was killed just before
+            distributed.on_rank_zero(self._cache.drop_tiles, split)  # left by a run that was killed just before
             self.untrained_logits(split, renews=True)
         return kernel
 
@@ -112,7 +112,7 @@ class KernelTrainer(LoadedKernelTrainer):
 
     def _begin(self, job: KernelJob, split: str) -> None:
         """Open the store for the tiles, and check that the disk has room."""
-        job.store.begin(self._planner.stored_plan(job, split))
+        job.store.create()
         needed = job.tile_bytes + job.file_bytes
         free = shutil.disk_usage(self.args.output_dir).free
         if free < needed:
@@ -127,7 +127,7 @@ class KernelTrainer(LoadedKernelTrainer):
         values, layers = job.kernel()
         description = {
             **self._spec(split),
-            **job.settings,
+            **job_settings(job.engine, job.plan),
             "processes": distributed.world_size(),
             "seconds": round(seconds, 3),
             "tiles_of_a_stopped_run": num_reused,
@@ -135,6 +135,6 @@ class KernelTrainer(LoadedKernelTrainer):
             **provenance(self._experiment, self._model_args, split),
         }
         path = self._cache.save(split, (values, targets), layers, description)
-        job.store.drop()
+        self._cache.drop_tiles(split)
         logger.info("wrote the %s kernel to %s", job.name, path)
         return SplitKernel(values, targets, layers)

@@ -26,6 +26,12 @@ SECONDS_BETWEEN_LOOKS, LOOKING_SHARE = 1.0, 0.01
 SECONDS_UNTIL_SEEN = 60.0
 
 
+def job_settings(engine: Engine, plan: Plan) -> dict[str, Any]:
+    """Return the settings, apart from the kernel's definition, that the bits of a tile depend on."""
+    tiles = {"train_tile": plan.tile_size.row, "x_tile": plan.tile_size.column}
+    return {"engine": engine.name, **tiles, "memory_gb": engine.budget.gb}
+
+
 @dataclass(frozen=True)
 class KernelJob:
     """A kernel to compute.
@@ -43,13 +49,6 @@ class KernelJob:
     plan: Plan
     pace: CostModel
     store: TileStore
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings, apart from the kernel's definition, that the bits of a tile depend on."""
-        size = self.plan.tile_size
-        tiles = {"train_tile": size.row, "x_tile": size.column}
-        return {"engine": self.engine.name, **tiles, "memory_gb": self.engine.budget.gb}
 
     @property
     def tile_bytes(self) -> int:
@@ -80,7 +79,7 @@ class KernelJob:
 
     def seconds(self) -> float:
         """Estimate how long the tiles that are not stored yet take all processes together."""
-        there = Counter(self.store.numbers_there())
+        there = Counter(self.store.finished_tiles())
         parts = self.engine.num_parameter_groups(self.plan)
         rest = self.plan.restricted_to({tile for number, tile in enumerate(self.plan) if there[number] < parts})
         return max(share.seconds(self.pace) for share in rest.partition(self.pace, distributed.world_size()))
@@ -96,8 +95,8 @@ class KernelJob:
         """
         numbers = {tile: number for number, tile in enumerate(self.plan)}
         parts = self.engine.num_parameter_groups(self.plan)
-        distributed.on_all_ranks(self.store.wait_until_seen, SECONDS_UNTIL_SEEN)
-        done = distributed.on_rank_zero(self.store.undamaged, self.plan, parts)
+        distributed.on_all_ranks(self.store.wait_until_created, SECONDS_UNTIL_SEEN)
+        done = distributed.on_rank_zero(self.store.verified_tiles, self.plan, parts)
         if done:
             logger.info("%d of %d tiles of a run that was stopped are used", len(done), parts * len(numbers))
         bar = _Progress(self, parts, progress)
@@ -119,7 +118,7 @@ class KernelJob:
         try:
             yield
         except interrupts.Stopped as stop:
-            kept = len(self.store.numbers_there())
+            kept = len(self.store.finished_tiles())
             total = self.engine.num_parameter_groups(self.plan) * sum(1 for _ in self.plan)
             stop.kept_summary = f"{kept} of {total} tiles of the {self.name} kernel are kept in {self.store.folder}"
             raise
@@ -174,4 +173,4 @@ class _Progress:
         self._bar.close()
 
     def _finished(self) -> int:
-        return sum(self._pairs[number] for number in self._store.numbers_there())
+        return sum(self._pairs[number] for number in self._store.finished_tiles())

@@ -40,7 +40,7 @@ from lmntk.prompts.features import FeatureDataset, FeatureExamples
 from lmntk.storage.kernel_cache import KernelCache
 from lmntk.storage.wording import duration, quantity
 from lmntk.trainers.base import LOGITS_BATCH_SIZE
-from lmntk.trainers.kernel_job import KernelJob
+from lmntk.trainers.kernel_job import KernelJob, job_settings
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,8 @@ class KernelPlanner:
             SettingError: The tiles do not fit into `kernel_memory_gb`.
             KernelMismatchError: Another command has left tiles of this kernel.
         """
-        store = self._cache.tiles(split)
         requested = self.spec(split) | self._plan_settings()
-        begun = distributed.on_rank_zero(store.stored_plan, requested, self._args.overwrite_kernels) or {}
+        begun = distributed.on_rank_zero(self._cache.stored_plan, split, requested) or {}
         memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_budget().gb))
         budget = MemoryBudget.from_gb(memory_gb)
         engine = make_engine(self._problem(split), begun.get("engine", self._args.kernel_engine), budget)
@@ -100,13 +99,8 @@ class KernelPlanner:
         tiles = TileRequest(begun.get("train_tile", asked.row), begun.get("x_tile", asked.column))
         # Tiles of different plans would not make one kernel: all processes take the plan of the first.
         plan = distributed.on_rank_zero(self._plan, engine, tiles)
-        job = KernelJob(f"train × {split}", engine, plan, engine.estimate_cost(plan), store)
-        store.use(distributed.on_rank_zero(store.key, self.stored_plan(job, split)))
-        return job
-
-    def stored_plan(self, job: KernelJob, split: str) -> dict[str, Any]:
-        """Return what plan.json says: everything that the bits of a tile depend on."""
-        return self.spec(split) | self._plan_settings() | job.settings
+        store = distributed.on_rank_zero(self._cache.open_tiles, split, requested | job_settings(engine, plan))
+        return KernelJob(f"train × {split}", engine, plan, engine.estimate_cost(plan), store)
 
     def _plan_settings(self) -> dict[str, Any]:
         """Return the settings that a run must share with a stopped one to continue it, as plan.json spells them."""

@@ -156,7 +156,7 @@ class LoadedKernelTrainer(FewShotTrainer):
         return self._cache.load_logits(split, kernel.labels)[0].numpy()
 
     def _find_kernel(self, split: str) -> Path | None:
-        return distributed.on_rank_zero(self._cache.to_use, split, self._spec(split))
+        return distributed.on_rank_zero(self._cache.find_reusable, split, self._spec(split))
 
     def _load(self, split: str, path: Path) -> SplitKernel:
         values, labels = self._cache.load(path, FORMULAS[self.args.kernel_formula].is_asymmetric, self._num_logits)
