@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.svm import SVC, SVR
 
-from lmntk.errors import UsageError
+from lmntk.errors import KernelMismatchError, NotFiniteError, SettingError, SolverError, UnknownNameError
 from lmntk.solvers import SOLVERS, fit
 from lmntk.solvers.problem import SolverSettings, class_ids, two_logits
 from random_kernels import CLOSE, PLAIN, Case, predict, sum_of_squares_per_logit
@@ -193,8 +193,9 @@ def test_svc_solves_its_quadratic_program(features: int) -> None:
 def test_svc_stops_at_a_class_without_examples(logits: int) -> None:
     case = Case(logits)
     case.train_labels = np.full(20, case.train_labels[0])
-    with pytest.raises(UsageError, match="class 1 has no training example, but --kernel_solver svc needs one of each"):
+    with pytest.raises(SolverError) as caught:
         case.predict("svc")
+    assert caught.value.data == {"solver": "svc", "label": 1}
 
 
 @pytest.mark.parametrize("f0", [False, True])
@@ -280,40 +281,44 @@ def test_class_ids_come_from_signs_with_a_single_logit_only() -> None:
 
 def test_an_unknown_solver_is_told_with_the_nearest_name() -> None:
     case = Case(1)
-    with pytest.raises(UsageError, match="unknown kernel solver 'lsqr': did you mean 'lstsq'"):
+    with pytest.raises(UnknownNameError, match="did you mean 'lstsq'") as caught:
         case.predict("lsqr")
+    assert caught.value.data == {"name": "lsqr", "kind": "kernel solver", "options": list(SOLVERS)}
 
 
 def test_asym_on_a_symmetric_kernel_names_the_formula_it_needs() -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(SolverError) as caught:
         Case(2).predict("asym")
-    assert str(caught.value) == (
-        "--kernel_solver asym needs an asymmetric kernel (--kernel_formula asymmetric_signgd) and a single logit "
-        "(--binary_classification): change that, or take another solver"
-    )
+    assert caught.value.data["solver"] == "asym"
+    assert len(caught.value.data["needs"]) == 2
+    assert "`kernel_formula=asymmetric_signgd`" in caught.value.data["needs"][0]
+    assert "`binary_classification`" in caught.value.data["needs"][1]
 
 
 @pytest.mark.parametrize("solver", ["logistic", "svc"])
 def test_a_solver_that_cannot_start_from_f0_says_so(solver: str) -> None:
-    with pytest.raises(UsageError, match=f"--kernel_solver {solver} needs a command without --adjust_for_init"):
+    with pytest.raises(SolverError) as caught:
         Case(1).predict(solver, f0=True)
+    assert caught.value.data == {"solver": solver, "needs": ["a command without `adjust_for_init`"]}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_example_without_finite_kernel_values_is_named_with_its_split(value: float) -> None:
     case = Case(2)
     case.test[:, :, 4] = value
-    with pytest.raises(UsageError, match="the kernel of train and dev holds NaN or infinity, first at dev example 4 "):
+    with pytest.raises(NotFiniteError, match="at dev example 4 ") as caught:
         predict("lstsq", case.train, case.train_labels, case.test, case.test_labels, PLAIN, x_split="dev")
+    assert caught.value.data == {"example": 4}
     case.train[:, :, 3] = case.train[3] = value
-    with pytest.raises(UsageError, match=r"train and train .* first at train example 3 \(counted from 0\)"):
+    with pytest.raises(NotFiniteError, match="at train example 3 ") as caught:
         case.predict("lstsq")
+    assert caught.value.data == {"example": 3}
 
 
 def test_a_single_infinite_kernel_value_is_named_with_both_examples() -> None:
     case = Case(1, asymmetric=True)
     case.test[1, 11, 0, 2, 0] = -np.inf
-    with pytest.raises(UsageError, match="first at X example 2 with train example 11 "):
+    with pytest.raises(NotFiniteError, match="X example 2 with train example 11 "):
         case.predict("asym")
 
 
@@ -332,40 +337,34 @@ def test_a_single_infinite_kernel_value_is_named_with_both_examples() -> None:
 def test_kernels_that_do_not_go_together_are_told_with_their_shapes(
     train: tuple[int, ...], test: tuple[int, ...]
 ) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(KernelMismatchError) as caught:
         predict("lstsq", np.ones(train), [0] * 4, np.ones(test), [0] * 5, PLAIN)
-    assert f"the train kernel {list(train)} and the X kernel {list(test)} do not go together" in str(caught.value)
+    assert caught.value.data == {"shapes": [train, test]}
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 3, 2), (4, 2, 4, 1), (3, 4, 2, 4, 2), (0, 2, 0, 2), (8, 8), ()])
 def test_a_train_kernel_of_another_shape_is_told_before_the_fit(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(KernelMismatchError) as caught:
         fit("lstsq", np.ones(shape), [0] * 4, PLAIN)
-    assert f"the train kernel {list(shape)} does not go together with itself" in str(caught.value)
+    assert caught.value.data == {"shapes": [shape]}
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "message"),
+    ("logits", "labels", "data"),
     [
-        (2, [0, 1], "the kernel has 20 train examples, but labels of shape [2]"),
-        (
-            2,
-            [0, 1, 2] + [0] * 17,
-            "train example 2 (counted from 0) has the label 2, but those of a kernel with 2 logits are 0, 1",
-        ),
-        (
-            1,
-            [-1.0, 0.0] * 10,
-            "train example 1 (counted from 0) has the label 0.0, but those of a kernel with 1 logit are -1, 1",
-        ),
+        (2, [0, 1], {"shapes": [(20, 2), (2,)]}),
+        (2, [0, 1, 2] + [0] * 17, {"example": 2}),
+        (1, [-1.0, 0.0] * 10, {"example": 1}),
     ],
 )
-def test_labels_that_do_not_belong_to_the_kernel_are_told(logits: int, labels: list[float], message: str) -> None:
+def test_labels_that_do_not_belong_to_the_kernel_are_told(
+    logits: int, labels: list[float], data: dict[str, object]
+) -> None:
     case = Case(logits)
     case.train_labels = np.array(labels)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(KernelMismatchError) as caught:
         case.predict("lstsq")
-    assert str(caught.value) == message
+    assert caught.value.data == data
 
 
 @pytest.mark.parametrize("given", ["train", "x"])
@@ -379,9 +378,9 @@ def test_untrained_logits_are_those_of_both_sides_or_of_none(given: str) -> None
 def test_untrained_logits_of_another_shape_are_told() -> None:
     case = Case(2)
     case.test_f0 = case.test_f0[:, :1]
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(KernelMismatchError) as caught:
         case.predict("lstsq", f0=True)
-    assert str(caught.value) == "the X logits have shape [7, 1], but its kernel wants [7, 2]"
+    assert caught.value.data == {"shapes": [(7, 2), (7, 1)]}
 
 
 @pytest.mark.parametrize(
@@ -398,7 +397,7 @@ def test_untrained_logits_of_another_shape_are_told() -> None:
     ],
 )
 def test_settings_without_a_meaning_name_their_flag(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(SettingError) as caught:
         SolverSettings(**settings)
     assert str(caught.value) == message
 
@@ -408,8 +407,9 @@ def test_settings_without_a_meaning_name_their_flag(settings: dict[str, float], 
 def test_untrained_logits_that_are_no_numbers_are_told_with_their_example(side: str, value: float) -> None:
     case = Case(2)
     (case.train_f0 if side == "train" else case.test_f0)[3, 1] = value
-    with pytest.raises(UsageError, match=f"the {side} logits of the untrained model hold NaN or inf.* at example 3 "):
+    with pytest.raises(NotFiniteError, match=f"the {side} logits of the untrained model") as caught:
         case.predict("lstsq", f0=True)
+    assert caught.value.data == {"example": 3}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -419,11 +419,9 @@ def test_a_kernel_whose_squares_float64_does_not_hold_is_told(solver: str, side:
     case = Case(1, asymmetric=solver == "asym")
     kernel = case.train if side == "train" else case.test
     kernel *= value
-    told = (
-        rf"the largest value of the kernel of train and {side} is \d\.\de[+-]\d+, but it must be 0, or from 1e-100 to "
-    )
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(NotFiniteError, match=f"train and {side} ") as caught:
         case.predict(solver)
+    assert caught.value.data == {"largest": np.abs(kernel).max()}
 
 
 # With 1e-99 all but lstsq, which has no scale, are right to learn next to nothing.
@@ -434,10 +432,9 @@ def test_kernels_of_extreme_size_are_solved_or_told(solver: str) -> None:
         plain = case.predict(solver)
         case.train, case.test = case.train * scale, case.test * scale
         if solver.startswith("sv") and scale > 1:
-            with pytest.raises(
-                UsageError, match=r"libsvm finds no numbers for a kernel with values up to .*e\+99: take "
-            ):
+            with pytest.raises(SolverError) as caught:
                 case.predict(solver)
+            assert caught.value.data == {"solver": solver}
             continue
         found = case.predict(solver)
         assert np.isfinite(found.logits).all()
@@ -448,12 +445,14 @@ def test_kernels_of_extreme_size_are_solved_or_told(solver: str) -> None:
 def test_predictions_that_float64_does_not_hold_are_told() -> None:
     case = Case(1)
     case.train, case.test = case.train * 1e-90, case.test * 1e90
-    with pytest.raises(UsageError, match="the predictions for X are too large for float64: the values of its kernel"):
+    with pytest.raises(NotFiniteError) as caught:
         case.predict("lstsq")
+    assert caught.value.data == {"split": "X"}
 
 
 @pytest.mark.parametrize("solver", ["lstsq", "svr", "asym"])
 def test_untrained_logits_that_targets_vanish_beside_are_told(solver: str) -> None:
     case = Case(1, asymmetric=solver == "asym")
-    with pytest.raises(UsageError, match=r"more than 1e\+50 times --f0_scaling, which is 1e-60: raise that, or leave"):
+    with pytest.raises(SettingError) as caught:
         case.predict(solver, SolverSettings(f0_scaling=1e-60), f0=True)
+    assert caught.value.data == {"setting": "f0_scaling", "value": 1e-60}

@@ -10,8 +10,8 @@ from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 
-from lmntk.errors import UsageError
-from lmntk.solvers import logistic
+from lmntk.errors import SolverError
+from lmntk.solvers import cross_validation, logistic
 from lmntk.solvers.penalised_loss import PenalisedLoss
 from lmntk.solvers.problem import Prediction, SolverSettings
 from random_kernels import Case
@@ -219,7 +219,7 @@ def test_a_fit_that_cannot_be_taken_to_its_minimum_is_worth_a_warning(
 def test_features_that_float64_has_no_room_for_are_told() -> None:
     case = Case(2)
     case.train = case.train * 1e99
-    with pytest.raises(UsageError, match=r"takes features up to 1e\+100, but the largest here is .*e\+11"):
+    with pytest.raises(SolverError, match=r"up to 1e\+100, but the largest here is .*e\+11"):
         case.predict("logistic", SolverSettings(regularization=1e12))
 
 
@@ -250,8 +250,8 @@ def test_logistic_says_that_it_uses_fewer_than_five_folds(caplog: pytest.LogCapt
 
 
 def test_five_examples_of_each_class_make_five_folds_and_no_message(caplog: pytest.LogCaptureFixture) -> None:
-    assert logistic.cross_validation_folds(np.array([0, 1] * 5), 2) == 5
-    assert logistic.cross_validation_folds(np.array([0, 1] * 50), 2) == 5
+    assert cross_validation.cross_validation_folds(np.array([0, 1] * 5), 2) == 5
+    assert cross_validation.cross_validation_folds(np.array([0, 1] * 50), 2) == 5
     assert not caplog.records
 
 
@@ -261,5 +261,6 @@ def test_five_examples_of_each_class_make_five_folds_and_no_message(caplog: pyte
 def test_logistic_stops_at_a_class_that_cannot_be_split(labels: list[int], count: str) -> None:
     case = Case(2)
     case.train_labels = np.array(labels)
-    with pytest.raises(UsageError, match=f"class 1 has {count} but logistic regression is cross-validated"):
+    with pytest.raises(SolverError, match=count) as caught:
         case.predict("logistic")
+    assert caught.value.data == {"solver": "logistic", "label": 1}

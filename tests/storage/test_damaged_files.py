@@ -212,8 +212,7 @@ def test_a_kernel_with_one_wrong_bit_is_not_used(place: Workplace, undisturbed: 
 
 
 def test_a_tile_that_vanishes_while_the_run_is_at_work_is_told(place: Workplace, tmp_path: Path) -> None:
-    store = TileStore(tmp_path / "tiles")
-    store.use(store.key({"formula": "sgd"}))
+    store = TileStore.open(tmp_path / "tiles", {"formula": "sgd"})
     plan = tile_store.Plan((((0,), ((1,),)),), 1, 1, 1, 2, symmetric=False)
     with pytest.raises(UsageError, match="000000-0.tile was written, but is missing or damaged now"):
         list(store.blocks(plan, 1, (1, 1), patience=0.0))

@@ -15,7 +15,7 @@ from lmntk.analysis.statistics import Components, Spectrum
 from lmntk.data.metrics import compute_metrics, mean_over_samples
 from lmntk.data.tasks import Task
 from lmntk.errors import UsageError
-from lmntk.solvers.problem import Array, ClassIds, two_logits
+from lmntk.solvers.problem import Array, ClassIds, predicted_classes
 
 REGULARIZATIONS = (0.0, *(10.0**power for power in range(-8, 1)))
 FEW_REGULARIZATIONS = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
@@ -243,7 +243,7 @@ class _Predictor:
             labels = kernel.class_ids
             logits = fitted.predict(kernel.values, kernel.labels, self._f0.get(split), split).logits
             mean = mean_over_samples(logits, len(labels))
-            predicted = two_logits(mean).argmax(axis=1)
+            predicted = predicted_classes(mean)
             found[split] = SplitSummary(labels, predicted, _score(self._run.task, split, predicted, labels), mean)
         return found
 

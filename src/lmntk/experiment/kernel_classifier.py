@@ -22,7 +22,7 @@ from lmntk.experiment.prompt_kernel import PromptKernel
 from lmntk.experiment.provenance import hash_of_weights
 from lmntk.experiment.texts import match_label_words, read_labels, read_texts
 from lmntk.kernels import ENGINES, FORMULAS
-from lmntk.solvers.problem import SolverSettings, two_logits
+from lmntk.solvers.problem import SolverSettings, predicted_classes, signed
 
 ARGUMENTS = {
     "kernel_formula": "formula",
@@ -219,7 +219,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, texts: Any) -> np.ndarray:
         """Predict the labels of texts, ``[X]``; arguments and errors are those of `predict_logits`."""
         logits = self.predict_logits(texts)
-        return self.classes_[two_logits(logits).argmax(axis=1)]
+        return self.classes_[predicted_classes(logits)]
 
     def __sklearn_clone__(self) -> "KernelClassifier":
         """An unfitted classifier with the same arguments: a model that was passed is shared, not copied."""
@@ -302,7 +302,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         """Fit the solver to the kernel of the train texts."""
         prompts, arguments = self._loaded(), self._arguments
         labels = np.array(prompts.train.labels)
-        labels = (labels * 2 - 1).astype(np.float32) if arguments.binary_classification else labels
+        labels = signed(labels).astype(np.float32) if arguments.binary_classification else labels
         f0 = prompts.logits(prompts.train) if arguments.adjust_for_init else None
         return solvers.fit(arguments.solver, self.train_kernel_, labels, _solver_settings(arguments), f0)
 

@@ -15,7 +15,7 @@ from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArgume
 from lmntk.data.tasks import Task
 from lmntk.experiment.experiment import Evaluation, RunInputs
 from lmntk.experiment.provenance import versions
-from lmntk.solvers.problem import two_logits
+from lmntk.solvers.problem import predicted_classes, two_logits
 from lmntk.storage import atomic, logits_files, run_files
 from lmntk.storage.paths import RunPaths, Split
 
@@ -93,7 +93,7 @@ def prediction_rows(task: Task, averaged: np.ndarray, labels: Sequence[int | flo
         return [["index", "label", "prediction"], *([str(index), *row] for index, row in enumerate(scores))]
     names = ["logit"] if averaged.shape[1] == 1 else [f"logit_{label}" for label in task.labels]
     rows = [["index", "label", "prediction", *names]]
-    predicted = two_logits(averaged).argmax(axis=1)
+    predicted = predicted_classes(averaged)
     for index, logits in enumerate(averaged):
         spelled = task.labels[int(labels[index])], task.labels[predicted[index]]
         rows.append([str(index), *spelled, *map(str, logits)])

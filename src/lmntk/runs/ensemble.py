@@ -18,7 +18,7 @@ from lmntk.errors import DataError, FileError, SettingError
 from lmntk.prompts.label_words import read_mapping
 from lmntk.runs.gather import as_numbers
 from lmntk.runs.log import LogEntry, MetricKeys, Trial, best_trial, data_seed, metric_keys
-from lmntk.solvers.problem import two_logits
+from lmntk.solvers.problem import predicted_classes
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.readers import read_npy
 
@@ -189,7 +189,7 @@ def _score_mean(members: Sequence[Trial], files: Sequence[Path], task: Task, key
 
 def _predictions(logits: np.ndarray, task: Task) -> np.ndarray:
     """The class ids [X] of logits [X, C], or the scores of a regression task."""
-    return logits[:, 0] if task.regression else two_logits(logits).argmax(axis=1)
+    return logits[:, 0] if task.regression else predicted_classes(logits)
 
 
 def _load_logits(path: Path, task: Task, num_examples: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Logistic regression with the weights at which L-BFGS ends, which may be short of the minimum.
+"""Logistic regression with the weights at which L-BFGS stops, possibly short of the minimum.
 
 The published program takes them. `fit_two_rows` repeats what scikit-learn 1.4 did with two classes under
 ``LogisticRegressionCV(multi_class="multinomial")``: it gave both classes a row of weights, w₀ = −w₁, penalised both,
@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from lmntk.solvers.logistic import cross_validated
+from lmntk.solvers.cross_validation import cross_validated
 from lmntk.solvers.problem import Array, ClassIds
 
 CS = np.logspace(-4, 4, 10)
@@ -25,7 +25,7 @@ MAX_ITERATIONS = 5000
 def fit_rows(features: Array, classes: ClassIds, folds: int, fit_intercept: bool = True) -> tuple[Array, Array]:
     """Fit by scikit-learn; arguments and result are those of `lmntk.solvers.logistic.fit_rows`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it may not converge is what is asked for
+        warnings.simplefilter("ignore")  # it may stop before it converges, on purpose
         model = cross_validated(folds, max_iter=10000, fit_intercept=fit_intercept).fit(features, classes)
     return model.coef_, np.broadcast_to(model.intercept_, len(model.coef_)).copy()
 
@@ -36,7 +36,7 @@ def fit_two_rows(features: Array, classes: ClassIds, folds: int, fit_intercept: 
     Args:
         features: ``[N, F]``.
         classes: 0 or 1, ``[N]``.
-        folds: How many, stratified, in the order of the examples.
+        folds: The number of stratified folds, in the order of the examples.
         fit_intercept: Whether scores have a constant, which is not penalised.
 
     Returns:

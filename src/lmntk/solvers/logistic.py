@@ -1,8 +1,8 @@
-"""Cross-validated logistic regression, as the published program asks scikit-learn for it: of kernels, linear heads.
+"""Cross-validated logistic regression on kernels and linear heads, as the published program asks scikit-learn for it.
 
 scikit-learn's L-BFGS may stop far above the minimum of its loss without a word, where features are as large as a
-kernel's values or as small as those of a scaled one. So each of its fits is held to the minimum, and taken there by
-Newton's method where it fell short.
+kernel's values or as small as those of a scaled one. Each of its fits is therefore compared with the minimum, and
+Newton's method continues where it fell short.
 
 Letters: N examples, F features, r = min(N, F) of them after a rotation (and one more, 1, for the intercept), K columns
 of weights: one for two classes, else one for each class.
@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import qr
+from scipy.special import log_expit, log_softmax
 
-from lmntk.errors import UsageError
+from lmntk.errors import SolverError
+from lmntk.solvers import lbfgs
+from lmntk.solvers.cross_validation import cross_validated, cross_validation_folds
 from lmntk.solvers.penalised_loss import PenalisedLoss, Step, target_columns
-from lmntk.solvers.problem import Array, ClassIds
+from lmntk.solvers.problem import Array, ClassIds, FitInputs, Predict, PredictInputs, Prediction, one_hot_rows
 
 logger = logging.getLogger(__name__)
 
-MOST_FOLDS = 5
 MAX_ITERATIONS = 500  # of L-BFGS: Newton's method finishes what takes longer
 MAX_ITERATIONS_ALONE = 10000
 MOST_UNKNOWNS = 2048  # of Newton's method, each of whose steps solves so many equations
@@ -39,87 +41,84 @@ CHANGE_OF_SCORES, CHANGE_WITHIN_TOLERANCE = 1e-2, 0.5  # times what the scores d
 SHARE_OF_LOSS = 1e-6
 
 
-def cross_validation_folds(
-    train_classes: ClassIds, num_classes: int, way_out: str = "take --kernel_solver lstsq"
-) -> int:
-    """Choose the folds of cross-validation: five, or as many as the smallest class has examples.
+def logistic(train: FitInputs) -> Predict:
+    """Logistic regression on the rows of the kernel, its C chosen by cross-validation; loss: cross entropy.
 
-    Args:
-        train_classes: Class ids, [N].
-        num_classes: The number of classes.
-        way_out: What the error names beside more examples.
-
-    Raises:
-        UsageError: A class with fewer than two examples, which no split can both train and test on.
+    The logit of a single-logit kernel is log p(1) - log p(0); more logits are log-probabilities.
     """
-    counts = np.bincount(train_classes, minlength=num_classes)
-    label, smallest = int(counts.argmin()), int(counts.min())
-    if smallest < 2:
-        raise UsageError(
-            f"class {label} has {smallest} training example{'' if smallest else 's'}, but logistic regression is "
-            f"cross-validated and needs two of each: raise K, or {way_out}"
-        )
-    if smallest < MOST_FOLDS:
-        logger.warning("class %d has %d training examples: %d folds instead of %d", label, *[smallest] * 2, MOST_FOLDS)
-    return min(MOST_FOLDS, smallest)
+    if train.is_flattened:
+        return _flattened(train)
+    folds = cross_validation_folds(train.classes, max(2, train.num_logits))
+    # Row i of a symmetric kernel, [C_i, N, C_n], and column j of the other, [N, C_n, C_j], in one order: n, C_n, own C.
+    features = train.kernel.transpose(0, 2, 3, 1).reshape(len(train.kernel), -1)
+    fit = lbfgs.fit_rows if train.settings.plain_lbfgs else fit_rows
+    weights, intercepts = fit(features, train.classes, folds)
+
+    def predict(x: PredictInputs) -> Prediction:
+        scores = x.kernel[0].transpose(2, 0, 1, 3).reshape(len(x.classes), -1) @ weights.T + intercepts
+        # From the scores, not from the probabilities: those round to 0 and 1, whose logarithm is lost.
+        if scores.shape[1] == 1:
+            log_probabilities = np.concatenate([log_expit(-scores), log_expit(scores)], axis=1)
+        else:
+            log_probabilities = log_softmax(scores, axis=1)
+        loss = -float(np.mean(log_probabilities[np.arange(len(scores)), x.classes]))
+        return Prediction(scores if train.num_logits == 1 else log_probabilities, loss, {})
+
+    return predict
 
 
-def cross_validated(folds: int, **options: Any) -> Any:
-    """The published program's `LogisticRegressionCV`, not fitted yet.
+def _flattened(train: FitInputs) -> Predict:
+    """Logistic regression on the rows of the flattened kernel; logits: log-odds; loss: a mean over all rows."""
+    rows = one_hot_rows(train.classes, train.num_logits)
+    fit = lbfgs.fit_rows if train.settings.plain_lbfgs else fit_rows
+    weights, intercepts = fit(train.flat(), rows, cross_validation_folds(rows, 2))
 
-    Args:
-        folds: How many the cross-validation takes.
-        **options: Further arguments of scikit-learn.
-    """
-    from sklearn.linear_model import LogisticRegressionCV
+    def predict(x: PredictInputs) -> Prediction:
+        log_odds = x.flat().T @ weights[0] + intercepts[0]
+        wanted = one_hot_rows(x.classes, train.num_logits)
+        loss = -float(np.mean(log_expit(np.where(wanted, log_odds, -log_odds))))
+        return Prediction(log_odds.reshape(-1, train.num_logits), loss, {})
 
-    return LogisticRegressionCV(
-        random_state=0,
-        cv=folds,
-        # What the defaults have always been (L2, accuracy), spelled out because scikit-learn is about to change them.
-        l1_ratios=(0.0,),
-        scoring="accuracy",
-        use_legacy_attributes=False,
-        **options,
-    )
+    return predict
 
 
 def fit_rows(features: Array, classes: ClassIds, folds: int, fit_intercept: bool = True) -> tuple[Array, Array]:
-    """Fit by scikit-learn, and hold each fit, of the cross-validation and the last one, to its minimum.
+    """Fit by scikit-learn, and take each fit, those of the cross-validation and the last one, to its minimum.
 
     Args:
         features: [N, F].
         classes: Class ids, [N]; of each there are `folds` examples or more.
-        folds: How many the cross-validation takes.
+        folds: The number of folds.
         fit_intercept: Whether scores have a constant, which is not penalised.
 
     Returns:
         Weights [K, F] and intercepts [K].
 
     Raises:
-        UsageError: Features beyond `LARGEST_FEATURE`.
+        SolverError: A feature exceeds `LARGEST_FEATURE`.
     """
     if (largest := np.abs(features).max()) > LARGEST_FEATURE:
-        raise UsageError(
+        raise SolverError(
             f"logistic regression takes features up to {LARGEST_FEATURE:g}, but the largest here is {largest:.1e}: "
-            "take another model, or another solver"
+            "take another model, or another solver",
+            solver="logistic",
         )
     rotated = Rotated.of(features, fit_intercept)
     targets = target_columns(classes, int(classes.max()) + 1)
     if rotated.rows.shape[1] * targets.shape[1] > MOST_UNKNOWNS:
         return _fit_large(rotated, classes, folds)
     model = _fitted(cross_validated(folds, max_iter=MAX_ITERATIONS, fit_intercept=fit_intercept), features, classes)
-    holder = Holder(rotated, targets)
+    check = MinimumCheck(rotated, targets)
     scores = model.scores_[:, 0].copy()  # [folds, Cs]
-    for fold, (learn, check) in enumerate(_splits(classes, folds)):
+    for fold, (learn, held_out) in enumerate(_splits(classes, folds)):
         for index, c in enumerate(model.Cs_):
-            repaired = holder.hold(rotated.weights(model.coefs_paths_[fold, 0, index]), c, learn)
+            repaired = check.reach_minimum(rotated.weights(model.coefs_paths_[fold, 0, index]), c, learn)
             if repaired is not None:
-                scores[fold, index] = np.mean(_predicted(rotated.rows[check] @ repaired) == classes[check])
+                scores[fold, index] = np.mean(_predicted(rotated.rows[held_out] @ repaired) == classes[held_out])
     best = model.Cs_[scores.sum(axis=0).argmax()]
     found = np.c_[model.coef_, model.intercept_] if fit_intercept else model.coef_
-    weights = holder.hold(rotated.weights(found), best, slice(None))
-    holder.tell()
+    weights = check.reach_minimum(rotated.weights(found), best, slice(None))
+    check.report()
     return (model.coef_, model.intercept_) if weights is None else rotated.unrotated(weights)
 
 
@@ -180,15 +179,15 @@ class Rotated:
 
 
 @dataclass
-class Holder:
-    """What holds fits to their minimum, and counts them.
+class MinimumCheck:
+    """Takes fits to their minimum, and counts them.
 
     Attributes:
         rotated: The features.
         targets: [N, K].
-        fits: How many there were.
-        short: How many were short of the minimum.
-        lost: How many of these did not get there either.
+        fits: The number of fits.
+        short: The number of fits that stopped short of the minimum.
+        lost: The number of those that Newton's method did not take there.
     """
 
     rotated: Rotated
@@ -197,7 +196,7 @@ class Holder:
     short: int = field(default=0, init=False)
     lost: int = field(default=0, init=False)
 
-    def hold(self, weights: Array, c: float, examples: ClassIds | slice) -> Array | None:
+    def reach_minimum(self, weights: Array, c: float, examples: ClassIds | slice) -> Array | None:
         """Return the weights of the minimum, [r (+ 1), K], where the given ones are short of it, else None."""
         loss = self.rotated.loss(self.targets, c, examples)
         self.fits += 1
@@ -223,20 +222,24 @@ class Holder:
             return gradient <= TOLERANCE_OF_SMALL_FEATURES * self.rotated.largest
         return step.gain <= SHARE_OF_LOSS * step.loss
 
-    def tell(self) -> None:
-        """Say where numbers are not scikit-learn's, and warn where they are not the minimum's either."""
+    def report(self) -> None:
+        """Log how many fits Newton's method improved, and warn about those that did not reach the minimum."""
         examples = len(self.targets)
         if self.lost:
             logger.warning(
                 "logistic regression on %d train examples: %d of %d fits did not reach the minimum of their loss; do "
                 "not trust the predictions, take another solver",
-                *(examples, self.lost, self.fits),
+                examples,
+                self.lost,
+                self.fits,
             )
         elif self.short:
             logger.info(
                 "logistic regression on %d train examples: L-BFGS stopped short of the minimum in %d of %d fits, so "
                 "Newton's method went on to it",
-                *(examples, self.short, self.fits),
+                examples,
+                self.short,
+                self.fits,
             )
 
 
@@ -248,13 +251,14 @@ def _fit_large(rotated: Rotated, classes: ClassIds, folds: int) -> tuple[Array, 
     logger.warning(
         "logistic regression on %d train examples has more than %d unknowns, too many for Newton's method: that L-BFGS "
         "got to the minimum is not checked",
-        *(len(classes), MOST_UNKNOWNS),
+        len(classes),
+        MOST_UNKNOWNS,
     )
     return model.coef_ @ rotated.directions.T, model.intercept_
 
 
 def _fitted(model: Any, features: Array, classes: ClassIds) -> Any:
-    """Fit, without scikit-learn's warnings: whoever calls looks at what comes of it."""
+    """Fit without scikit-learn's warnings: the callers check the result."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return model.fit(features, classes)

@@ -20,7 +20,7 @@ from lmntk.data.tasks import REGRESSION_RANGE, Task
 from lmntk.errors import NotFiniteError
 from lmntk.experiment.experiment import LOGITS_BATCH_SIZE, Evaluation, Experiment
 from lmntk.prompts.features import Collator, FeatureDataset
-from lmntk.solvers.problem import two_logits
+from lmntk.solvers.problem import predicted_classes
 
 logger = logging.getLogger(__name__)
 
@@ -277,5 +277,5 @@ def score(task: Task, averaged: np.ndarray, labels: np.ndarray) -> dict[str, flo
         averaged: Logits ``[X, C]``, where a single logit f counts as −f and f; or scores ``[X, 1]``.
         labels: Class ids or scores, ``[X]``.
     """
-    predicted = averaged[:, 0] if task.regression else two_logits(averaged).argmax(axis=1)
+    predicted = averaged[:, 0] if task.regression else predicted_classes(averaged)
     return compute_metrics(task, predicted, labels)

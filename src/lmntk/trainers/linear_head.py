@@ -15,7 +15,8 @@ from lmntk.errors import NotFiniteError
 from lmntk.experiment.experiment import Experiment
 from lmntk.prompts.features import sampled_order
 from lmntk.solvers import lbfgs
-from lmntk.solvers.logistic import cross_validation_folds, fit_rows
+from lmntk.solvers.cross_validation import cross_validation_folds
+from lmntk.solvers.logistic import fit_rows
 from lmntk.trainers.base import LOGITS_BATCH_SIZE, OVERFLOW, ZeroShotTrainer, log_odds
 
 logger = logging.getLogger(__name__)
