@@ -158,7 +158,7 @@ def test_a_loaded_kernel_of_another_formula_is_refused(place: Workplace, made: d
 def test_kernels_that_are_loaded_for_another_model_are_told_apart(place: Workplace, made: dict[str, Path]) -> None:
     flags = ["--load_kernels", str(made["sgd"])]
     other = place.call(place.argv(*flags, "--model_name_or_path", "other/model", output="of another"))
-    sentence = f"is a kernel of the model {place.model}, though --model_name_or_path is other/model"
+    sentence = f"is a kernel of the model {place.model}, not of --model_name_or_path other/model"
     assert (other.status, other.messages.count(sentence)) == (0, 3)
     assert "though --model_name_or_path" not in place.call(place.argv(*flags, output="of the same")).messages
     drawn = place.call(place.argv(*flags, "--random_model_init", output="of none"))
@@ -201,7 +201,7 @@ def test_a_loaded_kernel_must_fit_the_flags(
         (["--binary_classification"], "holds a kernel of 2 logits, but the command asks for 1"),
         (
             ["--binary_classification", "--kernel_formula", "asymmetric_signgd", "--kernel_solver", "asym"],
-            "holds no asymmetric kernel, which does not go with this --kernel_formula",
+            "holds a symmetric kernel, which does not match this --kernel_formula",
         ),
     ],
 )

@@ -158,14 +158,14 @@ def test_where_files_cannot_be_locked_a_warning_takes_the_locks_place(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked_output_folder(tmp_path):
         pass
-    assert f"{tmp_path} cannot be locked (No locks available): see that no other run writes there" in caplog.messages
+    assert f"{tmp_path} cannot be locked (No locks available): make sure no other run writes there" in caplog.messages
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
         ("train_kernels_sst-2.json", "{", "train_kernels_sst-2.json cannot be read"),
-        ("train_kernels_sst-2.json", "[]", "train_kernels_sst-2.json is no JSON object"),
+        ("train_kernels_sst-2.json", "[]", "train_kernels_sst-2.json is not a JSON object"),
         ("test_kernels_sst-2.pt", "PK", "test_kernels_sst-2.pt cannot be read as kernel"),
     ],
 )

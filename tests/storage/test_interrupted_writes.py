@@ -254,10 +254,8 @@ def test_tiles_of_a_version_that_left_out_what_is_null_are_used(
 
 def test_tiles_that_are_dropped_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "0123456789ab-000000-0.tile").write_bytes(b"")
-    store = TileStore(tmp_path)
-    store.use(store.key({}))
-    store.begin({})
-    assert caplog.messages == [f"tiles of another plan in {tmp_path} are dropped: 1"]
+    TileStore.open(tmp_path, {}).create()
+    assert caplog.messages == [f"dropped 1 tile of another plan in {tmp_path}"]
     assert not list(tmp_path.glob("*.tile"))
 
 

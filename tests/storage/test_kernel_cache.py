@@ -78,7 +78,7 @@ def test_the_names_of_folders_tell_another_seed_where_the_files_are_gone(
         undescribed(copy)
     outcome = load(place, copy, "--data_dir", "gone/16-13")
     assert outcome.status == 2
-    assert "is of another k-shot split than --data_dir gone/16-13" in outcome.err
+    assert "belongs to another k-shot split than --data_dir gone/16-13" in outcome.err
     assert load(place, copy, "--data_dir", "gone/16-42").status == 0
 
 
@@ -111,7 +111,7 @@ def test_kernels_without_description_have_the_labels_of_the_data(place: Workplac
     undescribed(copy)
     outcome = load(place, copy, "--data_dir", "data/16-42", "--model_name_or_path", "no/model")
     assert outcome.status == 0
-    assert outcome.messages.count("has no description: of which model, texts and template it is cannot be checked") == 3
+    assert outcome.messages.count("has no description, so its model, texts and template cannot be checked") == 3
     for rows, sentence in (
         ([(text, str(1 - int(label))) for text, label in sst2_rows(4)], "has other labels than the train examples"),
         (sst2_rows(6), "has 4 train examples, but --data_dir has 6"),
@@ -130,7 +130,7 @@ def test_a_folder_of_mixed_kernels_is_refused_by_runs_and_reports(
 ) -> None:
     edit(copy / "test_kernels_sst-2.json", **{key: value})
     outcome = load(place, copy, "--data_dir", "data/16-42")
-    sentence = f"train_kernels_sst-2.pt beside it are not of one run: their descriptions differ in {key}; "
+    sentence = f"train_kernels_sst-2.pt beside it do not belong to one run: their descriptions differ in {key}; "
     assert outcome.status == 2
     assert sentence in outcome.err
     with pytest.raises(UsageError, match=sentence):
@@ -142,7 +142,7 @@ def test_a_folder_of_mixed_kernels_is_refused_by_runs_and_reports(
     [
         (lambda logits, labels: (logits * torch.nan, labels), "holds NaN or infinity, first for example 0"),
         (lambda logits, labels: (logits, 1 - labels), "has other targets than the labels of"),
-        (lambda logits, labels: (logits + 1, labels), "is not what lay beside train_kernels_sst-2.pt"),
+        (lambda logits, labels: (logits + 1, labels), "is not the file that train_kernels_sst-2.pt was made with"),
         (lambda logits, labels: (logits[:2], labels[:2]), "has other targets than the labels of"),
     ],
     ids=["nan", "targets", "weights", "fewer"],
@@ -166,9 +166,12 @@ def test_logits_are_those_of_the_kernel_also_when_a_run_is_given_again(place: Wo
     assert (folder / "test_kernels_sst-2.json").stat().st_mtime_ns == before
     outcome = load(place, folder, *NOWHERE, "--adjust_for_init")
     assert outcome.status == 0
-    assert "nothing tells whether" not in outcome.messages
+    assert "nothing shows whether" not in outcome.messages
     undescribed(folder)
-    assert load(place, folder, *NOWHERE, "--adjust_for_init").messages.count("nothing tells whether it is of the") == 3
+    assert (
+        load(place, folder, *NOWHERE, "--adjust_for_init").messages.count("nothing shows whether it belongs to the")
+        == 3
+    )
 
 
 def test_a_report_takes_a_whole_folder(tmp_path: Path) -> None:
@@ -222,10 +225,10 @@ def test_the_command_of_the_kernels_again_renews_the_logits_or_notes_those_that_
     place.run(output=f"renewed {by}")
     assert (folder / "train_logits_sst-2.pt").read_bytes() == (changed if by < 1e-3 else wanted)
     outcome = load(place, folder, *NOWHERE, "--adjust_for_init")
-    assert (outcome.status, "nothing tells whether" in outcome.messages) == (0, False)
+    assert (outcome.status, "nothing shows whether" in outcome.messages) == (0, False)
 
 
-@pytest.mark.parametrize("write", ["save_logits", "_write_description"])
+@pytest.mark.parametrize("write", ["save_logits", "write_description"])
 def test_a_run_that_is_killed_while_it_renews_logits_leaves_a_folder_of_use(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
@@ -244,9 +247,9 @@ def test_a_run_that_is_killed_while_it_renews_logits_leaves_a_folder_of_use(
         patched.setattr(logits_files, write, killed)
         assert place.call(place.argv(output=name)).status == 130
     there = (folder / "train_logits_sst-2.pt").exists()
-    assert there == (write == "_write_description")
+    assert there == (write == "write_description")
     outcome = load(place, folder, *(NOWHERE if there else []), "--adjust_for_init")
-    assert (outcome.status, "nothing tells whether" in outcome.messages) == (0, there)
+    assert (outcome.status, "nothing shows whether" in outcome.messages) == (0, there)
 
 
 def test_counts_of_signs_among_other_kernels_are_refused_without_any_description(tmp_path: Path) -> None:

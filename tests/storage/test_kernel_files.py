@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmntk.errors import FileError, UsageError
+from lmntk.errors import FileError, KernelMismatchError, UsageError
 from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, run_files
 from lmntk.storage.paths import RunPaths
 
@@ -51,17 +51,14 @@ def test_the_output_folder_is_made_with_its_parents_and_left_empty(tmp_path: Pat
 def test_a_file_in_the_way_of_the_output_folder_is_told_with_the_flag(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / below
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FileError, match=os.strerror(errno.ENOTDIR if below else errno.EEXIST)) as caught:
         atomic.prepare_output_dir(folder)
-    reason = os.strerror(errno.ENOTDIR if below else errno.EEXIST)
-    assert str(caught.value) == (
-        f"--output_dir {folder} cannot be written ({reason}): choose another folder, or free the path"
-    )
+    assert caught.value.data == {"path": folder, "setting": "output_dir"}
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="a folder that takes no files is known on Linux only")
 def test_an_output_folder_on_a_file_system_that_takes_no_files_is_told() -> None:
-    with pytest.raises(UsageError, match="--output_dir /proc/self/task cannot be written"):
+    with pytest.raises(FileError, match="`output_dir=/proc/self/task`"):
         atomic.prepare_output_dir("/proc/self/task")
 
 
@@ -186,11 +183,9 @@ def test_a_kernel_without_a_description_loads(path: Path) -> None:
 
 
 def test_a_missing_kernel_is_told(path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FileError, match="does not exist.*`load_kernels`") as caught:
         kernel_files.load_kernel(path)
-    assert str(caught.value) == (
-        f"{path} does not exist: compute the kernel first, or give the folder that holds it (--load_kernels)"
-    )
+    assert caught.value.data == {"path": path}
 
 
 @pytest.mark.parametrize("described", [True, False])
@@ -200,7 +195,9 @@ def test_a_truncated_kernel_is_told(path: Path, kept: int, described: bool) -> N
     path.write_bytes(path.read_bytes()[:kept])
     if not described:
         path.with_suffix(".json").unlink()
-    with pytest.raises(UsageError, match=r"dev_kernels_sst-2\.pt cannot be read as kernel \(.*--overwrite_kernels"):
+    with pytest.raises(
+        UsageError, match=r"dev_kernels_sst-2\.pt cannot be read as kernel \(.*`overwrite_kernels=True`"
+    ):
         kernel_files.load_kernel(path)
 
 
@@ -248,21 +245,19 @@ def test_arrays_of_another_shape_are_told(path: Path, content: Any, message: str
 def test_a_kernel_beside_the_description_of_another_is_told(path: Path) -> None:
     kernel_files.save_kernel(path, KERNEL, LABELS, {})
     torch.save((KERNEL + 1, LABELS), path)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(KernelMismatchError, match="remove the description") as caught:
         kernel_files.load_kernel(path)
-    assert str(caught.value) == (
-        f"{path} is not the kernel that dev_kernels_sst-2.json describes: give the command that made it again, with "
-        "--overwrite_kernels, or remove the description if the kernel is right"
-    )
+    assert caught.value.data == {"path": path, "differences": ["kernel_sha256"]}
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"formula": "sg', "cannot be read"), ("", "cannot be read"), ("[1]", "is no JSON object")]
+    ("text", "message"),
+    [('{"formula": "sg', "cannot be read"), ("", "cannot be read"), ("[1]", "is not a JSON object")],
 )
 def test_a_description_that_does_not_parse_is_told(path: Path, text: str, message: str) -> None:
     torch.save((KERNEL, LABELS), path)
     path.with_suffix(".json").write_text(text)
-    with pytest.raises(UsageError, match=rf"dev_kernels_sst-2\.json {message}.*--overwrite_kernels"):
+    with pytest.raises(UsageError, match=rf"dev_kernels_sst-2\.json {message}.*`overwrite_kernels=True`"):
         kernel_files.load_kernel(path)
 
 
@@ -462,8 +457,6 @@ def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> N
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FileError, match="Is a directory") as caught:
         run_files.append_log(tmp_path / "log", {})
-    assert str(caught.value) == (
-        f"cannot append to the log {tmp_path / 'log'} (Is a directory): make room, or free the path"
-    )
+    assert caught.value.data == {"path": tmp_path / "log"}

@@ -28,6 +28,7 @@ from lmntk.kernels.tiling import Tile
 from lmntk.storage.atomic import remove_unfinished_files, write_atomically
 from lmntk.storage.kernel_metadata import kernel_differences
 from lmntk.storage.readers import read_json
+from lmntk.storage.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class TileStore:
         remove_unfinished_files(self.folder)
         others = set(self.folder.glob("*.tile")) - set(self._files())
         if others:
-            logger.warning("dropped %d tiles of another plan in %s", len(others), self.folder)
+            logger.warning("dropped %s of another plan in %s", quantity(len(others), "tile"), self.folder)
         for path in others:
             with contextlib.suppress(OSError):
                 path.unlink()
