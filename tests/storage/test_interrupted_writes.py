@@ -23,31 +23,31 @@ from lmntk.storage.tile_store import TileStore
 
 # Kills the process in the middle of the so-manieth write of a file whose name ends in that.
 KILLED_WHILE_WRITING = """
-import os, signal, sys
+import contextlib, os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
 import lmntk.storage.atomic as files
 ending, count = sys.argv[1], int(sys.argv[2])
-real = files.write_atomically
+real = files.temporary_file
 seen = 0
 
-def write_atomically(path, write, **more):
-    global seen
-    if str(path).endswith(ending):
-        seen += 1
-        if seen == count:
-            def half(file):
-                class Half:
-                    def write(self, data):
-                        file.write(bytes(data)[: len(bytes(data)) // 2])
-                        file.flush()
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    def flush(self):
-                        pass
-                write(Half())
-            return real(path, half, **more)
-    return real(path, write, **more)
+class Half:
+    def __init__(self, file):
+        self.file = file
 
-files.write_atomically = write_atomically  # before others take it from there
+    def write(self, data):
+        self.file.write(bytes(data)[: len(bytes(data)) // 2])
+        self.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@contextlib.contextmanager
+def temporary_file(path):
+    global seen
+    with real(path) as file:
+        matches = str(path).endswith(ending)
+        seen += matches
+        yield Half(file) if matches and seen == count else file
+
+files.temporary_file = temporary_file  # before others take it from there
 import run
 sys.exit(run.main(sys.argv[3:]))
 """

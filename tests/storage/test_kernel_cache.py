@@ -259,4 +259,4 @@ def test_counts_of_signs_among_other_kernels_are_refused_without_any_description
         description.unlink()
     outcome = place.call(place.argv("--load_kernels", str(folder.path), "--data_dir", str(folder.data)))
     assert outcome.status == 2
-    assert "not of one formula: the values of test alone are whole numbers" in outcome.err
+    assert "only the values of test are whole numbers" in outcome.err
