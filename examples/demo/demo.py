@@ -47,7 +47,7 @@ from lmntk.runs.log import Trial, find_trials
 from lmntk.runs.processes import LOG, STAMP, Progress, RunProcess, read_stamp, run_all
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.readers import read_json
-from lmntk.storage.run_files import append_log
+from lmntk.storage.run_results import append_log
 from lmntk.storage.tables import format_table
 
 ROOT = Path(__file__).resolve().parents[2]

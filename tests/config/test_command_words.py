@@ -9,7 +9,7 @@ import pytest
 from lmntk.config.arguments import parse_arguments
 from lmntk.config.tool_parser import Parser
 from lmntk.errors import UsageError
-from lmntk.storage.run_files import append_log, write_record
+from lmntk.storage.run_results import append_log, write_record
 
 RUN = ["--model_name_or_path", "m", "--task_name", "sst-2", "--data_dir", "d", "--output_dir", "o"]
 BAD = os.fsdecode(b"a\xff")

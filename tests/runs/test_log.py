@@ -256,7 +256,7 @@ def test_the_data_seed_is_what_follows_the_last_dash_of_the_folder(folder, seed)
 
 
 def test_what_run_py_appends_is_read_back(tmp_path):
-    from lmntk.storage.run_files import append_log
+    from lmntk.storage.run_results import append_log
 
     append_log(tmp_path / "log", {"tag": "ü", "mnli_dev_eval_mnli/acc": 0.1, "nan": math.nan})
     assert read_log(tmp_path / "log") == [{"tag": "ü", "mnli_dev_eval_mnli/acc": 0.1, "nan": None}]

@@ -165,7 +165,7 @@ def test_results_of_an_earlier_run_are_not_beside_those_of_one_that_was_killed(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = place.run(output="two runs")
-    monkeypatch.setattr("lmntk.storage.run_files.write_metrics", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("lmntk.storage.run_results.write_metrics", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     assert place.call(place.argv("--kernel_solver", "svr", output="two runs")).status == 143
     assert (folder / "dev_predictions_sst-2.csv").exists()
     for name in ("eval_results_sst-2.txt", "test_results_sst-2.txt", "test_predictions_sst-2.csv", "run_sst-2.json"):
@@ -307,7 +307,7 @@ def test_kernels_that_overwriting_has_made_stay_until_their_results_are_written(
 ) -> None:
     folder = place.run(*TILED, output="unrecorded")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lmntk.storage.run_files.append_log", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+        patched.setattr("lmntk.storage.run_results.append_log", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
         assert place.call(place.argv(*TILED, "--overwrite_kernels", output="unrecorded")).status == 143
     (folder / KERNELS[1]).write_bytes(b"damaged")
     computed = count_tiles(monkeypatch)

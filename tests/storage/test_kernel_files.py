@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from lmntk.errors import FileError, KernelMismatchError, UsageError
-from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, run_files
+from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, run_results
 from lmntk.storage.paths import RunPaths
 
 FORK = multiprocessing.get_context("fork")
@@ -371,7 +371,7 @@ def test_metrics_are_written_as_python_writes_numbers_and_in_their_order(tmp_pat
         "rank0": np.int64(16),
         "grad_dim": 230874,
     }
-    run_files.write_metrics(tmp_path / "eval_results_x.txt", metrics)
+    run_results.write_metrics(tmp_path / "eval_results_x.txt", metrics)
     assert (tmp_path / "eval_results_x.txt").read_text() == (
         "eval_acc = 0.4583333333333333\neval_mnli/acc = 1.0\neval_loss = 0.1\neval_f1 = 1e-05\neval_corr = nan\n"
         "rank0 = 16\ngrad_dim = 230874\n"
@@ -399,7 +399,7 @@ def test_a_log_line_is_strict_json_whatever_the_record_holds(tmp_path: Path) -> 
         "missing": None,
         "array": torch.tensor([1.0, float("nan")]),
     }
-    run_files.append_log(tmp_path / "log", record)
+    run_results.append_log(tmp_path / "log", record)
     assert len((tmp_path / "log").read_text(encoding="utf-8").split("\n")) == 2
     assert json.loads((tmp_path / "log").read_bytes(), parse_constant=refuse_constant) == {
         "task_name": "sst-2\n",
@@ -417,7 +417,7 @@ def test_a_log_line_is_strict_json_whatever_the_record_holds(tmp_path: Path) -> 
 
 def append_many(path: Path, process: int) -> None:
     for number in range(40):
-        run_files.append_log(path, {"process": process, "number": number, "filling": "x" * 20_000})
+        run_results.append_log(path, {"process": process, "number": number, "filling": "x" * 20_000})
 
 
 def test_many_processes_append_whole_lines_each_in_its_own_order(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_line_waits_for_the_process_that_holds_the_log(tmp_path: Path) -> None
     log = tmp_path / "log"
     with log.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        process = FORK.Process(target=run_files.append_log, args=(log, {"a": 1}))
+        process = FORK.Process(target=run_results.append_log, args=(log, {"a": 1}))
         process.start()
         process.join(timeout=0.3)
         assert process.is_alive()
@@ -450,13 +450,13 @@ def test_a_line_waits_for_the_process_that_holds_the_log(tmp_path: Path) -> None
 def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text('{"a": 1}\n{"b":')
-    run_files.append_log(log, {"c": 3})
-    run_files.append_log(log, {"d": 4})
+    run_results.append_log(log, {"c": 3})
+    run_results.append_log(log, {"d": 4})
     assert log.read_text() == '{"a": 1}\n{"b":\n{"c": 3}\n{"d": 4}\n'
 
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     with pytest.raises(FileError, match="Is a directory") as caught:
-        run_files.append_log(tmp_path / "log", {})
+        run_results.append_log(tmp_path / "log", {})
     assert caught.value.data == {"path": tmp_path / "log"}

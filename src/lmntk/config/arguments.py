@@ -30,7 +30,7 @@ from lmntk.distributed import rejoin_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.tiling import TileRequest
 from lmntk.solvers.problem import SolverSettings
-from lmntk.storage.run_files import is_zero_shot
+from lmntk.storage.run_results import is_zero_shot
 
 GENERAL_MAX_SEQ_LENGTH = 128
 GENERAL_NUM_SAMPLE = 16

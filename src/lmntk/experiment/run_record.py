@@ -16,7 +16,7 @@ from lmntk.data.tasks import Task
 from lmntk.experiment.experiment import Evaluation, RunInputs
 from lmntk.experiment.provenance import versions
 from lmntk.solvers.problem import predicted_classes, two_logits
-from lmntk.storage import atomic, logits_files, run_files
+from lmntk.storage import atomic, logits_files, run_results
 from lmntk.storage.paths import RunPaths, Split
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ def record_run(
         "seconds": round(seconds, 1),
         "versions": versions(),
     }
-    run_files.write_record(paths.record(), line)
-    run_files.append_log(Path("log"), line)
+    run_results.write_record(paths.record(), line)
+    run_results.append_log(Path("log"), line)
     logger.info(
         f"results are in {training_args.output_dir}, and a line in {Path('log').resolve()}; {seconds:.0f} s in all"
     )
@@ -68,7 +68,7 @@ def _write_evaluation(
     """Write the predictions and metrics of a split and, if asked for, the logits of a test split."""
     rows = prediction_rows(inputs.datasets[split].task, evaluation.logits, evaluation.labels.tolist())
     _write_predictions(paths.predictions(split), rows)
-    run_files.write_metrics(paths.metrics(split), evaluation.metrics)
+    run_results.write_metrics(paths.metrics(split), evaluation.metrics)
     metrics = ", ".join(f"{name} = {value:.6g}" for name, value in evaluation.metrics.items())
     logger.info("%s: %s → %s", split, metrics, paths.metrics(split))
     if training_args.save_logit and Split.parse(split).mode == "test":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lmntk.analysis.summary import KernelSummary, RunSummary
-from lmntk.storage.run_files import is_zero_shot
+from lmntk.storage.run_results import is_zero_shot
 from lmntk.storage.wording import quantity
 
 METRICS = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews correlation", "pearson": "Pearson correlation"}

@@ -22,7 +22,7 @@ from lmntk.runs.log import (
     select,
     split_folder,
 )
-from lmntk.storage.run_files import is_zero_shot
+from lmntk.storage.run_results import is_zero_shot
 from lmntk.storage.tables import format_table
 from lmntk.storage.wording import quantity
 
