@@ -88,11 +88,6 @@ ROOMS_OF_EXTRAS = {
 SPEAK_OF_FLAGS = {"config", "commands"}
 """The rooms that know how a setting is spelled on a command line; all others name it in backticks."""
 
-NOT_YET = {
-    *("solvers", "storage"),
-}
-"""Rooms whose sentences are not rewritten yet: whoever has done one takes it out."""
-
 
 def part_of(path: Path) -> str:
     """Return the row of `MAY_IMPORT` that a file of the package belongs to: its top folder, or its own name."""
@@ -228,7 +223,7 @@ def flags_in_strings(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in package_files() if part_of(path) not in SPEAK_OF_FLAGS | NOT_YET],
+    [path for path in package_files() if part_of(path) not in SPEAK_OF_FLAGS],
     ids=name_of,
 )
 def test_below_config_no_string_names_a_flag(path: Path) -> None:

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from lmntk import interrupts
 from lmntk.config.command_words import check_words
@@ -126,25 +126,3 @@ def _log_warnings(names: Collection[str]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(FlagFormatter("warning: %(message)s", None, names))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-
-
-class _AnyName:
-    """All names of flags, for the tools that do not end in `run_tool` yet."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-
-def exit_status(main: Callable[[], int | None], when_stopped: str = interrupts.STARTS_ANEW) -> int:
-    """Do the work of a tool; its warnings, and why it ended early, are told on stderr.
-
-    Args:
-        main: What to do.
-        when_stopped: What to say after a signal.
-
-    Returns:
-        The exit status, as `interrupts.exit_status` has it.
-    """
-    names = cast(Collection[str], _AnyName())
-    _log_warnings(names)
-    return interrupts.exit_status(main, when_stopped, wording=lambda error: _wording(error, names))
