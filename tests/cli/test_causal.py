@@ -369,10 +369,10 @@ def test_demonstrations_stand_before_the_query(place: Workplace) -> None:
         (["--model_family", "masked"], "is of type gpt2, of which transformers has no masked language model; "),
         (
             ["--few_shot_type", "prompt-demo", "--gpt3_in_context_tail"],
-            "--gpt3_in_context_tail puts examples behind the query, where a causal language model reads nothing: take "
+            "--gpt3_in_context_tail puts examples after the query, where a causal language model reads nothing: take "
             "--gpt3_in_context_head",
         ),
-        (["--template", "*cls**mask*:*+sent_0*"], "a causal language model reads what stands before *mask*"),
+        (["--template", "*cls**mask*:*+sent_0*"], "a causal language model reads what precedes *mask*"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

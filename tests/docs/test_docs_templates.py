@@ -129,7 +129,7 @@ def test_the_templates_that_it_prints_are_the_tasks() -> None:
     assert said is not None
     assert {*re.split(r",\s+|\s+and\s+", said[1]), "MNLI", "mnli-mm"} == behind_mask
     assert {said[2]} == without
-    assert f"else it is {GENERAL_MAX_SEQ_LENGTH} tokens" in " ".join(PAGE.split())
+    assert f"otherwise they are {GENERAL_MAX_SEQ_LENGTH} tokens" in " ".join(PAGE.split())
 
 
 @pytest.fixture(scope="module")

@@ -170,8 +170,8 @@ def test_the_asymmetric_kernel_has_the_sign_on_the_train_side_first(engine):
 )
 def test_parameters_of_unknown_layers_are_differentiated_beside_all_the_others(unknown, formula, monkeypatch):
     """The jacobian engine gets them alone: not the label words' rows, by which the model then asks all the same."""
-    monkeypatch.delitem(LAYERS, unknown)
     model = tiny_prompt_model("llama")
+    monkeypatch.delitem(LAYERS, unknown)  # after the model, which registers the layers of language models
     names = names_of(model, ParameterFilter())
     modules = dict(model.named_modules())
     of_unknown = [name for name in names if type(modules[name.rpartition(".")[0]]) is unknown]

@@ -27,8 +27,14 @@ from tiny_models import (
 LABEL_WORDS = (20, 31)
 
 
-def load(folder, **options):
-    return load_prompt_model(str(folder), load_config(str(folder)), LABEL_WORDS, LoadOptions(**options))
+def load(folder, binary_classification=False, **options):
+    return load_prompt_model(
+        str(folder),
+        load_config(str(folder)),
+        LABEL_WORDS,
+        LoadOptions(**options),
+        binary_classification=binary_classification,
+    )
 
 
 def rewrite_weights(folder, change):

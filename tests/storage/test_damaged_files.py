@@ -10,6 +10,7 @@ import pytest
 from command_line import Workplace
 from interrupted_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, tile_name, undisturbed_kernels
 from lmntk.errors import UsageError
+from lmntk.kernels.tiling import TileRow, TileSize
 from lmntk.storage import tile_store
 from lmntk.storage.output_folder import LOCK_NAME, locked_output_folder
 from lmntk.storage.tile_store import TileStore
@@ -213,6 +214,6 @@ def test_a_kernel_with_one_wrong_bit_is_not_used(place: Workplace, undisturbed: 
 
 def test_a_tile_that_vanishes_while_the_run_is_at_work_is_told(place: Workplace, tmp_path: Path) -> None:
     store = TileStore.open(tmp_path / "tiles", {"formula": "sgd"})
-    plan = tile_store.Plan((((0,), ((1,),)),), 1, 1, 1, 2, symmetric=False)
+    plan = tile_store.Plan((TileRow((0,), ((1,),)),), TileSize(1, 1), 1, 2, symmetric=False)
     with pytest.raises(UsageError, match="000000-0.tile was written, but is missing or damaged now"):
         list(store.blocks(plan, 1, (1, 1), patience=0.0))

@@ -181,7 +181,7 @@ def test_an_output_folder_with_too_long_a_name_is_refused_before_anything_is_rea
     monkeypatch.setattr("lmntk.experiment.build.build", lambda *args: pytest.fail("too late"))
     outcome = place.call([*place.argv(), "--output_dir", output])
     assert outcome.status == 2
-    assert outcome.err.startswith(f"error: --output_dir {output}: with the files in it")
+    assert outcome.err.startswith(f"error: --output_dir {output}: the names of the files in it")
     assert outcome.err.count("\n") == 1 and "255 bytes a name and 4096 in all" in outcome.err
 
 
