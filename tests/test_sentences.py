@@ -11,7 +11,7 @@ import contextlib
 import pytest
 
 from command_line import Workplace
-from lmntk.commands.main import main
+from lmntk.commands.main import NAMES, main
 
 # fmt: off
 OF_RUN = [
@@ -88,7 +88,7 @@ OF_RUN = [
 
 OF_COMMANDS = [
     (["kernle"],
-     "unknown command 'kernle': did you mean 'kernel'? Available: tasks, splits, kernel, train, gather, ensemble, report, compare, grid, download, embed"),
+     f"unknown command 'kernle': did you mean 'kernel'? Available: {', '.join(NAMES)}"),
     (["tasks", "--format", "latx"],
      "argument --format: invalid choice: 'latx' (choose from 'text', 'csv', 'markdown', 'latex'); see --help"),
     (["gather", "--condition", "tag"],

@@ -248,7 +248,7 @@ def write_rows(path: Path, rows: list[tuple[int, str]]) -> None:
     """Write rows `label,text` as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), make_folder=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,8 @@ import torch
 from kernel_folders import Folder
 from lmntk import solvers
 from lmntk.analysis import statistics
-from lmntk.analysis.compare import compare_paths
+from lmntk.analysis.compare import _note_different_texts, compare_paths
+from lmntk.analysis.saved_run import SavedKernel
 from lmntk.commands import compare
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError
 from lmntk.solvers.problem import SolverSettings
@@ -217,3 +218,13 @@ def test_an_interrupted_comparison_ends_in_a_sentence(
     monkeypatch.setattr("lmntk.analysis.compare.compare_paths", interrupted)
     assert compare.main([str(tmp_path), str(tmp_path)]) == 130
     assert capsys.readouterr().err.startswith("stopped by SIGINT: ")
+
+
+def test_hashes_are_compared_of_modes_that_both_descriptions_have() -> None:
+    def kernel(name: str, modes: list[str]) -> SavedKernel:
+        hashes = {key: {mode: f"{name} {mode}" for mode in modes} for key in ("data_sha256", "tokens_sha256")}
+        return SavedKernel(Path(name), np.zeros((1, 1, 1, 1)), np.zeros(1), hashes)
+
+    assert _note_different_texts(kernel("a", ["train"]), kernel("b", ["test"])) == []
+    with pytest.raises(KernelMismatchError):
+        _note_different_texts(kernel("a", ["train", "dev"]), kernel("b", ["train"]))

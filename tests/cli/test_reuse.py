@@ -201,7 +201,7 @@ def test_a_loaded_kernel_must_fit_the_flags(
         (["--binary_classification"], "holds a kernel of 2 logits, but the command asks for 1"),
         (
             ["--binary_classification", "--kernel_formula", "asymmetric_signgd", "--kernel_solver", "asym"],
-            "holds a symmetric kernel, which does not match this --kernel_formula",
+            "holds a kernel of one direction, which does not match this --kernel_formula",
         ),
     ],
 )

@@ -55,16 +55,25 @@ def test_a_command_without_its_packages_names_what_to_install(
     assert "pip install 'lmntk[all]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("command", "trainer"), [("kernel", "kernel"), ("train", "standard")])
+@pytest.mark.parametrize(
+    ("words", "of_run"),
+    [
+        (["kernel", "--do_eval"], ["--trainer", "kernel", "--do_eval"]),
+        (["kernel", "config.json", "--do_eval"], ["config.json", "--trainer", "kernel", "--do_eval"]),
+        (["train", "--do_eval"], ["--do_eval"]),
+        (["train", "config.json"], ["config.json"]),
+        (["kernel"], ["--trainer", "kernel"]),
+    ],
+)
 def test_kernel_and_train_are_run_py_with_their_trainer(
-    monkeypatch: pytest.MonkeyPatch, command: str, trainer: str
+    monkeypatch: pytest.MonkeyPatch, words: list[str], of_run: list[str]
 ) -> None:
     from lmntk.commands import run
 
     calls: list[list[str]] = []
     monkeypatch.setattr(run, "end_process", calls.append)
-    main([command, "--do_eval"])
-    assert calls == [["--trainer", trainer, "--do_eval"]]
+    main(words)
+    assert calls == [of_run]
 
 
 def test_the_help_loads_in_no_time() -> None:

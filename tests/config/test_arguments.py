@@ -208,7 +208,7 @@ def test_of_a_flag_given_twice_the_last_counts_under_any_spelling() -> None:
     flags = parse(
         "--data_dir", "x", "--data_d=y", "--per_gpu_train_batch_size", "2", "--per_device_train_batch_size", "4"
     )
-    assert (flags.data_dir, flags.per_device_train_batch_size, flags.tiles.row) == ("y", 4, 4)
+    assert (flags.data_dir, flags.per_device_train_batch_size, flags.train_tile) == ("y", 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -235,13 +235,13 @@ def test_old_spellings_set_todays_flags() -> None:
     assert flags.use_cpu is True
     assert flags.overwrite_output_dir is True
     assert flags.eval_strategy == "epoch"
-    assert flags.tiles.column == 3
+    assert flags.x_tile == 3
 
 
 def test_tile_sizes_are_those_the_user_gave_and_none_else() -> None:
-    assert (parse().tiles.row, parse().tiles.column) == (None, None)
+    assert (parse().train_tile, parse().x_tile) == (None, None)
     flags = parse("--per_device_train_batch_size", "8", "--per_device_eval", "4")
-    assert (flags.tiles.row, flags.tiles.column) == (8, 4)
+    assert (flags.train_tile, flags.x_tile) == (8, 4)
 
 
 def test_no_train_and_no_predict_win_over_the_do_flags() -> None:
@@ -335,14 +335,14 @@ def test_a_json_file_says_the_same_as_the_command_line(tmp_path: Path) -> None:
     assert (data.num_k, data.auto_demo, data.template, data.tag) == (32, False, None, "-x")
     assert json.loads(data.mapping or "") == config["mapping"]
     assert (training.kernel_lambda, training.do_train, training.label_names) == (0.25, True, ["a", "b"])
-    assert (training.tiles.row, training.tiles.column) == (None, 4)
+    assert (training.train_tile, training.x_tile) == (None, 4)
 
 
 def test_json_keys_may_be_old_spellings(tmp_path: Path) -> None:
     _, _, training = parse_arguments(
         [write_config(tmp_path, {**CONFIG, "no_cuda": True, "per_gpu_train_batch_size": 2})]
     )
-    assert (training.use_cpu, training.tiles.row) == (True, 2)
+    assert (training.use_cpu, training.train_tile) == (True, 2)
 
 
 def test_flags_after_the_json_file_override_it(tmp_path: Path) -> None:

@@ -261,3 +261,16 @@ def test_a_folder_in_the_place_of_the_log_is_told_at_the_start(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "log").mkdir()
     assert refusal(*KERNEL).data == {"path": "log"}
+
+
+def test_a_word_that_transformers_makes_an_enum_is_shown_as_it_was_given() -> None:
+    needed = ["--model_name_or_path", "m", "--task_name", "sst-2", "--data_dir", "d", "--output_dir", "nowhere/yet"]
+    model, data, training = parse_arguments([*needed, *TRAIN, "--eval_strategy", "steps"])
+    with pytest.raises(SettingError) as error:
+        check_arguments(model, data, training.with_changes(do_eval=False))
+    assert str(error.value).startswith("`eval_strategy=steps` ")
+    assert repr(error.value.data["value"]) == "'steps'"
+
+
+def test_load_kernels_needs_the_kernel_trainer_even_when_empty() -> None:
+    assert refusal(*ZERO_SHOT, "--load_kernels", "").data == {"setting": "load_kernels", "value": ""}

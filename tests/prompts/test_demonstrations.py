@@ -471,7 +471,7 @@ def examples_with(name: str, labels: Sequence[str]) -> list[Example]:
 def test_embeddings_of_two_models_are_refused() -> None:
     support = make_support("SST-2")
     with pytest.raises(EmbeddingsError, match="3 dimensions, queries 2") as caught:
-        make("SST-2", support, embeddings=(np.ones((10, 3)), np.ones((4, 2))), filter_model="sbert")
+        make("SST-2", support, embeddings=(np.ones((10, 3)), np.ones((4, 2))), filter_model="org/sbert")
     assert caught.value.data["model"] == "sbert"
 
 

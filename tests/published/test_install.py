@@ -32,8 +32,8 @@ from archive_server import (
 from command_line import Workplace, read_results
 from doc_commands import argv_of, commands, make_stand_in, page_text
 from lmntk.commands import download
-from lmntk.errors import FileError, SettingError
-from lmntk.published import archives, catalogue
+from lmntk.errors import FileError, SettingError, UsageError
+from lmntk.published import archives, catalogue, install
 from lmntk.solvers import SOLVERS
 from lmntk.storage.wording import data_size
 from random_kernels import Case
@@ -218,6 +218,15 @@ def test_kernels_that_do_not_go_with_the_formula_are_unpacked_with_a_note(place:
     (note,) = [line for line in place.get().splitlines() if line.startswith("note: ")]
     assert str(folder) in note and "[2, 20, 1, 7, 1]" in note
     assert len(place.unpacked()) == 3
+
+
+def test_a_note_on_kernels_that_cannot_be_used_names_flags(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UsageError("the kernels need `overwrite_kernels=True` and `kernel_formula=sgd`")
+
+    place.mirror.files[SGD] = SMALL_ZIP
+    monkeypatch.setattr(install, "find_loadable", refuse)
+    assert "note: the kernels need --overwrite_kernels and --kernel_formula sgd\n" in place.get()
 
 
 def test_splits_that_an_archive_lacks_are_left_out_of_the_command(place: Place) -> None:

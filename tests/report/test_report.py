@@ -365,6 +365,15 @@ def test_layers_that_were_kept_are_shown_with_their_shares(tmp_path: Path) -> No
     assert "largest: layer 0" in said and "head 0.25 0.875" in said
 
 
+def test_a_table_of_layers_with_a_row_longer_than_its_header_is_refused(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    path = folder.path / "layer_results_sst-2.csv"
+    path.write_text("layer,share\nhead,0.25,0.875\n", encoding="utf-8")
+    with pytest.raises(FileError) as caught:
+        write_report([folder.path], tmp_path / "report")
+    assert caught.value.data["path"] == path
+
+
 def test_folders_are_named_by_their_differing_parts() -> None:
     assert distinguishing_names([Path("/a/x/16-42"), Path("/a/y/16-42")]) == ["x", "y"]
     assert distinguishing_names([Path("/a/x/16-42"), Path("/a/x/16-13")]) == ["16-42", "16-13"]

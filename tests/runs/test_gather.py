@@ -300,3 +300,9 @@ def test_the_help_does_not_wait_for_pandas():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "lmntk.runs.gather" in done.stderr
     assert "pandas" not in done.stderr
+
+
+def test_counts_in_the_text_have_no_separators(gather):
+    runs = [run(42, 0.5, 0.5, folder=str(number)) for number in range(1000)]
+    printed, _ = gather(runs, {"tag": "x"})
+    assert ", 1000 trials\n" in printed and ", 1 seed, 1000 runs\n" in printed

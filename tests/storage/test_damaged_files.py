@@ -9,10 +9,11 @@ import pytest
 
 from command_line import Workplace
 from interrupted_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, tile_name, undisturbed_kernels
-from lmntk.errors import UsageError
+from lmntk.errors import FileError, UsageError
 from lmntk.kernels.tiling import TileRow, TileSize
 from lmntk.storage import tile_store
 from lmntk.storage.output_folder import LOCK_NAME, locked_output_folder
+from lmntk.storage.run_results import write_metrics
 from lmntk.storage.tile_store import TileStore
 
 
@@ -217,3 +218,9 @@ def test_a_tile_that_vanishes_while_the_run_is_at_work_is_told(place: Workplace,
     plan = tile_store.Plan((TileRow((0,), ((1,),)),), TileSize(1, 1), 1, 2, symmetric=False)
     with pytest.raises(UsageError, match="000000-0.tile was written, but is missing or damaged now"):
         list(store.blocks(plan, 1, (1, 1), patience=0.0))
+
+
+def test_metrics_do_not_make_their_folder_anew(tmp_path: Path) -> None:
+    with pytest.raises(FileError):
+        write_metrics(tmp_path / "deleted" / "test_results_sst-2.txt", {"eval_acc": 0.5})
+    assert not (tmp_path / "deleted").exists()

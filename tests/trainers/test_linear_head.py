@@ -9,6 +9,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegressionCV
 from torch import nn
 
 from command_line import Workplace, sst2_rows, write_rows
+from lmntk import trainers
 from lmntk.config.arguments import parse_arguments
 from lmntk.errors import UsageError
 from lmntk.experiment.build import build
@@ -187,3 +188,13 @@ def test_dropout_is_off_while_features_are_taken(place: Workplace) -> None:
     again = built(place, "SST-2")
     fit_linear_head(again, CPU)
     np.testing.assert_array_equal(weights, last_layer(again)[0])
+
+
+def test_only_transformers_objections_become_usage_errors(monkeypatch: pytest.MonkeyPatch, place: Workplace) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(trainers, "fit_linear_head", fail)
+    model_args, data_args, args = parse_arguments(place.argv("--from_linearhead"))
+    with pytest.raises(ValueError, match="a bug"):
+        trainers.make_trainer(build(model_args, data_args, args), model_args, args)

@@ -187,7 +187,7 @@ def _note_different_texts(a: SavedKernel, b: SavedKernel) -> list[str]:
     different = {}
     for key, what in (("data_sha256", "data files"), ("tokens_sha256", "tokens")):
         of_a, of_b = (kernel.description.get(key) or {} for kernel in (a, b))
-        if modes := [mode for mode in of_a if of_b and of_a[mode] != of_b.get(mode)]:
+        if modes := [mode for mode in of_a if mode in of_b and of_a[mode] != of_b[mode]]:
             different[key] = f"the descriptions record different {what} of {' and '.join(modes)}"
     if len(different) == 2:
         what = f"{a.path} and {b.path} are kernels of different texts, as the descriptions beside them record"

@@ -222,7 +222,10 @@ class SavedRun:
     def layer_results(self) -> list[list[str]]:
         """Return the run's table of what each layer predicts alone, header first; empty if there is none."""
         path = self.paths.layer_results()
-        return _read_csv(path) if path.is_file() else []
+        rows = _read_csv(path) if path.is_file() else []
+        if any(len(row) != len(rows[0]) for row in rows):
+            raise FileError(f"{path} has rows of another length than its header: {REPEAT}", path=path)
+        return rows
 
     def predictions(self, split: str) -> Predictions | None:
         """Read the predictions that the run wrote of a split; None if there are none."""

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmntk.config.tool_parser import RUN_SETTINGS, Parser, add_solver_flags, run_tool, solver_flags
+from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
 from lmntk.storage.tables import STYLES, format_table
 
 
@@ -35,7 +35,7 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print how two kernels compare; return the exit status."""
-    return run_tool(make_parser(), _print_comparison, argv, run_settings=RUN_SETTINGS)
+    return run_tool(make_parser(), _print_comparison, argv)
 
 
 def _print_comparison(arguments: argparse.Namespace) -> None:

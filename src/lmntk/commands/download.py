@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmntk.config.tool_parser import RUN_SETTINGS, Parser, run_tool
+from lmntk.config.tool_parser import Parser, run_tool, wording
 from lmntk.data.kshot import PUBLISHED_SEEDS
 from lmntk.errors import UsageError
 from lmntk.published import catalogue
@@ -58,7 +58,7 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Install the archives one by one; return the exit status."""
-    return run_tool(make_parser(), install_chosen, argv, WHEN_STOPPED, RUN_SETTINGS)
+    return run_tool(make_parser(), install_chosen, argv, WHEN_STOPPED)
 
 
 def install_chosen(arguments: argparse.Namespace) -> None:
@@ -108,7 +108,7 @@ def how_to_predict(archive: Archive, files: Mapping[Path, File], settings: "Sett
         try:
             kernels = find_loadable(archive, task, files)
         except UsageError as error:
-            notes.append(f"note: {error}")
+            notes.append(f"note: {wording(error)}")
             continue
         if kernels is None:
             notes.append(f"note: {archive.name} has no kernels of {task} and these seeds, only files that go with them")

@@ -17,11 +17,12 @@ from lmntk.data.kshot import PUBLISHED_SEEDS, choose_tasks
 from lmntk.data.tasks import CUSTOM, TASKS, Task, custom_task
 from lmntk.errors import FileError, SettingError
 from lmntk.prompts import sentence_embeddings
+from lmntk.storage.readers import read_npy
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the embeddings of each task; return the exit status."""
-    return run_tool(make_parser(), _write_embeddings, argv, run_settings=("mapping",))
+    return run_tool(make_parser(), _write_embeddings, argv)
 
 
 def make_parser() -> Parser:
@@ -53,7 +54,7 @@ def _write_embeddings(given: argparse.Namespace) -> None:
                 path = sentence_embeddings.embedding_file(file, name)
                 examples = [" ".join(example.texts) for example in read_examples(task, file)]
                 if path.exists() and not given.overwrite:
-                    sentence_embeddings.check_kept(path, len(examples))
+                    _check_kept(path, len(examples))
                     print(f"{path} is there already: kept (--overwrite computes it again)")
                 else:
                     work.setdefault(task.folder, {})[path] = examples
@@ -65,6 +66,18 @@ def _write_embeddings(given: argparse.Namespace) -> None:
             for path in sentence_embeddings.write_embeddings(encoder, texts, given.batch_size, what):
                 print(path)
     print(f"to use them: run.py --demo_filter --demo_filter_model {name}")
+
+
+def _check_kept(path: Path, examples: int) -> None:
+    """Check that a file holds embeddings of so many examples."""
+    try:
+        shape = read_npy(path).shape
+    except (OSError, ValueError) as error:
+        sentence = f"{path} is not an array that can be read ({error}): --overwrite computes it again"
+        raise FileError(sentence, path=path) from error
+    if len(shape) != 2 or shape[0] != examples:
+        sentence = f"{path} has the shape {list(shape)}, for {examples} examples: --overwrite computes it again"
+        raise FileError(sentence, path=path, shape=shape)
 
 
 def _model_and_name(given: argparse.Namespace) -> tuple[str, str]:

@@ -12,8 +12,6 @@ from lmntk.runs.gather import matching_trials, mean_and_deviation, percent
 from lmntk.runs.log import MetricKeys, read_log
 from lmntk.storage.wording import quantity
 
-RUN_SETTINGS = ("save_logit", "model_id", "array_id", "few_shot_type", "do_eval", "do_predict")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what each model reaches alone, and what they reach together; return the exit status."""
@@ -22,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--save_logit_dir", help="folder of the logits (where the run put them, else ensemble_predict_results)"
     )
-    return run_tool(parser, _print_ensemble, argv, run_settings=RUN_SETTINGS)
+    return run_tool(parser, _print_ensemble, argv)
 
 
 def _print_ensemble(given: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="data seeds of which none may be missing")
 
     parser.add_argument("--format", choices=tuple(STYLES), default="text", help="how to print (text)")
-    return run_tool(parser, _print_results, argv, run_settings=("do_eval", "do_predict"))
+    return run_tool(parser, _print_results, argv)
 
 
 def _print_results(given: argparse.Namespace) -> None:

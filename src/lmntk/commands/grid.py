@@ -12,7 +12,8 @@ a switch, false is --flag=False, and null leaves the setting out:
      {"TRAINER": "kernel", "kernel_formula": "asymmetric_signgd", "kernel_solver": "asym", "kernel_gamma": [0.1, 1]}]
 
 The flags that vary make GRID_TAG, so each run has a different output folder. There, grid-run.log is what it prints
-and grid-stamp, once it has ended well, the hash of its settings: runs whose stamp fits are not started again.
+and grid-stamp the hash of its settings, with the word "unfinished" until it has ended well: runs whose stamp fits,
+without that word, are not started again.
 """
 
 import argparse
@@ -107,7 +108,7 @@ class _Bar(Progress[GridRun]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the runs that are not done; return the exit status, 1 if some failed."""
-    return run_tool(GridParser(), _run_grid, argv, run_settings=("output_dir", "dry_run"))
+    return run_tool(GridParser(), _run_grid, argv)
 
 
 def _run_grid(given: argparse.Namespace) -> int:

@@ -5,7 +5,8 @@ from typing import NoReturn
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Run one command line, and end the process."""
+    """Run one command line, which may begin with a JSON file of settings, and end the process."""
     from lmntk.commands.run import end_process
 
-    end_process(["--trainer", "kernel", *argv])
+    num_files = 1 if argv and argv[0].endswith(".json") else 0  # run.py takes a file as its first word
+    end_process([*argv[:num_files], "--trainer", "kernel", *argv[num_files:]])

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmntk.config.tool_parser import RUN_SETTINGS, Parser, add_solver_flags, run_tool, solver_flags
+from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
 
 
 def make_parser() -> Parser:
@@ -27,7 +27,7 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report and print where it is; return the exit status."""
-    return run_tool(make_parser(), _write, argv, run_settings=RUN_SETTINGS)
+    return run_tool(make_parser(), _write, argv)
 
 
 def _write(arguments: argparse.Namespace) -> None:

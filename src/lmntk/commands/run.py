@@ -71,7 +71,7 @@ def _run(argv: list[str]) -> None:
 def _output_folder(args: "TrainingArguments") -> Iterator["TrainingArguments"]:
     """Keep the output folder for this run, with `sweep` a new folder in it; a dry run leaves no folder.
 
-    Returns:
+    Yields:
         The arguments, with the folder of the run as ``output_dir``.
     """
     from lmntk.distributed import on_rank_zero

@@ -38,7 +38,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the splits of each task; return the exit status."""
-    return run_tool(make_parser(), _draw_splits, argv, run_settings=("mapping",))
+    return run_tool(make_parser(), _draw_splits, argv)
 
 
 def make_parser() -> Parser:

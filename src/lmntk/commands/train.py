@@ -5,7 +5,7 @@ from typing import NoReturn
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Run one command line, and end the process."""
+    """Run one command line, which may begin with a JSON file of settings, and end the process."""
     from lmntk.commands.run import end_process
 
-    end_process(["--trainer", "standard", *argv])
+    end_process([*argv])  # run.py's own default is the standard trainer

@@ -214,13 +214,15 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
     """Everything about the run itself: kernels, training, and the arguments of transformers' Trainer.
 
     Attributes:
-        tiles: Train examples and X examples in a kernel tile: `per_device_train_batch_size` and
-            `per_device_eval_batch_size` if the user gave them; None lets the engine choose.
+        train_tile: Train examples in a kernel tile: `per_device_train_batch_size` if the user gave it; None lets the
+            engine choose.
+        x_tile: The same for X examples and `per_device_eval_batch_size`.
         published_settings: The settings whose value `as_published` has changed.
         keeps_checkpoints: Whether the user said when to save checkpoints; if so they stay after training.
     """
 
-    tiles: TileRequest = dataclasses.field(default=TileRequest(), init=False)
+    train_tile: int | None = dataclasses.field(default=None, init=False)
+    x_tile: int | None = dataclasses.field(default=None, init=False)
     published_settings: tuple[str, ...] = dataclasses.field(default=(), init=False)
     keeps_checkpoints: bool = dataclasses.field(default=False, init=False)
 
@@ -237,6 +239,11 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
     def active_trainer(self) -> "ActiveTrainer":
         """The trainer that predicts: ``ZERO_SHOT`` where `trainer` has nothing to train."""
         return ActiveTrainer.ZERO_SHOT if is_zero_shot(vars(self)) else ActiveTrainer(self.trainer)
+
+    @property
+    def tiles(self) -> TileRequest:
+        """The tile sizes that the user asks for."""
+        return TileRequest(self.train_tile, self.x_tile)
 
     @property
     def fits_linear_head(self) -> bool:
@@ -305,10 +312,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     except (ValueError, ImportError, OSError) as error:  # transformers' own objections
         raise UsageError(" ".join(str(error).split())) from error
     training.published_settings = tuple(name for name in own if values[name] != own[name])
-    training.tiles = TileRequest(
-        row=training.per_device_train_batch_size if "per_device_train_batch_size" in given else None,
-        column=training.per_device_eval_batch_size if "per_device_eval_batch_size" in given else None,
-    )
+    if "per_device_train_batch_size" in given:
+        training.train_tile = training.per_device_train_batch_size
+    if "per_device_eval_batch_size" in given:
+        training.x_tile = training.per_device_eval_batch_size
     if (training.resume_from_checkpoint or "").lower() in ("false", "no", "none", ""):
         training.resume_from_checkpoint = None
     wants_some = bool(given & {"save_steps", "save_strategy", "save_total_limit"})

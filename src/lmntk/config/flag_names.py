@@ -4,6 +4,35 @@ import logging
 import re
 from collections.abc import Collection
 
+# fmt: off
+RUN_SETTINGS = (
+    "adafactor", "adjust_for_init", "apply_lora", "array_id", "as_published", "auto_demo", "bf16_full_eval",
+    "binary_classification", "cache_dir", "clip_frozen", "config_name", "custom_columns", "data_dir",
+    "dataloader_drop_last", "debug_mode", "decay_head_norm", "demo_filter", "demo_filter_model", "demo_filter_rate",
+    "do_eval", "do_predict", "do_train", "double_demo", "dry_run", "eval_strategy", "evaluate_during_training",
+    "exclude_embeddings", "exclude_first_layers", "exclude_head", "f0_scaling", "few_shot_type", "first_sent_limit",
+    "fix_layers", "flattened_targets", "fp16_backend", "fp16_opt_level", "from_linearhead", "gguf_file",
+    "gpt3_in_context_head", "gpt3_in_context_num", "gpt3_in_context_tail", "group_by_length", "kernel_dtype",
+    "kernel_engine", "kernel_formula", "kernel_gamma", "kernel_lambda", "kernel_memory_gb", "kernel_per_layer",
+    "kernel_regularization", "kernel_solver", "l2_loss", "learning_rate", "linear_head_halved", "linear_head_order",
+    "load_kernels", "logging_dir", "lora_alpha", "lora_r", "mapping", "mapping_id", "mapping_path", "max_seq_length",
+    "max_steps", "metric_for_best_model", "model_family", "model_id", "model_name_or_path", "no_predict",
+    "no_segments", "no_task_defaults", "no_train", "num_demo", "num_k", "num_sample", "num_train_epochs",
+    "only_biases", "optimizer", "optimizer_variant", "other_sent_limit", "output_dir", "overwrite_cache",
+    "overwrite_kernels", "overwrite_output_dir", "past_index", "per_device_eval_batch_size",
+    "per_device_train_batch_size", "plain_lbfgs", "prompt_id", "prompt_path", "random_model_init", "random_segment",
+    "report_to", "resume_from_checkpoint", "save_at_last", "save_logit", "save_logit_dir", "save_logit_pairs",
+    "save_strategy", "seed", "segments", "sharded_ddp", "sweep", "tag", "task_defaults", "task_name", "template",
+    "template_id", "template_path", "tokenizer_name", "top_n_template", "tpu_metrics_debug", "tpu_num_cores",
+    "trainer", "truncate_demonstrations_only", "truncate_head", "use_cache", "use_full_length", "use_task_word",
+    "warmup_ratio", "weight_decay",
+)
+# fmt: on
+"""The settings of run.py that sentences may name: all but those of transformers that no sentence names.
+
+The list stands here, held by a test, since importing `config.arguments` takes seconds.
+"""
+
 _SETTING = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 

@@ -9,11 +9,8 @@ from typing import Any, NoReturn
 
 from lmntk import interrupts
 from lmntk.config.command_words import check_words
-from lmntk.config.flag_names import FlagFormatter, in_flags
+from lmntk.config.flag_names import RUN_SETTINGS, FlagFormatter, in_flags
 from lmntk.errors import UsageError, suggest
-
-RUN_SETTINGS = ("overwrite_kernels", "kernel_per_layer", "load_kernels", "output_dir", "trainer")
-"""Settings of run.py that errors about saved kernels and results name."""
 
 SOLVER_FLAGS = ("kernel_solver", "kernel_regularization", "kernel_gamma", "kernel_lambda")
 
@@ -97,7 +94,6 @@ def run_tool(
     work: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
     when_stopped: str = interrupts.STARTS_ANEW,
-    run_settings: Collection[str] = (),
 ) -> int:
     """Read a tool's command line and do its work; warnings, and why it ended early, go to stderr, settings as flags.
 
@@ -106,17 +102,22 @@ def run_tool(
         work: What to do with them; what it returns is the status of an end that is not an error.
         argv: The command line without the program's name; by default that of the process.
         when_stopped: What to say after a signal.
-        run_settings: Settings of run.py that sentences of the tool name; they become flags too.
 
     Returns:
         The exit status, as `interrupts.exit_status` has it.
     """
-    names = {flag.removeprefix("--") for action in parser._actions for flag in action.option_strings} | {*run_settings}
+    names = {flag.removeprefix("--") for action in parser._actions for flag in action.option_strings} | {*RUN_SETTINGS}
     _log_warnings(names)
-    return interrupts.exit_status(lambda: work(parser.read(argv)), when_stopped, wording=lambda e: _wording(e, names))
+    return interrupts.exit_status(lambda: work(parser.read(argv)), when_stopped, wording=lambda e: wording(e, names))
 
 
-def _wording(error: UsageError, names: Collection[str]) -> str:
+def wording(error: UsageError, names: Collection[str] = RUN_SETTINGS) -> str:
+    """Return the sentence of an error with flags and commands.
+
+    Args:
+        error: The error.
+        names: The flags of the command line, without ``--``.
+    """
     from lmntk.config.remedies import sentence_of  # here, since an error alone needs the table of tasks
 
     return in_flags(sentence_of(error), names)

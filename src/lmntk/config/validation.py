@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
@@ -78,8 +79,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     if training.active_trainer == ActiveTrainer.KERNEL:
         _check_kernel(task, training)
     else:
-        for setting in ("load_kernels", "dry_run"):
-            if getattr(training, setting):
+        for setting, is_given in (("load_kernels", training.load_kernels is not None), ("dry_run", training.dry_run)):
+            if is_given:
                 _refuse(training, setting, "works with `trainer=kernel` only: add that, or leave out `no_train`")
     _check_training(model, training)
     _check_demonstrations(model, data)
@@ -94,6 +95,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
 def _refuse(arguments: Any, setting: str, problem: str) -> NoReturn:
     """Raise the error that a setting has a problem; the sentence begins with the setting and its value."""
     value = getattr(arguments, setting)
+    if isinstance(value, Enum):  # transformers makes some words enums
+        value = value.value
     raise SettingError(f"`{setting}={value}` {problem}", setting=setting, value=value)
 
 

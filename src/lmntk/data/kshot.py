@@ -190,7 +190,7 @@ def write_splits(originals: Originals, output_dir: Path, mode: str, k: int, seed
         if originals.task.columns:
             _check_no_other_files(folder, files)
         for name, text in files.items():
-            write_text(folder / name, text)
+            write_text(folder / name, text, make_folder=True)
         yield folder
 
 

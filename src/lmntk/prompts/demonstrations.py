@@ -6,6 +6,7 @@ same seed. That fixes numpy's legacy generator, one permutation of the candidate
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -196,7 +197,7 @@ class DemonstrationSampler:
         if widths[0] != widths[1]:
             model = settings.filter_model
             cause = f"`demo_filter_model={model}`: train has embeddings of {widths[0]} dimensions, queries {widths[1]}"
-            raise EmbeddingsError(f"{cause}; compute both with one model", cause=cause, model=model)
+            raise EmbeddingsError(f"{cause}; compute both with one model", cause=cause, model=Path(model or "").name)
         share = (len(self._support) - (1 if self._excludes_query else 0)) // len(self._task.labels)
         limit = int(share * settings.filter_rate)
         needed = 1 if settings.in_context else settings.num_demo

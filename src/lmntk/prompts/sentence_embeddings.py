@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmntk.data.tasks import Task
-from lmntk.errors import EmbeddingsError, FileError, ModelError
+from lmntk.errors import EmbeddingsError, ModelError
 from lmntk.storage.atomic import write_atomically
 from lmntk.storage.readers import read_npy
 
@@ -73,26 +73,6 @@ def read_embeddings(task: Task, data_dir: str | Path, split: str, model: str, nu
     if len(embeddings) != number:
         raise unfit(f"holds {len(embeddings)} embeddings, but {split} has {number} examples")
     return embeddings
-
-
-def check_kept(path: Path, examples: int) -> None:
-    """Check that a file holds embeddings of so many examples.
-
-    Args:
-        path: The file.
-        examples: How many examples its split has.
-
-    Raises:
-        FileError: The file is damaged or has another shape.
-    """
-    try:
-        shape = read_npy(path).shape
-    except (OSError, ValueError) as error:
-        sentence = f"{path} is not an array that can be read ({error}): compute it again with `overwrite=True`"
-        raise FileError(sentence, path=path) from error
-    if len(shape) != 2 or shape[0] != examples:
-        sentence = f"{path} has the shape {list(shape)}, for {examples} examples: compute it with `overwrite=True`"
-        raise FileError(sentence, path=path, shape=shape)
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:

@@ -171,7 +171,8 @@ class Contents:
 
     def write(self, path: Path) -> None:
         """Write names, sizes and CRCs of the known files."""
-        write_text(path, json.dumps([[file.member, file.size, file.crc] for file in self.files], indent=0))
+        members = [[file.member, file.size, file.crc] for file in self.files]
+        write_text(path, json.dumps(members, indent=0), make_folder=True)
 
     @property
     def example_of_others(self) -> str:

@@ -148,7 +148,7 @@ def group_trials(found: Mapping[str, Sequence[Trial]], seeds: Sequence[int] | No
         groups.append(TrialGroup(dict(zip(names, key, strict=True)), best, missing))
     repeats = sum(best.num_repeats for group in groups for best in group.seeds.values())
     if repeats:
-        logger.warning("ignored %s whose output_dir a later run has too", quantity(repeats, "run"))
+        logger.warning("ignored %s whose output_dir a later run has too", quantity(repeats, "run", ""))
     for group in groups:
         if group.missing:
             name = ", ".join(filter(None, group.columns.values()))
@@ -205,11 +205,11 @@ def as_text(groups: Sequence[TrialGroup]) -> str:
         lines.append(", ".join(f"{name} {value}" for name, value in group.columns.items()))
         for seed, (trial, num_trials, num_repeats) in group.seeds.items():
             second = f", second metric {percent(trial.second)}" if trial.second is not None else ""
-            count = quantity(num_trials, "trial") + (f" ({num_repeats} ignored)" if num_repeats else "")
+            count = quantity(num_trials, "trial", "") + (f" ({num_repeats} ignored)" if num_repeats else "")
             lines.append(f"  {seed}: best dev {percent(trial.dev)}, test {percent(trial.test)}{second}, {count}")
             chosen = [f"{name}: {trial.entry[name]}" for name in CHOSEN if trial.entry.get(name) is not None]
             lines.append("    " + " | ".join(chosen))
-        size = f"{quantity(len(group.seeds), 'seed')}, {quantity(group.num_trials, 'run')}"
+        size = f"{quantity(len(group.seeds), 'seed', '')}, {quantity(group.num_trials, 'run', '')}"
         lines.append(f"  {mean_and_deviation(group.values('test'))}, {size}")
         if group.has_second:
             lines.append(f"  second metric: {mean_and_deviation(group.values('second'))}")

@@ -69,7 +69,7 @@ class RunProcess(ABC):
         """Start the process in its own process group, so that it gets a signal from `run_all` and no second one."""
         if self.delete_stale and (read_stamp(self.folder) or "").removesuffix(_UNFINISHED) != self.stamp:
             shutil.rmtree(self.folder, ignore_errors=True)
-        write_text(self.folder / STAMP, self.stamp + _UNFINISHED)
+        write_text(self.folder / STAMP, self.stamp + _UNFINISHED, make_folder=True)
         with (self.folder / LOG).open("wb") as log:
             return subprocess.Popen(
                 self.command, env=self.environment(jobs), cwd=self.directory, process_group=0,

@@ -90,18 +90,20 @@ def move_into_place(file: BinaryIO, path: Path, *, durable: bool = True) -> None
         _sync_directory(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    r"""Write a text in UTF-8 as `write_atomically` does, after making the folder.
+def write_text(path: Path, text: str, *, make_folder: bool = False) -> None:
+    r"""Write a text in UTF-8 as `write_atomically` does.
 
     Args:
         path: The file to make or replace.
         text: The whole text; line ends are not translated, and a byte that is not Unicode is escaped as ``\udcff``.
+        make_folder: Make the folder if it is missing.
 
     Raises:
         FileError: The file system refuses.
     """
-    with _as_file_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folder:
+        with _as_file_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(as_bytes(text)))
 
 

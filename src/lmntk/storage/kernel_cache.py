@@ -223,9 +223,9 @@ class KernelCache:
         """
         kernel, labels = kernel_files.load_kernel(path)
         if (kernel.dim() == 5) != asymmetric:
-            kind = "an asymmetric" if kernel.dim() == 5 else "a symmetric"
+            kind = "an asymmetric kernel" if kernel.dim() == 5 else "a kernel of one direction"
             raise KernelMismatchError(
-                f"{path} holds {kind} kernel, which does not match this `kernel_formula`",
+                f"{path} holds {kind}, which does not match this `kernel_formula`",
                 path=path,
                 differences=["formula"],
             )

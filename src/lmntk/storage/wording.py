@@ -1,21 +1,22 @@
 """Numbers as people read them: how many things, how long, how many bytes."""
 
 
-def quantity(number: int, noun: str) -> str:
+def quantity(number: int, noun: str, separator: str = ",") -> str:
     """Write a number of things.
 
     Args:
         number: How many there are.
         noun: What they are, in the singular.
+        separator: ``","`` or ``""``, what separates thousands.
 
     Returns:
-        The number, with thousands separators, and the noun in singular or plural.
+        The number and the noun in singular or plural.
 
     Examples:
         >>> quantity(1, "run"), quantity(1200, "run")
         ('1 run', '1,200 runs')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:{separator}} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -33,11 +33,12 @@ def make_trainer(
     Raises:
         UsageError: transformers objects to an argument, such as the name of a service in `report_to`.
     """
+    fits_first = args.from_linearhead and args.active_trainer in (ActiveTrainer.KERNEL, ActiveTrainer.STANDARD)
+    if fits_first and not isinstance(inputs, LoadedKernels):
+        fit_linear_head(inputs, args.device, HeadSettings.of(args))
     try:
         if isinstance(inputs, LoadedKernels):
             return LoadedKernelTrainer(inputs, model_args, args)
-        if args.from_linearhead and args.active_trainer in (ActiveTrainer.KERNEL, ActiveTrainer.STANDARD):
-            fit_linear_head(inputs, args.device, HeadSettings.of(args))
         return TRAINERS[args.active_trainer](inputs, model_args, args)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:  # transformers' own objections
         raise UsageError(" ".join(str(error).split())) from error
