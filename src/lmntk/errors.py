@@ -83,7 +83,7 @@ class SolverError(UsageError):
 
 
 class ReportedElsewhereError(UsageError):
-    """The same on a process that is not the one to show it."""
+    """An error that another process prints."""
 
     met_by_all = True
 

@@ -112,7 +112,9 @@ def _report(error: BaseException, when_stopped: str, wording: Callable[[UsageErr
         # The reader of stdout has closed it on purpose: no message.
         if stop.number != signal.SIGPIPE and os.environ.get("RANK", "0") == "0":
             rest = f"{stop.kept_summary}; {stop.resume_hint}" if stop.kept_summary else when_stopped
-            print(f"stopped by {stop}: {wording(UsageError(rest))}", file=sys.stderr)
+            # The wording of a setting may import modules, which fails where the signal has interrupted an import.
+            sentence = wording(UsageError(rest)) if "`" in rest else rest
+            print(f"stopped by {stop}: {sentence}", file=sys.stderr)
         return stop.status
     if isinstance(error, OSError) and error.errno is not None:
         logger.debug("the file system refused an operation", exc_info=error)

@@ -85,6 +85,18 @@ def test_ctrl_c_while_a_program_loads_is_one_sentence() -> None:
     assert process.returncode == 130
 
 
+def test_ctrl_c_while_torch_loads_does_not_load_it_again(tmp_path: Path) -> None:
+    body = "import os, signal\nprint('loading', flush=True)\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "torch.py").write_text(body, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{SRC}"}
+    code = "import sys; from lmntk.commands.run import main; sys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (130, "loading\n")
+    assert done.stderr == (
+        "stopped by SIGINT: kernels that were finished are kept; the same command goes on from there\n"
+    )
+
+
 def test_ctrl_c_behind_the_work_does_not_say_that_nothing_was_begun() -> None:
     code = (
         f"import os, signal, sys; sys.path.insert(0, {str(SRC)!r}); from lmntk import interrupts; "

@@ -117,6 +117,14 @@ def test_result_files_and_the_log_hold_the_same_numbers(place: Workplace) -> Non
     assert {"time", "seconds", "kernel_formula", "seed", "num_k", "few_shot_type"} <= record.keys()
 
 
+def test_the_trainer_reports_the_number_of_parameters_of_a_model(place: Workplace) -> None:
+    outcome = place.call(place.argv(output="reported"))
+    lines = [line for line in outcome.out.splitlines() if "eval_acc" in line]
+    assert len(lines) == 2 and all("grad_dim" in line for line in lines)
+    outcome = place.call(place.argv("--load_kernels", str(place.folder / "reported"), output="taken"))
+    assert "eval_acc" in outcome.out and "grad_dim" not in outcome.out
+
+
 def test_the_password_of_the_hub_stays_out_of_the_log(place: Workplace) -> None:
     place.run("--hub_token", "hf_secret", "--no_train", output="token")
     assert "hf_secret" not in (place.folder / "log").read_text(encoding="utf-8")

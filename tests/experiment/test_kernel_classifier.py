@@ -26,6 +26,7 @@ from lmntk.errors import (
     SettingError,
     UsageError,
 )
+from lmntk.experiment.prompt_kernel import PromptKernel
 from tiny_gguf import make_gguf_files
 from tiny_models import save_tiny_checkpoint
 
@@ -236,6 +237,24 @@ def test_a_pickle_predicts_the_same_and_notices_another_model(
     save_tiny_checkpoint("roberta", folder, seed=1)
     with pytest.raises(ModelError, match="fit"):
         copy.deepcopy(classifier).predict(["a dull film"])
+
+
+@pytest.mark.parametrize("stage", ["kernel", "logits"])
+def test_a_second_fit_that_is_interrupted_leaves_the_first(
+    make: Callable[..., KernelClassifier], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    classifier = make().fit(TEXTS, LABELS)
+    wanted = classifier.predict_logits(["a dull film"])
+    classifier.set_params(binary_classification=True, adjust_for_init=True, label_words=["great", "terrible"])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(PromptKernel, stage, interrupt)
+        classifier.fit(TEXTS[::-1], [1, 0, 1, 0])
+    assert classifier.classes_.tolist() == ["bad", "good"]
+    assert classifier.predict_logits(["a dull film"]).tobytes() == wanted.tobytes()
+    assert classifier.predict(TEXTS).tolist() == LABELS
 
 
 def test_random_numbers_of_the_caller_go_on_and_logs_stay_quiet(

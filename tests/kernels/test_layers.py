@@ -20,6 +20,7 @@ from lmntk.kernels import (
     ModuleModel,
     TileRequest,
     Tuning,
+    capture,
 )
 from lmntk.kernels.assembly import assemble
 from lmntk.kernels.empirical import empirical_ntk
@@ -181,13 +182,38 @@ def test_hooks_leave_the_outputs_unchanged_and_go_away():
     odd, ids, problem = odd_problem("sgd")
     odd.requires_grad_(False)
     before = [odd(batch) for batch in ids]
-    layers, _ = find_layers(problem, problem.model, Tuning())
+    layers, _ = find_layers(problem, problem.model, MemoryBudget(2**28), Tuning())
     assert set(layers) == {"known", "tied"}
     engine = FactoredEngine(problem, MemoryBudget(2**28))
     plan = engine.plan()
     assemble(engine.blocks(plan), plan, problem)
     assert all(torch.equal(odd(batch), logits) for batch, logits in zip(ids, before, strict=True))
     assert not any(module._forward_hooks for module in odd.modules())
+
+
+@pytest.mark.parametrize(
+    ("budget", "tuning"), [(2**28, Tuning(probe_gradient_bytes=100)), (200, Tuning())], ids=["tuning", "budget"]
+)
+def test_gradients_that_do_not_fit_are_compared_in_groups(budget, tuning, monkeypatch):
+    _, _, problem = odd_problem("sgd")
+    calls, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: calls.append(0) or grad(*args, **kwargs))
+    at_once = find_layers(problem, problem.model, MemoryBudget(2**28), Tuning())
+    num_calls = len(calls)
+    in_groups = find_layers(problem, problem.model, MemoryBudget(budget), tuning)
+    assert len(calls) - num_calls > num_calls
+    assert (in_groups[0].keys(), in_groups[1]) == (at_once[0].keys(), at_once[1])
+
+
+@pytest.mark.parametrize("place", [(capture, "forward_backward"), (LinearLayer, "kernel")], ids=["model", "layer"])
+def test_a_comparison_that_runs_out_of_memory_rejects_no_layer(place, monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("none left")
+
+    _, _, problem = odd_problem("sgd")
+    monkeypatch.setattr(*place, fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        find_layers(problem, problem.model, MemoryBudget(2**28), Tuning())
 
 
 def test_every_registered_type_has_a_case_here():

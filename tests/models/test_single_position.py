@@ -121,6 +121,17 @@ def test_every_layer_of_opt_keeps_its_examples_apart(architecture):
     assert shapes == [(len(LENGTHS), max(LENGTHS)), (len(LENGTHS), 1)]
 
 
+def test_a_forward_that_a_layer_had_of_its_own_is_there_again():
+    model = tiny_prompt_model("bert")
+    layer = last_layer(model)
+    layer.forward = own = layer.forward
+    model(**padded_batch())
+    assert vars(layer)["forward"] is own
+    del layer.forward
+    model(**padded_batch())
+    assert "forward" not in vars(layer)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_in_training_dropout_draws_what_it_always_drew(architecture):
     batch = padded_batch()

@@ -15,6 +15,8 @@ import oracle
 from command_line import FORMULAS, SENTENCES, Workplace, flags_of, read_kernel, read_results, snapshot, write_rows
 from lmntk import distributed
 from lmntk.errors import PeerExitedError, ReportedElsewhereError, UsageError
+from lmntk.trainers.kernel import KernelTrainer
+from lmntk.trainers.loaded_kernels import LoadedKernelTrainer
 
 SIZES = {"train": 6, "dev": 5, "test": 277}
 """RTE's numbers of test rows, which neither two nor three divide; a train set smaller than some numbers of tiles."""
@@ -144,6 +146,15 @@ def test_a_process_that_fails_ends_the_run_with_its_error_and_its_tiles_stay(pla
     assert "RuntimeError: a cosmic ray" in done.stderr
     assert not (place.folder / "failed" / "test_kernels_rte.pt").exists()
     assert len(list((place.folder / "failed").glob("*_tiles_rte/*.tile"))) >= 1
+
+
+@pytest.mark.parametrize("kind", [KernelTrainer, LoadedKernelTrainer])
+def test_only_the_first_process_hashes_what_defines_a_kernel(
+    kind: type[LoadedKernelTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "on_rank_zero", lambda work, *args, **kwargs: None)  # as on the other processes
+    trainer = object.__new__(kind)  # without anything to hash
+    assert trainer._find_kernel("train") is None
 
 
 def test_a_mistake_is_told_once(place: Workplace) -> None:

@@ -156,19 +156,19 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             self._check_arguments()
             sentences = read_texts(texts)
             values = read_labels(labels, len(sentences))
-            task, words, self.classes_ = self._task(values, len(sentences[0]))
+            task, words, classes = self._task(values, len(sentences[0]))
             names = map(str, values.tolist())
-            self._train = task, words, [Example(*pair) for pair in zip(sentences, names, strict=True)]
-            self._arguments = SimpleNamespace(
-                **{field.name: getattr(self, field.name) for field in fields(KernelClassifier)}
-            )
-            self._prompts: PromptKernel | None = None
-            self._solver: solvers.FittedSolver | None = None
-            self._weights = ""
-            prompts = self._loaded()
-            self._weights = hash_of_weights(prompts.model)
-            self.train_kernel_ = prompts.kernel()
-            self._solver = self._fitted()
+            train = task, words, [Example(*pair) for pair in zip(sentences, names, strict=True)]
+            arguments = SimpleNamespace(**{field.name: getattr(self, field.name) for field in fields(KernelClassifier)})
+            prompts = PromptKernel(arguments, *train)
+            weights = hash_of_weights(prompts.model)
+            kernel = prompts.kernel()
+            solver = _fitted(arguments, prompts, kernel)
+        # Only now, since a `fit` that fails must leave an earlier one as it was.
+        self._train, self._arguments, self._weights, self.classes_ = train, arguments, weights, classes
+        self._prompts: PromptKernel | None = prompts
+        self._solver: solvers.FittedSolver | None = solver
+        self.train_kernel_ = kernel
         return self
 
     def kernel(self, texts: Any = None) -> np.ndarray:
@@ -208,7 +208,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         with _arguments_in_sentences():
             prompts = self._loaded()
-            self._solver = self._solver or self._fitted()
+            self._solver = self._solver or _fitted(self._arguments, prompts, self.train_kernel_)
             data = prompts.prompts_of(read_texts(texts))
             f0 = prompts.logits(data) if self._arguments.adjust_for_init else None
             unknown = np.full(
@@ -293,18 +293,18 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         """Return the model and its prompts, loaded where that was not done yet or was left out of a pickle."""
         if self._prompts is None:
             prompts = PromptKernel(self._arguments, *self._train)
-            if self._weights and self._weights != hash_of_weights(prompts.model):
+            if self._weights != hash_of_weights(prompts.model):
                 raise ModelError("`model` has other weights than at `fit`: call `fit` again", model=str(self.model))
             self._prompts = prompts
         return self._prompts
 
-    def _fitted(self) -> solvers.FittedSolver:
-        """Fit the solver to the kernel of the train texts."""
-        prompts, arguments = self._loaded(), self._arguments
-        labels = np.array(prompts.train.labels)
-        labels = signed(labels).astype(np.float32) if arguments.binary_classification else labels
-        f0 = prompts.logits(prompts.train) if arguments.adjust_for_init else None
-        return solvers.fit(arguments.solver, self.train_kernel_, labels, _solver_settings(arguments), f0)
+
+def _fitted(arguments: Any, prompts: PromptKernel, kernel: np.ndarray) -> solvers.FittedSolver:
+    """Fit the solver to the kernel of the train texts."""
+    labels = np.array(prompts.train.labels)
+    labels = signed(labels).astype(np.float32) if arguments.binary_classification else labels
+    f0 = prompts.logits(prompts.train) if arguments.adjust_for_init else None
+    return solvers.fit(arguments.solver, kernel, labels, _solver_settings(arguments), f0)
 
 
 def _solver_settings(arguments: Any) -> SolverSettings:

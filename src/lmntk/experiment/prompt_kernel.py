@@ -210,7 +210,8 @@ class PromptKernel:
 def _random_state_kept() -> Iterator[None]:
     """Give the process its random numbers back: loading a model seeds its generators."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # A GPU's generator that does not exist yet has no state to keep, and reading it would start the GPU.
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         try:
             yield
         finally:

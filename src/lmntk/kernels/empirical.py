@@ -77,10 +77,10 @@ def empirical_ntk(
     # Other parameters of the model, or tensors that a function closes over, may require gradients.
     with torch.inference_mode(False), torch.no_grad():
         problem = _problem(model, train_batches, x_batches, params, FORMULAS[formula])
-        values = problem.params | functional.scaled_down(problem)
+        values = problem.params | functional.renormed_embeddings(problem)
         problem = replace(problem, params={name: values[name] for name in problem.params})
-        with functional.standing_at(model, values) if isinstance(model, nn.Module) else nullcontext():
-            if isinstance(problem.model, ModuleModel) and not functional.stands_at(problem.model.module, values):
+        with functional.with_values(model, values) if isinstance(model, nn.Module) else nullcontext():
+            if isinstance(problem.model, ModuleModel) and not functional.holds_values(problem.model.module, values):
                 # Calling the module would compute at its own parameters.
                 problem = replace(problem, model=FunctionModel(problem.model.logits_fn))
             problem = replace(problem, num_logits=_number_of_logits(problem))
@@ -88,7 +88,7 @@ def empirical_ntk(
             chosen = make_engine(problem, engine, budget, tuning)
             plan = chosen.plan(TileRequest(train_tile, x_tile))
             kernel = assemble(progress(chosen.blocks(plan)), plan, problem)
-            _check_finite(kernel, functional.named(model) | problem.params)
+            _check_finite(kernel, functional.all_parameters(model) | problem.params)
     return kernel if problem.formula.is_asymmetric else kernel[0]
 
 

@@ -26,7 +26,7 @@ def parameters_of(module: nn.Module, params: Parameters | None) -> Parameters:
             raise ValueError(f"{which} draws anew at every call: `model.eval()` first")
         if isinstance(child, _BatchNorm) and (child.training or child.running_mean is None):
             raise ValueError(f"{which} lets examples see each other: give it running statistics, and `model.eval()`")
-    own = named(module)
+    own = all_parameters(module)
     params = own if params is None else params
     unknown = [name for name in params if name not in own]
     if unknown or not params:
@@ -48,17 +48,17 @@ def module_model(module: nn.Module) -> ModuleModel:
     return ModuleModel(logits_fn, module)
 
 
-def named(model: object) -> Parameters:
+def all_parameters(model: object) -> Parameters:
     """Return all parameters of a module; none of a function, whose parameters are not known."""
     return {name: value.detach() for name, value in model.named_parameters()} if isinstance(model, nn.Module) else {}
 
 
-def stands_at(module: nn.Module, params: Parameters) -> bool:
+def holds_values(module: nn.Module, params: Parameters) -> bool:
     """Return whether a module's own parameters are these: it cannot hold values of another dtype."""
     return all(module.get_parameter(name).data_ptr() == params[name].data_ptr() for name in params)
 
 
-def scaled_down(problem: KernelProblem) -> Parameters:
+def renormed_embeddings(problem: KernelProblem) -> Parameters:
     """Return copies of the weights of embeddings with `max_norm` after every example was seen.
 
     Calling such an embedding scales the rows it looks up in place.
@@ -78,7 +78,7 @@ def scaled_down(problem: KernelProblem) -> Parameters:
 
 
 @contextlib.contextmanager
-def standing_at(module: nn.Module, params: Parameters) -> Iterator[None]:
+def with_values(module: nn.Module, params: Parameters) -> Iterator[None]:
     """Give a module these values while the block runs, and switch off options of torch that change gradients.
 
     Embeddings keep their rows as they are, and their gradients are dense and not divided by the token's frequency.

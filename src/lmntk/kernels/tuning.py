@@ -44,6 +44,7 @@ class Tuning:
         probe_batch: Examples in a batch of them, and the number of probes of the other side.
         probe_tokens: Tokens in a batch of them.
         probe_gradient_bytes: Gradients of parameters that a comparison holds at a time, in bytes.
+        probe_gradient_share: Share of the budget that these gradients may take: nothing else is held yet.
     """
 
     max_x_tile: int = 256
@@ -74,6 +75,7 @@ class Tuning:
     probe_batch: int = 3
     probe_tokens: int = 1024
     probe_gradient_bytes: int = 2**30
+    probe_gradient_share: float = 0.5
 
 
 DEFAULT_TUNING = Tuning()

@@ -77,16 +77,19 @@ class SinglePosition:
             return output
 
         handle = self._encoder.register_forward_hook(narrow)
-        replaced = [layer for layer in self.layers if not layer.training]
-        for layer in replaced:
+        # A layer may have a `forward` of its own already, set by another library.
+        replaced = [(layer, vars(layer).get("forward")) for layer in self.layers if not layer.training]
+        for layer, _ in replaced:
             at = position if layer is self.layers[-1] else Position()
             layer.forward = partial(self._forward, layer, at)
         try:
             yield
         finally:
             handle.remove()
-            for layer in replaced:
+            for layer, own in replaced:
                 del layer.forward
+                if own is not None:
+                    layer.forward = own
 
 
 def _bert(

@@ -42,7 +42,7 @@ class KernelCache:
         overwrite: `overwrite_kernels`.
         model: `model_name_or_path`.
         data_dir: `data_dir`.
-        missing: Clauses on the parts of model and tokenizer that are missing, so that nothing is compared with them.
+        missing: Clauses that name what is missing of the data files and the tokenizer, which is therefore not compared.
         per_layer: `kernel_per_layer`: each kernel must have its layers' contributions.
     """
 

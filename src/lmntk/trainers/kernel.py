@@ -42,15 +42,6 @@ class KernelTrainer(LoadedKernelTrainer):
         self._planner = KernelPlanner(experiment, model_args, self.args, self._cache)
         self._untrained_logits: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def evaluate_split(self, dataset: FeatureDataset, metric_key_prefix: str = "eval") -> Evaluation:
-        """Predict a split from its kernel with the train examples, and score the predictions.
-
-        Returns:
-            The metrics are those of the task, the solver's loss and its own metrics, and ``grad_dim``.
-        """
-        found = super().evaluate_split(dataset, metric_key_prefix)
-        return Evaluation({**found.metrics, "grad_dim": self._planner.grad_dim}, found.logits, found.labels)
-
     def prepare(self, split: str) -> SplitKernel | None:
         """Return the train × `split` kernel, from a file or computed, on the first process, None on the others.
 
@@ -96,6 +87,12 @@ class KernelTrainer(LoadedKernelTrainer):
 
     def _f0(self, split: str, kernel: SplitKernel | None) -> np.ndarray | None:
         return self.untrained_logits(split)[0].numpy() if self.args.adjust_for_init else None
+
+    def _predict(
+        self, data: FeatureDataset, kernel: SplitKernel | None, f0: np.ndarray | None, prefix: str
+    ) -> Evaluation:
+        found = super()._predict(data, kernel, f0, prefix)
+        return Evaluation({**found.metrics, "grad_dim": self._planner.grad_dim}, found.logits, found.labels)
 
     def _compute(self, split: str) -> SplitKernel | None:
         job = self._planner.job(split)

@@ -90,7 +90,7 @@ class KernelPlanner:
             SettingError: The tiles do not fit into `kernel_memory_gb`.
             KernelMismatchError: Another command has left tiles of this kernel.
         """
-        requested = self.spec(split) | self._plan_settings()
+        requested = distributed.on_rank_zero(lambda: self.spec(split) | self._plan_settings())
         begun = distributed.on_rank_zero(self._cache.stored_plan, split, requested) or {}
         memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_budget().gb))
         budget = MemoryBudget.from_gb(memory_gb)

@@ -40,7 +40,7 @@ class HeadSettings:
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "HeadSettings":
-        """Take the settings from the arguments of a experiment."""
+        """Take the settings from the arguments of a run."""
         return cls(args.linear_head_halved, args.linear_head_order, args.plain_lbfgs, args.seed)
 
 
@@ -50,7 +50,7 @@ class LinearHeadTrainer(ZeroShotTrainer):
     Args:
         experiment: What was built from the arguments.
         model_args: The arguments of the model.
-        args: The arguments of the experiment.
+        args: The arguments of the run.
     """
 
     def __init__(self, experiment: Experiment, model_args: ModelArguments, args: TrainingArguments) -> None:

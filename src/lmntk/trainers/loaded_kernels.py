@@ -103,7 +103,7 @@ class LoadedKernelTrainer(FewShotTrainer):
         """Predict a split from its kernel with the train examples, and score the predictions.
 
         Returns:
-            The metrics are those of the task, then the solver's loss and its own metrics.
+            The metrics are those of the task, the solver's loss and its own metrics, and ``grad_dim`` of a model.
         """
         if not self._is_trained:
             self.train()
@@ -156,7 +156,7 @@ class LoadedKernelTrainer(FewShotTrainer):
         return self._cache.load_logits(split, kernel.labels)[0].numpy()
 
     def _find_kernel(self, split: str) -> Path | None:
-        return distributed.on_rank_zero(self._cache.find_reusable, split, self._spec(split))
+        return distributed.on_rank_zero(lambda: self._cache.find_reusable(split, self._spec(split)))
 
     def _load(self, split: str, path: Path) -> SplitKernel:
         values, labels = self._cache.load(path, FORMULAS[self.args.kernel_formula].is_asymmetric, self._num_logits)

@@ -75,7 +75,7 @@ class FactoredEngine(Engine):
             raise ValueError("the factored engine needs the module, not a function alone")
         self._model = problem.model
         self._sample = next(problem.model.module.parameters())
-        self._layers, self._unknown = find_layers(problem, self._model, tuning)
+        self._layers, self._unknown = find_layers(problem, self._model, budget, tuning)
         self._fallbacks: dict[tuple[str, ...], JacobianEngine] = {}
         self._warned_of: frozenset[str] = frozenset()
         self._fallback = self._fallback_for(self._unknown) if self._unknown else None

@@ -11,31 +11,36 @@ from lmntk.kernels import capture
 from lmntk.kernels.batching import Batch, Examples, bytes_of, equal_shape_batches
 from lmntk.kernels.formulas import UNSIGNED
 from lmntk.kernels.layers import LAYERS, Layer, Workspace
+from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import KernelProblem, ModuleModel
 from lmntk.kernels.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
 
-def find_layers(problem: KernelProblem, model: ModuleModel, tuning: Tuning) -> tuple[dict[str, Layer], list[str]]:
+def find_layers(
+    problem: KernelProblem, model: ModuleModel, budget: MemoryBudget, tuning: Tuning
+) -> tuple[dict[str, Layer], list[str]]:
     """Find the layers whose parameters' gradients factor, and check them on some examples.
 
-    A layer is used only if its contribution to the kernel is what autograd finds, for single examples and for several
-    in a batch: that shows a weight that is used elsewhere too, an output that is changed in place, or a norm over
-    several axes. What shows in other examples only is found in every batch (`capture.forward_backward`).
+    A layer is used only if its contribution to the kernel equals autograd's, for single examples and for several in a
+    batch. The comparison detects a weight that is used elsewhere too, an output that is changed in place, and a norm
+    over several axes. `capture.forward_backward` detects in every batch what only other examples show.
 
     Args:
         problem: The kernel.
         model: Its model.
+        budget: The engine's memory, of which the gradients of a comparison take a share.
         tuning: Number and size of the comparisons.
 
     Returns:
         The layers by module name, and the parameters that are left for the fallback.
     """
     layers = _candidates(problem, model, tuning)
+    gradient_bytes = min(tuning.probe_gradient_bytes, budget.share(tuning.probe_gradient_share).bytes)
     for batch in _probes(problem, tuning):
         if layers:
-            layers = _matching_autograd(layers, model, batch, tuning)
+            layers = _matching_autograd(layers, model, batch, tuning, gradient_bytes)
     known = {name for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
     return layers, [name for name in problem.params if name not in known]
 
@@ -88,12 +93,14 @@ def _unlike(examples: Examples, count: int, tuning: Tuning) -> list[list[int]]:
     return [mixed[start : start + size] for start in range(0, len(mixed), size)]
 
 
-def _matching_autograd(layers: dict[str, Layer], model: ModuleModel, batch: Batch, tuning: Tuning) -> dict[str, Layer]:
+def _matching_autograd(
+    layers: dict[str, Layer], model: ModuleModel, batch: Batch, tuning: Tuning, gradient_bytes: int
+) -> dict[str, Layer]:
     """Keep the layers whose contribution to the kernel of some examples is that of their gradients.
 
-    The comparison is of a sum of the logits with random weights, wᵀK w = ‖∇ Σ w f‖²: its gradients need the memory of
-    one gradient, where those of all logits could be more than memory holds. Weights differ between examples, so that
-    one example's gradient is not mistaken for another's.
+    It compares a sum of the logits with random weights, wᵀK w = ‖∇ Σ w f‖², which needs the memory of one gradient; the
+    gradients of all logits could exceed memory. Each example has its own weights, which tells the examples' gradients
+    apart.
     """
     try:
         captured = capture.forward_backward(layers, model, batch)
@@ -102,7 +109,9 @@ def _matching_autograd(layers: dict[str, Layer], model: ModuleModel, batch: Batc
         if not wanted:
             return {}
         weights = torch.randn(captured.logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        logits, squares = _squared_gradients(wanted, model, batch, weights.to(captured.logits), tuning)
+        logits, squares = _squared_gradients(wanted, model, batch, weights.to(captured.logits), gradient_bytes)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:  # the model may raise anything
         cause = f"{type(error).__name__}: {error}"
         logger.warning("no layer can be factored (%s): every parameter goes to the jacobian engine", cause)
@@ -118,6 +127,8 @@ def _matching_autograd(layers: dict[str, Layer], model: ModuleModel, batch: Batc
         try:
             factors = layer.factors(captured.inputs[prefix], captured.gradients.pop(prefix))
             kernel = layer.kernel([factors], [factors], [UNSIGNED], workspace)[0].cpu()
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, LookupError) as error:
             cause = f"{type(error).__name__}: {error}"
             logger.warning("%s cannot be factored (%s): its parameters go to the jacobian engine", prefix, cause)
@@ -136,7 +147,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def _squared_gradients(
-    wanted: Sequence[str], model: ModuleModel, batch: Batch, weights: Tensor, tuning: Tuning
+    wanted: Sequence[str], model: ModuleModel, batch: Batch, weights: Tensor, gradient_bytes: int
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the logits, and the squared norm of each parameter's gradient of their sum with weights.
 
@@ -145,7 +156,7 @@ def _squared_gradients(
         model: The model; which of its parameters require gradients is as before afterwards.
         batch: B examples.
         weights: The weight of each logit, ``[B, C]``.
-        tuning: Bounds the gradients in memory.
+        gradient_bytes: Gradients in memory at a time, in bytes; one parameter's may be larger.
     """
     own: dict[str, nn.Parameter] = dict(model.module.named_parameters())
     before = {name: parameter.requires_grad for name, parameter in own.items()}
@@ -159,7 +170,7 @@ def _squared_gradients(
         left = list(wanted)
         while left:
             group = [left.pop()]
-            while left and bytes_of([own[name] for name in (*group, left[-1])]) <= tuning.probe_gradient_bytes:
+            while left and bytes_of([own[name] for name in (*group, left[-1])]) <= gradient_bytes:
                 group.append(left.pop())
             gradients = torch.autograd.grad(
                 total, [own[name] for name in group], retain_graph=bool(left), materialize_grads=True
