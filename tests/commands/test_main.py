@@ -9,6 +9,7 @@ import pytest
 
 from lmntk import __version__
 from lmntk.commands import main as dispatcher
+from lmntk.commands.kernel import WHOLE_RUN
 from lmntk.commands.main import NAMES, main
 from lmntk.data.tasks import TASKS
 
@@ -58,11 +59,11 @@ def test_a_command_without_its_packages_names_what_to_install(
 @pytest.mark.parametrize(
     ("words", "of_run"),
     [
-        (["kernel", "--do_eval"], ["--trainer", "kernel", "--do_eval"]),
+        (["kernel", "--seed", "1"], [*WHOLE_RUN, "--trainer", "kernel", "--seed", "1"]),
         (["kernel", "config.json", "--do_eval"], ["config.json", "--trainer", "kernel", "--do_eval"]),
-        (["train", "--do_eval"], ["--do_eval"]),
+        (["train", "--seed", "1"], [*WHOLE_RUN, "--seed", "1"]),
         (["train", "config.json"], ["config.json"]),
-        (["kernel"], ["--trainer", "kernel"]),
+        (["kernel"], [*WHOLE_RUN, "--trainer", "kernel"]),
     ],
 )
 def test_kernel_and_train_are_run_py_with_their_trainer(

@@ -16,6 +16,7 @@ import demo_causal
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in
 from lmntk.commands import compare, gather, report, splits
+from lmntk.commands.main import NAMES
 from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import find_task
 from lmntk.runs.log import Trial
@@ -119,6 +120,8 @@ def test_every_command_is_one_that_the_tests_know() -> None:
         elif words[0] == "python":
             tools = ("generate_k_shot_data", "gather_result", "report", "compare_kernels")
             assert words[1] in [f"tools/{tool}.py" for tool in tools]
+        elif words[0] == "lmntk":
+            assert words[1] in NAMES
         elif words not in calls(README):
             assert words in (
                 ["bash", "data/download_dataset.sh"],
