@@ -10,6 +10,7 @@ import difflib
 import errno
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 
@@ -172,7 +173,9 @@ class Bounds(NamedTuple):
     or_zero: bool = False
 
     def contains(self, value: float) -> bool:
-        """Whether a value is allowed; infinity and NaN never are."""
+        """Whether a value is allowed; infinity, NaN and what is not a number never are."""
+        if not isinstance(value, Real):
+            return False
         if self.or_zero and value == 0:
             return True
         enough = value > self.least if self.above else value >= self.least

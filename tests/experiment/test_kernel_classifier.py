@@ -393,3 +393,14 @@ def test_the_checks_of_scikit_learn_that_make_sense_for_texts(place: Workplace) 
     assert {"check_fit_idempotent", "check_estimators_pickle"} <= {
         result["check_name"] for result in results if result["status"] == "passed"
     }
+
+
+@pytest.mark.parametrize("wrong", [{"template": 3}, {"kernel_regularization": "0.1"}], ids=str)
+def test_an_argument_of_another_type_is_a_setting_error(place: Workplace, wrong: dict[str, Any]) -> None:
+    (setting,) = wrong
+    classifier = KernelClassifier(
+        str(place.model), **({"template": "*sent_0**mask*", "label_words": ["terrible", "great"]} | wrong)
+    )
+    with pytest.raises(SettingError) as error:
+        classifier.fit(["a film", "a plot"], [0, 1])
+    assert error.value.data["setting"] == setting

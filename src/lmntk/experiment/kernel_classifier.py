@@ -250,6 +250,10 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
                 raise SettingError(
                     f"`{setting}`: {suggest(str(value), options, setting)}", setting=setting, value=value
                 )
+        if not isinstance(self.template, str | None):
+            raise SettingError(
+                f"`template` is {self.template!r}, not a string", setting="template", value=self.template
+            )
         _solver_settings(self)
         asymmetric = FORMULAS[self.formula].is_asymmetric
         if asymmetric and not self.binary_classification:
@@ -285,7 +289,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             )
         if len(set(labels.tolist())) < 2:
             raise DataError(
-                f"`labels` are all {labels[0]!r}: train texts must be of two classes at least", example=None
+                f"`labels` are all {labels.tolist()[0]!r}: train texts must be of two classes at least", example=None
             )
         return task, words, classes
 
