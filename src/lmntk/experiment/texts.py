@@ -57,7 +57,8 @@ def _row(row: Any, number: int) -> tuple[Any, ...]:
 def _check_text(sentence: Any, number: int) -> None:
     if not isinstance(sentence, str):
         raise DataError(
-            f"`texts`: example {number} (counted from 0) holds {sentence!s:.60} ({type(sentence).__name__}), which is not a string",
+            f"`texts`: example {number} (counted from 0) holds {sentence!s:.60}, a {type(sentence).__name__}, "
+            "which is not a string",
             example=number,
         )
     try:
