@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_or_refuse(name: str) -> None:
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "help"):
         print(_usage())
     elif name == "--version":
         print(f"lmntk {__version__}")
