@@ -128,11 +128,11 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
 def test_a_text_is_written_as_it_is_into_a_folder_that_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "train.csv"
     for text in ("0,old\n", "0,é\r\n"):
-        atomic.write_text(path, text)
+        atomic.write_text(path, text, make_folder=True)
     assert path.read_bytes() == "0,é\r\n".encode()
     assert names(path.parent) == ["train.csv"]
     with pytest.raises(FileError) as caught:
-        atomic.write_text(path / "train.csv", "")
+        atomic.write_text(path / "train.csv", "", make_folder=True)
     assert caught.value.data["path"] == path / "train.csv"
 
 
