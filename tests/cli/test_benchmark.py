@@ -139,3 +139,18 @@ def test_wrong_flags_are_told_in_a_sentence_before_anything_is_measured(flags, s
     assert told.out == ""
     assert told.err.startswith("error: ") and told.err.count("\n") == 1
     assert sentence in told.err
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_only_the_published_method_computes_all_positions_of_the_last_layer(published, monkeypatch):
+    monkeypatch.setitem(benchmark_kernels.SHAPES, "quick", tiny_config("bert", vocab_size=30522))
+    (job,) = jobs_of(SMALL)
+    inputs = benchmark_kernels.load_inputs(job)
+    model = benchmark_kernels.load_model(job, inputs, torch.float32)
+    problem = benchmark_kernels.make_problem(job, model, inputs, published=published)
+    positions = []
+    last = model.lm.bert.encoder.layer[-1].output.dense
+    last.register_forward_hook(lambda module, args, output: positions.append(output.shape[1]))
+    problem.model.logits_fn(problem.params, problem.train.batch([0]))
+    length = len(inputs.train.features[0].input_ids)
+    assert positions == [length if published else 1] and length > 1

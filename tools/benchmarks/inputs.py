@@ -163,8 +163,8 @@ def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool =
         decoder = model.lm.get_output_embeddings()
         decoder.label_word_ids = torch.arange(len(decoder.weight))
         model.binary_classification = False
-        for module in model.modules():
-            vars(module).pop("forward", None)  # the last layer's, which computes one position only
+        if model.single_position is not None:
+            model.single_position.layers = []  # the last layer computes all positions
 
         def all_logits_fn(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
             logits = torch.func.functional_call(model, params, kwargs=batch)[:, inputs.label_words]

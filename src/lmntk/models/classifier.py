@@ -33,6 +33,7 @@ class PromptClassifier(nn.Module, ABC):
         trained: The names of the parameters of `lm` that training changes: all, or with LoRA those that peft trains.
         equal_lengths: Whether padding changes the logits, so that only prompts of one length may share a batch.
         makes_masks: Whether a causal model is given positions, and masks that are ready to be added to its scores.
+        single_position: What narrows the encoder to the position that predicts; None where all are needed.
     """
 
     def __init__(self, lm: PreTrainedModel, binary_classification: bool = False, single_position: bool = True) -> None:
@@ -43,7 +44,7 @@ class PromptClassifier(nn.Module, ABC):
         self.binary_classification = binary_classification
         self.equal_lengths = False
         self.makes_masks = True
-        self._single_position = SinglePosition(lm) if single_position else None
+        self.single_position = SinglePosition(lm) if single_position else None
 
     @property
     @abstractmethod
@@ -110,7 +111,7 @@ class PromptClassifier(nn.Module, ABC):
             inputs = causal_inputs(self.lm, input_ids, attention_mask, self.makes_masks)
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        narrowed = contextlib.nullcontext() if self._single_position is None else self._single_position.at(mask_pos)
+        narrowed = contextlib.nullcontext() if self.single_position is None else self.single_position.at(mask_pos)
         with narrowed, without_padding_warnings():
             return self.head_logits(input_ids=input_ids, **inputs)
 
