@@ -41,7 +41,7 @@ def padded_batch():
 
 
 def replaced_layers(model):
-    return model._single_position.layers
+    return model.single_position.layers
 
 
 def last_layer(model):
