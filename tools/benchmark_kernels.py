@@ -17,14 +17,13 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -54,11 +53,13 @@ from lmntk.kernels import (
     assemble,
 )
 from lmntk.kernels.memory import peak_bytes, retain_freed_memory
-from lmntk.kernels.tiling import TileRow
+from lmntk.kernels.tiling import Plan, Tile, TileRow
 from lmntk.kernels.timing import product_flops
 from lmntk.models.prompt_model import PromptModel
 from lmntk.storage.atomic import write_atomically
 from lmntk.storage.tables import format_table
+
+T = TypeVar("T")
 
 PUBLISHED = "published"
 # Other libraries that make the gradients, where they are installed.
@@ -66,6 +67,7 @@ PEERS = ["opacus"] if find_spec("opacus") else []
 SAMPLED_PAIRS = 8
 BOUNDS = (
     *(Bounds(name, 1) for name in ("train_examples", "x_examples", "threads")),
+    Bounds("sample_tiles", 0),
     Bounds("memory_gb", 0, above=True),
 )
 ERROR_EXAMPLES = {PUBLISHED: 2, "jvp": 2}  # on either side, by engine: these two take a second a pair
@@ -83,7 +85,7 @@ def make_engine(job: Job, engine: str, problem: KernelProblem) -> Engine:
     return ENGINES[engine](problem, job.budget)
 
 
-def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any], ndarray]:
+def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any], ndarray | None]:
     """Measure one engine, in a process that does nothing else.
 
     Args:
@@ -100,6 +102,7 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
     problem = make_problem(job, model, inputs, published=engine == PUBLISHED)
     pairs = job.train_examples * job.x_examples
     before = peak_bytes(CPU)
+    cpu_seconds = None
     made = make_engine(job, engine, problem)
     if engine in (PUBLISHED, "jvp"):
         seconds = pairs * _seconds_per_sampled_pair(made)
@@ -107,7 +110,7 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
         seconds = _seconds_of_sampled_jacobians(made)
     else:
         with retain_freed_memory():  # as run.py does; the published program does not
-            seconds = _seconds(made, job.sample_tiles)
+            seconds, cpu_seconds = _seconds(made, job.sample_tiles)
     peak = peak_bytes(CPU)
     rate = product_flops(CPU, torch.float32)
     row = {
@@ -119,6 +122,7 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
         "logits": problem.num_logits,
         "threads": job.threads,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "seconds_per_pair": seconds / pairs,
         "peak_memory_gb": peak / 2**30,
         "model_memory_gb": before / 2**30,
@@ -126,24 +130,47 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
         "roofline_fraction": dense_flops(model, problem) / seconds / rate,
         "seconds_by_stage": {name: round(value, 3) for name, value in made.timer.seconds.items()},
     }
+    if job.times_only:
+        return row | {"relative_error": None}, truth
     if truth is None:
         truth = true_kernel(job, inputs.first(MOST_ERROR_EXAMPLES)).numpy()
     return row | {"relative_error": relative_error(job, engine, inputs, truth)}, truth
 
 
-def _seconds(engine: Engine, sample_tiles: int) -> float:
-    """Time a whole kernel, or its first tiles and scale up."""
+def _seconds(engine: Engine, sample_tiles: int) -> tuple[float, float]:
+    """Time a whole kernel, or some of its tiles and scale up by the engine's own model of costs.
+
+    Returns:
+        The seconds by the clock, and those that the processor spent on them.
+    """
     plan = engine.plan()
-    tiles = [tile.pairs for tile in plan]
+    if not sample_tiles or sample_tiles >= len(list(plan)):
+        sampled, scale = plan, 1.0
+    else:
+        sampled, cost = sample_plan(plan, sample_tiles), engine.estimate_cost(plan)
+        scale = plan.seconds(cost) / sampled.seconds(cost)
     engine.timer.seconds.clear()
-    marks = [time.perf_counter()]
-    for _ in islice(engine.blocks(plan), sample_tiles or None):
-        marks.append(time.perf_counter())
-    if not sample_tiles or sample_tiles >= len(tiles):
-        return marks[-1] - marks[0]
-    # The first tile propagates the train examples too, which happens once.
-    per_pair = (marks[-1] - marks[1]) / sum(tiles[1:sample_tiles])
-    return marks[1] - marks[0] + per_pair * sum(tiles[1:])
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for _ in engine.blocks(sampled):
+        pass
+    return scale * (time.perf_counter() - start), scale * (time.process_time() - cpu_start)
+
+
+def sample_plan(plan: Plan, tiles: int) -> Plan:
+    """Return some tiles of `plan`, evenly spaced in its order, which is by length: one tile is of middle length.
+
+    They are tiles of as few train tiles as possible, whose examples are propagated once.
+    """
+    rows = -(-tiles // max(len(row.x_tiles) for row in plan.tile_rows))
+    chosen = []
+    for row in _evenly_spaced(plan.tile_rows, rows):
+        chosen += [Tile(row.train, x) for x in _evenly_spaced(row.x_tiles, min(tiles - len(chosen), -(-tiles // rows)))]
+    return plan.restricted_to(set(chosen))
+
+
+def _evenly_spaced(items: Sequence[T], number: int) -> list[T]:
+    """Return the middles of so many equal parts of `items`."""
+    return [items[(2 * part + 1) * len(items) // (2 * number)] for part in range(min(number, len(items)))]
 
 
 def _seconds_per_sampled_pair(engine: Engine) -> float:
@@ -210,6 +237,9 @@ def make_parser() -> Parser:
     parser.add_argument("--task_name", default="SST-2", help="the task whose prompts are used (default SST-2)")
     parser.add_argument("--template", help="a template, in place of the task's own")
     parser.add_argument("--data_dir", help="its k-shot folder; not given: random tokens of SST-2's lengths")
+    parser.add_argument(
+        "--original_dir", help="its original files, such as data/original/SST-2: examples beyond the k-shot folder's"
+    )
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES, *PEERS], help="what to measure (default factored)")
     parser.add_argument("--train_examples", nargs="+", type=int, help="N, one or several (default 32)")
     parser.add_argument("--x_examples", type=int, help="X (default 1000)")
@@ -218,6 +248,7 @@ def make_parser() -> Parser:
     parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()], help="one or several")
     parser.add_argument("--memory_gb", type=float, help="budget of the engines (default: 60%% of what is free)")
     parser.add_argument("--sample_tiles", type=int, default=0, help="time so many tiles and scale up (default: all)")
+    parser.add_argument("--times_only", action="store_true", help="neither errors nor the published method")
     parser.add_argument("--quick", action="store_true", help="all engines, a small model, 16 × 64: under a minute")
     parser.add_argument("--json", metavar="FILE", help="write the measurements there, a list of objects")
     return parser
@@ -237,6 +268,7 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
             task_name=given.task_name,
             template=given.template,
             data_dir=given.data_dir,
+            original_dir=given.original_dir,
             train_examples=n,
             x_examples=given.x_examples,
             formula=formula,
@@ -244,6 +276,7 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
             threads=threads,
             memory_gb=given.memory_gb,
             sample_tiles=given.sample_tiles,
+            times_only=given.times_only,
         )
         for threads in given.threads
         for n in given.train_examples
@@ -263,11 +296,14 @@ def _check(given: argparse.Namespace) -> None:
             raise UsageError("--data_dir needs --model: a --shape has no tokenizer to read sentences with")
         for split in ("train", "test"):
             split_file(task, given.data_dir, split)
+    if given.original_dir is not None:
+        if given.data_dir is None:
+            raise UsageError("--original_dir needs --data_dir: its examples follow those of the k-shot folder")
+        if not (path := Path(given.original_dir) / task.original_name("train")).is_file():
+            raise UsageError(f"--original_dir: there is no file {path}")
     if given.template is not None and given.model is None:
         raise UsageError("--template needs --model: a --shape has no tokenizer to read it with")
     check_numbers(BOUNDS, vars(given))
-    if given.sample_tiles == 1 or given.sample_tiles < 0:
-        raise UsageError("--sample_tiles takes 0 for all tiles, or 2 and more: the first tile is not like the others")
     one_logit = [formula for formula in given.formula if FORMULAS[formula].is_asymmetric]
     if (given.binary_classification or one_logit) and len(task.labels) != 2:
         cause = "--binary_classification" if given.binary_classification else f"--formula {one_logit[0]}"
@@ -284,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure_all(given: argparse.Namespace) -> None:
     """Measure, print a table, write JSON."""
     jobs = jobs_of(given)
-    engines, rows = [PUBLISHED, *given.engines], []
+    engines, rows = given.engines if given.times_only else [PUBLISHED, *given.engines], []
     with tqdm(total=len(jobs) * len(engines), unit="measurement") as bar:
         for job in jobs:
             measured, truth = [], None
@@ -293,13 +329,24 @@ def measure_all(given: argparse.Namespace) -> None:
                 row, truth = in_own_process(measure, job, engine, truth)
                 measured.append(row)
                 bar.update()
-            yardstick = measured[0]["seconds_per_pair"]
-            rows += [row | {"speedup_over_jvp": yardstick / row["seconds_per_pair"]} for row in measured]
+            rows += [row | {"speedup_over_jvp": _speedup(measured[0], row)} for row in measured]
+    rows = [row | {"seconds_over_first_formula": row["seconds"] / _first_formula(row, rows)["seconds"]} for row in rows]
     print(format_table(map(_cells, rows), "markdown", words=["engine", "formula", "stages"]), end="")
     if given.json:
         text = json.dumps(rows, indent=2) + "\n"
         write_atomically(Path(given.json), lambda file: file.write(text.encode()))
         print(f"\nmeasurements are in {given.json}")
+
+
+def _speedup(first: dict[str, Any], row: dict[str, Any]) -> float | None:
+    """Return how many times as fast as the published method an engine is; None where that was not measured."""
+    return first["seconds_per_pair"] / row["seconds_per_pair"] if first["engine"] == PUBLISHED else None
+
+
+def _first_formula(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the measurement of the same engine, examples and threads with the formula that was named first."""
+    same = ("engine", "model", "n_train", "n_x", "threads")
+    return next(other for other in rows if all(other[key] == row[key] for key in same))
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -327,9 +374,11 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "C": str(row["logits"]),
         "threads": str(row["threads"]),
         "seconds": f"{row['seconds']:.1f}",
+        "CPU s": "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.1f}",
+        "× first formula": f"{row['seconds_over_first_formula']:.2f}",
         "s / pair": f"{row['seconds_per_pair']:.2e}",
-        "speed-up": f"{row['speedup_over_jvp']:.1f}",
-        "error": f"{row['relative_error']:.1e}",
+        "speed-up": "" if row["speedup_over_jvp"] is None else f"{row['speedup_over_jvp']:.1f}",
+        "error": "" if row["relative_error"] is None else f"{row['relative_error']:.1e}",
         "peak GB": f"{row['peak_memory_gb']:.1f}",
         "GFLOP/s": f"{row['matmul_gflops']:.0f}",
         "roofline": f"{row['roofline_fraction']:.2f}",

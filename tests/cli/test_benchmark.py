@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 import benchmark_kernels
 from lmntk.kernels import MemoryBudget
+from lmntk.kernels.tiling import TileSize, make_plan
 from tiny_models import save_tiny_checkpoint, tiny_config
 
 KEYS = {
@@ -97,6 +98,46 @@ def test_sentences_are_cut_to_the_limits_of_the_task(tmp_path):
     assert lengths == [[116, 116, 116], [116, 116, 116]], "the third train prompt is random, of a length that is there"
 
 
+def test_examples_beyond_the_k_shot_folder_come_from_the_original_file(tmp_path):
+    folder = save_tiny_checkpoint("roberta", tmp_path / "model")
+    for name, words in {"train": "good", "test": "bad", "original/train": "good fine bad nice fine great"}.items():
+        rows = "".join(f"{word}\t1\n" for word in words.split())
+        (tmp_path / f"{name}.tsv").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}", encoding="utf-8")
+    flags = ["--model", str(folder), "--data_dir", str(tmp_path), "--original_dir", str(tmp_path / "original")]
+    (job,) = jobs_of([*flags, "--train_examples", "2", "--x_examples", "3"])
+    inputs = benchmark_kernels.load_inputs(job)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = [
+        [tokenizer.decode(feature.input_ids).removeprefix("<s>") for feature in side.features]
+        for side in (inputs.train, inputs.x)
+    ]
+    expected = [["good", "fine"], ["bad", "nice", "great"]]
+    assert [[prompt.split()[0] for prompt in side] for side in prompts] == expected
+
+
+@pytest.mark.parametrize(
+    ("tiles", "rows", "columns"), [(1, (1,), (2,)), (2, (1,), (1, 3)), (4, (1,), (0, 1, 2, 3)), (6, (0, 2), (0, 2, 3))]
+)
+def test_sampled_tiles_are_spread_evenly_over_the_plan(tiles, rows, columns):
+    plan = make_plan([3, 2, 1], [8, 7, 6, 5], TileSize(1, 1))
+    sampled = benchmark_kernels.sample_plan(plan, tiles)
+    assert [row.train for row in sampled.tile_rows] == [(row,) for row in rows]
+    assert {row.x_tiles for row in sampled.tile_rows} == {tuple((column,) for column in columns)}
+
+
+def test_the_times_of_formulas_are_divided_by_the_first_ones(tmp_path, monkeypatch):
+    file = tmp_path / "measurements.json"
+    flags = ["--formula", "sgd", "signgd", "--sample_tiles", "1", "--times_only", "--json", str(file)]
+    monkeypatch.setattr(benchmark_kernels, "in_own_process", lambda work, *arguments: work(*arguments))
+    assert benchmark_kernels.main([*SMALL, "--engines", "factored", *flags]) == 0
+    first, second = json.loads(file.read_text(encoding="utf-8"))
+    assert (first["formula"], second["formula"]) == ("sgd", "signgd")
+    assert first["seconds_over_first_formula"] == 1
+    assert second["seconds_over_first_formula"] == pytest.approx(second["seconds"] / first["seconds"])
+    assert first["relative_error"] is None and first["speedup_over_jvp"] is None
+
+
 def test_a_causal_model_is_asked_behind_the_last_token_of_a_template_of_ones_own(tmp_path):
     folder = save_tiny_checkpoint("gpt2", tmp_path / "model")
     for split in ("train", "test"):
@@ -126,7 +167,8 @@ def test_a_causal_model_is_asked_behind_the_last_token_of_a_template_of_ones_own
         (["--quick", "--memory_gb", "0"], "--memory_gb is 0.0, but it must be above 0"),
         (["--quick", "--memory_gb", "nan"], "--memory_gb is nan, but it must be above 0"),
         (["--quick", "--memory_gb", "inf"], "--memory_gb is inf, but it must be above 0"),
-        (["--quick", "--sample_tiles", "1"], "--sample_tiles takes 0 for all tiles, or 2 and more"),
+        (["--quick", "--sample_tiles", "-1"], "--sample_tiles is -1, but it must be 0 or more"),
+        (["--quick", "--original_dir", "d"], "--original_dir needs --data_dir"),
         (["--quick", "--task_name", "sst2"], "unknown task 'sst2': did you mean 'SST-2'?"),
         (["--quick", "--task_name", "trec", "--formula", "asymmetric_signgd"], "takes tasks of two classes"),
         (["--quick", "--json", "no/such/file.json"], "--json: there is no folder"),

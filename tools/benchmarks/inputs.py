@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +13,8 @@ from transformers import BertConfig, LlamaConfig, PretrainedConfig
 
 from lmntk.config.arguments import DataArguments
 from lmntk.config.prompt_settings import resolve_prompts
-from lmntk.data.examples import read_examples, split_file
-from lmntk.data.tasks import find_task
+from lmntk.data.examples import Example, read_examples, split_file
+from lmntk.data.tasks import Task, find_task
 from lmntk.kernels import FORMULAS, FunctionModel, KernelProblem, MemoryBudget, ModuleModel
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.models.families import is_causal, max_positions
@@ -54,19 +56,22 @@ class Job:
         task_name: The task whose prompts are used.
         template: Its template; None for the task's own.
         data_dir: Its k-shot folder; None for random tokens of realistic lengths.
-        train_examples: N; beyond what the split has, prompts are random tokens of the lengths that it has.
+        original_dir: Its original files, whose training examples follow those of the k-shot folder's splits.
+        train_examples: N; beyond what the files have, prompts are random tokens of the lengths that they have.
         x_examples: X.
         formula: A key of `FORMULAS`.
         binary: One logit difference in place of two logits.
         threads: How many threads torch may use.
         memory_gb: The engine's budget.
         sample_tiles: Time that many tiles and scale up; 0 for all.
+        times_only: Measure no errors.
     """
 
     model: str
     task_name: str
     template: str | None
     data_dir: str | None
+    original_dir: str | None
     train_examples: int
     x_examples: int
     formula: str
@@ -74,6 +79,7 @@ class Job:
     threads: int
     memory_gb: float | None
     sample_tiles: int
+    times_only: bool
 
     @property
     def budget(self) -> MemoryBudget:
@@ -117,14 +123,25 @@ def load_inputs(job: Job) -> Inputs:
         label_words = label_word_ids(prompts.mapping, task.labels, tokenizer)
         parsed = [Template.parse(text, task.num_sentences, len(task.labels), task.name) for text in prompts.templates]
         templates = [template.for_causal() for template in parsed] if causal else parsed
-        for split, count in (("train", job.train_examples), ("test", job.x_examples)):
-            if job.data_dir is not None:
-                rows = read_examples(task, split_file(task, job.data_dir, split))[:count]
+        if job.data_dir is not None:
+            for split, rows in zip(("train", "test"), _read_sides(job, task, job.data_dir), strict=True):
                 renderer = PromptBuilder(split, task, rows, templates, tokenizer, prompts.limits, label_words)
                 features[split] = FeatureDataset.build(renderer).features
     train = _filled_up(features["train"], job.train_examples, config, seed=0)
     x = _filled_up(features["test"], job.x_examples, config, seed=1)
     return Inputs(config, label_words, FeatureDataset("train", task, train), FeatureDataset("test", task, x))
+
+
+def _read_sides(job: Job, task: Task, data_dir: str) -> tuple[list[Example], list[Example]]:
+    """Read the examples of both sides: no two of the original file are the same, nor like one of the k-shot folder."""
+    train, x = (read_examples(task, split_file(task, data_dir, split)) for split in ("train", "test"))
+    train, x = train[: job.train_examples], x[: job.x_examples]
+    if job.original_dir is not None:
+        originals = read_examples(task, Path(job.original_dir) / task.original_name("train"))
+        more = iter({example.texts: example for example in originals if example not in {*train, *x}}.values())
+        train += islice(more, job.train_examples - len(train))
+        x += islice(more, job.x_examples - len(x))
+    return train, x
 
 
 def _filled_up(features: list[Feature], count: int, config: PretrainedConfig, seed: int) -> list[Feature]:
