@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "errors": set(),
     "distributed": {"errors"},
     "interrupts": {"errors", "distributed"},
+    "startup": set(),
     "kernels": set(),
     "solvers": {"errors"},
     "storage": {"errors", "kernels"},
@@ -45,6 +46,7 @@ MAY_IMPORT["commands"] = set(MAY_IMPORT)
 MAY_REQUIRE = {
     "errors": set(),
     "interrupts": set(),
+    "startup": {"transformers"},
     "kernels": {"torch", "numpy"},
     "solvers": {"numpy", "scipy", "sklearn", "threadpoolctl"},
     "data": {"numpy"},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from command_line import ROOT
-from lmntk.config import arguments
+from lmntk.config import arguments, run_help
 from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from lmntk.errors import UsageError
 
@@ -316,6 +316,17 @@ def test_help_shows_the_flags_grouped_by_purpose_with_what_the_tables_hold(capsy
     assert "ag_news" in shown
 
 
+@pytest.mark.parametrize("width", ["80", "132"])
+def test_the_stored_help_is_that_of_the_parser(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert run_help.stored_help() == arguments.make_parser().format_help()
+
+
+def test_another_transformers_has_no_stored_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_help, "version", lambda _: "0.0")
+    assert run_help.stored_help() is None
+
+
 def write_config(folder: Path, config: Any) -> str:
     path = folder / "config.json"
     path.write_text(json.dumps(config), encoding="utf-8")
@@ -378,8 +389,9 @@ def test_a_json_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         parse_arguments([str(broken)])
 
 
-def test_the_help_does_not_wait_for_packages_that_it_does_not_need(tmp_path: Path) -> None:
-    (tmp_path / "peft.py").write_text("raise SystemExit('peft was imported')", encoding="utf-8")
+def test_the_help_waits_for_no_package(tmp_path: Path) -> None:
+    for package in ("peft", "torch", "transformers", "numpy"):
+        (tmp_path / f"{package}.py").write_text(f"raise SystemExit('{package} was imported')", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, str(ROOT / "run.py"), "--help"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracle
 from engine_problems import TOLERANCE, gradients_by_name, longer_sides, names_of, oracle_gradients, problem_of, sides
-from lmntk.kernels import ENGINES, FORMULAS, MemoryBudget, TileRequest
+from lmntk.kernels import ENGINES, FORMULAS, MemoryBudget, TileRequest, capture
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.batching import length_buckets
+from lmntk.kernels.engines import layer_selection
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.layers import LAYERS, EmbeddingLayer, embedding
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
@@ -327,3 +328,39 @@ def test_the_factored_engine_asks_the_device_for_no_answer_inside_a_tile(archite
     torch.testing.assert_close(assemble(blocks, plan, problem), expected, rtol=1e-12, atol=1e-12)
     with NoQuestions(), pytest.raises(AssertionError, match="asks the device"):
         torch.tensor([1, 0]).nonzero()
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_an_engine_takes_over_from_the_one_before_without_changing_a_bit(formula, monkeypatch):
+    model = tiny_prompt_model("bert", torch.float32)
+    names = names_of(model, ParameterFilter(), noise=False)
+    train, x = sides("bert")
+    first = make_engine(problem_of(model, names, train, None, formula), "factored")
+    list(first.blocks(first.plan()))
+    second = make_engine(problem_of(model, names, train, x, formula), "factored", earlier=first)
+    propagated = []
+    propagate = capture.factors
+    monkeypatch.setattr(
+        capture, "factors", lambda layers, model, batch, *rest: (
+            propagated.append(len(batch["input_ids"])), propagate(layers, model, batch, *rest)
+        )[1]
+    )  # fmt: skip
+    problem = problem_of(model, names, train, x, formula)
+    plan = second.plan()
+    found = assemble(second.blocks(plan), plan, problem)
+    assert sum(propagated) == len(x), "the train examples are not propagated again"
+    alone = make_engine(problem, "factored")
+    assert torch.equal(found, assemble(alone.blocks(plan), plan, problem))
+
+
+def test_an_engine_that_takes_over_still_compares_layers_on_the_other_side(monkeypatch):
+    model = tiny_prompt_model("bert")
+    names = names_of(model, ParameterFilter(), noise=False)
+    train, x = sides("bert")
+    first = make_engine(problem_of(model, names, train, None, "sgd"), "factored")
+    compared = []
+    monkeypatch.setattr(
+        layer_selection, "_matching_autograd", lambda layers, model, batch, *rest: compared.append(batch) or layers
+    )
+    make_engine(problem_of(model, names, train, x, "sgd"), "factored", earlier=first)
+    assert 0 < sum(len(batch["input_ids"]) for batch in compared) <= DEFAULT_TUNING.probe_batch

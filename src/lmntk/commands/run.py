@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from lmntk import interrupts
+from lmntk import interrupts, startup
 from lmntk.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def wording(error: UsageError) -> str:
 
 def _run(argv: list[str]) -> None:
     started = time.perf_counter()
+    startup.import_transformers()
     from lmntk.config.arguments import parse_arguments
     from lmntk.config.validation import check_arguments
     from lmntk.distributed import on_all_ranks, on_rank_zero
@@ -55,6 +56,7 @@ def _run(argv: list[str]) -> None:
     with _output_folder(training_args) as training_args:
         inputs = on_all_ranks(build, model_args, data_args, training_args)
         trainer = on_all_ranks(make_trainer, inputs, model_args, training_args)
+        startup.end()
         if training_args.dry_run and isinstance(trainer, LoadedKernelTrainer):
             trainer.dry_run(started)
             return
@@ -113,15 +115,16 @@ def _start_logging(first_process: bool, debug_mode: bool) -> None:
 def end_process(argv: list[str]) -> NoReturn:
     """Run one command line as the whole work of this process."""
     if {"-h", "--help"}.intersection(argv):
-        _skip_peft()
+        from lmntk.config.run_help import stored_help
+
+        text = stored_help()
+        if text is not None:
+            sys.exit(interrupts.exit_status(lambda: print(text, end="")))
+    startup.begin()
     status = main(argv)
     if not status:
         from lmntk import distributed
 
         distributed.shut_down()
+    startup.end()
     sys.exit(status)
-
-
-def _skip_peft() -> None:
-    """Make transformers take peft for missing: it imports peft at once, which takes longer than the help needs."""
-    sys.modules["peft"] = None  # type: ignore[assignment]

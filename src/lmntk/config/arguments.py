@@ -303,7 +303,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     check_words(argv)
     argv = translate(argv, flags)
     given = {token[2:].partition("=")[0] for token in argv if is_flag(token)}
-    own = vars(_make_parser().parse_args(argv))
+    own = vars(make_parser().parse_args(argv))
     values = as_published.applied(own, given)
     model = ModelArguments(**_values_of(ModelArguments, values))
     data = DataArguments(**_values_of(DataArguments, values))
@@ -330,7 +330,8 @@ class _Parser(HfArgumentParser):
         raise UsageError(_as_sentence(message))
 
 
-def _make_parser() -> _Parser:
+def make_parser() -> HfArgumentParser:
+    """Return the parser of run.py's flags, written out in full."""
     return _Parser(
         cast(Any, _GROUPS),  # its annotation asks for instances where it means classes
         prog="run.py",

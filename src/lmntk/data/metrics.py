@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
 
 from lmntk.data.tasks import Task
 
@@ -61,6 +59,8 @@ def _accuracy(predictions: Array, labels: Array) -> dict[str, float]:
 
 def _accuracy_and_f1(predictions: Array, labels: Array) -> dict[str, float]:
     """Compute accuracy and the F1 of class 1, which is 0 if no example has or is predicted to have class 1."""
+    from sklearn.metrics import f1_score  # here, since scikit-learn and scipy.stats take a second to load
+
     accuracy = np.mean(predictions == labels)
     f1 = f1_score(labels, predictions, zero_division=0)
     return {"acc": accuracy, "f1": f1, "acc_and_f1": (accuracy + f1) / 2}
@@ -68,11 +68,15 @@ def _accuracy_and_f1(predictions: Array, labels: Array) -> dict[str, float]:
 
 def _matthews(predictions: Array, labels: Array) -> dict[str, float]:
     """Compute Matthews' correlation, which is 0 if all predictions or all labels have one class."""
+    from sklearn.metrics import matthews_corrcoef
+
     return {"mcc": 0.0 if _is_constant(predictions) or _is_constant(labels) else matthews_corrcoef(labels, predictions)}
 
 
 def _correlations(predictions: Array, labels: Array) -> dict[str, float]:
     """Compute Pearson's and Spearman's correlation and their mean: NaN, as in scipy, if one side is constant."""
+    from scipy.stats import pearsonr, spearmanr
+
     if _is_constant(predictions) or _is_constant(labels):
         return dict.fromkeys(("pearson", "spearmanr", "corr"), float("nan"))
     pearson, spearman = pearsonr(predictions, labels)[0], spearmanr(predictions, labels)[0]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lmntk.kernels.engines import ENGINES, Engine
+from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, KernelProblem, ModuleModel
 from lmntk.kernels.tiling import Plan
@@ -13,7 +14,11 @@ from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 
 def make_engine(
-    problem: KernelProblem, engine: str = "auto", budget: MemoryBudget | None = None, tuning: Tuning = DEFAULT_TUNING
+    problem: KernelProblem,
+    engine: str = "auto",
+    budget: MemoryBudget | None = None,
+    tuning: Tuning = DEFAULT_TUNING,
+    earlier: Engine | None = None,
 ) -> Engine:
     """Build an engine for a kernel.
 
@@ -22,11 +27,15 @@ def make_engine(
         engine: A key of `ENGINES`, or ``"auto"`` for the fastest: `factored`, or `jacobian` if there is no module.
         budget: The memory that it may take beside the model itself; by default `MemoryBudget.default`.
         tuning: Numbers that trade time for memory.
+        earlier: An engine that has computed another kernel of the same model, train examples and formula: what it has
+            found out and still holds is used again.
     """
     if budget is None:
         budget = MemoryBudget.default(next(iter(problem.params.values())).device)
     if engine == "auto":
         engine = "factored" if isinstance(problem.model, ModuleModel) else "jacobian"
+    if ENGINES[engine] is FactoredEngine:
+        return FactoredEngine(problem, budget, tuning, earlier=earlier if isinstance(earlier, FactoredEngine) else None)
     return ENGINES[engine](problem, budget, tuning)
 
 

@@ -8,11 +8,10 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from gguf import GGUFReader
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +23,9 @@ from lmntk.errors import FileError, ModelError, UsageError, as_usage_error, firs
 from lmntk.models.checkpoints import WEIGHTS_FILE, quiet_transformers, save_tokenizer
 from lmntk.models.families import AUTO_CLASSES, CAUSAL
 from lmntk.models.sound_weights import check_finite
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +144,8 @@ def _read(source: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict
 
     # The reader's own progress bar cannot be switched off.
     with as_usage_error(unreadable), quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        from gguf import GGUFReader  # here, since few runs need it
+
         reader = GGUFReader(source)
         _refuse_parts(reader, source)
         config = AutoConfig.from_pretrained(**place)
@@ -163,7 +167,7 @@ def _read(source: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict
     return config, tokenizer, weights
 
 
-def _refuse_parts(reader: GGUFReader, source: Path) -> None:
+def _refuse_parts(reader: "GGUFReader", source: Path) -> None:
     parts = reader.get_field("split.count")
     if parts is not None and parts.contents() > 1:
         raise FileError(
@@ -173,7 +177,7 @@ def _refuse_parts(reader: GGUFReader, source: Path) -> None:
         )
 
 
-def _keep_scaling_of_positions(config: PretrainedConfig, reader: GGUFReader, source: Path) -> None:
+def _keep_scaling_of_positions(config: PretrainedConfig, reader: "GGUFReader", source: Path) -> None:
     """Set the scaling of positions of Llama 3, which llama.cpp stores as a tensor that transformers does not read.
 
     Raises:

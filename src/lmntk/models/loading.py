@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
-    BigBirdModel,
     PretrainedConfig,
     PreTrainedModel,
     set_seed,
@@ -199,7 +198,7 @@ def _adapt(lm: PreTrainedModel, options: LoadOptions) -> None:
     lm.set_experts_implementation("eager")
     if lm.config.model_type == "big_bird":
         # BigBird would choose by the length of its first prompt, for all later ones.
-        cast(BigBirdModel, lm.base_model).set_attention_type("original_full")
+        cast(Any, lm.base_model).set_attention_type("original_full")
     if options.lora is not None:
         if options.lora.folder is not None:
             set_seed(options.seed)  # peft draws some initialisations at random, with this seed

@@ -7,13 +7,13 @@ Nothing here knows a model, a task or a file. `fit` is the only call; its result
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from lmntk.errors import NotFiniteError, SolverError, UnknownNameError, suggest
-from lmntk.solvers import least_squares, logistic, svm
 from lmntk.solvers.problem import (
     FitInputs,
     Predict,
@@ -32,27 +32,33 @@ class Solver:
     """A solver and its requirements.
 
     Attributes:
-        fit: Fits the solver and returns its predicting function.
+        function: The function that fits the solver, with its module in this folder: ``"svm.svr"``.
         summary: A few words for help texts.
         needs_binary: Works with a single logit only: `binary_classification`.
         needs_asymmetric: Works with an asymmetric kernel only.
         allows_f0: Can start from the untrained model's logits: `adjust_for_init`.
     """
 
-    fit: Callable[[FitInputs], Predict]
+    function: str
     summary: str
     needs_binary: bool = False
     needs_asymmetric: bool = False
     allows_f0: bool = False
 
+    def fit(self, train: FitInputs) -> Predict:
+        """Fit the solver, whose module is imported now: scipy and scikit-learn take a second to load."""
+        module, name = self.function.split(".")
+        fit: Callable[[FitInputs], Predict] = getattr(import_module(f"lmntk.solvers.{module}"), name)
+        return fit(train)
+
 
 SOLVERS: dict[str, Solver] = {
-    "lstsq": Solver(least_squares.lstsq, "minimum-norm least squares", allows_f0=True),
-    "logistic": Solver(logistic.logistic, "cross-validated logistic regression on the kernel's rows"),
-    "svr": Solver(svm.svr, "support vector regression", allows_f0=True),
-    "svc": Solver(svm.svc, "support vector classification, one versus the rest"),
+    "lstsq": Solver("least_squares.lstsq", "minimum-norm least squares", allows_f0=True),
+    "logistic": Solver("logistic.logistic", "cross-validated logistic regression on the kernel's rows"),
+    "svr": Solver("svm.svr", "support vector regression", allows_f0=True),
+    "svc": Solver("svm.svc", "support vector classification, one versus the rest"),
     "asym": Solver(
-        least_squares.asym, "asymmetric least-squares SVM", needs_binary=True, needs_asymmetric=True, allows_f0=True
+        "least_squares.asym", "asymmetric least-squares SVM", needs_binary=True, needs_asymmetric=True, allows_f0=True
     ),
 }
 

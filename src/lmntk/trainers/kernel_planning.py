@@ -70,6 +70,7 @@ class KernelPlanner:
         tokens = {token for feature in experiment.datasets["train"].features for token in feature.input_ids}
         self._logits_fn, self._params = experiment.model.as_function(selected, tokens)
         self.grad_dim = count_parameters(selected)
+        self._engine: Engine | None = None  # of the last kernel
 
     def spec(self, split: str) -> dict[str, Any]:
         """Return everything that defines the numbers of the train × `split` kernel."""
@@ -94,7 +95,8 @@ class KernelPlanner:
         begun = distributed.on_rank_zero(self._cache.stored_plan, split, requested) or {}
         memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_budget().gb))
         budget = MemoryBudget.from_gb(memory_gb)
-        engine = make_engine(self._problem(split), begun.get("engine", self._args.kernel_engine), budget)
+        name = begun.get("engine", self._args.kernel_engine)
+        self._engine = engine = make_engine(self._problem(split), name, budget, earlier=self._engine)
         asked = self._args.tiles
         tiles = TileRequest(begun.get("train_tile", asked.row), begun.get("x_tile", asked.column))
         # Tiles of different plans would not make one kernel: all processes take the plan of the first.

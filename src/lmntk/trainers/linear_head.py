@@ -14,9 +14,7 @@ from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import NotFiniteError
 from lmntk.experiment.experiment import Experiment
 from lmntk.prompts.features import sampled_order
-from lmntk.solvers import lbfgs
 from lmntk.solvers.cross_validation import cross_validation_folds
-from lmntk.solvers.logistic import fit_rows
 from lmntk.trainers.base import LOGITS_BATCH_SIZE, OVERFLOW, ZeroShotTrainer, log_odds
 
 logger = logging.getLogger(__name__)
@@ -111,6 +109,8 @@ def _fit(experiment: Experiment, device: torch.device, settings: HeadSettings) -
     logger.info("fitting the last layer to %d × %d features of train", *features.shape)
     if experiment.task.regression:
         return _fit_scores(features, np.asarray(data.labels), model.num_classes, has_bias)
+    from lmntk.solvers import lbfgs, logistic  # here, since scipy.optimize takes half a second to load
+
     classes = np.asarray(data.labels, dtype=np.int64)
     # An example counts once, although each template shows it.
     folds = cross_validation_folds(classes[: data.num_examples], model.num_classes, "leave the linear head out")
@@ -119,7 +119,7 @@ def _fit(experiment: Experiment, device: torch.device, settings: HeadSettings) -
         features, classes = features[order], classes[order]
     if settings.linear_head_halved and model.num_classes == 2:
         return _halves(*lbfgs.fit_two_rows(features, classes, folds, has_bias))
-    fit = lbfgs.fit_rows if settings.plain_lbfgs else fit_rows
+    fit = lbfgs.fit_rows if settings.plain_lbfgs else logistic.fit_rows
     weights, biases = fit(features, classes, folds, fit_intercept=has_bias)
     return _halves(weights, biases) if model.num_classes == 2 else (weights, biases)
 

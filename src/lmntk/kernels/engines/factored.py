@@ -58,8 +58,32 @@ class SideFactors:
     broken: Tensor | None
 
 
+@dataclass(frozen=True)
+class TrainRow:
+    """The factors of a train tile, kept for the next kernel of the same train examples.
+
+    Attributes:
+        train: The examples.
+        batch_tokens: How many tokens were propagated together, on which the last bits depend.
+        factors: Their factors, packed.
+    """
+
+    train: tuple[int, ...]
+    batch_tokens: int
+    factors: SideFactors
+
+
 class FactoredEngine(Engine):
-    """Structured derivatives: the fastest engine if the model's modules are known."""
+    """Structured derivatives: the fastest engine if the model's modules are known.
+
+    Args:
+        problem: As for `Engine`.
+        budget: As for `Engine`.
+        tuning: As for `Engine`.
+        timer: As for `Engine`.
+        earlier: The engine of another kernel of the same model, train examples and formula, which is not used any
+            more: its layers, its measurements and the factors of its last train tile are taken over.
+    """
 
     name = "factored"
 
@@ -69,20 +93,30 @@ class FactoredEngine(Engine):
         budget: MemoryBudget,
         tuning: Tuning = DEFAULT_TUNING,
         timer: StageTimer | None = None,
+        earlier: "FactoredEngine | None" = None,
     ) -> None:
         super().__init__(problem, budget, tuning, timer)
         if not isinstance(problem.model, ModuleModel):
             raise ValueError("the factored engine needs the module, not a function alone")
         self._model = problem.model
         self._sample = next(problem.model.module.parameters())
-        self._layers, self._unknown = find_layers(problem, self._model, budget, tuning)
+        known = earlier._layers if earlier else None
+        if earlier:
+            earlier._workspace.release()
+        self._layers: dict[str, Layer]
+        self._layers, self._unknown = find_layers(problem, self._model, budget, tuning, known)
+        self._row: TrainRow | None = None
+        self._seconds_per_token: float | None = None
+        if earlier and known == self._layers:
+            self._row, self._seconds_per_token = earlier._row, earlier._seconds_per_token
+            earlier._row = None
         self._fallbacks: dict[tuple[str, ...], JacobianEngine] = {}
         self._warned_of: frozenset[str] = frozenset()
         self._fallback = self._fallback_for(self._unknown) if self._unknown else None
         fallback = Fallback(self._fallback.budget.bytes, self._fallback.minimum_bytes) if self._fallback else None
         self.planner = FactoredPlanner(problem, budget, self._measure_demands(), fallback, tuning)
         capacity = self.planner.memory.buffer // self._sample.element_size()
-        self._workspace = Workspace(capacity, self._sample.dtype, self._sample.device, self.timer)
+        self._workspace: Workspace = Workspace(capacity, self._sample.dtype, self._sample.device, self.timer)
 
     def summary(self, plan: Plan) -> str:
         """Return the engine's name, and how many parameters no layer type knows."""
@@ -107,13 +141,14 @@ class FactoredEngine(Engine):
     def estimate_cost(self, plan: Plan) -> CostModel:
         """Time the propagation of a few examples, and count the products."""
         examples = self.problem.train
-        few = [self.problem.typical_example] * NUM_TIMED_EXAMPLES
-        batch_tokens = self.planner.memory.batch_tokens
-        seconds_per_token = seconds_of(lambda: self._propagate(examples, few, batch_tokens))
-        seconds_per_token /= sum(tokens_of(examples, few))
+        if self._seconds_per_token is None:
+            few = [self.problem.typical_example] * NUM_TIMED_EXAMPLES
+            batch_tokens = self.planner.memory.batch_tokens
+            seconds = seconds_of(lambda: self._propagate(examples, few, batch_tokens))
+            self._seconds_per_token = seconds / sum(tokens_of(examples, few))
         rate = product_flops(self._sample.device, self._sample.dtype)
         fallback = self._fallback.estimate_cost(plan) if self._fallback else None
-        return self.planner.cost_model(seconds_per_token, rate, fallback)
+        return self.planner.cost_model(self._seconds_per_token, rate, fallback)
 
     def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
         """Propagate each train tile once, and each X tile once per train tile, and multiply layer by layer."""
@@ -122,10 +157,14 @@ class FactoredEngine(Engine):
 
     def _tile_row(self, row: TileRow) -> Iterator[Block]:
         """Compute the tiles of one train tile, whose factors are released before the next one's are computed."""
-        side = self._propagate(self.problem.train, row.train, self.planner.memory.batch_tokens)
-        side = replace(side, of_layer=pack_contiguous(side.of_layer))
+        batch_tokens = self.planner.memory.batch_tokens
+        if self._row is None or (self._row.train, self._row.batch_tokens) != (row.train, batch_tokens):
+            self._row = None
+            side = self._propagate(self.problem.train, row.train, batch_tokens)
+            side = replace(side, of_layer=pack_contiguous(side.of_layer))
+            self._row = TrainRow(row.train, batch_tokens, side)
         for x in row.x_tiles:
-            yield Tile(row.train, x), self._compute_tile(Tile(row.train, x), side)
+            yield Tile(row.train, x), self._compute_tile(Tile(row.train, x), self._row.factors)
 
     def _compute_tile(self, tile: Tile, train: SideFactors) -> Tensor:
         """Compute one tile, float64 ``[S, n, C, x, C]``; the factors of its X examples are released at the end."""

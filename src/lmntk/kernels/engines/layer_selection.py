@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def find_layers(
-    problem: KernelProblem, model: ModuleModel, budget: MemoryBudget, tuning: Tuning
+    problem: KernelProblem,
+    model: ModuleModel,
+    budget: MemoryBudget,
+    tuning: Tuning,
+    known: Mapping[str, Layer] | None = None,
 ) -> tuple[dict[str, Layer], list[str]]:
     """Find the layers whose parameters' gradients factor, and check them on some examples.
 
@@ -32,17 +36,20 @@ def find_layers(
         model: Its model.
         budget: The engine's memory, of which the gradients of a comparison take a share.
         tuning: Number and size of the comparisons.
+        known: The layers that were found for the same train examples and others on the other side: only the latter are
+            compared then.
 
     Returns:
         The layers by module name, and the parameters that are left for the fallback.
     """
-    layers = _candidates(problem, model, tuning)
+    layers = _candidates(problem, model, tuning) if known is None else dict(known)
     gradient_bytes = min(tuning.probe_gradient_bytes, budget.share(tuning.probe_gradient_share).bytes)
-    for batch in _probes(problem, tuning):
+    probes = [] if known is not None else _train_probes(problem, tuning)
+    for batch in (*probes, *_x_probes(problem, tuning)):
         if layers:
             layers = _matching_autograd(layers, model, batch, tuning, gradient_bytes)
-    known = {name for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
-    return layers, [name for name in problem.params if name not in known]
+    taken = {name for prefix, layer in layers.items() for name in parameters_of(prefix, layer)}
+    return layers, [name for name in problem.params if name not in taken]
 
 
 def parameters_of(prefix: str, layer: Layer) -> list[str]:
@@ -69,14 +76,18 @@ def _candidates(problem: KernelProblem, model: ModuleModel, tuning: Tuning) -> d
     return layers
 
 
-def _probes(problem: KernelProblem, tuning: Tuning) -> Iterator[Batch]:
-    """Yield batches of unlike examples: one alone, several at once, of the train side and of the other."""
+def _train_probes(problem: KernelProblem, tuning: Tuning) -> Iterator[Batch]:
+    """Yield batches of unlike train examples: one alone, several at once."""
     alone = problem.typical_example
     yield problem.train.batch([alone])
     groups = _unlike(problem.train, tuning.num_autograd_probes, tuning)
     if all(len(group) < tuning.probe_batch for group in groups):
         groups.append([alone] * tuning.probe_batch)  # so that the number of examples differs from that of tokens
     yield from map(problem.train.batch, groups)
+
+
+def _x_probes(problem: KernelProblem, tuning: Tuning) -> Iterator[Batch]:
+    """Yield batches of unlike examples of the other side, if that is not the train side again."""
     if problem.x is not None and len(problem.x):
         yield from map(problem.x.batch, _unlike(problem.x, tuning.probe_batch, tuning))
 

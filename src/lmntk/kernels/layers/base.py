@@ -59,6 +59,10 @@ class Workspace:
             self._buffers[buffer] = held = torch.empty(size, dtype=self._dtype, device=self._device)
         return held[:size].view(shape)
 
+    def release(self) -> None:
+        """Give the memory of all buffers back."""
+        self._buffers.clear()
+
 
 @dataclass(frozen=True)
 class Cost:
