@@ -10,12 +10,12 @@ import torch
 from numpy import ndarray
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.inputs import CPU, Inputs, Job, load_inputs, load_model, make_problem, true_kernel
+from benchmarks.inputs import Inputs, Job, load_inputs, load_model, make_problem, true_kernel
 from lmntk.errors import UsageError
 from lmntk.kernels import ENGINES, Engine, KernelProblem, MemoryBudget, TileRequest, assemble
 from lmntk.kernels.memory import peak_bytes, retain_freed_memory
 from lmntk.kernels.tiling import Plan, Tile, TileRow
-from lmntk.kernels.timing import product_flops
+from lmntk.kernels.timing import clock, product_flops
 from lmntk.models.prompt_model import PromptModel
 
 T = TypeVar("T")
@@ -55,18 +55,18 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
     model = load_model(job, inputs, torch.float32)
     problem = make_problem(job, model, inputs, published=engine == PUBLISHED)
     pairs = job.train_examples * job.x_examples
-    before = peak_bytes(CPU)
+    before = peak_bytes(job.torch_device)
     cpu_seconds = None
     made = make_engine(job, engine, problem)
     if engine in (PUBLISHED, "jvp"):
-        seconds = pairs * _seconds_per_sampled_pair(made)
+        seconds = pairs * seconds_per_sampled_pair(made)
     elif engine == "jacobian" or engine in PEERS:
-        seconds = _seconds_of_sampled_jacobians(made)
+        seconds = seconds_of_sampled_jacobians(made)
     else:
         with retain_freed_memory():  # as run.py does; the published program does not
-            seconds, cpu_seconds = _seconds(made, job.sample_tiles)
-    peak = peak_bytes(CPU)
-    rate = product_flops(CPU, torch.float32)
+            seconds, cpu_seconds = seconds_of_kernel(made, job.sample_tiles)
+    peak = peak_bytes(job.torch_device)
+    rate = product_flops(job.torch_device, torch.float32)
     row = {
         "engine": engine,
         "formula": job.formula,
@@ -88,10 +88,10 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
         return row | {"relative_error": None}, truth
     if truth is None:
         truth = true_kernel(job, inputs.first(MOST_ERROR_EXAMPLES)).numpy()
-    return row | {"relative_error": relative_error(job, engine, inputs, truth)}, truth
+    return row | {"relative_error": relative_error(job, engine, model, inputs, truth)}, truth
 
 
-def _seconds(engine: Engine, sample_tiles: int) -> tuple[float, float]:
+def seconds_of_kernel(engine: Engine, sample_tiles: int) -> tuple[float, float]:
     """Time a whole kernel, or some of its tiles and scale up by the engine's own model of costs.
 
     Returns:
@@ -104,10 +104,14 @@ def _seconds(engine: Engine, sample_tiles: int) -> tuple[float, float]:
         sampled, cost = sample_plan(plan, sample_tiles), engine.estimate_cost(plan)
         scale = plan.seconds(cost) / sampled.seconds(cost)
     engine.timer.seconds.clear()
-    start, cpu_start = time.perf_counter(), time.process_time()
+    start, cpu_start = _now(engine), time.process_time()
     for _ in engine.blocks(sampled):
         pass
-    return scale * (time.perf_counter() - start), scale * (time.process_time() - cpu_start)
+    return scale * (_now(engine) - start), scale * (time.process_time() - cpu_start)
+
+
+def _now(engine: Engine) -> float:
+    return clock(next(iter(engine.problem.params.values())).device)
 
 
 def sample_plan(plan: Plan, tiles: int) -> Plan:
@@ -127,7 +131,7 @@ def _evenly_spaced(items: Sequence[T], number: int) -> list[T]:
     return [items[(2 * part + 1) * len(items) // (2 * number)] for part in range(min(number, len(items)))]
 
 
-def _seconds_per_sampled_pair(engine: Engine) -> float:
+def seconds_per_sampled_pair(engine: Engine) -> float:
     """Time 1 × 1 tiles of one train example, whose own gradients count for all its tiles and are left out."""
     problem = engine.problem
     ordered = sorted(range(len(problem.x_examples)), key=lambda index: problem.x_examples.shapes[index])
@@ -136,12 +140,12 @@ def _seconds_per_sampled_pair(engine: Engine) -> float:
     plan = replace(engine.plan(), tile_rows=(TileRow((problem.typical_example,), tuple((index,) for index in chosen)),))
     rounds = []
     for _ in range(3):  # the first one warms up; the better of the others counts, since the machine may be busy
-        marks = [time.perf_counter() for _ in engine.blocks(plan)]
+        marks = [_now(engine) for _ in engine.blocks(plan)]
         rounds.append((marks[-1] - marks[0]) / (len(marks) - 1))
     return min(rounds[1:])
 
 
-def _seconds_of_sampled_jacobians(engine: Engine) -> float:
+def seconds_of_sampled_jacobians(engine: Engine) -> float:
     """Time the gradients of all train examples and of the first three X tiles of eight, and scale the latter up."""
     plan = engine.plan(TileRequest(column=8))
     if len(plan.tile_rows) > 1:
@@ -149,9 +153,9 @@ def _seconds_of_sampled_jacobians(engine: Engine) -> float:
     ((train, x_tiles),) = plan.tile_rows
     list(engine.blocks(replace(plan, tile_rows=(TileRow(train[:1], (x_tiles[0][:1],)),))))  # warms everything up
     tiles = min(3, len(x_tiles))
-    marks = [time.perf_counter()]
+    marks = [_now(engine)]
     for _ in engine.blocks(replace(plan, tile_rows=(TileRow(train, x_tiles[:tiles]),))):
-        marks.append(time.perf_counter())
+        marks.append(_now(engine))
     if tiles == len(x_tiles):
         return marks[-1] - marks[0]
     # One group of parameters after another; the first tile of each includes the train examples' gradients.
@@ -172,10 +176,22 @@ def dense_flops(model: PromptModel, problem: KernelProblem) -> float:
     return per_token * tokens + 2 * weights * c**2 * len(problem.train) * len(problem.x_examples)
 
 
-def relative_error(job: Job, engine: str, inputs: Inputs, truth: ndarray) -> float:
-    """Compare an engine with plain autograd on the first examples of either side."""
-    inputs = inputs.first(ERROR_EXAMPLES.get(engine, MOST_ERROR_EXAMPLES))
-    problem = make_problem(job, load_model(job, inputs, torch.float32), inputs, published=engine == PUBLISHED)
+def relative_error(
+    job: Job, engine: str, model: PromptModel, inputs: Inputs, truth: ndarray, examples: int | None = None
+) -> float:
+    """Compare an engine with plain autograd.
+
+    Args:
+        job: The formula and the budget.
+        engine: As for `measure`.
+        model: The model in float32.
+        inputs: The examples.
+        truth: The kernel of their first ones, float64 ``[D, n, C, x, C]``.
+        examples: How many of them count on either side; by default few for slow engines.
+    """
+    examples = examples or min(ERROR_EXAMPLES.get(engine, MOST_ERROR_EXAMPLES), truth.shape[1])
+    inputs = inputs.first(examples)
+    problem = make_problem(job, model, inputs, published=engine == PUBLISHED)
     made = make_engine(job, engine, problem)
     plan = made.plan()
     found = assemble(made.blocks(plan), plan, problem)
