@@ -141,7 +141,10 @@ if ((processes > 1)) || [[ ${NNODES:-1} != 1 ]]; then
     fi
 fi
 
-if ((${#launch[@]} == 1)); then exec "$python" "$root/run.py" "${arguments[@]}" "$@"; fi
+if ((${#launch[@]} == 1)); then
+    # A grid has a worker that does its runs: see src/lmntk/runs/workers.py.
+    exec "$python" ${LMNTK_WORKER:+-IS "$root/src/lmntk/runs/worker_client.py"} "$root/run.py" "${arguments[@]}" "$@"
+fi
 
 # A mistake in the flags is told here, once, and not by every process.
 case " $* " in *' --help '* | *' -h '*) exec "$python" "$root/run.py" --help ;; esac

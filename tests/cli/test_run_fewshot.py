@@ -246,6 +246,14 @@ def test_the_status_of_run_py_is_passed_on(checkout: Checkout) -> None:
     assert checkout.run(STATUS="1").status == 1
 
 
+def test_a_run_of_one_process_goes_to_the_worker_of_a_grid_if_there_is_one(checkout: Checkout) -> None:
+    client = ["-IS", f"{checkout.root}/src/lmntk/runs/worker_client.py", f"{checkout.root}/run.py"]
+    checkout.set_gpus(2)
+    call = checkout.run("a b", LMNTK_WORKER="/a socket")
+    assert [*call.argv[:3], call.argv[-1]] == [*client, "a b"]
+    assert checkout.run(LMNTK_WORKER="/a socket", NUM_GPU="2").argv[:4] == [*LAUNCHER, "2"]
+
+
 def test_the_repositorys_own_environment_is_used_unless_another_is_active(checkout: Checkout) -> None:
     own = executable(checkout.root / ".venv" / "bin" / "python", PYTHON)
     assert checkout.run(cwd=checkout.elsewhere).python == str(own)

@@ -15,13 +15,14 @@ from typing import Generic, NamedTuple, TypeVar
 
 from lmntk.errors import FileError, UsageError
 from lmntk.interrupts import SIGNALS
+from lmntk.runs.workers import Worker, worker_for
 from lmntk.storage.atomic import write_text
 
 RUN_SCRIPT = Path(__file__).resolve().parents[3] / "run_fewshot.sh"
 """The script that starts a run; only a checkout has it."""
 
 LOG, STAMP = "grid-run.log", "grid-stamp"
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.02
 _UNFINISHED = " unfinished"
 
 
@@ -65,15 +66,21 @@ class RunProcess(ABC):
         """Return whether run.py has written metrics."""
         return any(any(self.folder.glob(f"{split}_results_*.txt")) for split in ("eval", "test"))
 
-    def start(self, jobs: int) -> subprocess.Popen[bytes]:
-        """Start the process in its own process group, so that it gets a signal from `run_all` and no second one."""
+    def start(self, jobs: int, worker: Worker | None = None) -> subprocess.Popen[bytes]:
+        """Start the process in its own process group, so that it gets a signal from `run_all` and no second one.
+
+        Args:
+            jobs: How many run at a time.
+            worker: What does the run, if it can.
+        """
+        environment = self.environment(jobs)
         if self.delete_stale and (read_stamp(self.folder) or "").removesuffix(_UNFINISHED) != self.stamp:
             shutil.rmtree(self.folder, ignore_errors=True)
         write_text(self.folder / STAMP, self.stamp + _UNFINISHED, make_folder=True)
         with (self.folder / LOG).open("wb") as log:
             return subprocess.Popen(
-                self.command, env=self.environment(jobs), cwd=self.directory, process_group=0,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                self.command, env=environment if worker is None else worker.environment(environment),
+                cwd=self.directory, process_group=0, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
     def finish(self, status: int) -> str | None:
@@ -103,7 +110,7 @@ class Progress(Generic[RunT]):
         """Show that a run has started."""
 
     def waiting(self) -> None:
-        """Show what has changed; called ten times a second, and before `ended`."""
+        """Show what has changed; called many times a second, and before `ended`."""
 
     def ended(self, run: RunT, problem: str | None) -> None:
         """Show that a run has ended, and what is wrong with it if it failed."""
@@ -147,16 +154,18 @@ def run_all(
             failures.append((run, problem))
         progress.ended(run, problem)
 
-    with _collected_signals() as signals, _stopping_on_error(running):
+    with _collected_signals() as signals, worker_for(len(runs)) as worker, _stopping_on_error(running):
         while running or may_start():
             while may_start() and len(running) < jobs:
                 run = todo.popleft()
                 try:
-                    running[run.start(jobs)] = run
+                    running[run.start(jobs, worker)] = run
                 except (UsageError, OSError) as error:
                     end(run, f"cannot start it: {error}")
                     continue
                 progress.started(run)
+            if worker is not None:
+                worker.tend()
             new = signals[passed_on:]
             passed_on += len(new)
             for process, number in product(running, new):

@@ -1,0 +1,301 @@
+"""A worker of a grid: it imports what run.py needs, then forks for every run that asks for it.
+
+    python run_worker.py LISTENER MESSAGES
+
+`lmntk.runs.workers` starts it, with a listening socket, and with a file that standard error goes to: what libraries
+print while they are imported belongs to every run. The worker computes nothing, and has one thread when it forks, since
+OpenMP's threads and their locks do not survive that. It ends when its standard input ends, and its runs with it.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+if __name__ == "__main__":
+    # As run.py has them, and not the folder of this file.
+    sys.path[0:1] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[3])]
+
+from lmntk import interrupts, startup
+
+MODULES = (
+    *("lmntk.commands.run", "lmntk.config.validation", "lmntk.config.remedies", "lmntk.storage.output_folder"),
+    *("lmntk.experiment.build", "lmntk.experiment.run_record", "lmntk.trainers", "lmntk.trainers.loaded_kernels"),
+)
+"""What every run imports, at once or late."""
+
+LEARNED = {"lmntk", "transformers", "peft", "sklearn", "scipy"}
+"""The packages of which a worker imports more, once a run has imported it: the modules of its model and its solver."""
+
+OWN_TO_RUNS = {
+    *(
+        "TASK",
+        "SEED",
+        "K",
+        "MODEL",
+        "TYPE",
+        "TRAINER",
+        "TAG",
+        "GRID_TAG",
+        "LOAD_KERNELS_TAG",
+        "AS_PUBLISHED",
+        "NUM_GPU",
+    ),
+    *("PYTHON", "PWD", "OLDPWD", "SHLVL", "_"),
+}
+"""The variables in which a run may differ from its worker: no library reads them when it is imported."""
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class Worker:
+    """Forks a process for every run that connects to a socket.
+
+    Args:
+        listener: The socket.
+        messages: A file with what was printed to standard error so far.
+    """
+
+    def __init__(self, listener: socket.socket, messages: Path) -> None:
+        self._listener, self._messages = listener, messages
+        self._environment = dict(os.environ)
+        self._printed, self._imported = b"", set[str]()
+        self._runs: dict[int, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._news, self._report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ends, notify = os.pipe()
+        os.set_blocking(notify, False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(notify)
+
+    def serve(self) -> None:
+        """Start runs until standard input ends; then ask those that go on to end, and wait for them."""
+        import_libraries()
+        self._settle()
+        self._printed = self._messages.read_bytes()
+        self._selector.register(sys.stdin, selectors.EVENT_READ, self._stop)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._start)
+        self._selector.register(self._news, selectors.EVENT_READ, self._learn)
+        self._selector.register(self._ends, selectors.EVENT_READ, self._reap)
+        while self._runs or sys.stdin in self._selector.get_map():
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _learn(self) -> None:
+        """Import what a run has imported."""
+        names = json.loads(self._news.recv(1 << 20))
+        for name in names:
+            with contextlib.suppress(Exception):  # a module that only the run could make
+                importlib.import_module(name)
+        self._imported |= set(names)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._imported |= sys.modules.keys()
+        _end_threads()
+        gc.collect()
+        gc.freeze()  # a collector that looks at what is here would copy its memory for every run
+
+    def _start(self) -> None:
+        connection, _ = self._listener.accept()
+        request, streams = _receive(connection)
+        if self._suits(request):
+            with contextlib.suppress(OSError):  # no memory: the client does without this process
+                self._fork(request, streams, connection)
+        if connection not in self._runs.values():
+            connection.close()
+        for stream in streams:
+            os.close(stream)
+
+    def _suits(self, request: dict[str, Any]) -> bool:
+        """Return whether a fork of this process can be what a new process would be."""
+        words, given, own = request.get("command", ()), request.get("environment", {}), self._environment
+        differing = {name for name in given.keys() | own.keys() if given.get(name) != own.get(name)}
+        asks_for_cpu = [word for word in words if word.startswith("--use_cpu")] == ["--use_cpu"]
+        return asks_for_cpu and differing <= OWN_TO_RUNS and len([*Path("/proc/self/task").iterdir()]) == 1
+
+    def _fork(self, request: dict[str, Any], streams: Sequence[int], connection: socket.socket) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until the run has handlers
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(request, streams, connection)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        self._runs[pid] = connection
+        self._selector.register(connection, selectors.EVENT_READ, functools.partial(self._pass_on, pid))
+        _answer(connection, "+")
+
+    def _pass_on(self, pid: int) -> None:
+        """Send a run the signals that its client got; kill it if its client was killed."""
+        if (connection := self._runs.get(pid)) is None:  # it has just ended
+            return
+        try:
+            numbers = connection.recv(16)
+        except ConnectionResetError:
+            numbers = b""
+        if not numbers:
+            self._selector.unregister(connection)
+        for number in numbers or [signal.SIGKILL]:
+            os.killpg(pid, number)
+
+    def _reap(self) -> None:
+        """Tell the clients of runs that have ended how they ended."""
+        os.read(self._ends, 4096)
+        while self._runs:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            with self._runs.pop(pid) as connection:
+                if connection in self._selector.get_map():  # else its client was killed
+                    self._selector.unregister(connection)
+                _answer(connection, f"{os.waitstatus_to_exitcode(status)}\n")
+
+    def _stop(self) -> None:
+        self._selector.unregister(sys.stdin)
+        self._selector.unregister(self._listener)
+        for pid in self._runs:
+            os.killpg(pid, signal.SIGTERM)
+
+    def _become(self, request: dict[str, Any], streams: Sequence[int], connection: socket.socket) -> NoReturn:
+        """Make a fork of this process what a new process would be, and execute the request's command in it."""
+        status = 1
+        try:
+            os.setpgid(0, 0)  # the worker does the same: whichever is first
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            signal.set_wakeup_fd(-1)
+            self._selector.close()
+            for other in (self._listener, *self._runs.values()):
+                other.close()
+            # `connection` stays open: the client then sees its end when the worker and the run have ended.
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+            os.write(2, self._printed)
+            os.chdir(request["directory"])
+            self._set_environment(request["environment"])
+            _draw_seeds()
+            _set_signals(request["ignored"])
+            status = execute(*request["command"])
+            news = [name for name in sys.modules if name.split(".")[0] in LEARNED and name not in self._imported]
+            if news:
+                self._report.send(json.dumps(news).encode())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def _set_environment(self, given: dict[str, str]) -> None:
+        """Take the variables of a run, and those that libraries have set when they were imported."""
+        own = self._environment
+        changed = {name: value for name, value in os.environ.items() if own.get(name) != value}
+        os.environ.clear()
+        os.environ.update(given | changed)
+
+
+def import_libraries() -> None:
+    """Import what every run imports, as run.py does it."""
+    startup.begin()
+    startup.import_transformers()
+    for name in MODULES:
+        importlib.import_module(name)
+
+
+def _end_threads() -> None:
+    """Fork for nothing: OpenBLAS, which starts threads when it is loaded, ends them for that."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Return the request of a client, and its standard streams; an empty one if the client was killed."""
+    _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+    with connection.makefile(encoding="utf-8") as file:
+        line = file.readline()
+    return (json.loads(line) if line.endswith("\n") else {}), streams
+
+
+def _answer(connection: socket.socket, text: str) -> None:
+    with contextlib.suppress(OSError):  # the client was killed
+        connection.sendall(text.encode())
+
+
+def _draw_seeds() -> None:
+    """Draw the seeds that libraries draw when they are imported; Python's own `random` does so after each fork."""
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
+
+
+def _set_signals(ignored: Sequence[int]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in interrupts.SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    if signal.SIGINT not in ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts.begin()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+
+
+def execute(script: str, *words: str) -> int:
+    """Execute a script as the whole work of this process, and everything that Python does before it exits.
+
+    Args:
+        script: The path of a Python file.
+        *words: The arguments of its command line.
+
+    Returns:
+        The exit status.
+    """
+    sys.argv = [script, *words]
+    status = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException as error:
+        # The frames of this file and of runpy's are not the script's.
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename != script:
+            frames = frames.tb_next
+        traceback.print_exception(type(error), error, frames)
+        status = 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    return status & 0xFF
+
+
+def main(listener: str, messages: str) -> None:
+    """Serve until standard input ends."""
+    for number in interrupts.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # its runs get them from their clients
+    Worker(socket.socket(fileno=int(listener)), Path(messages)).serve()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
