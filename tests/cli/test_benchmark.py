@@ -7,6 +7,8 @@ import torch
 from transformers import AutoTokenizer
 
 import benchmark_kernels
+from benchmarks import inputs as benchmark_inputs
+from benchmarks.engines import sample_plan
 from lmntk.kernels import MemoryBudget
 from lmntk.kernels.tiling import TileSize, make_plan
 from tiny_models import save_tiny_checkpoint, tiny_config
@@ -59,13 +61,13 @@ def test_the_quick_form_measures_engines_against_the_published_method(tmp_path, 
 def test_the_yardstick_of_errors_is_the_kernel_of_gradients_one_at_a_time(formula, architecture, monkeypatch):
     """Each side by its own precision, whatever part of the train examples' gradients the budget can hold."""
     config = tiny_config(architecture, vocab_size=30522)
-    monkeypatch.setitem(benchmark_kernels.SHAPES, "quick", config)
+    monkeypatch.setitem(benchmark_inputs.SHAPES, "quick", config)
     (job,) = jobs_of([*SMALL, "--formula", formula])
-    inputs = benchmark_kernels.load_inputs(job)
+    inputs = benchmark_inputs.load_inputs(job)
     sides = [inputs.examples(inputs.train), inputs.examples(inputs.x)]
 
     def gradients(side, dtype):
-        model = benchmark_kernels.load_model(job, inputs, dtype).requires_grad_(True)
+        model = benchmark_inputs.load_model(job, inputs, dtype).requires_grad_(True)
         rows = []
         for index in range(len(side)):
             for logit in model(**side.batch([index]))[0]:
@@ -82,8 +84,8 @@ def test_the_yardstick_of_errors_is_the_kernel_of_gradients_one_at_a_time(formul
     }[formula]
     expected = torch.stack([torch.einsum("iap,jbp->iajb", left, right) for left, right in pairs])
     for budget in (MemoryBudget(2**30), MemoryBudget(1)):
-        monkeypatch.setattr(benchmark_kernels.Job, "budget", budget)
-        torch.testing.assert_close(benchmark_kernels.true_kernel(job, inputs), expected, rtol=1e-12, atol=1e-12)
+        monkeypatch.setattr(benchmark_inputs.Job, "budget", budget)
+        torch.testing.assert_close(benchmark_inputs.true_kernel(job, inputs), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_sentences_are_cut_to_the_limits_of_the_task(tmp_path):
@@ -93,7 +95,7 @@ def test_sentences_are_cut_to_the_limits_of_the_task(tmp_path):
         (tmp_path / f"{split}.csv").write_text(f"1,{'good ' * 400}\n" * number, encoding="utf-8")
     flags = ["--model", str(folder), "--data_dir", str(tmp_path), "--task_name", "mr"]
     (job,) = jobs_of([*flags, "--train_examples", "3", "--x_examples", "3"])
-    inputs = benchmark_kernels.load_inputs(job)
+    inputs = benchmark_inputs.load_inputs(job)
     lengths = [[len(feature.input_ids) for feature in side.features] for side in (inputs.train, inputs.x)]
     assert lengths == [[116, 116, 116], [116, 116, 116]], "the third train prompt is random, of a length that is there"
 
@@ -106,7 +108,7 @@ def test_examples_beyond_the_k_shot_folder_come_from_the_original_file(tmp_path)
         (tmp_path / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}", encoding="utf-8")
     flags = ["--model", str(folder), "--data_dir", str(tmp_path), "--original_dir", str(tmp_path / "original")]
     (job,) = jobs_of([*flags, "--train_examples", "2", "--x_examples", "3"])
-    inputs = benchmark_kernels.load_inputs(job)
+    inputs = benchmark_inputs.load_inputs(job)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = [
         [tokenizer.decode(feature.input_ids).removeprefix("<s>") for feature in side.features]
@@ -121,7 +123,7 @@ def test_examples_beyond_the_k_shot_folder_come_from_the_original_file(tmp_path)
 )
 def test_sampled_tiles_are_spread_evenly_over_the_plan(tiles, rows, columns):
     plan = make_plan([3, 2, 1], [8, 7, 6, 5], TileSize(1, 1))
-    sampled = benchmark_kernels.sample_plan(plan, tiles)
+    sampled = sample_plan(plan, tiles)
     assert [row.train for row in sampled.tile_rows] == [(row,) for row in rows]
     assert {row.x_tiles for row in sampled.tile_rows} == {tuple((column,) for column in columns)}
 
@@ -144,7 +146,7 @@ def test_a_causal_model_is_asked_behind_the_last_token_of_a_template_of_ones_own
         (tmp_path / f"{split}.tsv").write_text("sentence\tlabel\na good movie\t1\n", encoding="utf-8")
     flags = ["--model", str(folder), "--data_dir", str(tmp_path), "--template", "*sent_0*_It_was*mask*.*sep+*"]
     (job,) = jobs_of([*flags, "--train_examples", "2", "--x_examples", "1"])
-    inputs = benchmark_kernels.load_inputs(job)
+    inputs = benchmark_inputs.load_inputs(job)
     for feature in (*inputs.train.features, *inputs.x.features):
         assert feature.mask_position == len(feature.input_ids) - 1
     tokens = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(inputs.x.features[0].input_ids)
@@ -185,11 +187,11 @@ def test_wrong_flags_are_told_in_a_sentence_before_anything_is_measured(flags, s
 
 @pytest.mark.parametrize("published", [True, False])
 def test_only_the_published_method_computes_all_positions_of_the_last_layer(published, monkeypatch):
-    monkeypatch.setitem(benchmark_kernels.SHAPES, "quick", tiny_config("bert", vocab_size=30522))
+    monkeypatch.setitem(benchmark_inputs.SHAPES, "quick", tiny_config("bert", vocab_size=30522))
     (job,) = jobs_of(SMALL)
-    inputs = benchmark_kernels.load_inputs(job)
-    model = benchmark_kernels.load_model(job, inputs, torch.float32)
-    problem = benchmark_kernels.make_problem(job, model, inputs, published=published)
+    inputs = benchmark_inputs.load_inputs(job)
+    model = benchmark_inputs.load_model(job, inputs, torch.float32)
+    problem = benchmark_inputs.make_problem(job, model, inputs, published=published)
     positions = []
     last = model.lm.bert.encoder.layer[-1].output.dense
     last.register_forward_hook(lambda module, args, output: positions.append(output.shape[1]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, LlamaConfig, PretrainedConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
 
 from lmntk.config.arguments import DataArguments
 from lmntk.config.prompt_settings import resolve_prompts
@@ -26,15 +26,20 @@ from lmntk.prompts.label_words import label_word_ids
 from lmntk.prompts.templates import Template
 
 
+def _sizes(layers: int, width: int, heads: int) -> dict[str, int]:
+    return {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+
+
 def _bert(layers: int, width: int, heads: int, between: int) -> BertConfig:
-    sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
-    return BertConfig(**sizes, intermediate_size=between)
+    return BertConfig(**_sizes(layers, width, heads), intermediate_size=between)
 
 
 def _llama(layers: int, width: int, heads: int, key_heads: int, between: int, vocabulary: int) -> LlamaConfig:
-    sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+    sizes = _sizes(layers, width, heads)
     return LlamaConfig(**sizes, num_key_value_heads=key_heads, intermediate_size=between, vocab_size=vocabulary)
 
+
+_TINY = {"vocab_size": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.15}
 
 # The models that have names here are filled with random weights.
 SHAPES: dict[str, PretrainedConfig] = {
@@ -42,9 +47,17 @@ SHAPES: dict[str, PretrainedConfig] = {
     "minilm": _bert(6, 384, 12, 1536),
     "bert-base": _bert(12, 768, 12, 3072),
     "smollm2-135m": _llama(30, 576, 9, 3, 1536, 49152),
+    "roberta-base": RobertaConfig(
+        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5
+    ),
+    "llama-1b": _llama(16, 2048, 32, 8, 8192, 128256),
+    # Large enough weights for gradients of every size.
+    "tiny-bert": BertConfig(**_TINY, **_sizes(2, 16, 2), intermediate_size=24),
+    "tiny-roberta": RobertaConfig(**_TINY, **_sizes(2, 16, 2), intermediate_size=24, max_position_embeddings=64),
+    "tiny-gpt2": GPT2Config(**_TINY, n_layer=2, n_embd=16, n_head=2, n_inner=24),
+    "tiny-llama": LlamaConfig(**_TINY, **_sizes(2, 16, 4), num_key_value_heads=2, intermediate_size=24),
 }
 FIRST_LABEL_WORD = 2000  # of a model without a tokenizer
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class Job:
         memory_gb: The engine's budget.
         sample_tiles: Time that many tiles and scale up; 0 for all.
         times_only: Measure no errors.
+        device: Where the model is, and all that is computed.
+        left_out: Ends of the names of parameters that do not count.
     """
 
     model: str
@@ -80,11 +95,20 @@ class Job:
     memory_gb: float | None
     sample_tiles: int
     times_only: bool
+    device: str = "cpu"
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def torch_device(self) -> torch.device:
+        """`device` as torch has it."""
+        return torch.device(self.device)
 
     @property
     def budget(self) -> MemoryBudget:
         """The memory that an engine may take beside the model."""
-        return MemoryBudget.default(CPU) if self.memory_gb is None else MemoryBudget.from_gb(self.memory_gb)
+        return (
+            MemoryBudget.default(self.torch_device) if self.memory_gb is None else MemoryBudget.from_gb(self.memory_gb)
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +119,7 @@ class Inputs:
     label_words: list[int]
     train: FeatureDataset
     x: FeatureDataset
+    device: torch.device
 
     def first(self, size: int) -> "Inputs":
         """Return the first `size` examples of either side."""
@@ -104,7 +129,7 @@ class Inputs:
     def examples(self, side: FeatureDataset) -> FeatureExamples:
         """Return one side's prompts as engines take them."""
         pad = self.config.pad_token_id
-        return FeatureExamples(side, Collator(0 if pad is None else pad, self.config.model_type == "bert"), CPU)
+        return FeatureExamples(side, Collator(0 if pad is None else pad, self.config.model_type == "bert"), self.device)
 
 
 def load_inputs(job: Job) -> Inputs:
@@ -113,7 +138,8 @@ def load_inputs(job: Job) -> Inputs:
     features: dict[str, list[Feature]] = {"train": [], "test": []}
     if job.model in SHAPES:
         config = SHAPES[job.model]
-        label_words = [FIRST_LABEL_WORD + label for label in range(len(task.labels))]
+        first = min(FIRST_LABEL_WORD, config.vocab_size // 2)
+        label_words = [first + label for label in range(len(task.labels))]
     else:
         config = load_config(job.model)
         causal = is_causal(config)
@@ -129,7 +155,8 @@ def load_inputs(job: Job) -> Inputs:
                 features[split] = FeatureDataset.build(renderer).features
     train = _filled_up(features["train"], job.train_examples, config, seed=0)
     x = _filled_up(features["test"], job.x_examples, config, seed=1)
-    return Inputs(config, label_words, FeatureDataset("train", task, train), FeatureDataset("test", task, x))
+    sides = FeatureDataset("train", task, train), FeatureDataset("test", task, x)
+    return Inputs(config, label_words, *sides, job.torch_device)
 
 
 def _read_sides(job: Job, task: Task, data_dir: str) -> tuple[list[Example], list[Example]]:
@@ -161,24 +188,30 @@ def _filled_up(features: list[Feature], count: int, config: PretrainedConfig, se
 
 def load_model(job: Job, inputs: Inputs, dtype: torch.dtype) -> PromptModel:
     """Return the checkpoint's model, or one of the shape with the same random weights every time."""
-    return load_prompt_model(
-        job.model,
-        copy.deepcopy(inputs.config),
-        inputs.label_words,
-        LoadOptions(random_init=job.model in SHAPES, dtype=dtype),
-        binary_classification=job.binary,
-    ).requires_grad_(False)
+    return (
+        load_prompt_model(
+            job.model,
+            copy.deepcopy(inputs.config),
+            inputs.label_words,
+            LoadOptions(random_init=job.model in SHAPES, dtype=dtype),
+            binary_classification=job.binary,
+        )
+        .to(job.torch_device)
+        .requires_grad_(False)
+    )
 
 
 def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool = False) -> KernelProblem:
     """Return the kernel to compute; the published one uses whole parameters and the whole vocabulary's logits."""
     train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
-    sides: dict[str, Any] = {"train": train, "x": x, "formula": FORMULAS[job.formula], "num_logits": model.num_logits}
+    num_logits = 1 if job.binary else len(inputs.label_words)
+    sides: dict[str, Any] = {"train": train, "x": x, "formula": FORMULAS[job.formula], "num_logits": num_logits}
+    names = [name for name, _ in model.named_parameters() if not name.endswith(job.left_out)]
     if published:
-        params = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        params = {name: model.get_parameter(name).detach() for name in names}
         # The logits of all tokens, from which those of the label words are taken.
         decoder = model.lm.get_output_embeddings()
-        decoder.label_word_ids = torch.arange(len(decoder.weight))
+        decoder.label_word_ids = torch.arange(len(decoder.weight), device=decoder.weight.device)
         model.binary_classification = False
         if model.single_position is not None:
             model.single_position.layers = []  # the last layer computes all positions
@@ -189,29 +222,43 @@ def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool =
 
         return KernelProblem(**sides, model=FunctionModel(all_logits_fn), params=params)
     tokens = {token for feature in inputs.train.features for token in feature.input_ids}
-    logits_fn, params = model.as_function([name for name, _ in model.named_parameters()], tokens)
+    logits_fn, params = model.as_function(names, tokens)
     return KernelProblem(**sides, model=ModuleModel(logits_fn, model), params=params)
 
 
-def true_kernel(job: Job, inputs: Inputs) -> Tensor:
-    """Return the kernel, float64 ``[D, n, C, x, C]``, from gradients taken one example and one logit at a time.
+def true_kernel(job: Job, inputs: Inputs, models: dict[bool, PromptModel] | None = None) -> Tensor:
+    """Return the kernel, from gradients taken one example and one logit at a time.
 
     They are float64, but where a side takes signs, those of float32 gradients count: close to zero the two differ, and
     an engine that works in float32 is right to count its own.
+
+    Args:
+        job: The formula, the device and the memory.
+        inputs: The examples.
+        models: The model in float64 and, where signs are taken, in float32; loaded if not given.
+
+    Returns:
+        float64 ``[D, n, C, x, C]`` on the CPU.
     """
-    models = {signed: load_model(job, inputs, torch.float32 if signed else torch.float64) for signed in (False, True)}
-    return torch.stack(
-        [_true_direction(job, inputs, direction, models) for direction in FORMULAS[job.formula].directions]
-    )
+    if models is None:
+        dtypes = {False: torch.float64, True: torch.float32}
+        models = {signed: load_model(job, inputs, dtype) for signed, dtype in dtypes.items()}
+    for model in models.values():
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.endswith(job.left_out))
+    found = [_true_direction(job, inputs, direction, models) for direction in FORMULAS[job.formula].directions]
+    for model in models.values():
+        model.requires_grad_(False)
+    return torch.stack(found).cpu()
 
 
 def _true_direction(job: Job, inputs: Inputs, direction: SignPlacement, models: dict[bool, PromptModel]) -> Tensor:
     train, x = inputs.examples(inputs.train), inputs.examples(inputs.x)
-    c, numbers = models[False].num_logits, sum(parameter.numel() for parameter in models[False].parameters())
-    kernel = torch.zeros(len(train), c, len(x), c, dtype=torch.float64)
+    c, numbers = models[False].num_logits, sum(parameter.numel() for parameter in _wanted(models[False]))
+    kernel = torch.zeros(len(train), c, len(x), c, dtype=torch.float64, device=inputs.device)
     # Half of the budget is for the gradients of train examples.
     together = min(len(train), max(1, job.budget.bytes // (2 * 8 * c * numbers)))
-    held = torch.empty(together, c, numbers, dtype=torch.float64)
+    held = torch.empty(together, c, numbers, dtype=torch.float64, device=inputs.device)
     for start in range(0, len(train), together):
         part = range(start, min(start + together, len(train)))
         for row, index in enumerate(part):
@@ -225,8 +272,12 @@ def _true_direction(job: Job, inputs: Inputs, direction: SignPlacement, models: 
 
 def _gradients(model: PromptModel, examples: FeatureExamples, index: int, signed: bool) -> Iterator[Tensor]:
     """Yield the gradient of each logit of an example, or its sign, over all parameters: float64 ``[p]``."""
-    parameters = list(model.requires_grad_(True).parameters())
+    parameters = _wanted(model)
     for logit in model(**examples.batch([index]))[0]:
         parts = torch.autograd.grad(logit, parameters, retain_graph=True, materialize_grads=True)
         gradient = torch.cat([part.flatten() for part in parts])
         yield (gradient.sign_() if signed else gradient).double()
+
+
+def _wanted(model: PromptModel) -> list[Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
