@@ -35,6 +35,7 @@ from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.storage.atomic import write_atomically
 from lmntk.storage.tables import format_table
+from lmntk.storage.wording import quantity
 
 DEFAULT_MINUTES = 9
 RESERVE_SECONDS = 15  # of all, for starting and for the table
@@ -154,6 +155,8 @@ def table_row(row: Row) -> dict[str, str]:
     if "device" in row:
         rates = [f"{precision} {row[f'{precision}_gflops'] / 1e3:.1f} TFLOP/s" for precision in PRECISIONS]
         notes = [row["device"], f"torch {row['torch']}", *rates]
+    if row.get("fallback_parameters"):
+        notes = [f"jacobian for {quantity(len(row['fallback_parameters']), 'parameter')}"]
     if not row.get("exact", True):
         notes = ["NOT EXACT"]
     return {

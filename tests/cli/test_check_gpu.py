@@ -48,6 +48,7 @@ def test_the_check_measures_every_section_and_finds_all_engines_exact(tmp_path, 
         for row in measured:
             assert row["seconds_per_pair"] == pytest.approx(row["seconds"] / (row["n_train"] * row["n_x"]))
             assert row["speedup_over_published"] == pytest.approx(published / row["seconds_per_pair"])
+            assert row.get("fallback_parameters", []) == []
             assert row["roofline_fraction"] > 0 and row["peak_memory_gb"] > 0
             # On the CPU, TF32 is float32.
             assert row["n_train"] == 8 or row["relative_error"] <= ALLOWED_ERROR

@@ -11,6 +11,7 @@ import torch
 from torch.distributed.run import parse_args as torchrun_arguments
 
 import benchmark_kernels
+import check_gpu
 import estimate_kernel_cost
 from benchmarks.inputs import SHAPES
 from command_line import Workplace, sst2_rows, write_rows
@@ -20,7 +21,11 @@ from tiny_models import save_tiny_checkpoint, tiny_config
 
 SCALING, PERFORMANCE = page_text("scaling"), page_text("performance")
 RUNS = "\n".join(block for block in blocks(SCALING, "bash") if "estimate_kernel_cost" not in block)
-BENCHMARKS = [words[2:] for words in commands(PERFORMANCE)]
+TOOL = ["python", "tools/benchmark_kernels.py"]
+MEASUREMENTS = [words[2:] for words in commands(PERFORMANCE) if words[:2] == TOOL]
+WHOLE_RUNS = [flags for flags in MEASUREMENTS if "--whole_runs" in flags]
+TIMES = [flags for flags in MEASUREMENTS if "--times_only" in flags]
+BENCHMARKS = [flags for flags in MEASUREMENTS if flags not in WHOLE_RUNS + TIMES]
 FEW = ["--train_examples", "2", "--x_examples", "3", "--threads", "1"]
 
 
@@ -81,7 +86,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = folder / "data" / "k-shot-1k-test" / "SST-2" / "16-42"
     for split in ("train", "test"):
         write_rows(data / f"{split}.tsv", [("sentence", "label"), *sst2_rows(4, split)])
+    write_rows(folder / "data" / "original" / "SST-2" / "train.tsv", [("sentence", "label"), *sst2_rows(4, "original")])
     return folder
+
+
+def table_of(text: str) -> list[dict[str, str]]:
+    """The rows of a printed Markdown table, by column."""
+    lines = [re.split(r"\s*\|\s*", line[1:-1].strip(" ")) for line in text.splitlines() if line[:2] == "| "]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 
 @pytest.mark.parametrize("flags", BENCHMARKS, ids=" ".join)
@@ -102,20 +114,32 @@ def test_a_benchmark_measures(
             assert benchmark_kernels.main([*flags, *FEW]) == 0
     finally:
         torch.set_num_threads(threads)
-    lines = [
-        re.split(r"\s*\|\s*", line.strip("| ")) for line in capsys.readouterr().out.splitlines() if line[:2] == "| "
-    ][1:]
+    rows = table_of(capsys.readouterr().out)
     engines = flags[flags.index("--engines") + 1 :] if "--engines" in flags else ["factored"]
     engines = list(benchmark_kernels.ENGINES) if "--quick" in flags else engines
-    assert [line[0] for line in lines] == ["published", *engines]
-    assert all(float(line[8]) <= 2e-6 for line in lines), "SPEC: float32 against float64"
+    assert [row["engine"] for row in rows] == ["published", *engines]
+    assert all(float(row["error"]) <= 2e-6 for row in rows), "SPEC: float32 against float64"
     if "--json" in flags:
         assert (models / flags[flags.index("--json") + 1]).is_file()
 
 
+@pytest.mark.parametrize("flags", TIMES, ids=" ".join)
+def test_a_benchmark_of_formulas_divides_by_the_first(
+    models: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark_kernels, "in_own_process", lambda work, *arguments: work(*arguments))
+    threads = torch.get_num_threads()
+    try:
+        with contextlib.chdir(models):
+            assert benchmark_kernels.main([*flags, *FEW, "--train_examples", "6"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    rows = table_of(capsys.readouterr().out)
+    assert [row["formula"] for row in rows] == flags[flags.index("--formula") + 1 :][:2] == ["sgd", "signgd"]
+    assert rows[0]["× first formula"] == "1.00" and float(rows[1]["× first formula"]) > 0
+
+
 def test_the_benchmarks_are_run_as_they_stand(models: Path) -> None:
-    for words in commands(PERFORMANCE):
-        assert words[:2] == ["python", "tools/benchmark_kernels.py"]
     with contextlib.chdir(models):
         jobs = [
             job
@@ -123,3 +147,14 @@ def test_the_benchmarks_are_run_as_they_stand(models: Path) -> None:
             for job in benchmark_kernels.jobs_of(benchmark_kernels.make_parser().read(flags))
         ]
     assert len(jobs) == len(BENCHMARKS) + 1
+    assert TIMES and WHOLE_RUNS
+
+
+def test_the_other_commands_are_accepted_as_they_stand() -> None:
+    for flags in WHOLE_RUNS:
+        given = benchmark_kernels.make_parser().read(flags)
+        assert given.whole_runs and given.against and given.model and given.data_dir
+    checks = [words for words in commands(PERFORMANCE) if words[:2] != TOOL]
+    assert [words[:2] for words in checks] == [["bash", "tools/check_gpu.sh"]] * 2
+    given = [check_gpu.make_parser().read(words[2:]) for words in checks]
+    assert [(one.cpu, one.tiny) for one in given] == [(False, False), (True, True)]

@@ -230,6 +230,7 @@ class ModelMeasurements:
             row["seconds"] = seconds_of_sampled_jacobians(made)
         else:
             row |= self._sampled(made)
+            row["fallback_parameters"] = made.fallback_parameters
         rate = product_flops(job.torch_device, torch.float32)
         row |= {"seconds_per_pair": row["seconds"] / pairs, "matmul_gflops": rate / 1e9}
         row["roofline_fraction"] = dense_flops(model, problem) / row["seconds"] / rate
