@@ -28,6 +28,9 @@ class Tuning:
         dense_efficiency: Efficiency of forming and contraction relative to Gram matrices' larger products, which
             decides between the two for each layer.
         dense_gradient_batch: X gradients (examples times logits) that are formed together.
+        sign_bits_flops: Flops of products of signs from which they are counted as bits, whose loops take two seconds to
+            compile for the first time.
+        sign_cache_bytes: What is formed before its signs are packed, in bytes.
         cache_bytes: What is formed together before it is multiplied: within the processor's cache, since writing it
             to memory and reading it again takes a quarter longer.
         min_weight_rows: Rows of a weight below which products are slow.
@@ -62,6 +65,8 @@ class Tuning:
     product_efficiency: float = 0.65
     dense_efficiency: float = 0.6
     dense_gradient_batch: int = 256
+    sign_bits_flops: float = 2e11
+    sign_cache_bytes: int = 2**22
     cache_bytes: int = 2**24
     min_weight_rows: int = 64
     gram_entry_flops: float = 350

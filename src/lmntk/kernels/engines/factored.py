@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lmntk.kernels import capture
+from lmntk.kernels import capture, sign_bits
 from lmntk.kernels.batching import Examples, length_buckets
 from lmntk.kernels.contraction import hide_signs_of_broken
 from lmntk.kernels.engines.base import ANY_TILES, Engine
-from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, LayerDemands, tokens_of
+from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, LayerDemands, SignDemands, tokens_of
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
 from lmntk.kernels.layers import Layer, Workspace
@@ -66,11 +66,13 @@ class TrainRow:
         train: The examples.
         batch_tokens: How many tokens were propagated together, on which the last bits depend.
         factors: Their factors, packed.
+        signs: Whether these are the signs of their gradients, where a layer keeps them.
     """
 
     train: tuple[int, ...]
     batch_tokens: int
     factors: SideFactors
+    signs: bool
 
 
 class FactoredEngine(Engine):
@@ -114,7 +116,12 @@ class FactoredEngine(Engine):
         self._warned_of: frozenset[str] = frozenset()
         self._fallback = self._fallback_for(self._unknown) if self._unknown else None
         fallback = Fallback(self._fallback.budget.bytes, self._fallback.minimum_bytes) if self._fallback else None
-        self.planner = FactoredPlanner(problem, budget, self._measure_demands(), fallback, tuning)
+        self._keeps_signs = False  # until it is known what factors take
+        compiled = earlier is not None and earlier._keeps_signs
+        self.planner = FactoredPlanner(problem, budget, self._measure_demands(compiled), fallback, tuning)
+        self._keeps_signs = self.planner.keeps_signs
+        if earlier and earlier._keeps_signs != self._keeps_signs:
+            self._seconds_per_token = None
         capacity = self.planner.memory.buffer // self._sample.element_size()
         self._workspace: Workspace = Workspace(capacity, self._sample.dtype, self._sample.device, self.timer)
 
@@ -148,7 +155,8 @@ class FactoredEngine(Engine):
             self._seconds_per_token = seconds / sum(tokens_of(examples, few))
         rate = product_flops(self._sample.device, self._sample.dtype)
         fallback = self._fallback.estimate_cost(plan) if self._fallback else None
-        return self.planner.cost_model(self._seconds_per_token, rate, fallback)
+        sign_rate = sign_bits.products_per_second() if self._keeps_signs else None
+        return self.planner.cost_model(self._seconds_per_token, rate, fallback, sign_rate)
 
     def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
         """Propagate each train tile once, and each X tile once per train tile, and multiply layer by layer."""
@@ -157,14 +165,24 @@ class FactoredEngine(Engine):
 
     def _tile_row(self, row: TileRow) -> Iterator[Block]:
         """Compute the tiles of one train tile, whose factors are released before the next one's are computed."""
-        batch_tokens = self.planner.memory.batch_tokens
-        if self._row is None or (self._row.train, self._row.batch_tokens) != (row.train, batch_tokens):
-            self._row = None
-            side = self._propagate(self.problem.train, row.train, batch_tokens)
-            side = replace(side, of_layer=pack_contiguous(side.of_layer))
-            self._row = TrainRow(row.train, batch_tokens, side)
+        side = self._train_factors(row.train)
         for x in row.x_tiles:
-            yield Tile(row.train, x), self._compute_tile(Tile(row.train, x), self._row.factors)
+            yield Tile(row.train, x), self._compute_tile(Tile(row.train, x), side)
+
+    def _train_factors(self, train: tuple[int, ...]) -> SideFactors:
+        """Return the factors of a train tile, which an earlier kernel may have left, and keep them for the next one."""
+        batch_tokens, kept = self.planner.memory.batch_tokens, self._row
+        if kept is None or (kept.train, kept.batch_tokens) != (train, batch_tokens) or kept.signs > self._keeps_signs:
+            self._row = kept = None  # released first
+            side = self._propagate(self.problem.train, train, batch_tokens)
+            side = replace(side, of_layer=pack_contiguous(side.of_layer))
+        else:
+            side = kept.factors
+            if self._keeps_signs and not kept.signs:
+                for name, batches in side.of_layer.items():
+                    side.of_layer[name] = [self._layers[name].signs(batch, self._workspace) for batch in batches]
+        self._row = TrainRow(train, batch_tokens, side, self._keeps_signs)
+        return side
 
     def _compute_tile(self, tile: Tile, train: SideFactors) -> Tensor:
         """Compute one tile, float64 ``[S, n, C, x, C]``; the factors of its X examples are released at the end."""
@@ -199,8 +217,9 @@ class FactoredEngine(Engine):
                 logger.warning("no layer can be factored in some examples (%s): the jacobian engine takes them", error)
                 return SideFactors({}, frozenset(self._layers), None)
             irregular |= batch.irregular
-            for name, factors in batch.of_layer.items():
-                collected[name].append(factors)
+            for name in list(batch.of_layer):
+                factors = batch.of_layer.pop(name)
+                collected[name].append(layers[name].signs(factors, self._workspace) if self._keeps_signs else factors)
             if batch.broken is not None:
                 broken.append(batch.broken)
         regular: dict[str, Sequence[Any]] = {
@@ -247,26 +266,41 @@ class FactoredEngine(Engine):
         more = {name for prefix in irregular for name in parameters_of(prefix, self._layers[prefix])}
         return self._fallback_for([name for name in self.problem.params if name in more or name in self._unknown])
 
-    def _measure_demands(self) -> LayerDemands:
-        """Measure the factors of a typical example, and count what its products cost."""
+    def _measure_demands(self, compiled: bool) -> LayerDemands:
+        """Measure the factors of a typical example, and count what its products cost.
+
+        Args:
+            compiled: Whether products of bits are compiled already.
+        """
         problem, one = self.problem, [self.problem.typical_example]
         kept = self._propagate(problem.train, one, self.tuning.batch_tokens).of_layer
         n, m = len(problem.train), min(len(problem.x_examples), self.tuning.max_x_tile)
         found = [(self._layers[name], batches[0]) for name, batches in kept.items()]
         costs = [layer.cost(factors, n, m, problem.formula.signed) for layer, factors in found]
-        # Inputs that several modules share are one tensor.
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for _, factors in found
-            for tensor in _tensors(factors)
-        }
+        tokens = tokens_of(problem.train, one)[0]
         buffer = max((layer.buffer(factors, n) for layer, factors in found), default=0)
-        return LayerDemands(
-            per_token=max(1, -(-sum(storages.values()) // tokens_of(problem.train, one)[0])),
+        demands = LayerDemands(
+            per_token=max(1, -(-_num_bytes([factors for _, factors in found]) // tokens)),
             buffer_bytes=buffer * self._sample.element_size(),
             dense_numel=sum(cost.dense_numel for cost in costs),
             gram_flops=sum(cost.gram_flops_per_position_pair for cost in costs),
         )
+        if not self._signs_pay(demands, compiled):
+            return demands
+        others = [factors for layer, factors in found if not layer.sign_bytes(factors)]
+        signs = SignDemands(
+            per_example=sum(layer.sign_bytes(factors) for layer, factors in found), per_token=_num_bytes(others) // tokens
+        )
+        return replace(demands, signs=signs)
+
+    def _signs_pay(self, demands: LayerDemands, compiled: bool) -> bool:
+        """Return whether signs are all that counts, can be bits, and are multiplied so often that it saves time."""
+        problem = self.problem
+        if not all(direction.sign_train and direction.sign_x for direction in problem.formula.directions):
+            return False
+        pairs = len(problem.train) * len(problem.x_examples) / (2 if problem.symmetric else 1)
+        flops = 2.0 * demands.dense_numel * problem.num_logits**2 * pairs
+        return (compiled or flops >= self.tuning.sign_bits_flops) and sign_bits.available(self._sample)
 
 
 def _fallback_block(fallback: JacobianEngine, tile: Tile) -> Tensor:
@@ -282,6 +316,12 @@ def _fallback_block(fallback: JacobianEngine, tile: Tile) -> Tensor:
 
 def _cut(indices: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(indices[start : start + size] for start in range(0, len(indices), size))
+
+
+def _num_bytes(factors: Sequence[Any]) -> int:
+    """Return the bytes of the factors of several layers, whose inputs may be one tensor."""
+    storages = [tensor.untyped_storage() for of_layer in factors for tensor in _tensors(of_layer)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _tensors(factors: Any) -> list[Tensor]:

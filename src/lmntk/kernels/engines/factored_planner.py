@@ -1,7 +1,7 @@
 """The plan of the `factored` engine: tiles that fit a model of its memory, and how long they take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmntk.kernels.batching import Examples
 from lmntk.kernels.engines.base import MemoryBudgetError
@@ -15,6 +15,19 @@ ROUNDING_BYTES = 1024
 
 
 @dataclass(frozen=True)
+class SignDemands:
+    """What stays of factors where linear layers keep the signs of their gradients as bits.
+
+    Attributes:
+        per_example: Bytes of both planes of an example in all layers together.
+        per_token: Bytes of the other factors of one token in all layers together.
+    """
+
+    per_example: int
+    per_token: int
+
+
+@dataclass(frozen=True)
 class LayerDemands:
     """What a model's layers need, measured on one example or counted from the model's shape.
 
@@ -23,12 +36,14 @@ class LayerDemands:
         buffer_bytes: Best size of the largest buffer for dense gradients, in bytes.
         dense_numel: Numbers in an example's gradient of one logit in all layers that form it.
         gram_flops: Flops for each pair of positions in all layers that do not.
+        signs: What signs would need in place of factors; None if these are kept in any case.
     """
 
     per_token: int
     buffer_bytes: int
     dense_numel: int
     gram_flops: float = 0.0
+    signs: SignDemands | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,7 @@ class MemoryModel:
         buffer: Bytes of each of the three buffers for dense gradients: of the train side, of X, of the train signs.
         batch_tokens: Tokens that are propagated together.
         max_x_bytes: Largest factors of an X tile in bytes.
+        signs: What is kept of the factors once a batch is propagated; None if all are.
         tuning: Allowances for activations and for fragmentation.
     """
 
@@ -60,6 +76,7 @@ class MemoryModel:
     buffer: int
     batch_tokens: int
     max_x_bytes: int
+    signs: SignDemands | None = None
     tuning: Tuning = DEFAULT_TUNING
 
     @classmethod
@@ -83,14 +100,16 @@ class MemoryModel:
             tuning=tuning,
         )
 
-    def factors(self, tokens: float) -> float:
-        """Return the bytes of the factors of so many tokens."""
-        return self.tuning.fragmentation * self.per_token * tokens
+    def factors(self, tokens: float, examples: int = 1) -> float:
+        """Return the bytes of the factors of so many examples that have so many tokens together."""
+        if self.signs is None:
+            return self.tuning.fragmentation * self.per_token * tokens
+        return self.tuning.fragmentation * (self.signs.per_token * tokens + self.signs.per_example * examples)
 
-    def peak(self, train_tokens: int, x_tokens: int) -> int:
-        """Return the peak with the factors of so many tokens on either side."""
+    def peak(self, tokens: int, examples: int) -> int:
+        """Return the peak with the factors of so many examples of both sides together."""
         activations = self.tuning.activation_factor * self.per_token * self.batch_tokens
-        return int(self.factors(train_tokens + x_tokens) + 3 * self.buffer + activations)
+        return int(self.factors(tokens, examples) + 3 * self.buffer + activations)
 
 
 class FactoredPlanner:
@@ -121,6 +140,8 @@ class FactoredPlanner:
         self._tuning = tuning
         self._lengths = side_lengths(sides)
         self._longest = max(self._lengths)
+        if demands.signs is not None and self._have_room(demands.signs):
+            self.memory = replace(self.memory, signs=demands.signs)
 
     def plan(self, tiles: TileRequest, processes: int) -> Plan:
         """Lay the tiles, train examples first, whose factors stay.
@@ -145,10 +166,22 @@ class FactoredPlanner:
             raise MemoryBudgetError(self.expected_bytes(plan), self._budget.bytes)
         return plan
 
+    def _have_room(self, signs: SignDemands) -> bool:
+        """Return whether signs take no more than factors, or those of all train examples and of an X tile fit."""
+        with_signs = replace(self.memory, signs=signs)
+        tokens, n = sum(self._lengths) / len(self._lengths), len(self._sides.train)
+        m = min(len(self._sides.x_examples), self._tuning.max_x_tile)
+        fit = with_signs.factors(tokens * (n + m), n + m) <= self._room
+        return fit or with_signs.factors(tokens) <= self.memory.factors(tokens)
+
+    @property
+    def _room(self) -> int:
+        """The bytes that are left for factors."""
+        return self._budget.bytes - self.memory.peak(0, 0) - self._fallback_bytes
+
     def _examples_that_fit(self, tokens: int) -> int:
         """Return how many examples of so many tokens the budget has room for."""
-        room = self._budget.bytes - self.memory.peak(0, 0) - self._fallback_bytes
-        return int(room // self.memory.factors(tokens))
+        return int(self._room // self.memory.factors(tokens))
 
     def _plan(self, examples: int, tiles: TileRequest, processes: int) -> Plan:
         """Lay tiles where so many examples of both sides together fit."""
@@ -172,20 +205,32 @@ class FactoredPlanner:
         needed = 0
         for train, x_tiles in plan.tile_rows:
             # A tile on the diagonal holds the factors of one side only.
-            others = [x_tokens[x] for x in x_tiles if not sides.on_diagonal(Tile(train, x))]
-            peak = self.memory.peak(sum(tokens_of(sides.train, train)), max(others, default=0))
-            needed = max(needed, peak)
+            others = [(x_tokens[x], len(x)) for x in x_tiles if not sides.on_diagonal(Tile(train, x))]
+            own = sum(tokens_of(sides.train, train))
+            peaks = [self.memory.peak(own + tokens, len(train) + count) for tokens, count in [*others, (0, 0)]]
+            needed = max(needed, *peaks)
         return needed + self._fallback_bytes
 
+    @property
+    def keeps_signs(self) -> bool:
+        """Whether linear layers keep the signs of their gradients, in place of factors."""
+        return self.memory.signs is not None
+
     def cost_model(
-        self, seconds_per_token: float, product_flops: float, fallback: CostModel | None = None
+        self,
+        seconds_per_token: float,
+        product_flops: float,
+        fallback: CostModel | None = None,
+        sign_rate: float | None = None,
     ) -> CostModel:
         """Return how long tiles take: propagation is given, products are counted.
 
         Args:
-            seconds_per_token: Seconds to propagate a token, forward and backward for each logit.
+            seconds_per_token: Seconds to propagate a token, forward and backward for each logit, and to take signs if
+                they are kept.
             product_flops: Rate of large matrix products, in floating-point operations a second.
             fallback: The cost of the parameters of unknown layers.
+            sign_rate: Products of two signs in a second, if signs are kept.
         """
         sides, logits, directions = self._sides, self._sides.num_logits, len(self._sides.formula.directions)
         efficiency = self._tuning.product_efficiency
@@ -196,11 +241,15 @@ class FactoredPlanner:
         def tile_seconds(tile: Tile) -> float:
             train_tokens, x_tokens = sum(tokens_of(sides.train, tile.train)), sum(tokens_of(sides.x_examples, tile.x))
             propagated = 0 if sides.on_diagonal(tile) else x_tokens
-            formed = train_tokens + propagated
-            flops = 2.0 * self.demands.dense_numel * logits * (formed + logits * tile.pairs * directions)
-            # Gram matrices' products are larger, and nearer to the best rate.
-            flops += efficiency * self.demands.gram_flops * train_tokens * x_tokens
-            seconds = seconds_per_token * propagated + flops / (efficiency * product_flops)
+            seconds = seconds_per_token * propagated
+            if sign_rate is not None:
+                seconds += self.demands.dense_numel * logits**2 * tile.pairs / sign_rate
+            else:
+                formed = train_tokens + propagated
+                flops = 2.0 * self.demands.dense_numel * logits * (formed + logits * tile.pairs * directions)
+                # Gram matrices' products are larger, and nearer to the best rate.
+                flops += efficiency * self.demands.gram_flops * train_tokens * x_tokens
+                seconds += flops / (efficiency * product_flops)
             # The fallback forms its train gradients again for every tile.
             return seconds if fallback is None else seconds + fallback.row(tile.train) + fallback.tile(tile)
 

@@ -123,6 +123,19 @@ class Layer(ABC):
         """Return the best size of the largest buffer, in numbers, for so many train examples; 0 if none is needed."""
         return 0
 
+    def sign_bytes(self, factors: Any) -> int:
+        """Return the bytes of what `signs` keeps of a batch in place of its factors; 0 if it keeps the factors."""
+        return 0
+
+    def signs(self, factors: Any, workspace: Workspace) -> Any:
+        """Return what is needed of a batch where only the signs of all gradients count; `kernel` takes it as factors.
+
+        Args:
+            factors: The factors of the batch.
+            workspace: Buffers that are overwritten.
+        """
+        return factors
+
     @abstractmethod
     def kernel(
         self, train: Sequence[Any], x: Sequence[Any], directions: Sequence[SignPlacement], workspace: Workspace

@@ -15,6 +15,7 @@ from lmntk.kernels.layers.base import Cost, Gradients, Layer, Workspace, stack_v
 from lmntk.kernels.layers.linear_dense import dense, dense_buffer_numel
 from lmntk.kernels.layers.linear_factors import OuterProducts, shape_of, storage_key
 from lmntk.kernels.layers.linear_gram import gram, gram_flops
+from lmntk.kernels.layers.linear_signs import WeightSigns, sign_bytes, sign_kernel
 from lmntk.kernels.tuning import Tuning
 
 
@@ -48,15 +49,32 @@ class LinearLayer(Layer):
         c, _, d_out, d_in = shape_of([factors])
         return dense_buffer_numel(c * train, d_out, d_in, factors.gradients[0].element_size(), self.tuning)
 
+    def sign_bytes(self, factors: OuterProducts) -> int:
+        """Return the bytes of the planes of bits; the sign of a single outer product has factors."""
+        return 0 if factors.inputs is None or factors.positions <= 1 else sign_bytes(factors)
+
+    def signs(self, factors: OuterProducts, workspace: Workspace) -> OuterProducts | WeightSigns:
+        """Form the gradients and keep their signs."""
+        return WeightSigns.of(factors, workspace, self.tuning) if self.sign_bytes(factors) else factors
+
     def kernel(
         self,
-        train: Sequence[OuterProducts],
-        x: Sequence[OuterProducts],
+        train: Sequence[OuterProducts | WeightSigns],
+        x: Sequence[OuterProducts | WeightSigns],
         directions: Sequence[SignPlacement],
         workspace: Workspace,
     ) -> Tensor:
-        """Multiply through Gram matrices or dense gradients, whichever costs less: float64 ``[D, n, C, x, C]``."""
-        return shared_input_kernel([LinearPair(self, train, x)], directions, workspace)
+        """Multiply through Gram matrices or dense gradients, whichever costs less: float64 ``[D, n, C, x, C]``.
+
+        Where signs were taken already they are counted, and all directions take them on both sides.
+        """
+        outer = [[batch for batch in side if isinstance(batch, OuterProducts)] for side in (train, x)]
+        if (len(outer[0]), len(outer[1])) == (len(train), len(x)):
+            return shared_input_kernel([LinearPair(self, *outer)], directions, workspace)
+        product = sign_kernel(train, x, workspace, self.tuning)
+        if "bias" in self.parameter_names:
+            product += vector_kernel(_biases(train), _biases(x), directions[:1])[0]
+        return product.expand(len(directions), *product.shape)
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,7 @@ def shared_input_kernel(
 def group_by_shared_input(
     layers: Mapping[str, Layer], train: Mapping[str, Sequence[Any]], x: Mapping[str, Sequence[Any]]
 ) -> list[list[str]]:
-    """Group linear layers by their inputs, in the order of `layers`; other layers are alone in their groups.
+    """Group linear layers by their inputs, in the order of `layers`; layers without them are alone in their groups.
 
     Args:
         layers: The layers by name.
@@ -122,12 +140,13 @@ def group_by_shared_input(
         key: object = name
         if isinstance(layer, LinearLayer) and "weight" in layer.parameter_names:
             batches = (*train[name], *x[name])
-            key = tuple((storage_key(factor.inputs), factor.positions) for factor in batches)
+            if all(isinstance(batch, OuterProducts) for batch in batches):
+                key = tuple((storage_key(batch.inputs), batch.positions) for batch in batches)
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 
 
-def _biases(factors: Sequence[OuterProducts]) -> list[Tensor]:
+def _biases(factors: Sequence[OuterProducts | WeightSigns]) -> list[Tensor]:
     return [factor.biases for factor in factors if factor.biases is not None]
 
 

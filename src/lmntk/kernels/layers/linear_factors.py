@@ -146,8 +146,8 @@ def pack_contiguous(factors: MutableMapping[str, Sequence[Any]]) -> dict[str, Se
     result = {}
     for name in list(factors):
         batches = factors.pop(name)
-        weighted = batches and isinstance(batches[0], OuterProducts) and batches[0].inputs is not None
-        result[name] = _packed(batches, shared) if weighted else batches
+        weighted = all(isinstance(batch, OuterProducts) and batch.inputs is not None for batch in batches)
+        result[name] = _packed(batches, shared) if batches and weighted else batches
     return result
 
 
