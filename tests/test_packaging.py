@@ -65,9 +65,9 @@ def test_the_extras_together_are_the_requirements() -> None:
     required = names_of([line for line in lines if line and not line.startswith("#")])
     assert names_of(PROJECT["dependencies"]).keys() == {"torch", "numpy"}
     extras = PROJECT["optional-dependencies"]
-    assert extras["all"] == ["lmntk[lm,report]"]
-    both = names_of(extras["lm"]) | names_of(extras["report"])
-    assert both == {name: version for name, version in required.items() if name not in ("torch", "numpy")}
+    assert extras["all"] == ["lmntk[lm,report,fast]"]
+    together = names_of(extras["lm"]) | names_of(extras["report"]) | names_of(extras["fast"])
+    assert together == {name: version for name, version in required.items() if name not in ("torch", "numpy")}
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ from torch import Tensor
 Result = TypeVar("Result")
 
 WORD_BITS = 64
+# A thread is not worth its start for less: numbers that are packed, words that are multiplied. torch's own threads spin
+# for a while after their work, so that others come late to the processor.
+PACKED_PER_THREAD, WORDS_PER_THREAD = 2**21, 2**23
 ROW_MULTIPLE, BLOCK_WORDS = 4, 512  # of the compiled loops
 
 
@@ -41,18 +44,18 @@ class SignPlanes:
         length: p, the numbers in a gradient.
 
     Attributes:
-        negative: Whether a number is negative, uint64 ``[rows, words]``; rows are filled up to a multiple of four.
+        negative: Whether a number is negative, uint64 ``[rows, words]``.
         nonzero: Whether a number is neither zero nor NaN, like `negative`; None if all are.
         holes: Whether a block of words has a number that is, bool ``[rows, blocks]``.
     """
 
     def __init__(self, rows: int, length: int) -> None:
-        filled_up, words = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE, num_words(length)
+        words = num_words(length)
         self.rows = rows
         self.length = length
-        self.negative = np.empty((filled_up, words), dtype=np.uint64)
+        self.negative = np.empty((rows, words), dtype=np.uint64)
         self.nonzero: np.ndarray | None = None
-        self.holes = np.zeros((filled_up, -(-words // BLOCK_WORDS)), dtype=np.bool_)
+        self.holes = np.zeros((rows, -(-words // BLOCK_WORDS)), dtype=np.bool_)
 
     @classmethod
     def of(cls, gradients: Tensor) -> "SignPlanes":
@@ -72,10 +75,10 @@ class SignPlanes:
         first = 0
         for part in parts:
             rows = slice(first, first + part.rows)
-            whole.negative[rows] = part.negative[: part.rows]
-            whole.holes[rows] = part.holes[: part.rows]
+            whole.negative[rows] = part.negative
+            whole.holes[rows] = part.holes
             if whole.nonzero is not None and part.nonzero is not None:
-                whole.nonzero[rows] = part.nonzero[: part.rows]
+                whole.nonzero[rows] = part.nonzero
             first = rows.stop
         return whole
 
@@ -91,16 +94,16 @@ class SignPlanes:
         numbers, word = gradients.numpy(), start // WORD_BITS
         pack = _loops().pack
 
-        def write(nonzero: np.ndarray, both: bool) -> bool:
-            def part(rows: slice) -> bool:
-                return pack(numbers[rows], self.negative, nonzero, self.holes, first + rows.start * step, step, word, both)
+        def part(rows: slice) -> bool:
+            both = self.nonzero is not None
+            planes = self.negative, self.nonzero if both else self.negative, self.holes
+            return pack(numbers[rows], *planes, first + rows.start * step, step, word, both)
 
-            return any(_in_threads(part, len(numbers), multiple=1))
-
-        zeros = write(self.negative if self.nonzero is None else self.nonzero, self.nonzero is not None)
+        threads = numbers.size // PACKED_PER_THREAD
+        zeros = any(_in_threads(part, len(numbers), threads, multiple=1))
         if zeros and self.nonzero is None:
             self.nonzero = self.all_nonzero()
-            write(self.nonzero, True)
+            _in_threads(part, len(numbers), threads, multiple=1)
 
     def all_nonzero(self) -> np.ndarray:
         """Return the second plane of rows without zeros; bits behind the last number are zeros."""
@@ -120,7 +123,8 @@ def sign_products(left: SignPlanes, right: SignPlanes) -> Tensor:
         right: The signs of m gradients.
     """
     add_products = _loops().add_products
-    counts = np.zeros((len(left.negative), len(right.negative)), dtype=np.int64)
+    sizes = [-(-side.rows // ROW_MULTIPLE) * ROW_MULTIPLE for side in (left, right)]
+    counts = np.zeros(sizes, dtype=np.int64)
     # Second planes are read where there are zeros; if there are none, any array will do.
     own, other = left.negative, right.negative
     if left.nonzero is not None or right.nonzero is not None:
@@ -130,7 +134,7 @@ def sign_products(left: SignPlanes, right: SignPlanes) -> Tensor:
         mine = left.negative[rows], own[rows], left.holes[rows]
         add_products(*mine, right.negative, other, right.holes, left.length, counts[rows])
 
-    _in_threads(part, len(counts))
+    _in_threads(part, len(counts), counts.size * left.negative.shape[1] // WORDS_PER_THREAD)
     return torch.from_numpy(counts[: left.rows, : right.rows])
 
 
@@ -154,11 +158,20 @@ def _loops() -> ModuleType:
     return sign_bits_compiled
 
 
-def _in_threads(work: Callable[[slice], Result], rows: int, multiple: int = ROW_MULTIPLE) -> list[Result]:
-    """Divide rows among as many threads as torch uses; they last no longer than the call, so that a process may fork."""
-    size = -(-rows // (torch.get_num_threads() * multiple)) * multiple
-    parts = [slice(start, min(start + size, rows)) for start in range(0, rows, max(1, size))]
-    if len(parts) <= 1:
-        return [work(part) for part in parts]
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return list(pool.map(work, parts))
+def _in_threads(work: Callable[[slice], Result], rows: int, most: int, multiple: int = ROW_MULTIPLE) -> list[Result]:
+    """Divide rows among threads, this one among them; others last no longer than the call, so that a process may fork.
+
+    Args:
+        work: Does some of the rows.
+        rows: The number of rows.
+        most: The largest number of threads, if torch may use so many.
+        multiple: Each thread's number of rows is a multiple of this, but the last one's.
+    """
+    threads = max(1, min(torch.get_num_threads(), most))
+    size = max(1, -(-rows // (threads * multiple)) * multiple)
+    own, *others = [slice(start, min(start + size, rows)) for start in range(0, max(1, rows), size)]
+    if not others:
+        return [work(own)]
+    with ThreadPoolExecutor(len(others)) as pool:
+        futures = [pool.submit(work, part) for part in others]
+        return [work(own), *(future.result() for future in futures)]

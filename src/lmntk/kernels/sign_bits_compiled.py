@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 ROWS = 4
-"""Rows of planes come in multiples of this."""
+"""Rows of either side that are multiplied together; counts have multiples of them."""
 
 WORDS = 512
 """Words in a block of a row, which are multiplied at a time: those of eight rows fit a first-level cache."""
@@ -42,7 +42,7 @@ def _popcount(typing_context: Any, word: Any) -> Any:
 
 @intrinsic
 def _compare_64(typing_context: Any, row: Any, start: Any) -> Any:
-    """Return which of 64 numbers are negative, and which are neither zero nor NaN: two words, the first number lowest."""
+    """Return two words: which of 64 numbers are negative, and which are neither zero nor NaN; the first is lowest."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -128,21 +128,21 @@ def add_products(
     """Add to int64 `counts` the inner products of the signs of each row of `left` and each of `right`.
 
     Args:
-        left: Whether a number is negative, uint64 ``[n, words]``, n a multiple of `ROWS`.
+        left: Whether a number is negative, uint64 ``[n, words]``.
         left_nonzero: Whether it is neither zero nor NaN, like `left`; read where there are holes only.
         left_holes: Whether a block of words has a zero or NaN, bool ``[n, blocks]``.
         right: Like `left`, ``[m, words]``.
         right_nonzero: Like `left_nonzero`.
         right_holes: Like `left_holes`.
         length: The numbers in a row; further bits of the last word are zeros in all planes.
-        counts: int64 ``[n, m]``.
+        counts: int64 ``[n, m]``, both filled up to multiples of `ROWS`; the filling is overwritten.
     """
     words = left.shape[1]
     for block in range(left_holes.shape[1]):
         start, stop = block * WORDS, min((block + 1) * WORDS, words)
         bits = min(64 * stop, length) - 64 * start
-        for i in range(0, left.shape[0], ROWS):
-            for j in range(0, right.shape[0], ROWS):
+        for i in range(0, counts.shape[0], ROWS):
+            for j in range(0, counts.shape[1], ROWS):
                 if left_holes[i : i + ROWS, block].any() or right_holes[j : j + ROWS, block].any():
                     _add_with_zeros(left, left_nonzero, right, right_nonzero, counts, i, j, start, stop)
                     _add_with_zeros(left, left_nonzero, right, right_nonzero, counts, i, j + 2, start, stop)
@@ -155,8 +155,12 @@ def _add_without_zeros(
     left: np.ndarray, right: np.ndarray, counts: np.ndarray, i: int, j: int, start: int, stop: int, bits: int
 ) -> None:
     """Add the products of four rows and four rows: all places minus twice those that differ."""
-    l0, l1, l2, l3 = left[i, start:stop], left[i + 1, start:stop], left[i + 2, start:stop], left[i + 3, start:stop]
-    r0, r1, r2, r3 = right[j, start:stop], right[j + 1, start:stop], right[j + 2, start:stop], right[j + 3, start:stop]
+    # Where there are no rows left, the last one is multiplied again.
+    last, end = left.shape[0] - 1, right.shape[0] - 1
+    l0, l1 = left[i, start:stop], left[min(i + 1, last), start:stop]
+    l2, l3 = left[min(i + 2, last), start:stop], left[min(i + 3, last), start:stop]
+    r0, r1 = right[j, start:stop], right[min(j + 1, end), start:stop]
+    r2, r3 = right[min(j + 2, end), start:stop], right[min(j + 3, end), start:stop]
     c00 = c01 = c02 = c03 = c10 = c11 = c12 = c13 = np.uint64(0)
     c20 = c21 = c22 = c23 = c30 = c31 = c32 = c33 = np.uint64(0)
     for w in range(stop - start):
@@ -201,11 +205,13 @@ def _add_with_zeros(
     stop: int,
 ) -> None:
     """Add the products of four rows and two rows: places where both are non-zero minus twice those that differ too."""
-    l0, l1, l2, l3 = left[i, start:stop], left[i + 1, start:stop], left[i + 2, start:stop], left[i + 3, start:stop]
-    n0, n1 = left_nonzero[i, start:stop], left_nonzero[i + 1, start:stop]
-    n2, n3 = left_nonzero[i + 2, start:stop], left_nonzero[i + 3, start:stop]
-    r0, r1 = right[j, start:stop], right[j + 1, start:stop]
-    m0, m1 = right_nonzero[j, start:stop], right_nonzero[j + 1, start:stop]
+    last, end = left.shape[0] - 1, right.shape[0] - 1
+    i1, i2, i3, j0, j1 = min(i + 1, last), min(i + 2, last), min(i + 3, last), min(j, end), min(j + 1, end)
+    l0, l1, l2, l3 = left[i, start:stop], left[i1, start:stop], left[i2, start:stop], left[i3, start:stop]
+    n0, n1 = left_nonzero[i, start:stop], left_nonzero[i1, start:stop]
+    n2, n3 = left_nonzero[i2, start:stop], left_nonzero[i3, start:stop]
+    r0, r1 = right[j0, start:stop], right[j1, start:stop]
+    m0, m1 = right_nonzero[j0, start:stop], right_nonzero[j1, start:stop]
     b00 = b01 = b10 = b11 = b20 = b21 = b30 = b31 = np.uint64(0)  # both are non-zero
     d00 = d01 = d10 = d11 = d20 = d21 = d30 = d31 = np.uint64(0)  # and they differ
     for w in range(stop - start):

@@ -30,7 +30,7 @@ class Tuning:
         dense_gradient_batch: X gradients (examples times logits) that are formed together.
         sign_bits_flops: Flops of products of signs from which they are counted as bits, whose loops take two seconds to
             compile for the first time.
-        sign_cache_bytes: What is formed before its signs are packed, in bytes.
+        sign_cache_bytes: What each thread forms before signs are packed, in bytes: within the cache of a core.
         cache_bytes: What is formed together before it is multiplied: within the processor's cache, since writing it
             to memory and reading it again takes a quarter longer.
         min_weight_rows: Rows of a weight below which products are slow.

@@ -288,10 +288,8 @@ class FactoredEngine(Engine):
         if not self._signs_pay(demands, compiled):
             return demands
         others = [factors for layer, factors in found if not layer.sign_bytes(factors)]
-        signs = SignDemands(
-            per_example=sum(layer.sign_bytes(factors) for layer, factors in found), per_token=_num_bytes(others) // tokens
-        )
-        return replace(demands, signs=signs)
+        per_example = sum(layer.sign_bytes(factors) for layer, factors in found)
+        return replace(demands, signs=SignDemands(per_example, per_token=_num_bytes(others) // tokens))
 
     def _signs_pay(self, demands: LayerDemands, compiled: bool) -> bool:
         """Return whether signs are all that counts, can be bits, and are multiplied so often that it saves time."""

@@ -41,7 +41,7 @@ class WeightSigns:
         # Rows of the weight that fill whole words.
         step = WORD_BITS // math.gcd(inner, WORD_BITS)
         element_size = batch.gradients[0].element_size()
-        limit = min(workspace.capacity, tuning.sign_cache_bytes // element_size)
+        limit = min(workspace.capacity, torch.get_num_threads() * tuning.sign_cache_bytes // element_size)
         size = max(1, min(examples, limit // (step * inner)))
         num_rows = step * max(1, limit // (size * step * inner))
         planes = SignPlanes(examples * c, d_out * d_in)
