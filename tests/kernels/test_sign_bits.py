@@ -270,3 +270,15 @@ def test_several_directions_of_signs_on_both_sides_are_all_counted():
     found = kernel_of(twice)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[:1], kernel_of(engine))
+
+
+@pytest.mark.parametrize("first", [ALWAYS, NEVER], ids=["bits first", "floats first"])
+@pytest.mark.parametrize("then", [ALWAYS, NEVER], ids=["then bits", "then floats"])
+def test_train_factors_of_an_earlier_kernel_become_signs_or_are_made_anew(first, then):
+    earlier = engine_of("bert", first)
+    kernel_of(earlier)
+    engine = FactoredEngine(earlier.problem, earlier.budget, then, earlier=earlier)
+    # What is compiled already is used, however little there is to do.
+    assert engine.planner.keeps_signs == (ALWAYS in (first, then))
+    assert torch.equal(kernel_of(engine), kernel_of(engine_of("bert", NEVER)))
+    assert engine.estimate_cost(engine.plan()).tile(next(iter(engine.plan()))) > 0
