@@ -14,9 +14,6 @@ from lmntk.models.classifier import PromptClassifier
 from lmntk.models.lora_files import LoraSettings
 from lmntk.prompts.features import Collator, FeatureDataset, ResampledDemonstrations
 
-LOGITS_BATCH_SIZE = 32
-"""How many prompts a model is asked about at a time where no gradient is taken."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:

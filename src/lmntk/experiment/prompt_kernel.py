@@ -20,9 +20,9 @@ from lmntk.data.examples import Example
 from lmntk.data.tasks import Task
 from lmntk.errors import DataError, SettingError
 from lmntk.experiment import build
-from lmntk.experiment.experiment import LOGITS_BATCH_SIZE
 from lmntk.experiment.prompting import check_causal_prompts, parse_template
 from lmntk.experiment.token_checks import check_tokens
+from lmntk.experiment.untrained_logits import untrained_logits
 from lmntk.kernels import (
     FORMULAS,
     KernelProblem,
@@ -142,11 +142,8 @@ class PromptKernel:
 
     def logits(self, data: FeatureDataset) -> np.ndarray:
         """Return the logits of the model as it is, ``[X, C]``."""
-        examples, everything = self._examples(data), range(len(data))
-        with torch.inference_mode(False), torch.no_grad():
-            starts = everything[::LOGITS_BATCH_SIZE]
-            batches = (examples.batch(everything[start : start + LOGITS_BATCH_SIZE]) for start in starts)
-            return torch.cat([self.model(**batch).cpu() for batch in batches]).numpy()
+        with torch.inference_mode(False):
+            return untrained_logits(self.model, self._examples(data)).numpy()
 
     def _examples(self, data: FeatureDataset) -> FeatureExamples:
         return FeatureExamples(data, self._collator, self._device, self.model.equal_lengths)

@@ -18,8 +18,10 @@ from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.data.metrics import compute_metrics, mean_over_samples
 from lmntk.data.tasks import REGRESSION_RANGE, Task
 from lmntk.errors import NotFiniteError
-from lmntk.experiment.experiment import LOGITS_BATCH_SIZE, Evaluation, Experiment
-from lmntk.prompts.features import Collator, FeatureDataset
+from lmntk.experiment.experiment import Evaluation, Experiment
+from lmntk.experiment.untrained_logits import untrained_logits
+from lmntk.models.classifier import PromptClassifier
+from lmntk.prompts.features import Collator, FeatureDataset, FeatureExamples
 from lmntk.solvers.problem import predicted_classes
 
 logger = logging.getLogger(__name__)
@@ -161,20 +163,11 @@ class FewShotTrainer(transformers.Trainer):
     def logits(self, dataset: FeatureDataset) -> Tensor:
         """Return the model's logits on every prompt of a split, ``[X, C]``, in the model's own dtype.
 
-        `predict` is not used, since `bf16_full_eval` and the like let it change the model. Processes take batches in
-        turn.
+        `predict` is not used, since `bf16_full_eval` and the like let it change the model.
         """
         model, collator = self.model, self.data_collator
-        assert model is not None
-        starts = range(0, len(dataset), LOGITS_BATCH_SIZE)
-        own: dict[int, Tensor] = {}
-        with torch.no_grad():
-            for start in starts[distributed.rank() :: distributed.world_size()]:
-                batch = collator(dataset.features[start : start + LOGITS_BATCH_SIZE])  # type: ignore[arg-type]
-                moved = {name: tensor.to(self.args.device) for name, tensor in batch.items() if name != "labels"}
-                own[start] = model(**moved).cpu()
-        found = {start: logits for share in distributed.gather(own) for start, logits in share.items()}
-        return torch.cat([found[start] for start in starts])
+        assert isinstance(model, PromptClassifier) and isinstance(collator, Collator)
+        return untrained_logits(model, FeatureExamples(dataset, collator, self.args.device, model.equal_lengths))
 
 
 class ZeroShotTrainer(FewShotTrainer):

@@ -39,10 +39,12 @@ from lmntk.models.parameters import count_parameters, layers_of, select_paramete
 from lmntk.prompts.features import FeatureDataset, FeatureExamples
 from lmntk.storage.kernel_cache import KernelCache
 from lmntk.storage.wording import duration, quantity
-from lmntk.trainers.base import LOGITS_BATCH_SIZE
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 
 logger = logging.getLogger(__name__)
+
+# Prompts by which the time of the logits is estimated.
+NUM_TIMED_PROMPTS = 32
 
 
 class KernelPlanner:
@@ -241,5 +243,5 @@ def about(seconds: float) -> str:
 
 def _seconds_of_logits(data: FeatureDataset, logits: Callable[[FeatureDataset], Tensor]) -> float:
     """Estimate the time of the untrained model's logits by those of a few prompts."""
-    few = dataclasses.replace(data, features=data.features[:LOGITS_BATCH_SIZE])
+    few = dataclasses.replace(data, features=data.features[:NUM_TIMED_PROMPTS])
     return seconds_of(lambda: logits(few)) * len(data) / max(len(few), 1) / distributed.world_size()

@@ -15,9 +15,12 @@ from lmntk.errors import NotFiniteError
 from lmntk.experiment.experiment import Experiment
 from lmntk.prompts.features import sampled_order
 from lmntk.solvers.cross_validation import cross_validation_folds
-from lmntk.trainers.base import LOGITS_BATCH_SIZE, OVERFLOW, ZeroShotTrainer, log_odds
+from lmntk.trainers.base import OVERFLOW, ZeroShotTrainer, log_odds
 
 logger = logging.getLogger(__name__)
+
+# Prompts whose last layer's inputs are computed together.
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,10 @@ def _fit(experiment: Experiment, device: torch.device, settings: HeadSettings) -
     """Return weights ``[classes, d]`` and biases ``[classes]``."""
     model = experiment.model
     data = experiment.datasets["train"]
-    starts = range(0, len(data), LOGITS_BATCH_SIZE)
+    starts = range(0, len(data), BATCH_SIZE)
     found = []
     for start in tqdm(starts, desc="features of train", unit="batch", disable=len(starts) < 20):
-        batch = experiment.collator(data.features[start : start + LOGITS_BATCH_SIZE])
+        batch = experiment.collator(data.features[start : start + BATCH_SIZE])
         moved = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
         found.append(model.last_layer_inputs(moved).cpu().double().numpy())
     features = np.concatenate(found)

@@ -1,0 +1,35 @@
+"""The logits of a model as it is, on every prompt of a split."""
+
+import torch
+from torch import Tensor
+
+from lmntk import distributed
+from lmntk.kernels.batching import length_buckets
+from lmntk.models.classifier import PromptClassifier
+from lmntk.prompts.features import FeatureExamples
+
+BATCH_TOKENS = 1024
+"""Tokens, padding included, that a model reads at a time: as many as when kernels are computed."""
+
+
+def untrained_logits(model: PromptClassifier, examples: FeatureExamples) -> Tensor:
+    """Return the logits of a model, ``[X, C]``, in the model's own dtype, on the CPU.
+
+    Batches have prompts of nearly equal length, whatever the order of the split, since padding is work. Processes take
+    them in turn, and all get the whole.
+
+    Args:
+        model: It is in evaluation mode.
+        examples: The X prompts.
+    """
+    order = sorted(range(len(examples)), key=lambda index: examples.shapes[index])
+    batches = length_buckets(examples, order, BATCH_TOKENS)
+    own: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for number in range(distributed.rank(), len(batches), distributed.world_size()):
+            own[number] = model(**examples.batch(batches[number])).cpu()
+    found = {number: logits for share in distributed.gather(own) for number, logits in share.items()}
+    of_order = torch.cat([found[number] for number in range(len(batches))])
+    logits = torch.empty_like(of_order)
+    logits[torch.tensor(order)] = of_order
+    return logits
