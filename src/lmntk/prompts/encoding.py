@@ -18,7 +18,8 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
-def encode_literal(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+@functools.lru_cache(maxsize=1024)  # every prompt has the same few
+def encode_literal(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Encode a template's own text, of which a lone character is looked up.
 
     Encoding may split or prefix a lone character (sentence-piece models put a space before it), the lookup does not.
@@ -26,8 +27,8 @@ def encode_literal(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     token = known_id(text, tokenizer) if len(text) == 1 else None
     if token is not None and (text.isascii() or "\ufffd" not in tokenizer.decode([token])):
-        return [token]
-    return encode(text, tokenizer)
+        return (token,)
+    return tuple(encode(text, tokenizer))
 
 
 @functools.lru_cache(maxsize=4)  # asked for every part of every prompt

@@ -107,6 +107,7 @@ def render(
     segments: list[int] = []
     segment = mask_position = 0
     for part in template.parts:
+        tokens: Sequence[int]
         match part:
             case SpecialPart():
                 tokens = _special_ids(part, tokenizer, template.causal)
