@@ -5,12 +5,12 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).with_name("run_help.json")
+FILE = Path(__file__).with_name("run_help.jsonl")
 
 _SETTINGS = ("prog", "usage", "description")
 _OF_ACTION = ("dest", "nargs", "choices", "default", "help", "metavar")
@@ -22,24 +22,24 @@ def stored_help() -> str | None:
     Other versions of transformers have other flags.
     """
     try:
-        stored: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
-        return _parser_of(stored).format_help() if stored["transformers"] == version("transformers") else None
+        settings, *rows = map(json.loads, FILE.read_text(encoding="utf-8").splitlines())
+        if settings.pop("transformers") != version("transformers"):
+            return None
+        return _parser_of(settings, rows).format_help()
     except (OSError, ValueError, PackageNotFoundError):
         return None
 
 
-def content_of(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Return what a parser's help shows, as the file holds it: the groups, and their flags."""
-    groups = [
-        {
-            "title": group.title,
-            "description": group.description,
-            "flags": [_row_of(action) for action in group._group_actions if action.dest != "help"],
-        }
-        for group in parser._action_groups
-    ]
+def content_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
+    """Return what a parser's help shows, an object for each line of the file: the program, then every flag."""
     settings = {name: getattr(parser, name) for name in _SETTINGS}
-    return {"transformers": version("transformers"), **settings, "groups": groups}
+    rows = [
+        {"group": group.title, **_row_of(action)}
+        for group in parser._action_groups
+        for action in group._group_actions
+        if action.dest != "help"
+    ]
+    return [{"transformers": version("transformers"), **settings}, *rows]
 
 
 def _row_of(action: argparse.Action) -> dict[str, Any]:
@@ -48,19 +48,14 @@ def _row_of(action: argparse.Action) -> dict[str, Any]:
     return {"names": action.option_strings, **row, "choices": choices, "default": str(action.default)}
 
 
-def _parser_of(stored: Mapping[str, Any]) -> argparse.ArgumentParser:
+def _parser_of(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> argparse.ArgumentParser:
     """Return a parser that is good for its help alone."""
-    parser = argparse.ArgumentParser(
-        **{name: stored[name] for name in _SETTINGS}, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    own = {group.title: group for group in parser._action_groups}
-    for group in stored["groups"]:
-        place = own.get(group["title"]) or parser.add_argument_group(group["title"], group["description"])
-        for row in group["flags"]:
-            settings = {name: value for name, value in row.items() if name != "names"}
-            if row["nargs"] == 0:  # a switch
-                settings = {name: settings[name] for name in ("dest", "default", "help")} | {"action": "store_true"}
-            place.add_argument(*row["names"], **settings)
+    parser = argparse.ArgumentParser(**settings, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(row["group"] for row in rows)}
+    for row in rows:
+        kept = ("dest", "default", "help") if row["nargs"] == 0 else _OF_ACTION
+        shown = {name: row[name] for name in kept} | ({"action": "store_true"} if row["nargs"] == 0 else {})
+        groups[row["group"]].add_argument(*row["names"], **shown)
     return parser
 
 
@@ -69,7 +64,8 @@ def write() -> None:
     from lmntk.config.arguments import make_parser
     from lmntk.storage.atomic import write_text
 
-    write_text(FILE, json.dumps(content_of(make_parser()), indent=0, ensure_ascii=False) + "\n")
+    lines = [json.dumps(row, ensure_ascii=False) for row in content_of(make_parser())]
+    write_text(FILE, "".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":
