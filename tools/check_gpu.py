@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+STARTED = time.monotonic()
 NEEDED = ("numpy", "pandas", "scipy", "sklearn", "threadpoolctl", "torch", "tqdm", "transformers")
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     sys.exit(f"error: {sys.executable} lacks {', '.join(missing)}: set PYTHON to an interpreter that has them")
@@ -54,9 +55,13 @@ def make_parser() -> Parser:
     return parser
 
 
-def check(given: argparse.Namespace) -> int:
-    """Run the sections, print a table, write JSON; return 1 if an engine is not exact."""
-    start = time.monotonic()
+def check(given: argparse.Namespace, start: float) -> int:
+    """Run the sections, print a table, write JSON; return 1 if an engine is not exact.
+
+    Args:
+        given: The command line.
+        start: When the minutes began, by `time.monotonic`.
+    """
     check_numbers([Bounds("minutes", 0.5)], vars(given))
     if not given.json.resolve().parent.is_dir():
         raise UsageError(f"--json: there is no folder {given.json.resolve().parent}")
@@ -106,7 +111,7 @@ def run_section(name: str, settings: Settings) -> list[Row]:
             print(f"    {_progress(rows[-1])}", file=sys.stderr, flush=True)
         rows.append({"section": name, "note": "stopped: its time was over"})
     except EOFError:
-        process.join()
+        process.join(GRACE_SECONDS)
         if process.exitcode:
             rows.append({"section": name, "note": f"its process ended with {process.exitcode}"})
     finally:
@@ -175,10 +180,11 @@ def table_row(row: Row) -> dict[str, str]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command line; return the exit status."""
-    return run_tool(make_parser(), check, argv)
+def main(argv: list[str] | None = None, started: float | None = None) -> int:
+    """Run one command line, whose minutes may have begun already; return the exit status."""
+    start = time.monotonic() if started is None else started
+    return run_tool(make_parser(), lambda given: check(given, start), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(started=STARTED))

@@ -1,6 +1,8 @@
 """tools/benchmark_kernels.py --whole_runs: whole programs of two checkouts, in turn."""
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,20 @@ def test_kernel_files_of_both_sides_are_compared(tmp_path):
     assert compare_kernels(*sides) == "2.5e-04"
     sides[1].kernels.pop("run/dev_kernels_sst-2.pt")
     assert compare_kernels(*sides) == ""
+
+
+def test_other_processes_compute_while_a_busy_run_is_measured(tmp_path, monkeypatch):
+    started = []
+
+    class Watched(subprocess.Popen):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Watched)
+    monkeypatch.setattr(whole_runs, "measure_run", lambda *_: [process.poll() for process in started])
+    assert whole_runs.measure_busy_run(make_side(tmp_path), given(tmp_path)) == [None] * whole_runs.NUM_BUSY
+    assert [process.poll() for process in started] == [-signal.SIGKILL] * whole_runs.NUM_BUSY
 
 
 def test_help_texts_of_two_checkouts_are_measured_as_processes(tmp_path, capsys):

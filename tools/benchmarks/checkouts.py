@@ -19,9 +19,14 @@ from lmntk.runs.grid import DEFAULTS
 PROGRAM = ("src", "tools", "examples", "run.py", "run_fewshot.sh")
 # Settings of the caller's shell that would change what is measured.
 FOREIGN_SETTINGS = {*DEFAULTS, "GRID_TAG", "AS_PUBLISHED", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
-BUSY_LOOP = (
-    "import torch; torch.set_num_threads(1); a = torch.ones(512, 512); print('ready', flush=True)\nwhile True: a @ a"
-)
+BUSY_LOOP = """
+import numpy
+matrix = numpy.ones((512, 512))
+print("ready", flush=True)
+while True:
+    matrix @ matrix
+"""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ def busy_processes(number: int) -> Iterator[None]:
     processes = []
     try:
         for _ in range(number):
-            processes.append(subprocess.Popen([sys.executable, "-c", BUSY_LOOP], stdout=subprocess.PIPE))
+            command, environment = [sys.executable, "-c", BUSY_LOOP], os.environ | ONE_THREAD
+            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE))
         for process in processes:
             process.stdout.readline()
         yield
