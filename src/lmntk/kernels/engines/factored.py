@@ -8,6 +8,8 @@ it. The layers' classes choose between forming it for a moment and Gram matrices
   matrix products only.
 * Memory: the factors of a train tile and an X tile in all layers, about L · Σ (d_in + C · d_out) numbers an example,
   and three buffers for one layer's gradients. No gradient over all parameters is ever held.
+* Where all directions take signs on both sides, linear layers' gradients are formed once, after the propagation of a
+  batch, and kept as bits in place of factors, if there is enough to do and enough memory.
 * Used by default if the model is a module. Parameters of modules that no layer type knows go to the `jacobian` engine;
   so does, tile by tile, a layer that some examples use in another way than the others.
 """
