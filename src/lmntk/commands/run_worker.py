@@ -13,6 +13,7 @@ import ctypes
 import functools
 import gc
 import importlib
+import itertools
 import json
 import os
 import runpy
@@ -22,7 +23,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,7 +74,7 @@ class Worker:
     def __init__(self, listener: socket.socket, messages: Path) -> None:
         self._listener, self._messages = listener, messages
         self._environment = dict(os.environ)
-        self._printed, self._imported = b"", set[str]()
+        self._printed, self._imported, self._tokenizers = b"", set[str](), set[str]()
         self._runs: dict[int, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
         self._news, self._report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -106,7 +107,7 @@ class Worker:
 
     def _settle(self) -> None:
         self._imported |= sys.modules.keys()
-        _end_threads()
+        _succeeds_in_fork(lambda: None)  # OpenBLAS, which starts threads when it is loaded, ends them for a fork
         gc.collect()
         gc.freeze()  # a collector that looks at what is here would copy its memory for every run
 
@@ -115,6 +116,8 @@ class Worker:
         request, streams = _receive(connection)
         if self._suits(request):
             with contextlib.suppress(OSError):  # no memory: the client does without this process
+                os.chdir(request["directory"])
+                self._keep_tokenizer(_model_of(request["command"]))
                 self._fork(request, streams, connection)
         if connection not in self._runs.values():
             connection.close()
@@ -127,6 +130,18 @@ class Worker:
         differing = {name for name in given.keys() | own.keys() if given.get(name) != own.get(name)}
         asks_for_cpu = [word for word in words if word.startswith("--use_cpu")] == ["--use_cpu"]
         return asks_for_cpu and differing <= OWN_TO_RUNS and len([*Path("/proc/self/task").iterdir()]) == 1
+
+    def _keep_tokenizer(self, folder: str) -> None:
+        """Load the tokenizer of a run's model, unless that fails or prints something: then every run has to say so."""
+        if folder in self._tokenizers or not Path(folder).is_dir():
+            return
+        from lmntk.models.pretrained import keep_tokenizer
+
+        self._tokenizers.add(folder)
+        size = self._messages.stat().st_size
+        if _succeeds_in_fork(lambda: keep_tokenizer(folder)) and self._messages.stat().st_size == size:
+            keep_tokenizer(folder)
+            self._settle()
 
     def _fork(self, request: dict[str, Any], streams: Sequence[int], connection: socket.socket) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until the run has handlers
@@ -187,7 +202,6 @@ class Worker:
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
             os.write(2, self._printed)
-            os.chdir(request["directory"])
             self._set_environment(request["environment"])
             _draw_seeds()
             _set_signals(request["ignored"])
@@ -209,19 +223,32 @@ class Worker:
 
 
 def import_libraries() -> None:
-    """Import what every run imports, as run.py does it."""
+    """Import what every run imports, as run.py does it, and make the parser and the table that every run makes."""
     startup.begin()
     startup.import_transformers()
     for name in MODULES:
         importlib.import_module(name)
+    importlib.import_module("lmntk.config.arguments").make_parser()
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("bert")
 
 
-def _end_threads() -> None:
-    """Fork for nothing: OpenBLAS, which starts threads when it is loaded, ends them for that."""
+def _succeeds_in_fork(work: Callable[[], object]) -> bool:
+    """Do something in a fork of this process; return whether it raised nothing."""
     pid = os.fork()
     if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _model_of(words: Sequence[str]) -> str:
+    """Return the model that the words for run.py name, empty if none."""
+    flag = "--model_name_or_path"
+    found = [following for word, following in itertools.pairwise(words) if word == flag]
+    return ([word.removeprefix(f"{flag}=") for word in words if word.startswith(f"{flag}=")] or found or [""])[-1]
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:

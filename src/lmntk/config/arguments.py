@@ -6,6 +6,7 @@ completed from the task's row in data/tasks.py, or else from the general default
 
 import copy
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -330,6 +331,7 @@ class _Parser(HfArgumentParser):
         raise UsageError(_as_sentence(message))
 
 
+@functools.cache
 def make_parser() -> HfArgumentParser:
     """Return the parser of run.py's flags, written out in full."""
     return _Parser(

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -52,10 +53,43 @@ def load_tokenizer(
     Raises:
         ModelError: There is no tokenizer, it lacks a mask token that it needs, or two of its tokens have one id.
     """
-    with reading(name_or_path, "tokenizer_name", "a tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, local_files_only=local_only)
+    kept = _kept.get(name_or_path)
+    if kept is not None and kept.files == _files_in(name_or_path):
+        tokenizer = kept.tokenizer
+    else:
+        with reading(name_or_path, "tokenizer_name", "a tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, local_files_only=local_only)
     check_tokenizer(tokenizer, name_or_path, needs_mask, model_size)
     return tokenizer
+
+
+class _Kept(NamedTuple):
+    """A tokenizer, and the state of the files that it was loaded from."""
+
+    tokenizer: PreTrainedTokenizerBase
+    files: object
+
+
+_kept: dict[str, _Kept] = {}
+
+
+def keep_tokenizer(folder: str) -> None:
+    """Load the tokenizer of a local folder for those that call `load_tokenizer` later, until a file of it changes.
+
+    They share it, so only a process that forks for each of them should keep one.
+
+    Raises:
+        ModelError: See `check_tokenizer`.
+    """
+    files = _files_in(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_tokenizer(tokenizer, folder, needs_mask=False)
+    _kept[folder] = _Kept(tokenizer, files)
+
+
+def _files_in(folder: str) -> object:
+    found = [(path.resolve(), path.stat()) for path in Path(folder).glob("*")]
+    return sorted((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
 
 
 def check_tokenizer(

@@ -1,5 +1,6 @@
 """Checks of a vocabulary: transformers loads a tokenizer even if parts of its files are missing."""
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -37,16 +38,26 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, name_or_path: str, mode
 
 def _require_own_ids(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
     """Refuse a special token that the vocabulary lacks: it gets the next id, which may be another token's."""
+    clash = _clash(tokenizer)
+    if clash is not None:
+        name, token = clash
+        raise ModelError(
+            f"the vocabulary of the tokenizer in '{name_or_path}' lacks the special token {name}, which would be the "
+            f"same as '{token}': copy the tokenizer's files again, or name another with `tokenizer_name`",
+            path=name_or_path,
+            token=name,
+        )
+
+
+@functools.lru_cache(maxsize=4)  # a kept tokenizer is checked for every run
+def _clash(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """Return a special token and another token with its id, None if there are none."""
     vocabulary = tokenizer.get_vocab()
     special = {vocabulary[name]: name for name in tokenizer.all_special_tokens if name in vocabulary}
     for token, token_id in vocabulary.items():
         if (name := special.get(token_id, token)) != token:
-            raise ModelError(
-                f"the vocabulary of the tokenizer in '{name_or_path}' lacks the special token {name}, which would be "
-                f"the same as '{token}': copy the tokenizer's files again, or name another with `tokenizer_name`",
-                path=name_or_path,
-                token=name,
-            )
+            return name, token
+    return None
 
 
 def _warn_of_missing_merges(folder: Path) -> None:

@@ -6,6 +6,7 @@ Templates (`lmntk.prompts.templates`) and label words (`lmntk.prompts.label_word
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -139,10 +140,11 @@ def render(
     return Prompt(tuple(ids[kept]), tuple(segments[kept]), mask_position - start, len(ids))
 
 
-def _special_ids(part: SpecialPart, tokenizer: PreTrainedTokenizerBase, causal: bool) -> list[int]:
+@functools.lru_cache(maxsize=64)  # every prompt has the same
+def _special_ids(part: SpecialPart, tokenizer: PreTrainedTokenizerBase, causal: bool) -> tuple[int, ...]:
     kind = part.name.removesuffix("+")
     if causal:
-        return [tokenizer.bos_token_id] if kind == "cls" and tokenizer.bos_token_id is not None else []
+        return (tokenizer.bos_token_id,) if kind == "cls" and tokenizer.bos_token_id is not None else ()
     token_id = getattr(tokenizer, f"{kind}_token_id")
     if token_id is None:
         raise TemplateError(
@@ -151,7 +153,7 @@ def _special_ids(part: SpecialPart, tokenizer: PreTrainedTokenizerBase, causal: 
             + ("" if part == MASK else " or leave it out of `template`"),
             part=part.name,
         )
-    return [token_id]
+    return (token_id,)
 
 
 def _label_of(part: LabelPart, context_labels: Sequence[int]) -> int:

@@ -140,6 +140,7 @@ def fit(
         raise UnknownNameError(message, name=solver, kind="kernel solver", options=list(SOLVERS))
     kernel = train_directions(train_kernel)
     check_requirements(solver, asymmetric=len(kernel) == 2, num_logits=kernel.shape[2], f0=train_f0 is not None)
+    import_module("scipy.linalg")  # the limit holds for libraries that are loaded by then
     # On a busy machine many threads for small products wait for each other: measured, ten to forty times longer.
     with threadpool_limits(limits=1):
         train = validate_fit_inputs(kernel, train_labels, train_f0, settings)

@@ -24,6 +24,7 @@ from lmntk.errors import FileError, SettingError, UnknownNameError, UsageError
 from lmntk.experiment.experiment import Experiment
 from lmntk.experiment.provenance import hash_of_tokens
 from lmntk.interrupts import Stopped
+from lmntk.kernels.memory import retain_freed_memory
 from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint, save_tokenizer
 from lmntk.models.classifier import PromptClassifier
 from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
@@ -111,7 +112,8 @@ class FineTuneTrainer(FewShotTrainer):
         checkpoint = distributed.on_rank_zero(self._find_checkpoint)
         self._announce(checkpoint)
         try:
-            output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with retain_freed_memory():  # every step frees all gradients and makes them anew
+                output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except Stopped as stop:
             number = sum(not missing_files(path) for path in find_checkpoints(Path(self.args.output_dir)))
             verb = "is" if number == 1 else "are"
