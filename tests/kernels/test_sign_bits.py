@@ -237,12 +237,13 @@ def test_signs_that_take_more_memory_than_there_is_are_not_kept():
         params={name: value.detach() for name, value in model.named_parameters()},
     )
     tuning = replace(ALWAYS, min_buffer_bytes=2**10)
-    roomy, narrow = (FactoredEngine(problem, MemoryBudget(size), tuning) for size in (2**28, 2**21))
+    roomy, tiled, narrow = (FactoredEngine(problem, MemoryBudget(size), tuning) for size in (2**28, 2**21, 2**18))
     demands = roomy.planner.demands
     assert demands.signs.per_example > demands.per_token
-    assert roomy.planner.keeps_signs
-    assert not narrow.planner.keeps_signs
+    assert len(roomy.plan().tile_rows) == 1 < len(tiled.plan().tile_rows)
+    assert roomy.planner.keeps_signs and tiled.planner.keeps_signs and not narrow.planner.keeps_signs
     assert torch.equal(kernel_of(roomy), kernel_of(narrow))
+    assert torch.equal(kernel_of(roomy), kernel_of(tiled))
 
 
 def test_the_memory_of_signs_is_counted_example_by_example():

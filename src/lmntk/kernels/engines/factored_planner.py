@@ -12,6 +12,8 @@ from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 # Allowance for sizes that are rounded down to whole bytes.
 ROUNDING_BYTES = 1024
+# The part of the time of floating-point products of signs that those of bits save.
+SAVED_BY_BITS = 0.8
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,16 @@ class FactoredPlanner:
         return plan
 
     def _have_room(self, signs: SignDemands) -> bool:
-        """Return whether signs take no more than factors, or those of all train examples and of an X tile fit."""
-        with_signs = replace(self.memory, signs=signs)
-        tokens, n = sum(self._lengths) / len(self._lengths), len(self._sides.train)
-        m = min(len(self._sides.x_examples), self._tuning.max_x_tile)
-        fit = with_signs.factors(tokens * (n + m), n + m) <= self._room
-        return fit or with_signs.factors(tokens) <= self.memory.factors(tokens)
+        """Return whether signs take no more than factors, or the train tiles that they fit into are large enough.
+
+        For each train tile of n examples, X is propagated and its gradients are formed again: 2 · L · (1 + 2 C) flops
+        for each weight and example. Products of floating-point signs would take 2 · n · C² instead of next to nothing.
+        """
+        with_signs, c = replace(self.memory, signs=signs), self._sides.num_logits
+        tokens = sum(self._lengths) / len(self._lengths)
+        enough = min(len(self._sides.train), tokens * (1 + 2 * c) / (SAVED_BY_BITS * c**2))
+        train_tile = 3 / 4 * self._room / with_signs.factors(tokens)
+        return train_tile >= enough or with_signs.factors(tokens) <= self.memory.factors(tokens)
 
     @property
     def _room(self) -> int:
