@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.engines.layer_selection import find_layers
 from lmntk.kernels.formulas import Formula, SignPlacement
 from lmntk.kernels.functional import module_model
-from lmntk.kernels.layers import LAYERS, Workspace, embedding, linear, linear_dense, linear_gram
+from lmntk.kernels.layers import LAYERS, Workspace, embedding, linear, linear_dense, linear_gram, token_matching
 from lmntk.kernels.layers.base import stack_vectors
 from lmntk.kernels.layers.linear import LinearLayer, LinearPair
 from lmntk.kernels.layers.linear_factors import OuterProducts, as_matrices, pack_contiguous
@@ -488,16 +489,18 @@ def test_a_model_of_vectors_has_buffers_too():
     train=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=3),
     x=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=3),
     logits=st.integers(1, 3),
+    tokens=st.integers(3, 30),
+    paired=st.sampled_from([0, 6, 2**15]),
     seed=st.integers(0, 99),
 )
-def test_both_ways_to_match_tokens_are_one_kernel(formula, capacity, train, x, logits, seed):
-    """Looking tokens up, on a CPU, and comparing them all, on a GPU."""
+def test_both_ways_to_match_tokens_are_one_kernel(formula, capacity, train, x, logits, tokens, paired, seed):
+    """Looking tokens up, on a CPU, all that most examples have at once, and rare ones by pairs; comparing them all."""
     torch.manual_seed(seed)
-    layer = embedding.EmbeddingLayer(nn.Embedding(5, 3, padding_idx=1), frozenset({"weight"}))
+    layer = embedding.EmbeddingLayer(nn.Embedding(tokens, 3, padding_idx=1), frozenset({"weight"}))
     sides = [
         [
             layer.factors(
-                torch.randint(0, 5, shape), [torch.randn(*shape, 3, dtype=torch.float64) for _ in range(logits)]
+                torch.randint(0, tokens, shape), [torch.randn(*shape, 3, dtype=torch.float64) for _ in range(logits)]
             )
             for shape in side
         ]
@@ -505,6 +508,8 @@ def test_both_ways_to_match_tokens_are_one_kernel(formula, capacity, train, x, l
     ]
     directions = FORMULAS[formula].directions
     workspace = Workspace(capacity, torch.float64, torch.device("cpu"))
-    looked_up = embedding._match_by_sorting(*sides, directions)
+    few_at_a_time = {"PAIRED_NUMBERS": paired, "NUMBERS_AT_A_TIME": 12, "BLOCK": 6}
+    with mock.patch.multiple(token_matching, **few_at_a_time):
+        looked_up = token_matching.match_tokens(*sides, directions)
     compared = embedding._match_by_mask(*sides, directions, workspace)
     torch.testing.assert_close(compared, looked_up, rtol=1e-12, atol=1e-12)

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmntk.kernels.layers import EmbeddingLayer, LinearLayer, register
 from lmntk.kernels.layers.base import Gradients
-from lmntk.kernels.layers.embedding import TokenGradients
+from lmntk.kernels.layers.token_matching import TokenGradients
 
 
 class LabelWordDecoder(nn.Module):

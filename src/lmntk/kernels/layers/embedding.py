@@ -1,27 +1,13 @@
 """Embeddings: only the rows of the tokens present have a gradient, and only tokens on both sides contribute."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lmntk.kernels.contraction import contract
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Buffer, Gradients, Layer, Workspace
-
-
-@dataclass(frozen=True)
-class TokenGradients:
-    """The gradients of a batch's embedding rows, one for each example and each of its different tokens.
-
-    Attributes:
-        token: The row's index, ``[B, L]``; -1 at repetitions of a token and at the padding token.
-        gradients: Summed over the token's positions, ``[B, L, C, d]``; zero where `token` is -1.
-    """
-
-    token: Tensor
-    gradients: Tensor
+from lmntk.kernels.layers.token_matching import TokenGradients, match_tokens
 
 
 class EmbeddingLayer(Layer):
@@ -52,27 +38,8 @@ class EmbeddingLayer(Layer):
         """Multiply the rows of every token that occurs on both sides: float64 ``[D, n, C, x, C]``."""
         # Sorting tokens is least work, but its shapes depend on values, for which a GPU would have to stop.
         if train[0].token.device.type == "cpu":
-            return _match_by_sorting(train, x, directions)
+            return match_tokens(train, x, directions)
         return _match_by_mask(train, x, directions, workspace)
-
-
-def _match_by_sorting(
-    train: Sequence[TokenGradients], x: Sequence[TokenGradients], directions: Sequence[SignPlacement]
-) -> Tensor:
-    """Multiply, token by token, the rows of the examples that have it: ``einsum("rap,sbp->rasb")``."""
-    (example, token, rows), (x_example, x_token, x_rows) = _by_token(train), _by_token(x)
-    c = rows.shape[1]
-    n, m = (sum(len(batch.token) for batch in side) for side in (train, x))
-    result = torch.zeros(len(directions), n, c, m, c, dtype=torch.float64)
-    bounds, x_bounds = _bounds(token), _bounds(x_token)
-    for shared in bounds.keys() & x_bounds.keys():
-        here, there = bounds[shared], x_bounds[shared]
-        product = contract(rows[here].flatten(0, 1), x_rows[there].flatten(0, 1), directions)
-        product = product.unflatten(2, (-1, c)).unflatten(1, (-1, c))
-        index = example[here, None], x_example[None, there]
-        # An example has one row a token, so that no place is added to twice.
-        result.permute(1, 3, 0, 2, 4)[index] += product.permute(1, 3, 0, 2, 4)
-    return result
 
 
 def _match_by_mask(
@@ -109,28 +76,3 @@ def _masked_products(
         product *= equal[:, :, None, :, :, None]
         found.append(product.sum(dim=1).sum(dim=3, dtype=torch.float64))
     return torch.stack(found)
-
-
-def _by_token(batches: Sequence[TokenGradients]) -> tuple[Tensor, Tensor, Tensor]:
-    """Join batches and order their rows by token; return example ``[R]``, token ``[R]`` and rows ``[R, C, d]``."""
-    examples, tokens, rows = [], [], []
-    start = 0
-    for batch in batches:
-        example, position = (batch.token >= 0).nonzero(as_tuple=True)
-        examples.append(example + start)
-        tokens.append(batch.token[example, position])
-        rows.append(batch.gradients[example, position])
-        start += len(batch.token)
-    token = torch.cat(tokens)
-    order = torch.argsort(token, stable=True)
-    return torch.cat(examples)[order], token[order], torch.cat(rows)[order]
-
-
-def _bounds(ordered: Tensor) -> dict[int, slice]:
-    """Return the slice of each token's rows."""
-    tokens, counts = torch.unique_consecutive(ordered, return_counts=True)
-    stops = counts.cumsum(0).tolist()
-    return {
-        token: slice(stop - count, stop)
-        for token, count, stop in zip(tokens.tolist(), counts.tolist(), stops, strict=True)
-    }
