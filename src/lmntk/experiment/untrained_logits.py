@@ -8,8 +8,8 @@ from lmntk.kernels.batching import length_buckets
 from lmntk.models.classifier import PromptClassifier
 from lmntk.prompts.features import FeatureExamples
 
-BATCH_TOKENS = 1024
-"""Tokens, padding included, that a model reads at a time: as many as when kernels are computed."""
+BATCH_TOKENS = 4096
+"""Tokens, padding included, that a model reads at a time."""
 
 
 def untrained_logits(model: PromptClassifier, examples: FeatureExamples) -> Tensor:

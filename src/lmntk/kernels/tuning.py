@@ -16,6 +16,9 @@ class Tuning:
         max_x_tile_bytes: Largest factors of an X tile, in bytes, where most layers form dense gradients.
         gram_x_tile_bytes: The same where most layers take the Gram path, which re-forms nothing.
         batch_tokens: Tokens that are propagated together: enough for large products, few enough for small activations.
+        small_model_batch_tokens: The same for models whose tokens take so little that `batch_bytes` holds more: calls
+            cost them more than products.
+        batch_bytes: Factors of a batch of a small model, in bytes.
         max_activation_bytes: Largest activations of a batch, in bytes.
         activation_factor: Peak activation memory of a forward and backward pass, as a multiple of the factors kept.
         activation_share: Share of the budget that activations may take.
@@ -54,6 +57,8 @@ class Tuning:
     max_x_tile_bytes: int = 2**31
     gram_x_tile_bytes: int = 2**29
     batch_tokens: int = 1024
+    small_model_batch_tokens: int = 4096
+    batch_bytes: int = 2**26
     max_activation_bytes: int = 2**30
     activation_factor: float = 2.0
     activation_share: float = 0.15

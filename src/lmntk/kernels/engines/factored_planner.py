@@ -97,7 +97,7 @@ class MemoryModel:
         return cls(
             demands.per_token,
             buffer=int(min(tuning.max_buffer_bytes, budget.bytes * tuning.buffer_share, wanted)),
-            batch_tokens=max(*lengths, min(tuning.batch_tokens, affordable)),
+            batch_tokens=max(*lengths, min(_best_batch_tokens(demands.per_token, tuning), affordable)),
             max_x_bytes=tuning.max_x_tile_bytes if mostly_dense else tuning.gram_x_tile_bytes,
             tuning=tuning,
         )
@@ -278,6 +278,11 @@ class FactoredPlanner:
         if self._fallback is None or self._fallback.minimum_bytes <= self._fallback.bytes:
             return 0
         return int(self._fallback.minimum_bytes / self._tuning.fallback_share) + 1
+
+
+def _best_batch_tokens(per_token: int, tuning: Tuning) -> int:
+    """Return how many tokens are best propagated together if each has factors of so many bytes."""
+    return max(tuning.batch_tokens, min(tuning.small_model_batch_tokens, tuning.batch_bytes // per_token))
 
 
 def tokens_of(examples: Examples, indices: Sequence[int]) -> list[int]:
