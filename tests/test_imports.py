@@ -46,7 +46,7 @@ MAY_IMPORT["commands"] = set(MAY_IMPORT)
 MAY_REQUIRE = {
     "errors": set(),
     "interrupts": set(),
-    "startup": {"transformers"},
+    "startup": {"torch", "transformers"},
     "kernels": {"torch", "numpy"},
     "kernels/sign_bits_compiled": {"numpy", "numba", "llvmlite"},
     "solvers": {"numpy", "scipy", "sklearn", "threadpoolctl"},

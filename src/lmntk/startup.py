@@ -50,6 +50,8 @@ def import_transformers() -> None:
 
     It asks once for each, keeps the answer, and imports what is there, for which it takes as long as for itself.
     """
+    import torch  # noqa: F401 (what a Python without the environment lacks first is torch)
+
     with _hidden(UNUSED_BY_TRANSFORMERS) if _begun else contextlib.nullcontext():
         from transformers.utils import import_utils
 
