@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from command_line import ROOT
+from lmntk import startup
 
 REPORT = """
 import gc, json, os, sys
@@ -17,7 +19,7 @@ print(json.dumps({
     "imported": sorted({"peft", "scipy", "sklearn"} & sys.modules.keys()),
     "collects": gc.isenabled(),
     "frozen": gc.get_freeze_count() > 0,
-    "spin": os.environ.get("GOMP_SPINCOUNT"),
+    "waiting": os.environ.get("OMP_WAIT_POLICY"),
 }))
 """
 PROGRAM = "from lmntk import startup\nstartup.begin()\nstartup.import_transformers()\nimport transformers.trainer\n"
@@ -51,11 +53,46 @@ def test_packages_that_were_hidden_can_be_imported_afterwards() -> None:
 def test_a_program_that_imports_lmntk_sees_everything_as_before() -> None:
     found = report_of("import lmntk.commands.run\nfrom lmntk import startup\nstartup.import_transformers()\n")
     assert found["answers"] == {"peft": True, "scipy": True, "sklearn": True}
-    assert (found["collects"], found["frozen"], found["spin"]) == (True, False, None)
+    assert (found["collects"], found["frozen"], found["waiting"]) == (True, False, None)
 
 
 @pytest.mark.parametrize(
-    ("given", "spin"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+    ("running", "cores", "given", "waiting"),
+    [
+        ("1", 2, {}, None),
+        ("2", 2, {}, "PASSIVE"),
+        ("3", 16, {}, "PASSIVE"),
+        ("2", 16, {}, None),
+        ("9", 2, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ("9", 2, {"GOMP_SPINCOUNT": "7"}, None),
+        ("many", 2, {}, None),
+    ],
 )
-def test_waiting_threads_sleep_soon_unless_the_user_decides(given: dict[str, str], spin: str | None) -> None:
-    assert report_of("from lmntk import startup\nstartup.wait_briefly()\n", **given)["spin"] == spin
+def test_threads_sleep_while_they_wait_if_others_compute_unless_the_user_decides(
+    running: str,
+    cores: int,
+    given: dict[str, str],
+    waiting: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = tmp_path / "stat"
+    state.write_text(f"cpu  1 2 3\nprocesses 5\nprocs_running {running}\nprocs_blocked 0\n")
+    monkeypatch.setattr(startup, "_STATE_OF_SYSTEM", state)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    startup.choose_waiting()
+    assert os.environ.get("OMP_WAIT_POLICY") == waiting
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
+
+def test_a_system_without_its_state_in_a_file_keeps_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "_STATE_OF_SYSTEM", tmp_path / "missing")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    startup.choose_waiting()
+    assert "OMP_WAIT_POLICY" not in os.environ

@@ -1,4 +1,4 @@
-"""The start of a program: the fewest imports, and threads that give up their core while they wait.
+"""The start of a program: the fewest imports, and threads that sleep while they wait on a busy machine.
 
 Only the command lines of this package call `begin`. In a program of a user who imports the package nothing changes.
 """
@@ -6,8 +6,11 @@ Only the command lines of this package call `begin`. In a program of a user who 
 import contextlib
 import gc
 import os
+import statistics
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 UNUSED_BY_TRANSFORMERS = ("peft", "scipy", "sklearn")
 """Packages that transformers imports wherever they are installed, for functions that this package does not call.
@@ -15,14 +18,10 @@ UNUSED_BY_TRANSFORMERS = ("peft", "scipy", "sklearn")
 This package imports them itself where it needs them: peft for LoRA adapters, the others for solvers and metrics.
 """
 
-SPIN_COUNT = "10000"
-"""How often a waiting OpenMP thread looks for work before it sleeps, less than a millisecond in all.
-
-By default GNU's OpenMP, which torch brings along, lets threads look 300,000 times. If another program has the core of
-the thread that they wait for, they waste most of a time slice.
-"""
-
 _OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+_STATE_OF_SYSTEM = Path("/proc/stat")
+_LOOKS, _SECONDS_BETWEEN_LOOKS = 5, 0.004
 
 _begun = False
 
@@ -36,13 +35,32 @@ def begin() -> None:
     _begun = True
     # Imports create a million objects and hardly any garbage: looking for it takes a tenth of their time.
     gc.disable()
-    wait_briefly()
+    choose_waiting()
 
 
-def wait_briefly() -> None:
-    """Let OpenMP threads sleep soon when they wait; it counts if torch is not imported yet."""
-    if not any(name in os.environ for name in _OPENMP_SETTINGS):
-        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+def choose_waiting() -> None:
+    """Let OpenMP threads sleep while they wait if other programs compute; it counts if torch is not imported yet.
+
+    By default threads of GNU OpenMP, which torch brings along, look for work for milliseconds. On cores of
+    their own that is fastest. Where another program has the core of the thread that they wait for, they waste its time:
+    two threads are then several times slower than one.
+    """
+    if not any(name in os.environ for name in _OPENMP_SETTINGS) and _others_compute():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _others_compute() -> bool:
+    """Return whether other programs take an eighth of the cores or more, one at least; False where nobody knows."""
+    found = []
+    for _ in range(_LOOKS):
+        try:
+            state = _STATE_OF_SYSTEM.read_text(encoding="ascii")
+            found.append(next(int(line.split()[1]) for line in state.splitlines() if line.startswith("procs_running")))
+        except (OSError, ValueError, StopIteration):  # not Linux
+            return False
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    # One of them is this process.
+    return statistics.median(found) - 1 >= max(1, (os.cpu_count() or 1) // 8)
 
 
 def import_transformers() -> None:
