@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,3 +129,13 @@ def test_whatever_the_lengths_unpadding_a_batch_gives_the_features_back(lengths:
     assert mask.sum(1).tolist() == lengths
     assert torch.equal(batch["token_type_ids"], mask)
     assert ("attention_mask" in batch) == (len(set(lengths)) > 1)
+
+
+def test_a_token_that_is_added_later_counts_in_the_next_data_set(tmp_path: Path) -> None:
+    own = make_roberta_tokenizer(tmp_path)  # it is changed
+    task, rows = find_task("sst-2"), [("a film", "0")]
+    before = build(task, rows, own)[0].input_ids
+    own.add_tokens([" It was"])
+    after = build(task, rows, own)[0].input_ids
+    assert own.convert_tokens_to_ids(" It was") in after
+    assert own.decode(before) == own.decode(after)

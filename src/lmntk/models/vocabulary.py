@@ -49,7 +49,7 @@ def _require_own_ids(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> N
         )
 
 
-@functools.lru_cache(maxsize=4)  # a kept tokenizer is checked for every run
+@functools.lru_cache(maxsize=1)  # a kept tokenizer is checked for every run
 def _clash(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     """Return a special token and another token with its id, None if there are none."""
     vocabulary = tokenizer.get_vocab()

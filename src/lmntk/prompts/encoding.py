@@ -18,7 +18,6 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
-@functools.lru_cache(maxsize=1024)  # every prompt has the same few
 def encode_literal(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Encode a template's own text, of which a lone character is looked up.
 

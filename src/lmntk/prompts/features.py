@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from lmntk.data.examples import Example
 from lmntk.data.tasks import Task
 from lmntk.prompts.demonstrations import Demonstrations, DemonstrationSampler
 from lmntk.prompts.render import Limits, render
-from lmntk.prompts.templates import Template
+from lmntk.prompts.templates import Part, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +70,7 @@ class PromptBuilder:
     limits: Limits
     label_word_ids: Sequence[int] = ()
     demonstrator: DemonstrationSampler | None = None
+    _own_parts: dict[Part, Sequence[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def feature(self, index: int, sample: int, generator: np.random.RandomState | None = None) -> tuple[Feature, bool]:
         """Render an example with the template of a sample and newly drawn demonstrations.
@@ -96,6 +97,7 @@ class PromptBuilder:
             self.label_word_ids,
             shown.context_labels,
             name=f"example {index + 1} of {self.mode}",
+            own_parts=self._own_parts,
         )
         label = float(example.label) if self.task.regression else self.task.labels.index(example.label)
         feature = Feature(list(prompt.input_ids), list(prompt.segment_ids), prompt.mask_position, label)

@@ -6,15 +6,23 @@ Templates (`lmntk.prompts.templates`) and label words (`lmntk.prompts.label_word
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmntk.errors import Bounds, DataError, TemplateError, check_numbers
 from lmntk.prompts.encoding import encode, encode_literal, quoted
-from lmntk.prompts.templates import MASK, SEGMENT_END, LabelPart, LiteralPart, SentencePart, SpecialPart, Template
+from lmntk.prompts.templates import (
+    MASK,
+    SEGMENT_END,
+    LabelPart,
+    LiteralPart,
+    Part,
+    SentencePart,
+    SpecialPart,
+    Template,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +84,7 @@ def render(
     label_word_ids: Sequence[int] = (),
     context_labels: Sequence[int] = (),
     name: str = "the example",
+    own_parts: MutableMapping[Part, Sequence[int]] | None = None,
 ) -> Prompt:
     """Fill a template with the texts of an example.
 
@@ -90,6 +99,8 @@ def render(
         label_word_ids: Token ids of the label words, `[C]`, for templates with ``label_i`` or ``labelx_i``.
         context_labels: Class ids of the in-context examples, for ``labelx_i``.
         name: The example's name in error messages, such as ``example 3 of train``.
+        own_parts: The token ids of the template's own text and special tokens, as far as earlier calls with the same
+            template and tokenizer have found them; completed here. They are the same in every prompt.
 
     Raises:
         TemplateError: The tokenizer lacks a special token of the template, or ``labelx_i`` has no in-context example.
@@ -104,21 +115,22 @@ def render(
         >>> render(Template.parse("*cls**sent_0**mask*", 1, 2), ["ab"], Characters(), Limits())
         Prompt(input_ids=(0, 97, 98, 1), segment_ids=(0, 0, 0, 0), mask_position=3, full_length=4)
     """
+    own = {} if own_parts is None else own_parts
     ids: list[int] = []
     segments: list[int] = []
     segment = mask_position = 0
     for part in template.parts:
         tokens: Sequence[int]
         match part:
-            case SpecialPart():
-                tokens = _special_ids(part, tokenizer, template.causal)
             case SentencePart():
                 limit = limits.first_sent_limit if part.index == 0 else limits.other_sent_limit
                 tokens = encode(part.apply(texts[part.index]), tokenizer)[:limit]
             case LabelPart():
                 tokens = [label_word_ids[_label_of(part, context_labels)]]
-            case LiteralPart():
-                tokens = encode_literal(part.text, tokenizer)
+            case SpecialPart() | LiteralPart():
+                if part not in own:
+                    own[part] = _own_ids(part, tokenizer, template.causal)
+                tokens = own[part]
         # The template's own mask counts: a sentence may hold the text of a mask token before it.
         if part == MASK:
             mask_position = len(ids) - 1 if template.causal else len(ids)
@@ -140,7 +152,13 @@ def render(
     return Prompt(tuple(ids[kept]), tuple(segments[kept]), mask_position - start, len(ids))
 
 
-@functools.lru_cache(maxsize=64)  # every prompt has the same
+def _own_ids(part: SpecialPart | LiteralPart, tokenizer: PreTrainedTokenizerBase, causal: bool) -> Sequence[int]:
+    """Return the token ids of a part that is the same in every prompt."""
+    if isinstance(part, LiteralPart):
+        return encode_literal(part.text, tokenizer)
+    return _special_ids(part, tokenizer, causal)
+
+
 def _special_ids(part: SpecialPart, tokenizer: PreTrainedTokenizerBase, causal: bool) -> tuple[int, ...]:
     kind = part.name.removesuffix("+")
     if causal:

@@ -95,10 +95,11 @@ class KernelPlanner:
         """
         requested = distributed.on_rank_zero(lambda: self.spec(split) | self._plan_settings())
         begun = distributed.on_rank_zero(self._cache.stored_plan, split, requested) or {}
-        memory_gb = begun.get("memory_gb") or min(distributed.gather(self._memory_budget().gb))
-        budget = MemoryBudget.from_gb(memory_gb)
+        budget = MemoryBudget.from_gb(begun.get("memory_gb") or self._memory_gb)
         name = begun.get("engine", self._args.kernel_engine)
-        self._engine = engine = make_engine(self._problem(split), name, budget, earlier=self._engine)
+        engine = make_engine(self._problem(split), name, budget, earlier=self._engine)
+        # The next kernel takes over what this one has found out; after the last split nothing is held.
+        self._engine = None if split == [*self._experiment.datasets][-1] else engine
         asked = self._args.tiles
         tiles = TileRequest(begun.get("train_tile", asked.row), begun.get("x_tile", asked.column))
         # Tiles of different plans would not make one kernel: all processes take the plan of the first.
@@ -146,6 +147,11 @@ class KernelPlanner:
                 setting="kernel_memory_gb",
                 value=given,
             ) from error
+
+    @functools.cached_property
+    def _memory_gb(self) -> float:
+        """The budget of every kernel: later ones find less free memory, but also what the ones before them hold."""
+        return min(distributed.gather(self._memory_budget().gb))
 
     def _memory_budget(self) -> MemoryBudget:
         if self._args.kernel_memory_gb is not None:
