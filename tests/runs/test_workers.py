@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,8 +20,9 @@ import pytest
 
 from command_line import Workplace
 from lmntk.commands import grid as command
+from lmntk.commands import run_worker
 from lmntk.runs import grid as library
-from lmntk.runs import processes, workers
+from lmntk.runs import processes, worker_client, workers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,8 +33,11 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+root = Path(__file__).resolve().parent
+sys.path.insert(0, str((root / "src").resolve()))
 folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
 act = next((word.partition("=")[2] for word in sys.argv if word.startswith("--act=")), "fine")
 found = {
@@ -46,6 +53,9 @@ found = {
     "leads its group": os.getpgid(0) == os.getpid(),
     "buffers": [sys.stdout.line_buffering, sys.stderr.line_buffering],
     "processes": [os.getpid(), os.getppid()],
+    "streams": [str(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)],
+    "can seek": [stream.seekable() for stream in (sys.stdin, sys.stdout, sys.stderr)],
+    "path": sys.path,
     "is warm": "colorsys" in sys.modules,
 }
 (folder / "found.json").write_text(json.dumps(found))
@@ -68,6 +78,12 @@ if act == "raises":
     raise ValueError("no such luck")
 if act == "exits":
     sys.exit("a sentence")
+if act == "keeps a pool":
+    sys.pool = ThreadPoolExecutor(1)  # as a library does
+    sys.pool.submit(lambda: (time.sleep(0.1), print("late words", file=sys.stderr)))
+if act == "fills its output":
+    sys.stdout = open("/dev/full", "w")
+    print("too much")
 if act == "loses its worker":
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
@@ -139,7 +155,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     return made
 
 
-ACTS = ("fine", "killed", "aborts", "leaves", "raises", "exits", "still fine")
+ACTS = ("fine", "killed", "aborts", "leaves", "raises", "exits", "keeps a pool", "fills its output", "still fine")
 
 
 def lasting(found: dict[str, Any]) -> dict[str, Any]:
@@ -147,10 +163,13 @@ def lasting(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("processes", "is warm")}
 
 
+@pytest.mark.parametrize("safe_path", ["", "1"])
 def test_a_run_in_a_worker_finds_and_leaves_what_a_new_process_does(
-    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, safe_path: str
 ) -> None:
     monkeypatch.setenv("UMLAUT", "é\udcff")
+    monkeypatch.setenv("PYTHONPATH", str(checkout.root))
+    monkeypatch.setenv("PYTHONSAFEPATH", safe_path)
     warm = checkout.run("--act", *ACTS)
     warm_found = {act: checkout.found(act) for act in ACTS}
     warm_logs = {act: checkout.log(act) for act in ACTS}
@@ -164,8 +183,8 @@ def test_a_run_in_a_worker_finds_and_leaves_what_a_new_process_does(
     assert {act: checkout.log(act) for act in ACTS} == warm_logs
     assert cold[:2] == warm[:2]
     statuses = re.findall(r"status (-?\d+)", warm[1])
-    assert (warm[0], statuses) == (1, ["-9", "-6", "7", "1", "1"])
-    assert "2 done, 0 skipped, 5 failed" in warm[1]
+    assert (warm[0], statuses) == (1, ["-9", "-6", "7", "1", "1", "120"])
+    assert "3 done, 0 skipped, 6 failed" in warm[1]
 
 
 def test_runs_at_a_time_share_a_worker_and_nothing_is_left_of_it(checkout: Checkout) -> None:
@@ -228,10 +247,9 @@ def test_a_signal_reaches_every_run_once_and_all_are_waited_for(checkout: Checko
 
 def test_a_signal_ends_a_run_that_still_waits_for_its_worker(checkout: Checkout) -> None:
     checkout.set_worker("import pathlib, time\npathlib.Path('starts').touch()\ntime.sleep(60)\n")
-    started = time.monotonic()
     status, _, err = interrupted(checkout, signal.SIGINT, (checkout.root / "starts").exists, "--act", "a", "b")
     assert (status, "0 of 2 runs are done" in err) == (130, True)
-    assert time.monotonic() - started < 30
+    assert not [*checkout.root.glob("result/*/*/found.json")]
     (log,) = checkout.root.glob(f"result/*/*/{processes.LOG}")
     assert log.read_text(encoding="utf-8").endswith("stopped by SIGINT: nothing was begun yet\n")
 
@@ -287,6 +305,125 @@ def test_without_a_worker_that_starts_runs_are_new_processes(checkout: Checkout,
     checkout.set_worker(text)
     assert checkout.run("--act", "a", "b")[0] == 0
     assert [checkout.found(act)["is warm"] for act in "ab"] == [False, False]
+
+
+def test_if_the_worker_cannot_be_started_runs_are_new_processes(checkout: Checkout) -> None:
+    class Hindering(processes.Progress[library.GridRun]):
+        def started(self, run: library.GridRun) -> None:
+            for folder in (checkout.root.parent / "temporary").glob("lmntk-*"):
+                (folder / "messages").mkdir(exist_ok=True)  # where the worker wants a file
+
+    outcome = processes.run_all(library.expand([{"act": ["a", "b"]}]), 1, Hindering())
+    assert (outcome.num_finished, outcome.failures) == (2, [])
+    assert [checkout.found(act)["is warm"] for act in "ab"] == [False, False]
+
+
+def test_a_client_that_asks_for_nothing_holds_up_no_other(checkout: Checkout) -> None:
+    patient = "run_worker.main(*"
+    text = LIGHT_WORKER.format(source=str(ROOT / "src"))
+    checkout.set_worker(text.replace(patient, f"run_worker.REQUEST_SECONDS = 0.1\n{patient}"))
+    silent = socket.socket(socket.AF_UNIX)
+
+    class Silent(processes.Progress[library.GridRun]):
+        def started(self, run: library.GridRun) -> None:
+            if run.settings["act"] == "a":
+                (address,) = (checkout.root.parent / "temporary").glob("lmntk-*/socket")
+                silent.connect(str(address))
+
+    with silent:
+        outcome = processes.run_all(library.expand([{"act": ["a", "b"]}]), 1, Silent())
+    assert outcome.num_finished == 2
+    assert [checkout.found(act)["is warm"] for act in "ab"] == [True, True]
+
+
+TOKENIZER_IN_FORK_ONLY = """
+import os, types
+worker = os.getpid()
+def keep_tokenizer(folder):
+    if os.getpid() == worker:
+        raise ValueError("its files have just changed")
+sys.modules["lmntk.models.pretrained"] = types.SimpleNamespace(keep_tokenizer=keep_tokenizer)
+"""
+
+
+def test_a_worker_outlives_a_tokenizer_that_it_cannot_load(checkout: Checkout) -> None:
+    text = LIGHT_WORKER.format(source=str(ROOT / "src"))
+    checkout.set_worker(text.replace("run_worker.main", f"{TOKENIZER_IN_FORK_ONLY}run_worker.main"))
+    assert checkout.run("MODEL=src", "--act", "a", "b")[0] == 0
+    assert [checkout.found(act)["is warm"] for act in "ab"] == [True, True]
+
+
+def client_of(checkout: Checkout, name: str) -> list[str]:
+    """The command of a client that asks for a run with an output folder."""
+    (checkout.root / "result" / "x" / name).mkdir(parents=True)
+    words = ["--use_cpu", "--output_dir", f"result/x/{name}"]
+    return [sys.executable, "-IS", worker_client.__file__, str(checkout.root / "run.py"), *words]
+
+
+def test_a_run_in_a_worker_reads_and_writes_pipes(checkout: Checkout) -> None:
+    worker = workers.Worker(checkout.root.parent / "temporary")
+    environment = worker.environment({**os.environ, "PYTHON": sys.executable})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        with subprocess.Popen(client_of(checkout, "y"), env=environment, text=True, **pipes) as client:
+            assert client.stdin is not None
+            client.stdin.write("typed")
+            client.stdin.close()
+            client.stdin = None
+            while client.poll() is None:
+                worker.start_if_needed()
+                time.sleep(0.01)
+            out, err = client.communicate()
+    finally:
+        worker.close()
+    assert (client.returncode, out, err) == (0, "said to nobody\n", "says fine\n")
+    assert (checkout.found()["input"], checkout.found()["is warm"]) == ("typed", True)
+    assert checkout.found()["can seek"] == [False] * 3
+
+
+def test_a_run_whose_grid_is_killed_before_it_begins_ends(checkout: Checkout) -> None:
+    address = checkout.root.parent / "temporary" / "socket"
+    starter = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(60)"
+    words = [sys.executable, "-c", starter, *client_of(checkout, "y")]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        environment = {**os.environ, worker_client.VARIABLE: str(address)}
+        with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as grid:
+            assert grid.stderr is not None
+            connection, _ = listener.accept()
+            grid.kill()
+            grid.wait()
+            connection.close()
+            assert grid.stderr.read() == "error: the grid of this run was killed\n"
+    assert not [*checkout.root.glob("result/*/*/found.json")]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--seed 1", False),
+        ("--use_cpu --seed 1", True),
+        ("--use_cpu --seed 1 --use_cpu", True),
+        ("--use_cpu --use-cpu=True --use_cpu yes", True),
+        ("--use_cpu --seed 1 --use_cpu False", False),
+        ("--use_cpu --use-cpu=0", False),
+    ],
+)
+def test_a_run_has_a_worker_if_all_its_words_ask_for_the_cpu(words: str, expected: bool) -> None:
+    assert run_worker.asks_for_cpu(words.split()) == expected
+
+
+@pytest.mark.parametrize(("safe_path", "own"), [("", [str(ROOT)]), ("1", [])])
+def test_a_worker_looks_for_modules_where_a_run_does(tmp_path: Path, safe_path: str, own: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": safe_path}
+    words = [sys.executable, "-i", run_worker.__file__]  # it fails for want of arguments; Python then reads commands
+    ended = subprocess.run(
+        words, env=environment, input="import json; print(json.dumps(sys.path))", stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, check=False,
+    )  # fmt: skip
+    expected = [str(ROOT / "src"), *own, str(tmp_path)]
+    assert json.loads(ended.stdout)[: len(expected)] == expected
 
 
 def test_a_single_run_has_no_worker(checkout: Checkout) -> None:

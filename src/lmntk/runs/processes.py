@@ -165,7 +165,7 @@ def run_all(
                     continue
                 progress.started(run)
             if worker is not None:
-                worker.tend()
+                worker.start_if_needed()
             new = signals[passed_on:]
             passed_on += len(new)
             for process, number in product(running, new):

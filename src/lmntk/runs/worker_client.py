@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -27,19 +28,19 @@ def main(command: list[str]) -> NoReturn:
     Args:
         command: The path of run.py, and its words.
     """
-    address = os.environ.pop(VARIABLE)
+    address, parent = os.environ.pop(VARIABLE), os.getppid()
     ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
-    if signal.SIGINT not in ignored:
-        signal.signal(signal.SIGINT, _end_at_once)
     worker = socket.socket(socket.AF_UNIX)
+    _set_handlers(ignored, lambda number, frame: _pass_on(worker, number) if _has_begun(worker) else _end_by(number))
     directory = os.getcwd()  # noqa: PTH109 (pathlib takes a third as long to import as everything else here)
     request = {"command": command, "directory": directory, "environment": dict(os.environ), "ignored": ignored}
     if not _is_taken(worker, address, json.dumps(request)):
+        if os.getppid() != parent:
+            os.write(2, b"error: the grid of this run was killed\n")
+            os._exit(1)
         os.execv(sys.executable, [sys.executable, *command])
-    for number in SIGNALS:
-        if number not in ignored:
-            signal.signal(number, lambda number, frame: worker.send(bytes([number])))
-    _end_with(worker.makefile().readline())
+    _set_handlers(ignored, lambda number, frame: _pass_on(worker, number))
+    _end_with(_read_line(worker).removeprefix("+"))
 
 
 def _is_taken(worker: socket.socket, address: str, request: str) -> bool:
@@ -48,22 +49,55 @@ def _is_taken(worker: socket.socket, address: str, request: str) -> bool:
         worker.connect(address)
         socket.send_fds(worker, [b"\n"], [0, 1, 2])
         worker.sendall(request.encode() + b"\n")
-        return worker.recv(1) == b"+"
+        return _has_begun(worker, socket.MSG_PEEK)
     except OSError:
         return False
 
 
-def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    os.write(2, b"stopped by SIGINT: nothing was begun yet\n")
+def _has_begun(worker: socket.socket, flags: int = socket.MSG_PEEK | socket.MSG_DONTWAIT) -> bool:
+    """Return whether the worker says that it has started the run; its word stays unread."""
+    try:
+        return worker.recv(1, flags) == b"+"
+    except OSError:  # no word yet, or no worker
+        return False
+
+
+def _read_line(worker: socket.socket) -> str:
+    try:
+        return worker.makefile().readline()
+    except OSError:  # the worker was killed
+        return ""
+
+
+def _set_handlers(ignored: list[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in SIGNALS:
+        if number not in ignored:
+            signal.signal(number, handler)
+
+
+def _pass_on(worker: socket.socket, number: int) -> None:
+    try:
+        worker.send(bytes([number]))
+    except OSError:  # the worker was killed, or the run has just ended
+        return
+
+
+def _end_by(number: int) -> NoReturn:
+    """End by a signal before a run has begun, as Python does."""
+    if number == signal.SIGINT:
+        os.write(2, b"stopped by SIGINT: nothing was begun yet\n")
+    else:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     os._exit(128 + number)
 
 
-def _end_with(answer: str) -> NoReturn:
-    """End with the status of the run, by a signal if one has ended it; an empty answer means that nobody knows it."""
-    if not answer:
+def _end_with(status_line: str) -> NoReturn:
+    """End with the status of the run, by a signal if one has ended it; an empty line means that nobody knows it."""
+    if not status_line:
         os.write(2, b"error: the worker of this run was killed\n")
         os._exit(1)
-    status = int(answer)
+    status = int(status_line)
     if status < 0:
         import resource
 

@@ -46,19 +46,28 @@ class Worker:
         self._environment = self._environment or dict(environment)
         return {**environment, worker_client.VARIABLE: str(self._address)}
 
-    def tend(self) -> None:
-        """Start the worker if a run waits for it; if it has ended, send the runs that wait away."""
-        if self._process is not None and self._process.poll() is not None:
-            self._listener.close()
-        elif self._process is None and self._environment and select.select([self._listener], [], [], 0)[0]:
-            listener = self._listener.fileno()
-            with self._messages.open("wb") as messages:
-                # Its standard input ends when this process does.
-                self._process = subprocess.Popen(
-                    [sys.executable, str(WORKER), str(listener), str(self._messages)], env=self._environment,
-                    pass_fds=[listener], process_group=0, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                    stderr=messages,
-                )  # fmt: skip
+    def start_if_needed(self) -> None:
+        """Start the worker if a run waits for it; if it has ended, or cannot start, send the runs that wait away."""
+        listener = self._listener.fileno()
+        if listener == -1:  # closed
+            return
+        if self._process is not None:
+            if self._process.poll() is not None:
+                self._listener.close()
+        elif self._environment and select.select([listener], [], [], 0)[0]:
+            try:
+                self._process = self._start(listener)
+            except OSError:  # too many processes, no memory, a full disk
+                self._listener.close()
+
+    def _start(self, listener: int) -> subprocess.Popen[bytes]:
+        with self._messages.open("wb") as messages:
+            # Its standard input ends when this process does.
+            return subprocess.Popen(
+                [sys.executable, str(WORKER), str(listener), str(self._messages)], env=self._environment,
+                pass_fds=[listener], process_group=0, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                stderr=messages,
+            )  # fmt: skip
 
     def close(self) -> None:
         """End the worker, whose runs have ended."""
