@@ -44,6 +44,25 @@ def test_a_command_line_keeps_transformers_from_importing_what_it_does_not_need(
     assert (found["collects"], found["frozen"]) == (True, True)
 
 
+LAZY = """
+import json
+import transformers
+found = {name: sorted(values) for name, values in transformers.models._import_structure.items()}
+print(json.dumps([found, transformers.BertModel.__module__, len(dir(transformers.models))]))
+"""
+
+
+def test_transformers_models_is_the_same_without_reading_its_files_again() -> None:
+    own, usual = (
+        subprocess.run(
+            [sys.executable, "-c", start + LAZY], env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for start in (PROGRAM, "")
+    )  # fmt: skip
+    assert json.loads(own) == json.loads(usual)
+
+
 def test_packages_that_were_hidden_can_be_imported_afterwards() -> None:
     found = report_of(PROGRAM + "import peft, scipy.linalg, sklearn.svm\n")
     assert found["imported"] == ["peft", "scipy", "sklearn"]

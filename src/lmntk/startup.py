@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 UNUSED_BY_TRANSFORMERS = ("peft", "scipy", "sklearn")
 """Packages that transformers imports wherever they are installed, for functions that this package does not call.
@@ -75,6 +76,24 @@ def import_transformers() -> None:
 
         for package in UNUSED_BY_TRANSFORMERS if _begun else ():
             getattr(import_utils, f"is_{package}_available")()
+    if _begun:
+        _import_models(import_utils)
+
+
+def _import_models(import_utils: Any) -> None:
+    """Import transformers.models without reading its 1,700 files once more.
+
+    `import transformers` has just read them. Its cache has kept the answer for all of them together, the last, alone:
+    findings/transformers-reads-its-models-twice.sh.
+    """
+    read = import_utils.create_import_structure_from_path
+    folder = Path(import_utils.__file__).parents[1] / "models"
+    known = read(folder)
+    import_utils.create_import_structure_from_path = lambda path: known if Path(path).parent == folder else read(path)
+    try:
+        import transformers.models  # noqa: F401
+    finally:
+        import_utils.create_import_structure_from_path = read
 
 
 def end() -> None:
