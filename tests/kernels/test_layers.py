@@ -491,9 +491,10 @@ def test_a_model_of_vectors_has_buffers_too():
     logits=st.integers(1, 3),
     tokens=st.integers(3, 30),
     paired=st.sampled_from([0, 6, 2**15]),
+    aligned=st.sampled_from([1, 60, 2**24]),
     seed=st.integers(0, 99),
 )
-def test_both_ways_to_match_tokens_are_one_kernel(formula, capacity, train, x, logits, tokens, paired, seed):
+def test_both_ways_to_match_tokens_are_one_kernel(formula, capacity, train, x, logits, tokens, paired, aligned, seed):
     """Looking tokens up, on a CPU, all that most examples have at once, and rare ones by pairs; comparing them all."""
     torch.manual_seed(seed)
     layer = embedding.EmbeddingLayer(nn.Embedding(tokens, 3, padding_idx=1), frozenset({"weight"}))
@@ -508,8 +509,27 @@ def test_both_ways_to_match_tokens_are_one_kernel(formula, capacity, train, x, l
     ]
     directions = FORMULAS[formula].directions
     workspace = Workspace(capacity, torch.float64, torch.device("cpu"))
-    few_at_a_time = {"PAIRED_NUMBERS": paired, "NUMBERS_AT_A_TIME": 12, "BLOCK": 6}
+    few_at_a_time = {"PAIRED_NUMBERS": paired, "NUMBERS_AT_A_TIME": 12, "BLOCK": 6, "ALIGNED_NUMBERS": aligned}
     with mock.patch.multiple(token_matching, **few_at_a_time):
         looked_up = token_matching.match_tokens(*sides, directions)
     compared = embedding._match_by_mask(*sides, directions, workspace)
     torch.testing.assert_close(compared, looked_up, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("aligned", [2 * 9 * 2 * 4, 3 * 9 * 2 * 4, 10**6])
+def test_tokens_of_all_examples_are_laid_side_by_side_within_a_bound(aligned, monkeypatch):
+    """Of 4 train and 5 X examples with 2 logits and rows of 4 numbers."""
+    torch.manual_seed(0)
+    token = torch.arange(7)
+    train, x = (
+        [token_matching.TokenGradients(token.expand(n, 7), torch.randn(n, 7, 2, 4, dtype=torch.float64))]
+        for n in (4, 5)
+    )
+    laid, contract = [], token_matching.contract
+    monkeypatch.setattr(token_matching, "ALIGNED_NUMBERS", aligned)
+    monkeypatch.setattr(token_matching, "contract", lambda *sides: (laid.append(sides[:2]), contract(*sides))[1])
+    found = token_matching.match_tokens(train, x, FORMULAS["sgd"].directions)
+    assert max(left.numel() + right.numel() for left, right in laid) <= aligned
+    assert sum(left.shape[1] for left, _ in laid) == 7 * 4
+    expected = torch.einsum("ilap,jlbp->iajb", train[0].gradients, x[0].gradients)
+    torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-12)

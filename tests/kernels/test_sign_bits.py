@@ -195,12 +195,56 @@ def test_bits_and_floating_point_signs_make_one_kernel(architecture):
     assert torch.equal(kernel_of(bits, TileRequest(3, 2)), whole)
 
 
-def test_without_numba_the_kernel_is_the_same(monkeypatch):
+def forget_whether_loops_work(request: pytest.FixtureRequest) -> None:
+    sign_bits._loops_work.cache_clear()
+    request.addfinalizer(sign_bits._loops_work.cache_clear)
+
+
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("no intrinsics"), SystemError("initialization of _internal failed"), OSError(28, "")]
+)
+@pytest.mark.parametrize("broken", ["import", "pack", "add_products"])
+def test_a_numba_that_does_not_work_is_named_once_and_not_used(error, broken, monkeypatch, request, caplog):
+    expected = kernel_of(engine_of("bert", NEVER))
+    loops, asked = sign_bits._loops(), []
+
+    def fail(*_):
+        asked.append(error)
+        raise error
+
+    if broken == "import":
+        monkeypatch.setattr(sign_bits, "_loops", fail)
+    else:
+        monkeypatch.setattr(loops, broken, fail)
+    forget_whether_loops_work(request)
+    for _ in range(2):
+        engine = engine_of("bert", ALWAYS)
+        assert not engine.planner.keeps_signs
+    assert torch.equal(kernel_of(engine), expected)
+    assert len(asked) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "numba cannot be used" in caplog.text and repr(error) in caplog.text
+
+
+def test_loops_that_count_wrong_are_not_used(monkeypatch, request):
+    monkeypatch.setattr(sign_bits, "sign_products", lambda left, right: torch.tensor([[3]]))
+    forget_whether_loops_work(request)
+    assert not engine_of("bert", ALWAYS).planner.keeps_signs
+
+
+def test_whether_numba_works_is_not_asked_where_signs_would_not_be_used(monkeypatch):
+    monkeypatch.setattr(sign_bits, "_loops_work", lambda dtype: pytest.fail("asked"))
+    assert not engine_of("bert", Tuning()).planner.keeps_signs
+    assert not engine_of("bert", ALWAYS, formula="sgd").planner.keeps_signs
+
+
+def test_without_numba_the_kernel_is_the_same(monkeypatch, request):
     expected = kernel_of(engine_of("bert", ALWAYS))
     # Python's way to say that there is no such module.
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "lmntk.kernels.sign_bits_compiled")
     monkeypatch.delattr(lmntk.kernels, "sign_bits_compiled")
+    forget_whether_loops_work(request)
     engine = engine_of("bert", ALWAYS)
     assert not engine.planner.keeps_signs
     assert torch.equal(kernel_of(engine), expected)
@@ -250,12 +294,17 @@ def test_the_memory_of_signs_is_counted_example_by_example():
     engine = engine_of("bert", ALWAYS)
     memory, signs = engine.planner.memory, engine.planner.demands.signs
     with_fragments = memory.tuning.fragmentation
-    assert memory.peak(10, 3) - memory.peak(10, 2) == pytest.approx(with_fragments * signs.per_example, abs=1)
+    assert memory.peak(10, 3) - memory.peak(10, 2) == pytest.approx(
+        with_fragments * (signs.per_example + signs.largest), abs=1
+    )
     kept = engine._propagate(engine.problem.train, [1], 100).of_layer
+    engine._keeps_signs = False
+    factors = engine._propagate(engine.problem.train, [1], 100).of_layer
     held = [batch for batches in kept.values() for batch in batches if isinstance(batch, WeightSigns)]
     planes = sum(batch.planes.rows * batch.planes.negative.shape[1] * 8 for batch in held)
     biases = sum(batch.biases.nbytes for batch in held if batch.biases is not None)
     assert signs.per_example == 2 * planes + biases
+    assert signs.largest == max(engine._layers[name].sign_bytes(batches[0]) for name, batches in factors.items())
 
 
 def test_the_cost_of_counted_signs_is_that_of_their_rate():
@@ -284,7 +333,78 @@ def test_train_factors_of_an_earlier_kernel_become_signs_or_are_made_anew(first,
     earlier = engine_of("bert", first)
     kernel_of(earlier)
     engine = FactoredEngine(earlier.problem, earlier.budget, then, earlier=earlier)
-    # What is compiled already is used, however little there is to do.
-    assert engine.planner.keeps_signs == (ALWAYS in (first, then))
+    # Whatever the earlier kernel kept: a kernel that is stopped and begun again has another one before it, or none.
+    assert engine.planner.keeps_signs == (then is ALWAYS)
+    assert engine.plan() == engine_of("bert", then).plan()
     assert torch.equal(kernel_of(engine), kernel_of(engine_of("bert", NEVER)))
     assert engine.estimate_cost(engine.plan()).tile(next(iter(engine.plan()))) > 0
+
+
+@pytest.mark.parametrize("first", [ALWAYS, NEVER], ids=["bits first", "floats first"])
+@pytest.mark.parametrize("then", [ALWAYS, NEVER], ids=["then bits", "then floats"])
+def test_an_engine_takes_over_one_of_several_train_tiles(first, then):
+    tiles = TileRequest(2, 2)
+    earlier = engine_of("bert", first)
+    kernel_of(earlier, tiles)
+    kept = earlier._row
+    engine = FactoredEngine(earlier.problem, earlier.budget, then, earlier=earlier)
+    assert kept is engine._row and len(kept.train) == 2 and earlier._row is None
+    assert torch.equal(kernel_of(engine, tiles), kernel_of(engine_of("bert", NEVER), tiles))
+
+
+def test_a_stopped_kernel_goes_on_with_its_tiles_and_without_the_engine_before():
+    """A first run computes train × train and part of train × X; a second one has train × train already."""
+    whole = kernel_of(engine_of("bert", NEVER))
+    problem, budget = engine_of("bert", NEVER).problem, MemoryBudget(2**28)
+    first = FactoredEngine(replace(problem, x=None), budget, ALWAYS)
+    kernel_of(first)
+    assert first.planner.keeps_signs
+    stopped = FactoredEngine(problem, budget, NEVER, earlier=first)
+    plan = stopped.plan(TileRequest(2, 2))
+    begun = [block for _, block in zip(range(2), stopped.blocks(plan), strict=False)]
+    again = FactoredEngine(problem, budget, NEVER)
+    size = plan.tile_size
+    assert again.plan(TileRequest(size.row, size.column)) == plan
+    assert again.expected_bytes(plan) == stopped.expected_bytes(plan)
+    rest = list(again.blocks(plan.restricted_to(set(plan) - {tile for tile, _ in begun})))
+    assert torch.equal(assemble([*begun, *rest], plan, problem), whole)
+
+
+def test_train_planes_are_joined_once_and_not_for_each_x_tile(monkeypatch):
+    engine = engine_of("bert", ALWAYS)
+    joined = []
+    join = SignPlanes.join.__func__
+    monkeypatch.setattr(
+        SignPlanes,
+        "join",
+        classmethod(lambda cls, parts: (joined.append(len(parts)) if len(parts) > 1 else None, join(cls, parts))[1]),
+    )
+    engine.planner.memory = replace(engine.planner.memory, batch_tokens=9)
+    found = kernel_of(engine, TileRequest(4, 1))
+    layers = [batches for batches in engine._row.factors.of_layer.values() if isinstance(batches[0], WeightSigns)]
+    assert layers and all(len(batches) == 1 for batches in layers)
+    # X tiles of one example have one batch each.
+    assert len(joined) == len(layers) and min(joined) > 1
+    assert torch.equal(found, kernel_of(engine_of("bert", NEVER)))
+
+
+def test_factors_that_become_signs_are_released_layer_by_layer_and_never_kept_by_halves(monkeypatch):
+    earlier = engine_of("bert", NEVER)
+    kernel_of(earlier)
+    factors = earlier._row.factors.of_layer
+    engine = FactoredEngine(earlier.problem, earlier.budget, ALWAYS, earlier=earlier)
+    sizes, of = [], WeightSigns.of
+
+    def signs(*arguments):
+        sizes.append(len(factors))
+        if len(sizes) == 9:
+            raise KeyboardInterrupt
+        return of(*arguments)
+
+    monkeypatch.setattr(WeightSigns, "of", signs)
+    total = len(factors)
+    with pytest.raises(KeyboardInterrupt):
+        kernel_of(engine)
+    assert engine._row is None and sizes[0] < total and sizes[-1] < sizes[0]
+    monkeypatch.undo()
+    assert torch.equal(kernel_of(engine), kernel_of(engine_of("bert", NEVER)))

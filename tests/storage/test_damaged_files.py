@@ -48,6 +48,29 @@ def test_a_tile_in_another_tiles_place_is_not_used(place: Workplace, undisturbed
     assert (store.parent / KERNELS[2]).read_bytes() == undisturbed[KERNELS[2]]
 
 
+def test_tiles_that_do_not_fit_any_more_are_named_with_a_way_out(
+    place: Workplace, undisturbed: dict[str, bytes]
+) -> None:
+    """Where numba is missing now, factors may take more memory than the signs for which the tiles were planned."""
+    store = interrupted(place, "too large")
+
+    def plan(self: FactoredEngine, *_: object) -> Plan:
+        raise MemoryBudgetError(3 * 2**30, 2**30)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FactoredEngine, "plan", plan)
+        outcome = place.call(place.argv(*TILED, output="too large"))
+    assert (outcome.status, outcome.err) == (
+        2,
+        f"error: {store} holds tiles of an unfinished kernel that were planned in another environment, such as one "
+        "with numba: tiles of their size take 3.00 GB beside the model here, and their plan allows 1.00 GB; go on in "
+        "that environment, or remove the folder to compute this kernel anew\n",
+    )
+    shutil.rmtree(store)
+    place.run(*TILED, output="too large")
+    assert (store.parent / KERNELS[2]).read_bytes() == undisturbed[KERNELS[2]]
+
+
 def test_tiles_outlive_a_plan_that_cannot_be_read(
     place: Workplace, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,12 @@
 """Signs of gradients as bits: 64 products of signs in an exclusive or and a count of ones.
 
 A float32 product of -1, 0 and +1 does the same, exactly too, and takes 6 to 16 times as long. numba compiles the inner
-loops where it is installed; where it is not, `available` says so and signs stay floating-point numbers.
+loops where it is installed; where it is not, or does not work, `available` says so and signs stay floating-point
+numbers.
 """
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -25,12 +29,30 @@ ROW_MULTIPLE, BLOCK_WORDS = 4, 512  # of the compiled loops
 
 
 def available(sample: Tensor) -> bool:
-    """Return whether gradients like `sample` can be packed: float32 or float64 on a CPU, and numba can be imported."""
+    """Return whether gradients like `sample` can be packed: float32 or float64 on a CPU, and numba works.
+
+    The first question compiles the loops, or reads them from numba's cache.
+    """
     if sample.device.type != "cpu" or sample.dtype not in (torch.float32, torch.float64):
         return False
+    return _loops_work(sample.dtype)
+
+
+@functools.cache
+def _loops_work(dtype: torch.dtype) -> bool:
+    """Return whether the loops multiply two signs; once in a process, since what fails once fails again.
+
+    Many things keep an installed numba from working: a numpy that it does not know, `NUMBA_DISABLE_JIT`, a full disk
+    under its cache. None of them is a reason to end a run that does not need numba.
+    """
     try:
-        _loops()
-    except ImportError:  # there is none, or none that knows this numpy
+        planes = SignPlanes.of(torch.tensor([[1.0, -1.0, 0.0]], dtype=dtype, device="cpu"))
+        count = int(sign_products(planes, planes))
+        if count != 2:
+            raise ArithmeticError(f"two products of signs add up to {count}")
+    except Exception as error:
+        log = logger.info if isinstance(error, ModuleNotFoundError) else logger.warning
+        log("signs are multiplied as floating-point numbers, since numba cannot be used (%r)", error)
         return False
     return True
 
@@ -50,7 +72,7 @@ class SignPlanes:
     Attributes:
         negative: Whether a number is negative, uint64 ``[rows, words]``.
         nonzero: Whether a number is neither zero nor NaN, like `negative`; None if all are.
-        holes: Whether a block of words has a number that is, bool ``[rows, blocks]``.
+        blocks_with_zeros: Whether a block of words has a number that is, bool ``[rows, blocks]``.
     """
 
     def __init__(self, rows: int, length: int) -> None:
@@ -59,7 +81,7 @@ class SignPlanes:
         self.length = length
         self.negative = np.empty((rows, words), dtype=np.uint64)
         self.nonzero: np.ndarray | None = None
-        self.holes = np.zeros((rows, -(-words // BLOCK_WORDS)), dtype=np.bool_)
+        self.blocks_with_zeros = np.zeros((rows, -(-words // BLOCK_WORDS)), dtype=np.bool_)
 
     @classmethod
     def of(cls, gradients: Tensor) -> "SignPlanes":
@@ -80,7 +102,7 @@ class SignPlanes:
         for part in parts:
             rows = slice(first, first + part.rows)
             whole.negative[rows] = part.negative
-            whole.holes[rows] = part.holes
+            whole.blocks_with_zeros[rows] = part.blocks_with_zeros
             if whole.nonzero is not None and part.nonzero is not None:
                 whole.nonzero[rows] = part.nonzero
             first = rows.stop
@@ -100,7 +122,7 @@ class SignPlanes:
 
         def part(rows: slice) -> bool:
             both = self.nonzero is not None
-            planes = self.negative, self.nonzero if both else self.negative, self.holes
+            planes = self.negative, self.nonzero if both else self.negative, self.blocks_with_zeros
             return pack(numbers[rows], *planes, first + rows.start * step, step, word, both)
 
         threads = numbers.size // PACKED_PER_THREAD
@@ -135,8 +157,8 @@ def sign_products(left: SignPlanes, right: SignPlanes) -> Tensor:
         own, other = (side.all_nonzero() if side.nonzero is None else side.nonzero for side in (left, right))
 
     def part(rows: slice) -> None:
-        mine = left.negative[rows], own[rows], left.holes[rows]
-        add_products(*mine, right.negative, other, right.holes, left.length, counts[rows])
+        mine = left.negative[rows], own[rows], left.blocks_with_zeros[rows]
+        add_products(*mine, right.negative, other, right.blocks_with_zeros, left.length, counts[rows])
 
     _in_threads(part, len(counts), counts.size * left.negative.shape[1] // WORDS_PER_THREAD)
     return torch.from_numpy(counts[: left.rows, : right.rows])
@@ -162,16 +184,18 @@ def _loops() -> ModuleType:
     return sign_bits_compiled
 
 
-def _in_threads(work: Callable[[slice], Result], rows: int, most: int, multiple: int = ROW_MULTIPLE) -> list[Result]:
+def _in_threads(
+    work: Callable[[slice], Result], rows: int, max_threads: int, multiple: int = ROW_MULTIPLE
+) -> list[Result]:
     """Divide rows among threads, this one among them; others last no longer than the call, so that a process may fork.
 
     Args:
         work: Does some of the rows.
         rows: The number of rows.
-        most: The largest number of threads, if torch may use so many.
+        max_threads: The largest number of threads, if torch may use so many.
         multiple: Each thread's number of rows is a multiple of this, but the last one's.
     """
-    threads = max(1, min(torch.get_num_threads(), most))
+    threads = max(1, min(torch.get_num_threads(), max_threads))
     size = max(1, -(-rows // (threads * multiple)) * multiple)
     own, *others = [slice(start, min(start + size, rows)) for start in range(0, max(1, rows), size)]
     if not others:

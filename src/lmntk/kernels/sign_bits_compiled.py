@@ -63,7 +63,7 @@ def pack(
     numbers: np.ndarray,
     negative: np.ndarray,
     nonzero: np.ndarray,
-    holes: np.ndarray,
+    blocks_with_zeros: np.ndarray,
     first: int,
     step: int,
     word: int,
@@ -75,7 +75,7 @@ def pack(
         numbers: float32 or float64 ``[b, k]``, contiguous.
         negative: Whether a number is negative, uint64 ``[rows, words]``.
         nonzero: Whether it is neither zero nor NaN, like `negative`; not touched unless `both`.
-        holes: Whether a block of words has a zero or NaN, bool ``[rows, blocks]``; only set.
+        blocks_with_zeros: Whether a block of words has a zero or NaN, bool ``[rows, blocks]``; only set.
         first: The row of the planes that the first row of numbers belongs to.
         step: The distance of the rows of the planes.
         word: The word of the planes where the rows of numbers begin.
@@ -94,7 +94,7 @@ def pack(
             minus, other = _compare_64(row, 64 * w)
             negative[target, word + w] = minus
             if other != FULL:
-                holes[target, (word + w) // WORDS] = found = True
+                blocks_with_zeros[target, (word + w) // WORDS] = found = True
             if both:
                 nonzero[target, word + w] = other
         if 64 * whole < length:
@@ -107,7 +107,7 @@ def pack(
                 elif row[k] > 0:
                     other |= bit
                 else:
-                    holes[target, (word + whole) // WORDS] = found = True
+                    blocks_with_zeros[target, (word + whole) // WORDS] = found = True
             negative[target, word + whole] = minus
             if both:
                 nonzero[target, word + whole] = other
@@ -118,10 +118,10 @@ def pack(
 def add_products(
     left: np.ndarray,
     left_nonzero: np.ndarray,
-    left_holes: np.ndarray,
+    left_zeros: np.ndarray,
     right: np.ndarray,
     right_nonzero: np.ndarray,
-    right_holes: np.ndarray,
+    right_zeros: np.ndarray,
     length: int,
     counts: np.ndarray,
 ) -> None:
@@ -129,21 +129,21 @@ def add_products(
 
     Args:
         left: Whether a number is negative, uint64 ``[n, words]``.
-        left_nonzero: Whether it is neither zero nor NaN, like `left`; read where there are holes only.
-        left_holes: Whether a block of words has a zero or NaN, bool ``[n, blocks]``.
+        left_nonzero: Whether it is neither zero nor NaN, like `left`; read in blocks with zeros only.
+        left_zeros: Whether a block of words has a zero or NaN, bool ``[n, blocks]``.
         right: Like `left`, ``[m, words]``.
         right_nonzero: Like `left_nonzero`.
-        right_holes: Like `left_holes`.
+        right_zeros: Like `left_zeros`.
         length: The numbers in a row; further bits of the last word are zeros in all planes.
         counts: int64 ``[n, m]``, both filled up to multiples of `ROWS`; the filling is overwritten.
     """
     words = left.shape[1]
-    for block in range(left_holes.shape[1]):
+    for block in range(left_zeros.shape[1]):
         start, stop = block * WORDS, min((block + 1) * WORDS, words)
         bits = min(64 * stop, length) - 64 * start
         for i in range(0, counts.shape[0], ROWS):
             for j in range(0, counts.shape[1], ROWS):
-                if left_holes[i : i + ROWS, block].any() or right_holes[j : j + ROWS, block].any():
+                if left_zeros[i : i + ROWS, block].any() or right_zeros[j : j + ROWS, block].any():
                     _add_with_zeros(left, left_nonzero, right, right_nonzero, counts, i, j, start, stop)
                     _add_with_zeros(left, left_nonzero, right, right_nonzero, counts, i, j + 2, start, stop)
                 else:

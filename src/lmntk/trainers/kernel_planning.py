@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
-from lmntk.errors import SettingError
+from lmntk.errors import KernelMismatchError, SettingError
 from lmntk.experiment.experiment import Experiment
 from lmntk.experiment.provenance import (
     hash_of_weights,
@@ -103,7 +103,7 @@ class KernelPlanner:
         asked = self._args.tiles
         tiles = TileRequest(begun.get("train_tile", asked.row), begun.get("x_tile", asked.column))
         # Tiles of different plans would not make one kernel: all processes take the plan of the first.
-        plan = distributed.on_rank_zero(self._plan, engine, tiles)
+        plan = distributed.on_rank_zero(self._plan, engine, tiles, self._cache.paths.tiles(split) if begun else None)
         store = distributed.on_rank_zero(self._cache.open_tiles, split, requested | job_settings(engine, plan))
         return KernelJob(f"train × {split}", engine, plan, engine.estimate_cost(plan), store)
 
@@ -134,11 +134,20 @@ class KernelPlanner:
         equal_lengths = experiment.model.equal_lengths
         return FeatureExamples(experiment.datasets[split], experiment.collator, self._args.device, equal_lengths)
 
-    def _plan(self, engine: Engine, tiles: TileRequest) -> Plan:
+    def _plan(self, engine: Engine, tiles: TileRequest, begun: Path | None) -> Plan:
         try:
             return engine.plan(tiles, distributed.world_size())
         except MemoryBudgetError as error:
             needed, given = error.needed / 2**30, error.given / 2**30
+            if begun is not None:
+                raise KernelMismatchError(
+                    f"{begun} holds tiles of an unfinished kernel that were planned in another environment, such as "
+                    f"one with numba: tiles of their size take {needed:.2f} GB beside the model here, and their plan "
+                    f"allows {given:.2f} GB; go on in that environment, or remove the folder to compute this kernel "
+                    "anew",
+                    path=begun,
+                    differences=["environment"],
+                ) from error
             or_jvp = "" if self._args.kernel_per_layer else ", or take `kernel_engine=jvp`"
             raise SettingError(
                 f"`kernel_memory_gb`: the tiles take {needed:.2f} GB beside the model, but only {given:.2f} GB are "

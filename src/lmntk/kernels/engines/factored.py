@@ -119,8 +119,7 @@ class FactoredEngine(Engine):
         self._fallback = self._fallback_for(self._unknown) if self._unknown else None
         fallback = Fallback(self._fallback.budget.bytes, self._fallback.minimum_bytes) if self._fallback else None
         self._keeps_signs = False  # until it is known what factors take
-        compiled = earlier is not None and earlier._keeps_signs
-        self.planner = FactoredPlanner(problem, budget, self._measure_demands(compiled), fallback, tuning)
+        self.planner = FactoredPlanner(problem, budget, self._measure_demands(), fallback, tuning)
         self._keeps_signs = self.planner.keeps_signs
         if earlier and earlier._keeps_signs != self._keeps_signs:
             self._seconds_per_token = None
@@ -177,14 +176,28 @@ class FactoredEngine(Engine):
         if kept is None or (kept.train, kept.batch_tokens) != (train, batch_tokens) or kept.signs > self._keeps_signs:
             self._row = kept = None  # released first
             side = self._propagate(self.problem.train, train, batch_tokens)
-            side = replace(side, of_layer=pack_contiguous(side.of_layer))
+            side = replace(side, of_layer=pack_contiguous(self._joined(side.of_layer)))
         else:
+            self._row = None  # until it is whole again
             side = kept.factors
             if self._keeps_signs and not kept.signs:
-                for name, batches in side.of_layer.items():
-                    side.of_layer[name] = [self._layers[name].signs(batch, self._workspace) for batch in batches]
+                side = replace(side, of_layer=self._joined(side.of_layer))
         self._row = TrainRow(train, batch_tokens, side, self._keeps_signs)
         return side
+
+    def _joined(self, factors: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        """Return a train tile's factors as all its X tiles need them: if signs are kept, those of a layer are joined.
+
+        Args:
+            factors: The factors or signs of every layer; emptied, so that only one layer is held twice.
+        """
+        if not self._keeps_signs:
+            return factors
+        joined: dict[str, Sequence[Any]] = {}
+        for name in list(factors):
+            layer, batches = self._layers[name], factors.pop(name)
+            joined[name] = layer.join_signs([layer.signs(batch, self._workspace) for batch in batches], self._workspace)
+        return joined
 
     def _compute_tile(self, tile: Tile, train: SideFactors) -> Tensor:
         """Compute one tile, float64 ``[S, n, C, x, C]``; the factors of its X examples are released at the end."""
@@ -268,12 +281,8 @@ class FactoredEngine(Engine):
         more = {name for prefix in irregular for name in parameters_of(prefix, self._layers[prefix])}
         return self._fallback_for([name for name in self.problem.params if name in more or name in self._unknown])
 
-    def _measure_demands(self, compiled: bool) -> LayerDemands:
-        """Measure the factors of a typical example, and count what its products cost.
-
-        Args:
-            compiled: Whether products of bits are compiled already.
-        """
+    def _measure_demands(self) -> LayerDemands:
+        """Measure the factors of a typical example, and count what its products cost."""
         problem, one = self.problem, [self.problem.typical_example]
         kept = self._propagate(problem.train, one, self.tuning.batch_tokens).of_layer
         n, m = len(problem.train), min(len(problem.x_examples), self.tuning.max_x_tile)
@@ -287,20 +296,24 @@ class FactoredEngine(Engine):
             dense_numel=sum(cost.dense_numel for cost in costs),
             gram_flops=sum(cost.gram_flops_per_position_pair for cost in costs),
         )
-        if not self._signs_pay(demands, compiled):
+        if not self._signs_pay(demands):
             return demands
         others = [factors for layer, factors in found if not layer.sign_bytes(factors)]
-        per_example = sum(layer.sign_bytes(factors) for layer, factors in found)
-        return replace(demands, signs=SignDemands(per_example, per_token=_num_bytes(others) // tokens))
+        planes = [layer.sign_bytes(factors) for layer, factors in found]
+        signs = SignDemands(sum(planes), per_token=_num_bytes(others) // tokens, largest=max(planes, default=0))
+        return replace(demands, signs=signs)
 
-    def _signs_pay(self, demands: LayerDemands, compiled: bool) -> bool:
-        """Return whether signs are all that counts, can be bits, and are multiplied so often that it saves time."""
+    def _signs_pay(self, demands: LayerDemands) -> bool:
+        """Return whether signs are all that counts, can be bits, and are multiplied so often that it saves time.
+
+        Earlier kernels of the process make no difference, so that a stopped kernel is planned again as it was.
+        """
         problem = self.problem
         if not all(direction.sign_train and direction.sign_x for direction in problem.formula.directions):
             return False
         pairs = len(problem.train) * len(problem.x_examples) / (2 if problem.symmetric else 1)
         flops = 2.0 * demands.dense_numel * problem.num_logits**2 * pairs
-        return (compiled or flops >= self.tuning.sign_bits_flops) and sign_bits.available(self._sample)
+        return flops >= self.tuning.sign_bits_flops and sign_bits.available(self._sample)
 
 
 def _fallback_block(fallback: JacobianEngine, tile: Tile) -> Tensor:

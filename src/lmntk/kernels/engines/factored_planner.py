@@ -23,10 +23,12 @@ class SignDemands:
     Attributes:
         per_example: Bytes of both planes of an example in all layers together.
         per_token: Bytes of the other factors of one token in all layers together.
+        largest: Bytes of both planes of an example in the largest layer, whose batches are joined.
     """
 
     per_example: int
     per_token: int
+    largest: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class MemoryModel:
         """Return the bytes of the factors of so many examples that have so many tokens together."""
         if self.signs is None:
             return self.tuning.fragmentation * self.per_token * tokens
-        return self.tuning.fragmentation * (self.signs.per_token * tokens + self.signs.per_example * examples)
+        per_example = self.signs.per_example + self.signs.largest
+        return self.tuning.fragmentation * (self.signs.per_token * tokens + per_example * examples)
 
     def peak(self, tokens: int, examples: int) -> int:
         """Return the peak with the factors of so many examples of both sides together."""

@@ -131,10 +131,19 @@ class Layer(ABC):
         """Return what is needed of a batch where only the signs of all gradients count; `kernel` takes it as factors.
 
         Args:
-            factors: The factors of the batch.
+            factors: The factors of the batch, or what this has returned.
             workspace: Buffers that are overwritten.
         """
         return factors
+
+    def join_signs(self, batches: Sequence[Any], workspace: Workspace) -> Sequence[Any]:
+        """Return what `signs` kept of several batches as fewer, larger ones, which are multiplied by many X tiles.
+
+        Args:
+            batches: What was kept of each batch.
+            workspace: Buffers that are overwritten.
+        """
+        return batches
 
     @abstractmethod
     def kernel(

@@ -53,9 +53,19 @@ class LinearLayer(Layer):
         """Return the bytes of the planes of bits; the sign of a single outer product has factors."""
         return 0 if factors.inputs is None or factors.positions <= 1 else sign_bytes(factors)
 
-    def signs(self, factors: OuterProducts, workspace: Workspace) -> OuterProducts | WeightSigns:
-        """Form the gradients and keep their signs."""
-        return WeightSigns.of(factors, workspace, self.tuning) if self.sign_bytes(factors) else factors
+    def signs(self, factors: OuterProducts | WeightSigns, workspace: Workspace) -> OuterProducts | WeightSigns:
+        """Form the gradients and keep their signs; signs stay as they are."""
+        if isinstance(factors, WeightSigns) or not self.sign_bytes(factors):
+            return factors
+        return WeightSigns.of(factors, workspace, self.tuning)
+
+    def join_signs(
+        self, batches: Sequence[OuterProducts | WeightSigns], workspace: Workspace
+    ) -> Sequence[OuterProducts | WeightSigns]:
+        """Return one batch of signs if there are any, else the factors."""
+        if any(isinstance(batch, WeightSigns) for batch in batches):
+            return [WeightSigns.join(batches, workspace, self.tuning)]
+        return batches
 
     def kernel(
         self,

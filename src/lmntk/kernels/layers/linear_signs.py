@@ -56,8 +56,11 @@ class WeightSigns:
         return cls(planes, c, batch.biases)
 
     @classmethod
-    def join(cls, batches: Sequence["WeightSigns"]) -> "WeightSigns":
-        """Return the signs of all batches as one."""
+    def join(
+        cls, factors: Sequence["OuterProducts | WeightSigns"], workspace: Workspace, tuning: Tuning = DEFAULT_TUNING
+    ) -> "WeightSigns":
+        """Return the signs of all batches as one; those of batches that are factors still are taken now."""
+        batches = [batch if isinstance(batch, WeightSigns) else cls.of(batch, workspace, tuning) for batch in factors]
         biases = [batch.biases for batch in batches if batch.biases is not None]
         planes = SignPlanes.join([batch.planes for batch in batches])
         return cls(planes, batches[0].num_logits, torch.cat(biases) if biases else None)
@@ -84,12 +87,7 @@ def sign_kernel(
         workspace: Buffers that are overwritten.
         tuning: Chooses how much is formed at a time.
     """
-    left, right = (
-        WeightSigns.join(
-            [batch if isinstance(batch, WeightSigns) else WeightSigns.of(batch, workspace, tuning) for batch in side]
-        )
-        for side in (train, x)
-    )
+    left, right = (WeightSigns.join(side, workspace, tuning) for side in (train, x))
     with workspace.timer.stage("contraction"):
         counts = sign_products(left.planes, right.planes).double()
     return counts.unflatten(1, (-1, right.num_logits)).unflatten(0, (-1, left.num_logits))

@@ -19,6 +19,8 @@ from lmntk.kernels.formulas import SignPlacement
 PAIRED_NUMBERS = 2**15
 # Numbers of one side's rows that are copied for pairs at a time.
 NUMBERS_AT_A_TIME = 2**21
+# Numbers of both sides' rows that are laid side by side at a time, for tokens that most examples have.
+ALIGNED_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def match_tokens(
         product = product.view(len(directions), len(own), c, len(other), c).transpose(2, 3)
         result[:, left.example[own, None], right.example[None, other]] += product
     if common.any():
-        for tokens in here.token[common].split(max(1, BLOCK // d)):
+        numbers = (left.size + right.size) * c * d
+        for tokens in here.token[common].split(max(1, min(BLOCK // d, ALIGNED_NUMBERS // numbers))):
             product = contract(left.aligned(tokens), right.aligned(tokens), directions)
             blocks += product.view(blocks.shape)
     _add_pairs(result, (left, here.of(rare)), (right, there.of(rare)), directions)
@@ -121,9 +124,10 @@ class _Side:
         """Return the rows of these tokens, in increasing order, side by side: ``[size · C, T · d]``; zeros for none."""
         place = torch.searchsorted(tokens, self.token).clamp_(max=len(tokens) - 1)
         found = (tokens[place] == self.token).nonzero()[:, 0]
-        together = self.rows.new_zeros(self.size, len(tokens), *self.rows.shape[1:])
-        together[self.example[found], place[found]] = self.rows[found]
-        return together.transpose(1, 2).reshape(self.size * self.rows.shape[1], -1)
+        c, d = self.rows.shape[1:]
+        together = self.rows.new_zeros(self.size, c, len(tokens), d)
+        together[self.example[found], :, place[found]] = self.rows[found]
+        return together.view(self.size * c, -1)
 
 
 def _shared(left: _Side, right: _Side) -> tuple[_Tokens, _Tokens]:
