@@ -10,7 +10,9 @@ import pytest
 from command_line import Workplace
 from interrupted_runs import KERNELS, TILED, TILES, count_tiles, interrupted, stop_after, tile_name, undisturbed_kernels
 from lmntk.errors import FileError, UsageError
-from lmntk.kernels.tiling import TileRow, TileSize
+from lmntk.kernels import MemoryBudgetError
+from lmntk.kernels.engines.factored import FactoredEngine
+from lmntk.kernels.tiling import Plan, TileRow, TileSize
 from lmntk.storage import tile_store
 from lmntk.storage.output_folder import LOCK_NAME, locked_output_folder
 from lmntk.storage.run_results import write_metrics
