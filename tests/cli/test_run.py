@@ -27,6 +27,7 @@ from command_line import (
     sst2_rows,
     write_rows,
 )
+from lmntk.kernels import MemoryBudget
 
 # SPEC: float32 against float64 gradients taken one at a time, relative Frobenius error.
 FLOAT32, FLOAT64 = 2e-6, 1e-12
@@ -277,6 +278,16 @@ def test_a_padding_token_in_a_text_is_the_same_to_every_engine(place: Workplace,
     kernels = {engine: read_tensors(folder / "test_kernels_sst-2.pt")[0] for engine, folder in folders.items()}
     assert oracle.relative_error(kernels["jacobian"], kernels["factored"]) < 1e-12
     assert oracle.relative_error(kernels["jvp"], kernels["factored"]) < 1e-12
+
+
+def test_the_kernels_of_a_run_have_one_budget_although_the_first_leaves_less_memory(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter((2.0, 1.0, 0.5))
+    monkeypatch.setattr(MemoryBudget, "default", lambda *_: MemoryBudget.from_gb(next(free)))
+    folder = place.run(output="budget")
+    stored = [json.loads((folder / f"{split}_kernels_sst-2.json").read_text()) for split in SIZES]
+    assert [description["memory_gb"] for description in stored] == [2.0, 2.0, 2.0]
 
 
 def test_logits_of_several_templates_are_averaged(place: Workplace) -> None:
