@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -116,10 +115,8 @@ def small_tiles(job, engine, problem):
 
 
 def test_a_section_is_stopped_when_its_time_is_over():
-    start = time.monotonic()
     rows = check_gpu.run_section("exactness", Settings("cpu", True, 1 - check_gpu.GRACE_SECONDS))
     assert rows[-1] == {"section": "exactness", "note": "stopped: its time was over"}
-    assert time.monotonic() - start < 30, "it would take longer"
 
 
 def test_an_engine_that_is_not_exact_fails_the_check(tmp_path, monkeypatch, capsys):
