@@ -81,6 +81,8 @@ def test_a_program_that_imports_lmntk_sees_everything_as_before() -> None:
         ("1", 2, {}, None),
         ("2", 2, {}, "PASSIVE"),
         ("3", 16, {}, "PASSIVE"),
+        ("2", 2, {"LOCAL_WORLD_SIZE": "2"}, None),
+        ("3", 2, {"LOCAL_WORLD_SIZE": "2"}, "PASSIVE"),
         ("2", 16, {}, None),
         ("9", 2, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
         ("9", 2, {"GOMP_SPINCOUNT": "7"}, None),

@@ -42,8 +42,8 @@ def begin() -> None:
 def choose_waiting() -> None:
     """Let OpenMP threads sleep while they wait if other programs compute; it counts if torch is not imported yet.
 
-    By default threads of GNU OpenMP, which torch brings along, look for work for milliseconds. On cores of
-    their own that is fastest. Where another program has the core of the thread that they wait for, they waste its time:
+    By default threads of GNU OpenMP, which torch brings along, look for work for milliseconds. On cores of their own
+    that is fastest. Where another program has the core of the thread that they wait for, they waste its time:
     two threads are then several times slower than one.
     """
     if not any(name in os.environ for name in _OPENMP_SETTINGS) and _others_compute():
@@ -60,8 +60,9 @@ def _others_compute() -> bool:
         except (OSError, ValueError, StopIteration):  # not Linux
             return False
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    # One of them is this process.
-    return statistics.median(found) - 1 >= max(1, (os.cpu_count() or 1) // 8)
+    # This process and those that torchrun has started beside it are not others.
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return statistics.median(found) - own >= max(1, (os.cpu_count() or 1) // 8)
 
 
 def import_transformers() -> None:

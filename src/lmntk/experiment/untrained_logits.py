@@ -5,11 +5,9 @@ from torch import Tensor
 
 from lmntk import distributed
 from lmntk.kernels.batching import length_buckets
+from lmntk.kernels.tuning import DEFAULT_TUNING
 from lmntk.models.classifier import PromptClassifier
 from lmntk.prompts.features import FeatureExamples
-
-BATCH_TOKENS = 4096
-"""Tokens, padding included, that a model reads at a time."""
 
 
 def untrained_logits(model: PromptClassifier, examples: FeatureExamples) -> Tensor:
@@ -23,7 +21,7 @@ def untrained_logits(model: PromptClassifier, examples: FeatureExamples) -> Tens
         examples: The X prompts.
     """
     order = sorted(range(len(examples)), key=lambda index: examples.shapes[index])
-    batches = length_buckets(examples, order, BATCH_TOKENS)
+    batches = length_buckets(examples, order, DEFAULT_TUNING.small_model_batch_tokens)
     own: dict[int, Tensor] = {}
     with torch.no_grad():
         for number in range(distributed.rank(), len(batches), distributed.world_size()):
