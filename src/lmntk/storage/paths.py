@@ -92,6 +92,10 @@ class RunPaths:
         """The table of how well each layer predicts on its own."""
         return Path(self.folder) / f"layer_results_{self.task_key}.csv"
 
+    def snapshot(self, step: int) -> Path:
+        """The logits, linearised logits and kernel of a training after a number of steps."""
+        return Path(self.folder) / f"step-{step:06d}_{self.task_key}.safetensors"
+
     def _path(self, spelling: str, pattern: str) -> Path:
         split = Split.parse(spelling)
         return Path(self.folder) / pattern.format(mode=split.mode, task=split.other_task or self.task_key)
