@@ -5,11 +5,34 @@ the logits of both and of the model linearised at θ₀, f_lin(x) = f(x; θ₀) 
 kernels of the train examples at both. A score is the main metric of the task: accuracy, or F1 for MRPC and QQP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lmntk.analysis.saved_run import SavedRun
+import numpy as np
+
+from lmntk.analysis.kernel_distances import KernelDistances, kernel_distances, mean_distances
+from lmntk.analysis.pairing import check_pair
+from lmntk.analysis.saved_run import Predictions, SavedRun
+from lmntk.analysis.scores import (
+    constant_score,
+    gain_error,
+    logits_distance,
+    mean_residual,
+    recovery,
+    score,
+    score_error,
+)
+from lmntk.analysis.trainings import Training
+from lmntk.errors import Bounds, FileError, KernelMismatchError, check_numbers
+from lmntk.solvers.problem import predicted_classes
+from lmntk.storage.training_snapshots import SplitSnapshot
+
+ROUNDING = 1e-12  # scores are fractions of integers: 0.72 / 0.8 reaches 0.9
+THRESHOLD_BOUNDS = {
+    name: Bounds(name, 0.0, above=name == "distance") for name in ("ratio", "recovery", "distance", "standard_errors")
+}
+"""The bounds of the fields of `Thresholds`."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +44,9 @@ class Thresholds:
         recovery: The least share of fine-tuning's gain that the linearised model has too.
         distance: What the mean of |K_T − K₀| / |K₀| over the entries stays below.
         standard_errors: How many standard errors of the test set a score must be above another to count as above it.
+
+    Raises:
+        SettingError: A number is out of bounds.
     """
 
     ratio: float = 0.9
@@ -28,26 +54,9 @@ class Thresholds:
     distance: float = 2.0
     standard_errors: float = 2.0
 
-
-@dataclass(frozen=True)
-class KernelDistances:
-    """How far a kernel A is from another, B; for an asymmetric kernel over the entries of both directions.
-
-    Attributes:
-        mean: The mean of |A − B| / |B| over the entries.
-        median: Their median.
-        near_zero: How many entries of B are near zero, below 10⁻³ of the mean |B|: they make the mean explode.
-        entries: How many entries there are.
-        frobenius: ‖A − B‖ / ‖B‖.
-        cka: Centred kernel alignment of the kernels of the logits' differences.
-    """
-
-    mean: float
-    median: float
-    near_zero: int
-    entries: int
-    frobenius: float
-    cka: float
+    def __post_init__(self) -> None:
+        """Check the bounds of the numbers."""
+        check_numbers(THRESHOLD_BOUNDS.values(), vars(self))
 
 
 @dataclass(frozen=True)
@@ -92,12 +101,22 @@ class SeedBehaviour:
     linearised: float
     finetuned: float
     constant: float
-    errors: dict[str, float]
+    errors: Mapping[str, float]
     logits_distance: float
     equal_predictions: float
     agreement: float
     chi: float
     distances: KernelDistances | None
+
+    @property
+    def ratio(self) -> float:
+        """acc_K / acc_FT; NaN if acc_FT is 0."""
+        return self.kernel / self.finetuned if self.finetuned else float("nan")
+
+    @property
+    def recovery(self) -> float:
+        """(acc_lin − acc_PT) / (acc_FT − acc_PT); NaN if acc_FT = acc_PT."""
+        return recovery(self.linearised, self.finetuned, self.pretrained)
 
 
 @dataclass(frozen=True)
@@ -139,6 +158,54 @@ class BehaviourRow:
     fixed: Verdict
     whole: Verdict
 
+    def values(self, name: str) -> list[float]:
+        """Return an attribute of `SeedBehaviour` seed by seed; seeds that lack it are left out."""
+        return [float(value) for seed in self.seeds if (value := getattr(seed, name)) is not None]
+
+    def mean(self, name: str) -> float:
+        """Return the mean of an attribute over seeds; NaN if no seed has it."""
+        values = self.values(name)
+        return float(np.mean(values)) if values else float("nan")
+
+    def deviation(self, name: str) -> float:
+        """Return the population standard deviation over seeds; NaN for fewer than two."""
+        return _deviation(self.values(name))
+
+    def mean_error(self, name: str) -> float:
+        """Return the mean over seeds of a standard error, one of `SeedBehaviour.errors`.
+
+        It is at least the standard error of the mean over seeds that share their test examples.
+        """
+        return float(np.mean([seed.errors[name] for seed in self.seeds]))
+
+    @property
+    def ratio(self) -> float:
+        """acc_K / acc_FT of the means over seeds; NaN if acc_FT is 0."""
+        finetuned = self.mean("finetuned")
+        return self.mean("kernel") / finetuned if finetuned else float("nan")
+
+    @property
+    def recovery(self) -> float:
+        """(acc_lin − acc_PT) / (acc_FT − acc_PT) of the means over seeds; NaN if acc_FT = acc_PT."""
+        return recovery(self.mean("linearised"), self.mean("finetuned"), self.mean("pretrained"))
+
+    @property
+    def recoveries(self) -> list[float]:
+        """The recovery of each seed in which acc_FT is above acc_PT by `Thresholds.standard_errors`."""
+        z = self.thresholds.standard_errors
+        return [seed.recovery for seed in self.seeds if seed.finetuned - seed.pretrained > z * seed.errors["gain"]]
+
+    @property
+    def recovery_deviation(self) -> float:
+        """The population standard deviation of `recoveries`; NaN for fewer than two."""
+        return _deviation(self.recoveries)
+
+    @property
+    def distances(self) -> KernelDistances | None:
+        """How far the kernel moved, the mean over seeds; None if a seed lacks it."""
+        found = [seed.distances for seed in self.seeds]
+        return None if None in found else mean_distances([one for one in found if one is not None])
+
 
 def seed_behaviour(
     training: SavedRun, kernel: SavedRun, with_f0: SavedRun | None = None, split: str = "test"
@@ -154,16 +221,143 @@ def seed_behaviour(
     Raises:
         FileError: A snapshot or the predictions are missing or damaged.
         KernelMismatchError: The runs are of different data, models, prompts or parameters.
+        NotFiniteError: A snapshot holds NaN or infinity.
     """
-    raise NotImplementedError
+    found = Training.of_run(training)
+    last = found.read_last()
+    before, after = found.split(found.first, split), found.split(last, split)
+    of_kernel = _predictions(found, kernel, before, split)
+    of_f0 = None if with_f0 is None else _predictions(found, with_f0, before, split)
+    task, labels = training.task, before.labels
+    untrained, tuned, linear = map(predicted_classes, (before.logits, after.logits, after.linearised))
+    predicted = of_kernel.predicted.astype(np.int64)
+    start, end = found.kernel(found.first), found.kernel(last)
+    train, record = found.first.splits.get("train"), {**training.record, **found.description}
+    return SeedBehaviour(
+        task=training.key,
+        metric=task.main_metrics[0] if task else "acc",
+        split=split,
+        examples=len(labels),
+        seed=record.get("seed"),
+        formula=str(record.get("kernel_formula", "")),
+        optimizer=str(record.get("optimizer", "")),
+        last_step=last.step,
+        pretrained=score(task, split, untrained, labels),
+        kernel=score(task, split, predicted, labels),
+        kernel_with_f0=None if of_f0 is None else score(task, split, of_f0.predicted, labels),
+        linearised=score(task, split, linear, labels),
+        finetuned=score(task, split, tuned, labels),
+        constant=constant_score(task, split, labels, max(2, before.logits.shape[1])),
+        errors={
+            "kernel": score_error(task, split, predicted, labels),
+            "finetuned": score_error(task, split, tuned, labels),
+            "gain": gain_error(task, split, tuned, untrained, labels),
+        },
+        logits_distance=logits_distance(after.logits, after.linearised, before.logits),
+        equal_predictions=float(np.mean(linear == tuned)),
+        agreement=float(np.mean(predicted == tuned)),
+        chi=float("nan") if train is None else mean_residual(train.logits, train.labels),
+        distances=None if start is None or end is None else kernel_distances(end, start),
+    )
+
+
+def _predictions(training: Training, run: SavedRun, examples: SplitSnapshot, split: str) -> Predictions:
+    """Read the predictions of a kernel run that belongs to a training."""
+    if run.record.get("trainer", "kernel") != "kernel":
+        what = f"{run.folder} is a run of `trainer={run.record['trainer']}`"
+        raise KernelMismatchError(f"{what}: give one of `trainer=kernel`", path=run.folder, differences=["trainer"])
+    check_pair(training.run, run, training.description, run.description)
+    found = run.predictions(split)
+    if found is None:
+        remedy = f"repeat the run's command with `{'do_eval' if split == 'dev' else 'do_predict'}`"
+        path = run.paths.predictions(split)
+        raise FileError(f"{run.folder} holds no predictions of {split} ({path.name}): {remedy}", path=path)
+    if len(found.labels) != len(examples.labels):
+        what = f"{len(examples.labels)} and {len(found.labels)} examples of {split}"
+    elif len(different := np.flatnonzero(found.labels != examples.labels)):
+        what = f"different labels of {split}, first for example {different[0]} (counted from 0)"
+    else:
+        return found
+    raise KernelMismatchError(
+        f"{training.run.folder} and {run.folder} have {what}: give runs of one task and data",
+        path=run.folder,
+        differences=["labels"],
+    )
 
 
 def behaviour_row(name: str, seeds: Sequence[SeedBehaviour], thresholds: Thresholds) -> BehaviourRow:
     """Decide over seeds whether the kernel describes fine-tuning.
 
+    The three conditions are those of third-party re-implementations of the paper's analysis (arXiv 2210.05643):
+
+    1. The kernel solves the task: acc_K / acc_FT is at least `Thresholds.ratio`, and acc_K is above the best constant
+       prediction. It is undecided where fine-tuning is not above that either.
+    2. Linearisation: (acc_lin − acc_PT) / (acc_FT − acc_PT) is at least `Thresholds.recovery`. It is undecided where
+       acc_FT is not above acc_PT.
+    3. Fixed features: the mean of |K_T − K₀| / |K₀| over the entries of train × train is below `Thresholds.distance`.
+
+    All are decided on means over seeds. A score is above another if it is so by `Thresholds.standard_errors` standard
+    errors, see `BehaviourRow.mean_error`.
+
     Args:
         name: What to call the row.
         seeds: The numbers of each seed, at least one.
         thresholds: What decides.
+
+    Raises:
+        ValueError: There are no seeds.
     """
-    raise NotImplementedError
+    if not seeds:
+        raise ValueError("a row needs at least one seed")
+    bare = BehaviourRow(name, tuple(seeds), thresholds, *[Verdict("undecided")] * 4)
+    parts = _solves(bare), _linear(bare), _fixed(bare)
+    return BehaviourRow(name, tuple(seeds), thresholds, *parts, _whole(parts))
+
+
+def _solves(row: BehaviourRow) -> Verdict:
+    if not _is_above_constant(row, "finetuned"):
+        return Verdict("undecided", "fine-tuning does not solve the task")
+    return _yes_or_no(_reaches(row.ratio, row.thresholds.ratio) and _is_above_constant(row, "kernel"))
+
+
+def _linear(row: BehaviourRow) -> Verdict:
+    gain = row.mean("finetuned") - row.mean("pretrained")
+    if not gain > row.thresholds.standard_errors * row.mean_error("gain"):
+        return Verdict("undecided", "fine-tuning does not improve on the pre-trained model")
+    return _yes_or_no(_reaches(row.recovery, row.thresholds.recovery))
+
+
+def _fixed(row: BehaviourRow) -> Verdict:
+    found = row.distances
+    if found is None:
+        return Verdict("undecided", "the snapshots hold no kernels")
+    if not np.isfinite(found.mean):
+        return Verdict("undecided", "the kernel at θ₀ has entries that are 0")
+    return _yes_or_no(found.mean < row.thresholds.distance)
+
+
+def _whole(parts: Sequence[Verdict]) -> Verdict:
+    answers = [part.answer for part in parts]
+    if "no" in answers:
+        return Verdict("no")
+    reasons = "; ".join(part.reason for part in parts if part.reason)
+    return Verdict("undecided", reasons) if "undecided" in answers else Verdict("yes")
+
+
+def _is_above_constant(row: BehaviourRow, name: str) -> bool:
+    """Whether a score is above the best constant prediction."""
+    margin = row.thresholds.standard_errors * row.mean_error(name)
+    return row.mean(name) - row.mean("constant") > margin
+
+
+def _reaches(value: float, least: float) -> bool:
+    """Whether a value is at least a threshold, up to rounding."""
+    return value >= least - ROUNDING
+
+
+def _yes_or_no(holds: bool) -> Verdict:
+    return Verdict("yes" if holds else "no")
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values)) if len(values) > 1 else float("nan")

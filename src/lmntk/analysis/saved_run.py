@@ -22,7 +22,10 @@ from lmntk.storage.readers import read_json
 
 MODES = ("train", "dev", "test")
 _KERNEL = re.compile(r"(train|dev|test)_kernels_(.+)\.pt")
-_OTHERS = (r"()run_(.+)\.json", r"(dev|test)_predictions_(.+)\.csv", r"(eval|test)_results_(.+)\.txt")
+_OTHERS = (
+    *(r"()run_(.+)\.json", r"(dev|test)_predictions_(.+)\.csv", r"(eval|test)_results_(.+)\.txt"),
+    r"(step)-\d+_(.+)\.safetensors",
+)
 REPEAT = "repeat the run's command"
 RECOMPUTE = "repeat the command that made it, with `overwrite_kernels=True`"
 

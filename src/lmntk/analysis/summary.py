@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from lmntk import solvers
 from lmntk.analysis import statistics
-from lmntk.analysis.saved_run import SavedKernel, SavedRun, second_splits, task_of
+from lmntk.analysis.saved_run import SavedKernel, SavedRun, second_splits
+from lmntk.analysis.scores import score
 from lmntk.analysis.solver_choice import SolverChoice, Source, choose_solver
 from lmntk.analysis.statistics import Components, Spectrum
-from lmntk.data.metrics import compute_metrics, mean_over_samples
-from lmntk.data.tasks import Task
+from lmntk.data.metrics import mean_over_samples
 from lmntk.errors import UsageError
 from lmntk.solvers.problem import Array, ClassIds, predicted_classes
 
@@ -175,7 +175,7 @@ def _summarise_results(run: SavedRun, name: str, metric: str) -> RunSummary:
     for split in ("dev", "test", *map(str, second_splits(run.key))):
         found = run.predictions(split)
         if found is not None:
-            value = _score(run.task, split, found.predicted, found.labels)
+            value = score(run.task, split, found.predicted, found.labels)
             splits[split] = SplitSummary(found.labels, found.predicted, value)
     stored = {split: _stored_score(run, split, metric) for split in run.metrics}
     scores = {split: found.score for split, found in splits.items()}
@@ -187,14 +187,6 @@ def _summarise_results(run: SavedRun, name: str, metric: str) -> RunSummary:
     if not splits:
         remarks.append("The folder holds metrics but no predictions: an older version wrote it.")
     return RunSummary(run, name, metric, splits, scores, remarks=remarks)
-
-
-def _score(task: Task | None, split: str, predicted: Array | ClassIds, labels: Array | ClassIds) -> float:
-    """Return the main metric of a split's own task, or the accuracy if the task is unknown."""
-    own = task_of(split, task)
-    if own is None:
-        return float(np.mean(predicted == labels))
-    return compute_metrics(own, predicted, labels)[own.metric_prefix + own.main_metrics[0]]
 
 
 def _stored_score(run: SavedRun, split: str, metric: str) -> float | None:
@@ -244,7 +236,7 @@ class _Predictor:
             logits = fitted.predict(kernel.values, kernel.labels, self._f0.get(split), split).logits
             mean = mean_over_samples(logits, len(labels))
             predicted = predicted_classes(mean)
-            found[split] = SplitSummary(labels, predicted, _score(self._run.task, split, predicted, labels), mean)
+            found[split] = SplitSummary(labels, predicted, score(self._run.task, split, predicted, labels), mean)
         return found
 
 
