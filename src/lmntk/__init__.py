@@ -1,6 +1,6 @@
 """The empirical neural tangent kernel of language-model prompts, and what it predicts.
 
-`empirical_ntk` needs torch and numpy; `KernelClassifier` needs the packages of ``pip install lmntk[lm]``.
+`empirical_ntk` and `linearised` need torch and numpy; `KernelClassifier` needs the packages of ``pip install lmntk[lm]``.
 """
 
 from importlib import import_module
@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lmntk.experiment.kernel_classifier import KernelClassifier
     from lmntk.kernels import empirical_ntk
+    from lmntk.kernels.linearised import linearised
 
 __version__ = "0.1.0"
-__all__ = ["KernelClassifier", "__version__", "empirical_ntk"]
+__all__ = ["KernelClassifier", "__version__", "empirical_ntk", "linearised"]
 
-_HOMES = {"KernelClassifier": "lmntk.experiment.kernel_classifier", "empirical_ntk": "lmntk.kernels"}
+_HOMES = {
+    "KernelClassifier": "lmntk.experiment.kernel_classifier",
+    "empirical_ntk": "lmntk.kernels",
+    "linearised": "lmntk.kernels.linearised",
+}
 
 
 def __getattr__(name: str) -> Any:

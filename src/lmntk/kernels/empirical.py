@@ -14,7 +14,7 @@ from lmntk.kernels.batching import Batch
 from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS, Formula
 from lmntk.kernels.memory import MemoryBudget
-from lmntk.kernels.problem import Block, FunctionModel, KernelProblem, ModuleModel, Parameters, logits_of
+from lmntk.kernels.problem import Block, FunctionModel, KernelProblem, ModuleModel, Parameters
 from lmntk.kernels.tiling import TileRequest
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 from lmntk.kernels.user_batches import read_batches
@@ -101,19 +101,13 @@ def _problem(
 ) -> KernelProblem:
     """Return the kernel that is asked for; its number of logits is found later."""
     module = model if isinstance(model, nn.Module) else None
-    if isinstance(model, nn.Module):
-        params = functional.parameters_of(model, params)
-        engine_model: FunctionModel = functional.module_model(model)
-    elif params:
-        engine_model = FunctionModel(lambda params, batch: logits_of(model(params, batch)))
-    else:
-        raise ValueError("a function needs `params`, the values at which its gradients are taken")
+    chosen, params = functional.engine_model(model, params)
     device = next(iter(params.values())).device
     train = read_batches("train_batches", train_batches, module, device)
     if not len(train):
         raise ValueError("`train_batches` holds no example")
     x = None if x_batches is None else read_batches("x_batches", x_batches, module, device)
-    return KernelProblem(train=train, x=x, formula=formula, num_logits=0, model=engine_model, params=params)
+    return KernelProblem(train=train, x=x, formula=formula, num_logits=0, model=chosen, params=params)
 
 
 def _number_of_logits(problem: KernelProblem) -> int:

@@ -1,7 +1,7 @@
 """A module as a function of its parameters and a batch, and the conditions under which its kernel is defined."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lmntk.kernels.batching import Batch, equal_shape_batches
-from lmntk.kernels.problem import KernelProblem, ModuleModel, Parameters, logits_of
+from lmntk.kernels.problem import FunctionModel, KernelProblem, ModuleModel, Parameters, logits_of
 
 
 def parameters_of(module: nn.Module, params: Parameters | None) -> Parameters:
@@ -35,6 +35,21 @@ def parameters_of(module: nn.Module, params: Parameters | None) -> Parameters:
         if value.shape != own[name].shape:
             raise ValueError(f"`params` has {list(value.shape)} for {name!r}, which is {list(own[name].shape)}")
     return {name: value.detach() for name, value in params.items()}
+
+
+def engine_model(
+    model: nn.Module | Callable[[Parameters, Batch], Any], params: Parameters | None
+) -> tuple[FunctionModel, Parameters]:
+    """Return a model as engines take it, and the parameters asked for.
+
+    Raises:
+        ValueError: `params` does not fit, or the model draws random numbers or mixes examples: see `parameters_of`.
+    """
+    if isinstance(model, nn.Module):
+        return module_model(model), parameters_of(model, params)
+    if not params:
+        raise ValueError("a function needs `params`, the values at which its gradients are taken")
+    return FunctionModel(lambda params, batch: logits_of(model(params, batch))), params
 
 
 def module_model(module: nn.Module) -> ModuleModel:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.func import jacrev, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lmntk.kernels.batching import Batch
@@ -32,7 +33,7 @@ class Differentiator:
 
     def __init__(self, logits_fn: LogitsFunction) -> None:
         self._logits_fn = logits_fn
-        self._refused: dict[str, set[Any]] = {"jacobian": set(), "push": set()}
+        self._refused: dict[str, set[Any]] = {"jacobian": set(), "push": set(), "linear": set()}
 
     def jacobian(self, params: Parameters, batch: Batch, fixed: Parameters) -> Parameters:
         """Differentiate every example's logits.
@@ -75,6 +76,39 @@ class Differentiator:
             lambda: vmap(derivative)(tangents).to(torch.float64),
             lambda: self._push_backward(params, tangents, batch),
             "torch cannot differentiate the model forwards (%s): the jvp engine takes gradients in its place",
+        )
+
+    def linear(self, params: Parameters, tangent: Parameters, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return examples' logits and their derivative along one direction in parameter space.
+
+        Fused attention has no forward-mode derivative: torch takes its plain form here.
+
+        Args:
+            params: The parameters.
+            tangent: The direction, a tensor for each parameter.
+            batch: Examples of one shape, a pytree of ``[B, ...]``.
+
+        Returns:
+            Both ``[B, C]``, in the model's own dtype.
+        """
+
+        def forwards() -> tuple[Tensor, Tensor]:
+            with sdpa_kernel(SDPBackend.MATH):
+                found: tuple[Tensor, Tensor] = jvp(lambda own: self._logits_fn(own, batch), (params,), (tangent,))
+            return found
+
+        def backwards() -> tuple[Tensor, Tensor]:
+            logits = self._logits_fn(params, batch)
+            single = {name: change[None] for name, change in tangent.items()}
+            return logits, self._push_backward(params, single, batch)[0].to(logits)
+
+        return self._try(
+            "linear",
+            batch,
+            forwards,
+            backwards,
+            "torch cannot differentiate the model forwards (%s): gradients are taken one example and one logit at a "
+            "time, which is slow",
         )
 
     def _try(self, what: str, batch: Batch, fast: Callable[[], T], sure: Callable[[], T], warning: str) -> T:
