@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lmntk.config.flag_fields import flag
+from lmntk.config.kernel_steps import KernelSteps
 from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.kernels.memory import MemoryBudget
@@ -64,4 +65,13 @@ class KernelArguments:
     kernel_memory_gb: float | None = flag(
         f"Memory for kernels, in GB; default: {MemoryBudget.DEFAULT_FRACTION:.0%}% of the free memory."
     )
+    kernel_steps: str | None = flag(
+        "Training steps of which to keep a snapshot, a list such as 0,1,2,5,10,last: logits, those of the model "
+        "linearised at the start, and the kernel of train; last is the model that is evaluated."
+    )
     dry_run: bool = flag("Estimate time, memory and disk space of the kernels, and exit.", False)
+
+    @property
+    def snapshot_steps(self) -> KernelSteps | None:
+        """The training steps of which snapshots are kept; None without `kernel_steps`."""
+        return None if self.kernel_steps is None else KernelSteps.parse(self.kernel_steps)

@@ -83,6 +83,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
             if is_given:
                 _refuse(training, setting, "works with `trainer=kernel` only: add that, or leave out `no_train`")
     _check_training(model, training)
+    _check_snapshots(task, training)
     _check_demonstrations(model, data)
     if not (training.do_train or training.do_eval or training.do_predict or training.dry_run):
         raise SettingError("nothing to do: pass `do_train`, `do_eval` or `do_predict`", setting="do_train", value=False)
@@ -124,6 +125,11 @@ def _fits_logistic_kernel(given: Any) -> bool:
 
 _fine_tunes, _uses_kernel = _active(ActiveTrainer.STANDARD), _active(ActiveTrainer.KERNEL)
 
+
+def _makes_kernels(given: Any) -> bool:
+    return _uses_kernel(given) or (_fine_tunes(given) and given.kernel_steps is not None)
+
+
 CONDITIONS = (
     Condition(("f0_scaling",), "`adjust_for_init`", lambda given: given.adjust_for_init),
     Condition(("kernel_gamma", "kernel_lambda"), "`kernel_solver=asym`", lambda given: given.kernel_solver == "asym"),
@@ -142,9 +148,12 @@ CONDITIONS = (
         lambda given: _fine_tunes(given) or _uses_kernel(given) or given.few_shot_type == "finetune",
     ),
     Condition(
-        ("kernel_formula", "kernel_solver", "kernel_regularization", "kernel_engine", "kernel_memory_gb",
-         "kernel_per_layer", "exclude_embeddings", "exclude_head", "only_biases", "exclude_first_layers",
-         "adjust_for_init", "overwrite_kernels"),
+        ("kernel_formula", "kernel_memory_gb"), "`trainer=kernel`, or `kernel_steps` in training", _makes_kernels
+    ),
+    Condition(("kernel_steps",), "`trainer=standard` `do_train`", _fine_tunes),
+    Condition(
+        ("kernel_solver", "kernel_regularization", "kernel_engine", "kernel_per_layer", "exclude_embeddings", "exclude_head",
+         "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),
         "`trainer=kernel`",
         _uses_kernel,
     ),
@@ -238,13 +247,9 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if task.regression:
         problem = f"predicts classes, but {task.name} is a regression task; take a task with classes"
         _refuse(training, "trainer", problem)
-    one_logit = training.binary_classification
-    to_two_classes = "add `binary_classification`" if len(task.labels) == 2 else "take a task of two classes"
+    _check_formula(task, training)
+    one_logit, to_two_classes = training.binary_classification, _to_two_classes(task)
     is_asymmetric = FORMULAS[training.kernel_formula].is_asymmetric
-    if is_asymmetric and not one_logit:
-        others = ", ".join(name for name, row in FORMULAS.items() if not row.is_asymmetric)
-        problem = f"needs `binary_classification`: {to_two_classes}, or take another formula ({others})"
-        _refuse(training, "kernel_formula", problem)
     solver = SOLVERS[training.kernel_solver]
     if solver.needs_binary and not one_logit:
         others = ", ".join(name for name, other in SOLVERS.items() if not other.needs_binary)
@@ -263,6 +268,25 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"
         _refuse(training, "load_kernels", problem)
+
+
+def _to_two_classes(task: Task) -> str:
+    return "add `binary_classification`" if len(task.labels) == 2 else "take a task of two classes"
+
+
+def _check_formula(task: Task, training: TrainingArguments) -> None:
+    if FORMULAS[training.kernel_formula].is_asymmetric and not training.binary_classification:
+        others = ", ".join(name for name, row in FORMULAS.items() if not row.is_asymmetric)
+        problem = f"needs `binary_classification`: {_to_two_classes(task)}, or take another formula ({others})"
+        _refuse(training, "kernel_formula", problem)
+
+
+def _check_snapshots(task: Task, training: TrainingArguments) -> None:
+    if training.snapshot_steps is None or training.active_trainer != ActiveTrainer.STANDARD:
+        return
+    if task.regression:
+        _refuse(training, "kernel_steps", f"is for classes, but {task.name} is a regression task; leave it out")
+    _check_formula(task, training)
 
 
 def _check_training(model: ModelArguments, training: TrainingArguments) -> None:

@@ -38,18 +38,22 @@ class Linearisation:
         # A parameter that has not moved is no argument: it adds nothing, and costs nothing.
         self._differentiator = Differentiator(lambda moved, batch: logits_fn(start | moved, batch))
 
-    def both(self, params: Parameters, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return f(x; θ₀) and f_lin(x; θ), both float64 ``[B, C]``.
+    def towards(self, params: Parameters) -> Callable[[Batch], Tensor]:
+        """Return x → f_lin(x; θ): takes a batch of examples of one shape and returns float64 ``[B, C]``.
 
         Args:
             params: θ, for all names of `start` or some; the others have not moved.
-            batch: Examples of one shape, a pytree of ``[B, ...]``.
         """
         with torch.no_grad():
             moved = {name: self.start[name] for name in params}
             change = {name: value.detach() - moved[name] for name, value in params.items()}
-            logits, derivative = self._differentiator.linear(moved, change, batch)
-            return logits.double(), logits.double() + derivative.double()
+
+        def logits(batch: Batch) -> Tensor:
+            with torch.no_grad():
+                at_start, derivative = self._differentiator.linear(moved, change, batch)
+                return at_start.double() + derivative.double()
+
+        return logits
 
     def __call__(self, params: Parameters, batch: Batch) -> Tensor:
         """Return f_lin(x; θ), ``[B, C]`` in the model's own dtype; autograd differentiates it by `params`, θ."""
@@ -76,7 +80,7 @@ class _Tangent(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tangent: Linearisation, batch: Batch, names: tuple[str, ...], *values: Tensor) -> Tensor:
         ctx.tangent, ctx.batch, ctx.names = tangent, batch, names
-        return tangent.both(dict(zip(names, values, strict=True)), batch)[1].to(values[0])
+        return tangent.towards(dict(zip(names, values, strict=True)))(batch).to(values[0])
 
     @staticmethod
     @once_differentiable
@@ -130,11 +134,11 @@ def linearised(
         _check_trained(trained, params)
         moved = {name: value.detach().to(params[name]) for name, value in trained.items()}
         with functional.with_values(module, params) if module is not None else nullcontext():
-            tangent = Linearisation(chosen.logits_fn, params)
+            answer = Linearisation(chosen.logits_fn, params).towards(moved)
             order = sorted(range(len(examples)), key=lambda index: str(examples.shapes[index]))
             found: dict[int, Tensor] = {}
             for indices in progress(iter(equal_shape_batches(examples, order, BATCH_SIZE))):
-                logits = tangent.both(moved, examples.batch(indices))[1]
+                logits = answer(examples.batch(indices))
                 if logits.dim() != 2 or len(logits) != len(indices):
                     raise ValueError(
                         f"for {len(indices)} examples the model returns a tensor {list(logits.shape)}, but it must "

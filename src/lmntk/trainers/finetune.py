@@ -30,8 +30,11 @@ from lmntk.models.classifier import PromptClassifier
 from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
 from lmntk.prompts.features import ResampledDemonstrations
 from lmntk.storage.atomic import cause_in_file_system, write_atomically
+from lmntk.storage.paths import RunPaths
 from lmntk.storage.wording import quantity
 from lmntk.trainers.base import FewShotTrainer
+from lmntk.trainers.snapshot_steps import SnapshotSteps, clear_snapshots
+from lmntk.trainers.snapshots import SnapshotWriter
 from lmntk.trainers.training_checkpoints import (
     CHECKPOINT_NAME,
     OPTIMIZER_FILE,
@@ -66,15 +69,12 @@ class FineTuneTrainer(FewShotTrainer):
 
     def __init__(self, experiment: Experiment, model_args: ModelArguments, args: TrainingArguments) -> None:
         model = experiment.model
-        trained = select_parameters(
-            model,
-            ParameterFilter(
-                exclude_embeddings=args.fix_layers > 0,
-                exclude_first_layers=args.fix_layers,
-                only_adapters=model_args.apply_lora,
-            ),
-            "fix_layers",
+        left_out = ParameterFilter(
+            exclude_embeddings=args.fix_layers > 0,
+            exclude_first_layers=args.fix_layers,
+            only_adapters=model_args.apply_lora,
         )
+        trained = select_parameters(model, left_out, "fix_layers")
         for name, parameter in model.named_parameters():
             # Frozen layers get gradients if these count in the clipped norm; the optimizer leaves the layers alone.
             parameter.requires_grad_(name in trained or (args.clip_frozen and not model_args.apply_lora))
@@ -99,6 +99,15 @@ class FineTuneTrainer(FewShotTrainer):
         # Making room for checkpoints must not remove the checkpoints that the model was loaded from.
         self._sources = [Path(name) for name in (model_args.model_name_or_path, experiment.base_name)]
         self._num_trained = count_parameters(trained)
+        self._snapshots = None
+        steps = self.args.snapshot_steps
+        if steps is not None:
+            counted = {name: value for name, value in vars(left_out).items() if value} or "all"
+            start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+            self._snapshots = SnapshotWriter(
+                experiment, model_args, self.args, self._trained_names, start, {"parameters": counted}
+            )
+            self.add_callback(SnapshotSteps(self._snapshots, steps, trained))
         if args.dataloader_drop_last and not len(self.get_train_dataloader()):
             raise SettingError(
                 f"`dataloader_drop_last` drops all {len(experiment.datasets['train'])} train prompts, fewer than a "
@@ -110,6 +119,12 @@ class FineTuneTrainer(FewShotTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Fine-tune, from a checkpoint if `resume_from_checkpoint` names one, and save the model."""
         checkpoint = distributed.on_rank_zero(self._find_checkpoint)
+        distributed.on_rank_zero(
+            clear_snapshots,
+            RunPaths(self.args.output_dir, self._experiment.task.key),
+            0 if checkpoint is None else step_of(checkpoint),
+            None if self._snapshots is None else self._snapshots.start_hash,
+        )
         self._announce(checkpoint)
         try:
             with retain_freed_memory():  # every step frees all gradients and makes them anew
