@@ -36,7 +36,7 @@ def names_of(lines: list[str]) -> dict[str, str]:
 
 
 def test_the_public_names_are_there_and_import_nothing_before() -> None:
-    assert set(lmntk.__all__) == {"KernelClassifier", "__version__", "empirical_ntk"}
+    assert set(lmntk.__all__) == {"KernelClassifier", "__version__", "empirical_ntk", "linearised"}
     for name in lmntk.__all__:
         assert getattr(lmntk, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):

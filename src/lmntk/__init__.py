@@ -1,6 +1,7 @@
 """The empirical neural tangent kernel of language-model prompts, and what it predicts.
 
-`empirical_ntk` and `linearised` need torch and numpy; `KernelClassifier` needs the packages of ``pip install lmntk[lm]``.
+`empirical_ntk` and `linearised` need torch and numpy; `KernelClassifier` needs the packages of
+``pip install lmntk[lm]``.
 """
 
 from importlib import import_module

@@ -1,20 +1,15 @@
 """Snapshots of a training: they disturb nothing, and hold the logits, the tangent and the kernel of their step."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call
 
 from command_line import Workplace, read_kernel, read_results
 from lmntk.config.arguments import parse_arguments
-from lmntk.data.metrics import mean_over_samples
-from lmntk.errors import SettingError
 from lmntk.experiment.build import build
 from lmntk.experiment.experiment import Experiment
 from lmntk.kernels.linearised import linearised
@@ -22,7 +17,6 @@ from lmntk.storage.paths import RunPaths
 from lmntk.storage.training_snapshots import TrainingSnapshot, find_snapshots, read_snapshot
 from lmntk.trainers.base import class_loss
 from lmntk.trainers.finetune import FineTuneTrainer
-from lmntk.trainers.snapshot_steps import opposite_share
 
 TRAIN = ("--trainer", "standard", "--max_steps", "4", "--learning_rate", "1e-2", "--per_device_train_batch_size", "2")
 ALL = ("--kernel_steps", "0,1,2,3,4,last")

@@ -152,8 +152,8 @@ CONDITIONS = (
     ),
     Condition(("kernel_steps",), "`trainer=standard` `do_train`", _fine_tunes),
     Condition(
-        ("kernel_solver", "kernel_regularization", "kernel_engine", "kernel_per_layer", "exclude_embeddings", "exclude_head",
-         "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),
+        ("kernel_solver", "kernel_regularization", "kernel_engine", "kernel_per_layer", "exclude_embeddings",
+         "exclude_head", "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),
         "`trainer=kernel`",
         _uses_kernel,
     ),

@@ -1,16 +1,17 @@
 """When a training writes snapshots, and which snapshots of earlier trainings stay in its folder."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerState
 
 from lmntk import distributed
 from lmntk.config.kernel_steps import KernelSteps
 from lmntk.errors import FileError, SettingError
-from lmntk.kernels.problem import Parameters
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.training_snapshots import find_snapshots, read_snapshot, write_snapshot
 from lmntk.storage.wording import quantity
@@ -32,11 +33,11 @@ class SnapshotSteps(TrainerCallback):
         trained: The parameters that the optimizer changes, by name.
     """
 
-    def __init__(self, writer: SnapshotWriter, steps: KernelSteps, trained: Parameters) -> None:
+    def __init__(self, writer: SnapshotWriter, steps: KernelSteps, trained: Mapping[str, Tensor]) -> None:
         self._writer = writer
         self._steps = steps
         self._trained = trained
-        self._before: Parameters | None = None
+        self._before: dict[str, Tensor] | None = None
         self._sign_shares: dict[int, float] = {}
         self._written: set[int] = set()
 
@@ -116,7 +117,7 @@ class SnapshotSteps(TrainerCallback):
             )
 
 
-def opposite_share(before: Parameters, after: Parameters) -> float:
+def opposite_share(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
     """Return the share of parameters whose last step has the sign opposite to their gradient's.
 
     Parameters whose gradient is zero do not count. SignGD without weight decay has 1, and Adam at its first step too.
@@ -152,7 +153,9 @@ def clear_snapshots(paths: RunPaths, until: int, start_hash: str | None) -> None
             try:
                 path.unlink()
             except OSError as error:
-                raise FileError(f"cannot remove {path}, of an earlier training ({error.strerror})", path=path) from error
+                raise FileError(
+                    f"cannot remove {path}, of an earlier training ({error.strerror})", path=path
+                ) from error
         elif start_hash is not None and snapshot.description.get("weights_sha256") != start_hash:
             raise SettingError(
                 f"`resume_from_checkpoint`: {path} belongs to a training that started from other weights, at which its "

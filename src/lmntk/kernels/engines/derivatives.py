@@ -94,8 +94,8 @@ class Differentiator:
 
         def forwards() -> tuple[Tensor, Tensor]:
             with sdpa_kernel(SDPBackend.MATH):
-                found: tuple[Tensor, Tensor] = jvp(lambda own: self._logits_fn(own, batch), (params,), (tangent,))
-            return found
+                logits, derivative, *_ = jvp(lambda own: self._logits_fn(own, batch), (params,), (tangent,))
+            return logits, derivative
 
         def backwards() -> tuple[Tensor, Tensor]:
             logits = self._logits_fn(params, batch)
