@@ -43,21 +43,27 @@ LINE, SLANTED, AXES_INCHES = 0.17, 0.26, 2.0  # distance of lines, of slanted li
 NAMED, WRITTEN_OUT, LINED = 12, 12, 20  # most classes for a legend, for written counts, for lines between blocks
 
 
-def as_png(*draws: Draw, titles: Sequence[str] = (), height: float = HEIGHT) -> bytes:
-    """Draw pictures side by side and return the bytes of a PNG.
+def as_png(
+    *draws: Draw, titles: Sequence[str] = (), height: float = HEIGHT, width: float = WIDTH, columns: int | None = None
+) -> bytes:
+    """Draw pictures side by side, or in rows, and return the bytes of a PNG.
 
     Args:
         *draws: Draw one picture each.
         titles: The titles of the pictures, if any.
-        height: The height in inches.
+        height: The height of a picture in inches.
+        width: The width of a picture in inches.
+        columns: How many pictures a row has; None: all. The last row is full.
     """
     file = io.BytesIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # Scripts that the font lacks are drawn as boxes; the page has the text.
         warnings.filterwarnings("ignore", message=".*missing from font")
+        across = columns or len(draws)
+        rows = len(draws) // across
         layout = ConstrainedLayoutEngine(wspace=0.06)
-        figure = Figure(figsize=(WIDTH * len(draws), height), dpi=DPI, layout=layout)
-        for axes, draw in zip(np.atleast_1d(figure.subplots(1, len(draws))), draws, strict=True):
+        figure = Figure(figsize=(width * across, height * rows), dpi=DPI, layout=layout)
+        for axes, draw in zip(np.ravel(figure.subplots(rows, across)), draws, strict=True):
             draw(axes)
         for axes, title in zip(figure.axes, titles, strict=False):
             axes.set_title(title, pad=14)
@@ -156,7 +162,7 @@ def components_plot(
             x, y = components.train[train == label].T
             axes.scatter(
                 x, y, s=52, color=colour, marker=marker, edgecolors="black", lw=0.9, zorder=3,
-                label=_short(names[label]),
+                label=shortened(names[label]),
             )  # fmt: skip
         axes.set_xlabel(f"first axis ({components.shares[0]:.0%} of train's variance)")
         axes.set_ylabel(f"second ({components.shares[1]:.0%})")
@@ -257,7 +263,7 @@ def layers_plot(shares: Mapping[str, float]) -> Draw:
     """Draw each layer's share of the kernel's trace, from the input on."""
 
     def draw(axes: Axes) -> None:
-        names = [_short(name, 24) for name in shares]
+        names = [shortened(name, 24) for name in shares]
         bars = axes.barh(range(len(shares)), [100 * share for share in shares.values()], color=TEST)
         axes.bar_label(bars, [f"{share:.1%}" for share in shares.values()], padding=3, fontsize=9)
         axes.set_yticks(range(len(shares)), names)
@@ -273,7 +279,7 @@ def layers_height(count: int) -> float:
     return max(1.6, 0.24 * count + 0.9)
 
 
-def _short(name: str, longest: int = LONGEST_NAME) -> str:
+def shortened(name: str, longest: int = LONGEST_NAME) -> str:
     """Shorten a label; dollars in a user's text are escaped, since they do not enclose a formula."""
     return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
 
@@ -300,7 +306,7 @@ def _name_blocks(axes: Axes, classes: ClassIds, names: Sequence[str], across: bo
             kept.append(place)
     there, middles = there[kept], middles[kept]
     room = inch * min([*np.diff(middles), *(sizes[there] if len(there) > 1 else [len(classes)])])
-    shown = [_short(names[label]) for label in there.tolist()]
+    shown = [shortened(names[label]) for label in there.tolist()]
     longest = max(map(len, shown)) * LETTER
     if across:
         fits = longest < room
