@@ -16,9 +16,7 @@ for so small a model more cores would mostly wait for each other. Those of a lar
 
 import argparse
 import functools
-import hashlib
 import itertools
-import json
 import os
 import shlex
 import signal
@@ -44,9 +42,8 @@ from lmntk.errors import FileError, UsageError
 from lmntk.runs import processes
 from lmntk.runs.gather import percent
 from lmntk.runs.log import Trial, find_trials
-from lmntk.runs.processes import LOG, STAMP, Progress, RunProcess, read_stamp, run_all
-from lmntk.storage.paths import RunPaths
-from lmntk.storage.readers import read_json
+from lmntk.runs.processes import LOG, STAMP, Progress, read_stamp, run_all
+from lmntk.runs.script_run import ScriptRun, digest, hashes, weight_files
 from lmntk.storage.run_results import append_log
 from lmntk.storage.tables import format_table
 
@@ -117,19 +114,16 @@ K = 16
 MODE = "k-shot-1k-test"
 # A run of the small model takes about 1 GB of memory.
 RUNS_AT_A_TIME = min(4, os.cpu_count() or 1)
-# Settings of the caller's shell that would send run_fewshot.sh elsewhere.
-FOREIGN_SETTINGS = ("GRID_TAG", "LOAD_KERNELS_TAG", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class DemoRun(RunProcess):
+class DemoRun(ScriptRun):
     """One call of run_fewshot.sh: a task, a method and a seed of a demo."""
 
     runner: "DemoRunner"
     task: str
     method: Method
     seed: int
-    delete_stale = True
 
     def __str__(self) -> str:
         return f"{self.task}, {self.method.name}, seed {self.seed}"
@@ -147,11 +141,15 @@ class DemoRun(RunProcess):
         return self.runner.data / self.task / MODE / TASK_NAME / f"{K}-{self.seed}"
 
     @property
-    def command(self) -> list[str]:
+    def flags(self) -> list[str]:
         demo = self.runner.demo
-        command = ["bash", str(processes.RUN_SCRIPT), "--data_dir", str(self.split), "--output_dir", str(self.folder)]
-        command += ["--binary_classification", "--disable_tqdm", str(not demo.alone)]
-        return [*command, *demo.flags.split(), *self.method.flags.split()]
+        return [
+            "--binary_classification",
+            "--disable_tqdm",
+            str(not demo.alone),
+            *demo.flags.split(),
+            *self.method.flags.split(),
+        ]
 
     @property
     def variables(self) -> dict[str, str]:
@@ -159,27 +157,18 @@ class DemoRun(RunProcess):
         tag = f"{self.runner.demo.name}-{self.task}-{self.method.name}"
         return variables | {"TYPE": "prompt", "TRAINER": self.method.trainer, "TAG": tag, "NUM_GPU": "0"}
 
+    @property
+    def inputs(self) -> object:
+        return self.runner.file_hashes
+
     def environment(self, jobs: int) -> dict[str, str]:
         threads = {} if self.runner.demo.alone else {"OMP_NUM_THREADS": "1"}
-        usual = {name: text for name, text in os.environ.items() if name not in FOREIGN_SETTINGS}
-        # The model is local: no hub need be asked about it. The interpreter that runs this has the dependencies.
-        return usual | self.variables | threads | {"HF_HUB_OFFLINE": "1", "PYTHON": sys.executable}
-
-    @functools.cached_property
-    def stamp(self) -> str:
-        return digest([self.command, self.variables, self.runner.file_hashes, hashes(self.split.iterdir())])
-
-    @property
-    def _paths(self) -> RunPaths:
-        return RunPaths(self.folder, TASK_NAME)
-
-    def has_results(self) -> bool:
-        paths = self._paths
-        return all(path.is_file() for path in (paths.metrics("dev"), paths.metrics("test"), paths.record()))
+        # The model is local: no hub need be asked about it.
+        return super().environment(1) | threads | {"HF_HUB_OFFLINE": "1"}
 
     def trial(self) -> Trial:
         """Return what the run found."""
-        (trial,) = find_trials([read_json(self._paths.record())], TASK_NAME)
+        (trial,) = find_trials([self.record], TASK_NAME)
         return trial
 
 
@@ -202,8 +191,7 @@ class DemoRunner:
     def file_hashes(self) -> dict[str, str]:
         """The hashes of the model's files and of the program's."""
         program = [*(ROOT / "src" / "lmntk").rglob("*.py"), ROOT / "run.py", processes.RUN_SCRIPT]
-        model = [path for ending in ("safetensors", "bin", "gguf", "json") for path in self.model.glob(f"*.{ending}")]
-        return hashes([*program, *model])
+        return hashes([*program, *weight_files(self.model)])
 
     def draw_splits(self) -> None:
         """Draw the k-shot splits of every task; they are the same every time."""
@@ -280,16 +268,6 @@ class Lines(Progress[DemoRun]):
     def report(self, run: DemoRun, how: str) -> None:
         number = f"[{next(self._numbers):2}/{self._total}]"
         print(f"{number} {run}: test accuracy {run.trial().test:.1%} ({how})", flush=True)
-
-
-def hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file, by its path, in the order of paths."""
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
-
-
-def digest(content: object) -> str:
-    """Return a hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def make_table(trials: Mapping[DemoRun, Trial]) -> str:

@@ -20,7 +20,6 @@ import argparse
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +30,8 @@ from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.errors import SettingError, UnknownNameError, UsageError, suggest
 from lmntk.interrupts import Stopped
 from lmntk.runs.grid import DEFAULTS, Grid, GridRun, Value, base, expand, read_grids, setting_name
-from lmntk.runs.processes import Progress, run_all
+from lmntk.runs.processes import run_all
+from lmntk.runs.progress import Bar
 from lmntk.storage.wording import quantity
 
 
@@ -89,23 +89,6 @@ def read_words(words: Sequence[str]) -> Grid:
     return {name: values or [True] for name, values in grid.items()}
 
 
-class _Bar(Progress[GridRun]):
-    """A progress bar on stderr."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self._bar, self._failed = bar, 0
-
-    def waiting(self) -> None:
-        if sys.stderr.isatty():  # the clock goes on
-            self._bar.refresh()
-
-    def ended(self, run: GridRun, problem: str | None) -> None:
-        if problem is not None:
-            self._failed += 1
-            self._bar.set_postfix_str(f"{self._failed} failed", refresh=False)
-        self._bar.update()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the runs that are not done; return the exit status, 1 if some failed."""
     return run_tool(GridParser(), _run_grid, argv)
@@ -121,7 +104,7 @@ def _run_grid(given: argparse.Namespace) -> int:
     print(f"{quantity(len(runs), 'run')}: {before} done already, {len(todo)} to do", flush=True)
     # Runs of one grid differ in length: the mean over all says more than the last few.
     with tqdm(total=len(todo), unit="run", smoothing=0) as bar:
-        num_finished, failures, signals = run_all(todo, given.jobs, _Bar(bar))
+        num_finished, failures, signals = run_all(todo, given.jobs, Bar(bar))
     if failures:
         print("\nfailed:", *(f"  {run.shell_line}\n    {problem}" for run, problem in failures), sep="\n")
     if signals:

@@ -15,6 +15,7 @@ from typing import Any
 from lmntk.errors import FileError, SettingError, UnknownNameError, UsageError, suggest
 from lmntk.runs import processes
 from lmntk.runs.processes import RunProcess
+from lmntk.runs.script_run import share_cores
 
 DEFAULTS = {
     "TASK": "SST-2", "SEED": "13", "K": "16", "MODEL": "roberta-base", "TYPE": "prompt", "TRAINER": "standard",
@@ -82,10 +83,7 @@ class GridRun(RunProcess):
     def environment(self, jobs: int) -> dict[str, str]:
         """Return the environment of the process: several runs at a time share the cores."""
         # The interpreter that runs this has what run.py needs.
-        environment = os.environ | self.variables | {"PYTHON": os.environ.get("PYTHON") or sys.executable}
-        if jobs > 1 and not environment.get("OMP_NUM_THREADS"):
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-        return environment
+        return share_cores(os.environ | self.variables | {"PYTHON": os.environ.get("PYTHON") or sys.executable}, jobs)
 
 
 def base() -> Path:

@@ -23,7 +23,8 @@ RUN_SCRIPT = Path(__file__).resolve().parents[3] / "run_fewshot.sh"
 
 LOG, STAMP = "grid-run.log", "grid-stamp"
 POLL_SECONDS = 0.02
-_UNFINISHED = " unfinished"
+UNFINISHED = " unfinished"
+"""The end of the stamp of a run that goes on, was stopped, or failed."""
 
 
 class RunProcess(ABC):
@@ -74,9 +75,9 @@ class RunProcess(ABC):
             worker: What does the run, if it can.
         """
         environment = self.environment(jobs)
-        if self.delete_stale and (read_stamp(self.folder) or "").removesuffix(_UNFINISHED) != self.stamp:
+        if self.delete_stale and (read_stamp(self.folder) or "").removesuffix(UNFINISHED) != self.stamp:
             shutil.rmtree(self.folder, ignore_errors=True)
-        write_text(self.folder / STAMP, self.stamp + _UNFINISHED, make_folder=True)
+        write_text(self.folder / STAMP, self.stamp + UNFINISHED, make_folder=True)
         with (self.folder / LOG).open("wb") as log:
             return subprocess.Popen(
                 self.command, env=environment if worker is None else worker.environment(environment),
