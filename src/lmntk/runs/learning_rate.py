@@ -1,10 +1,11 @@
 """The learning rate of a training, chosen on dev among those of a stated grid."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lmntk.errors import DataError
+from lmntk.errors import DataError, SettingError, UnknownNameError, suggest
 from lmntk.runs.log import LogEntry, metric_keys, task_of
 
 DEFAULT_RATES = {
@@ -17,6 +18,8 @@ DEFAULT_RATES = {
 A step of SignGD moves every parameter by the learning rate, a step of Adam by about as much; a step of SGD moves it by
 the learning rate times a gradient, which is far below 1.
 """
+
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,33 @@ def dev_score(entry: LogEntry) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return math.nan
     return float(value) if math.isfinite(value) else math.nan
+
+
+def read_rates(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Read ``optimizer=rate,rate``; an optimizer that is not named has its default grid.
+
+    Args:
+        words: One for each optimizer that has another grid.
+
+    Returns:
+        The learning rates of every optimizer of `DEFAULT_RATES`, as they are written.
+
+    Raises:
+        UnknownNameError: There is no such optimizer.
+        SettingError: A rate is not a number above 0, or is given twice.
+
+    Examples:
+        >>> read_rates(["sgd=1e-3,1e-2"])["sgd"]
+        ('1e-3', '1e-2')
+    """
+    rates = dict(DEFAULT_RATES)
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in rates:
+            raise UnknownNameError(suggest(name, rates, "optimizer"), name=name, kind="optimizer", options=[*rates])
+        rates[name] = tuple(text.split(","))
+        numbers = {float(rate) for rate in rates[name] if _NUMBER.fullmatch(rate)}
+        if len(numbers) < len(rates[name]) or min(numbers) <= 0:
+            sentence = f"`learning_rates={word}`: give different numbers above 0, as in sgd=1e-3,1e-2"
+            raise SettingError(sentence, setting="learning_rates", value=word)
+    return rates

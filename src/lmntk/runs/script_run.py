@@ -98,7 +98,8 @@ class ScriptRun(RunProcess):
     def is_stale(self) -> bool:
         """Whether the folder has results of a finished run with another stamp, which would be deleted."""
         stamp = processes.read_stamp(self.folder) or ""
-        return stamp != self.stamp and not stamp.endswith(processes.UNFINISHED) and self.has_results()
+        is_finished = self.has_results() and not stamp.endswith(processes.UNFINISHED)
+        return is_finished and stamp != self.stamp
 
 
 def share_cores(environment: Mapping[str, str], jobs: int) -> dict[str, str]:

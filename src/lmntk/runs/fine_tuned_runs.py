@@ -1,0 +1,69 @@
+"""Runs that compute the snapshots of a training of which only the model was saved."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmntk.runs.found_runs import FoundPair, k_and_seed
+from lmntk.runs.log import task_of
+from lmntk.runs.script_run import ScriptRun, hashes, weight_files
+
+
+@dataclass(frozen=True, eq=False)
+class FineTunedRun(ScriptRun):
+    """A run that computes the logits, linearised logits and kernel at the weights of a saved model.
+
+    Attributes:
+        pair: The training, and the kernel at the pre-trained weights.
+        folder_name: The output folder.
+        settings: The settings of the kernel run that differ from the defaults.
+    """
+
+    pair: FoundPair
+    folder_name: Path
+    settings: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """``snapshots of result/…/16-42``."""
+        return f"snapshots of {self.pair.training.folder}"
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return self.folder_name
+
+    @property
+    def split(self) -> Path:
+        """The folder of the split, which both runs share."""
+        return self.pair.kernel.data[1]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """All variables of the script, as in the kernel run."""
+        record = dict(self.pair.kernel.record)
+        return {
+            "TASK": task_of(record), "SEED": str(record.get("seed", 42)), "K": k_and_seed(self.pair.kernel)[0],
+            "MODEL": str(record.get("model_name_or_path")), "TYPE": str(record.get("few_shot_type", "prompt")),
+            "TRAINER": "kernel", "TAG": "behaviour-snapshots", "NUM_GPU": os.environ.get("NUM_GPU") or "1",
+        }  # fmt: skip
+
+    @property
+    def flags(self) -> list[str]:
+        """The settings as words."""
+        places = {"fine_tuned_model": self.pair.training.folder, "load_kernels": self.pair.kernel.folder}
+        own = {"disable_tqdm": "True", "do_eval": str("dev" in self.evaluated), **self.settings}
+        own |= {name: str(folder.resolve()) for name, folder in places.items()}
+        return [f"--{name}={value}" for name, value in own.items()]
+
+    @property
+    def inputs(self) -> object:
+        """The hashes of both models' files."""
+        models = (Path(self.variables["MODEL"]), self.pair.training.folder)
+        return hashes([path for model in models for path in weight_files(model)])
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The splits that the kernel run predicted."""
+        paths = self.pair.kernel.paths
+        return tuple(split for split in ("dev", "test") if paths.metrics(split).is_file())
