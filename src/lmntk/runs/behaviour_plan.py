@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 from lmntk.data.examples import find_user_file
@@ -304,7 +304,7 @@ class BehaviourPlan:
     def given(self, setting: str) -> str | None:
         """Return the value that the further words give a setting; None if they do not name it."""
         value = None
-        for word, following in zip(self.further, [*self.further[1:], ""], strict=True):
+        for word, following in pairwise([*self.further, ""]):
             name, equals, text = word.partition("=")
             if word.startswith("--") and name[2:].replace("-", "_") == setting:
                 value = text if equals else following
