@@ -118,6 +118,7 @@ TRAINING_FLAGS = {
     "kernel_memory_gb": None,
     "kernel_per_layer": False,
     "exclude_first_layers": 0,
+    "fine_tuned_model": None,
     "kernel_steps": None,
     "dry_run": False,
     "overwrite_output_dir": False,

@@ -69,6 +69,10 @@ class KernelArguments:
         "Training steps of which to keep a snapshot, a list such as 0,1,2,5,10,last: logits, those of the model "
         "linearised at the start, and the kernel of train; last is the model that is evaluated."
     )
+    fine_tuned_model: str | None = flag(
+        "Folder that fine-tuning has saved: also write snapshots, as of --kernel_steps 0,last, of the model before and "
+        "after that training."
+    )
     dry_run: bool = flag("Estimate time, memory and disk space of the kernels, and exit.", False)
 
     @property

@@ -79,8 +79,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     if training.active_trainer == ActiveTrainer.KERNEL:
         _check_kernel(task, training)
     else:
-        for setting, is_given in (("load_kernels", training.load_kernels is not None), ("dry_run", training.dry_run)):
-            if is_given:
+        for setting in ("load_kernels", "fine_tuned_model", "dry_run"):
+            if getattr(training, setting):
                 _refuse(training, setting, "works with `trainer=kernel` only: add that, or leave out `no_train`")
     _check_training(model, training)
     _check_snapshots(task, training)
@@ -268,6 +268,11 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"
         _refuse(training, "load_kernels", problem)
+    if training.fine_tuned_model is not None and not Path(training.fine_tuned_model).is_dir():
+        _refuse(training, "fine_tuned_model", "is not a folder: name the output folder of a fine-tuning")
+    if training.fine_tuned_model is not None and training.load_kernels is not None:
+        problem = "needs the model, and `load_kernels` opens none: leave one of the two out"
+        _refuse(training, "fine_tuned_model", problem)
 
 
 def _to_two_classes(task: Task) -> str:

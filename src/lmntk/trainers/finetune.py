@@ -13,14 +13,12 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.training_args import OptimizerNames
 
 from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
-from lmntk.data.metrics import compute_metrics
-from lmntk.data.tasks import Task
-from lmntk.errors import FileError, SettingError, UnknownNameError, UsageError
+from lmntk.errors import FileError, SettingError, UsageError
 from lmntk.experiment.experiment import Experiment
 from lmntk.experiment.provenance import hash_of_tokens
 from lmntk.interrupts import Stopped
@@ -33,16 +31,17 @@ from lmntk.storage.atomic import cause_in_file_system, write_atomically
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.wording import quantity
 from lmntk.trainers.base import FewShotTrainer
+from lmntk.trainers.best_model import check_metric, choosing_the_best
 from lmntk.trainers.snapshot_steps import SnapshotSteps, clear_snapshots
 from lmntk.trainers.snapshots import SnapshotWriter
 from lmntk.trainers.training_checkpoints import (
     CHECKPOINT_NAME,
     OPTIMIZER_FILE,
     SCHEDULER_FILE,
-    STATE_FILE,
     find_checkpoints,
     missing_files,
     optimizer_shape,
+    recorded_step,
     step_of,
 )
 
@@ -78,12 +77,12 @@ class FineTuneTrainer(FewShotTrainer):
         for name, parameter in model.named_parameters():
             # Frozen layers get gradients if these count in the clipped norm; the optimizer leaves the layers alone.
             parameter.requires_grad_(name in trained or (args.clip_frozen and not model_args.apply_lora))
-        _check_metric(args, experiment.task)
+        check_metric(args, experiment.task)
         self._saves_model = args.save_strategy != SaveStrategy.NO
         if args.optimizer == "sgd":
             args = args.with_changes(optim=OptimizerNames.SGD)
         if args.evaluate_during_training:
-            args = args.with_changes(**_choosing_the_best(args, experiment.task))
+            args = args.with_changes(**choosing_the_best(args, experiment.task))
         self._experiment = experiment
         self._trained_names = frozenset(trained)
         super().__init__(
@@ -122,7 +121,7 @@ class FineTuneTrainer(FewShotTrainer):
         distributed.on_rank_zero(
             clear_snapshots,
             RunPaths(self.args.output_dir, self._experiment.task.key),
-            0 if checkpoint is None else step_of(checkpoint),
+            0 if checkpoint is None else recorded_step(checkpoint),
             None if self._snapshots is None else self._snapshots.start_hash,
         )
         self._announce(checkpoint)
@@ -216,7 +215,7 @@ class FineTuneTrainer(FewShotTrainer):
                     value=str(folder),
                 )
             self._remove(others)
-        step = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
+        step = recorded_step(path)
         if 0 < self.args.max_steps < step:
             raise SettingError(
                 f"`resume_from_checkpoint`: {path} is of step {step}, after `max_steps={self.args.max_steps}`: raise "
@@ -356,36 +355,6 @@ class _SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the epoch that begins."""
         self._dataset.epoch = int(state.epoch or 0)
-
-
-def _check_metric(args: TrainingArguments, task: Task) -> None:
-    """Check that evaluation gives the metric by which the stock trainer is to choose the best model."""
-    names = [*compute_metrics(task, [0, 1], [0, 1]), "loss"]
-    metric = args.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in names:
-        raise UnknownNameError(
-            f"`metric_for_best_model={metric}` is not a metric of {task.name}: {', '.join(names)}",
-            name=metric,
-            kind="metric",
-            options=names,
-        )
-
-
-def _choosing_the_best(args: TrainingArguments, task: Task) -> dict[str, Any]:
-    """Return the changed arguments with which the stock trainer evaluates while it trains and keeps the best model."""
-    strategy = "epoch" if args.eval_steps is None else "steps"
-    changes: dict[str, Any] = {"eval_strategy": IntervalStrategy(strategy)}
-    if args.eval_steps is not None:
-        changes["save_steps"] = args.eval_steps  # the best model can only be one that is saved
-    if args.save_at_last:
-        return changes
-    return changes | {
-        "save_strategy": SaveStrategy(strategy),  # as often as it is evaluated
-        "load_best_model_at_end": True,
-        "metric_for_best_model": task.metric_prefix + task.main_metrics[0],
-        "greater_is_better": True,  # every task's main metric
-        "save_total_limit": 1 if args.save_total_limit is None else args.save_total_limit,  # the best
-    }
 
 
 @contextlib.contextmanager

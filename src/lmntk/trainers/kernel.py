@@ -13,12 +13,17 @@ from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import FileError
 from lmntk.experiment.experiment import Evaluation, Experiment
-from lmntk.experiment.provenance import provenance
+from lmntk.experiment.provenance import parameter_filter, provenance
+from lmntk.kernels.functional import with_values
 from lmntk.kernels.memory import peak_bytes, retain_freed_memory
+from lmntk.models.parameters import select_parameters
 from lmntk.prompts.features import FeatureDataset
+from lmntk.trainers.fine_tuned import FineTuned, read_fine_tuned
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
 from lmntk.trainers.loaded_kernels import LoadedKernelTrainer, SplitKernel
+from lmntk.trainers.snapshot_steps import clear_snapshots
+from lmntk.trainers.snapshots import SnapshotWriter
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +46,10 @@ class KernelTrainer(LoadedKernelTrainer):
         self._experiment = experiment
         self._planner = KernelPlanner(experiment, model_args, self.args, self._cache)
         self._untrained_logits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._train_kernel: Tensor | None = None  # on the first process, where snapshots need it
+        self._fine_tuned = None
+        if self.args.fine_tuned_model is not None and not self.args.dry_run:
+            self._fine_tuned = read_fine_tuned(experiment, model_args, self.args)
 
     def prepare(self, split: str) -> SplitKernel | None:
         """Return the train × `split` kernel, from a file or computed, on the first process, None on the others.
@@ -50,11 +59,14 @@ class KernelTrainer(LoadedKernelTrainer):
         """
         path = self._find_kernel(split)
         if path is None:
-            return self._compute(split)
-        kernel = distributed.keep_on_rank_zero(self._load, split, path)
-        if self.args.load_kernels is None:
-            distributed.on_rank_zero(self._cache.drop_tiles, split)  # left by a run that was killed just before
-            self.untrained_logits(split, renews=True)
+            kernel = self._compute(split)
+        else:
+            kernel = distributed.keep_on_rank_zero(self._load, split, path)
+            if self.args.load_kernels is None:
+                distributed.on_rank_zero(self._cache.drop_tiles, split)  # left by a run that was killed just before
+                self.untrained_logits(split, renews=True)
+        if split == "train" and kernel is not None and self._fine_tuned is not None:
+            self._train_kernel = kernel.values
         return kernel
 
     def untrained_logits(self, split: str, renews: bool = False) -> tuple[Tensor, Tensor]:
@@ -73,6 +85,37 @@ class KernelTrainer(LoadedKernelTrainer):
             self._untrained_logits[split] = found = self.logits(data), targets
             distributed.on_rank_zero(self._cache.save_logits, split, *found, renews=renews)
         return self._untrained_logits[split]
+
+    def finish(self) -> None:
+        """Write how each layer predicts alone and, with `fine_tuned_model`, snapshots before and after the training."""
+        if self._fine_tuned is not None:
+            self._write_snapshots(self._fine_tuned)
+        super().finish()
+
+    def _write_snapshots(self, trained: FineTuned) -> None:
+        if not self._is_trained:
+            self.train()
+        experiment = self._experiment
+        here = dict(experiment.model.named_parameters())
+        left_out = parameter_filter(self._model_args, self.args)
+        facts = {
+            **trained.settings,
+            "parameters": {name: value for name, value in vars(left_out).items() if value} or "all",
+            "fine_tuned_model": str(trained.folder),
+        }
+        writer = SnapshotWriter(
+            experiment,
+            self._model_args,
+            self.args,
+            frozenset(select_parameters(experiment.model, left_out)),
+            {name: here[name].detach() for name in trained.weights},
+            facts,
+        )
+        distributed.on_rank_zero(clear_snapshots, writer.paths, 0, None)
+        steps = {"last_step": trained.step}
+        writer.write(0, steps, distributed.on_rank_zero(lambda: self._train_kernel))
+        with with_values(experiment.model, trained.weights):
+            writer.write(trained.step, steps)
 
     def dry_run(self, started: float) -> None:
         """Log what the kernels of this run take, without computing them.

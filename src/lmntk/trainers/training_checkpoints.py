@@ -32,6 +32,11 @@ def missing_files(checkpoint: Path) -> list[str]:
     return missing
 
 
+def recorded_step(checkpoint: Path) -> int:
+    """Return the step that the state in a checkpoint records, whatever the folder is called."""
+    return int(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["global_step"])
+
+
 def find_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint folders of the stock trainer, the earliest first."""
     return sorted((path for path in folder.glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(path.name)), key=step_of)

@@ -1,0 +1,185 @@
+"""The weights that a fine-tuning has saved, beside a kernel of the model that it started from."""
+
+import contextlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmntk.config.arguments import ModelArguments, TrainingArguments
+from lmntk.errors import ModelError, SettingError
+from lmntk.experiment.experiment import Experiment
+from lmntk.kernels.problem import Parameters
+from lmntk.models.checkpoints import restore_checkpoint
+from lmntk.storage.paths import RunPaths
+from lmntk.storage.training_snapshots import find_snapshots, read_snapshot
+from lmntk.trainers.training_checkpoints import CHECKPOINT_NAME, recorded_step
+
+logger = logging.getLogger(__name__)
+
+SETTING = "fine_tuned_model"
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What a fine-tuning has made of a model.
+
+    Attributes:
+        folder: The folder that holds it.
+        step: T, the number of optimizer steps; 1 where the folder does not say.
+        weights: θ_T of the parameters that have changed, by name.
+        settings: The settings of the training, for the description of a snapshot.
+    """
+
+    folder: Path
+    step: int
+    weights: Parameters
+    settings: Mapping[str, Any]
+
+
+def read_fine_tuned(experiment: Experiment, model_args: ModelArguments, args: TrainingArguments) -> FineTuned:
+    """Read the folder that `fine_tuned_model` names; the model stays at θ₀.
+
+    Args:
+        experiment: What was built from the arguments of the kernel.
+        model_args: The arguments of the model.
+        args: The arguments of the run.
+
+    Raises:
+        SettingError: The training had other prompts, another head, or started from another model.
+        ModelError: The folder holds no weights, those of another architecture, or those of θ₀.
+    """
+    folder = Path(str(args.fine_tuned_model))
+    record = _record(folder, experiment.task.key)
+    if record is None:
+        logger.warning(
+            "`%s`: there is no run_%s.json in or above %s, so its prompts and its start cannot be compared with those "
+            "of this run",
+            SETTING,
+            experiment.task.key,
+            folder,
+        )
+    else:
+        check_same_run(record, experiment, model_args, args)
+    weights = _changed_weights(experiment, folder)
+    step = _last_step(folder, record, experiment)
+    if step is None:
+        logger.warning(
+            "`%s`: nothing in %s says after how many steps it was saved: step 1 stands for it", SETTING, folder
+        )
+    kept = ("optimizer", "optimizer_variant", "learning_rate", "fix_layers")
+    return FineTuned(folder, step or 1, weights, {name: (record or {}).get(name) for name in kept})
+
+
+def _record(folder: Path, task_key: str) -> dict[str, Any] | None:
+    """Return the record of the run that a folder is of: beside its weights, or above a checkpoint."""
+    for place in (folder, folder.parent) if CHECKPOINT_NAME.fullmatch(folder.name) else (folder,):
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(RunPaths(place, task_key).record().read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+    return None
+
+
+def check_same_run(
+    record: Mapping[str, Any], experiment: Experiment, model_args: ModelArguments, args: TrainingArguments
+) -> None:
+    """Check that a fine-tuning had the prompts and the start of this run.
+
+    Args:
+        record: The record of the fine-tuning.
+        experiment: What was built from the arguments of the kernel.
+        model_args: The arguments of the model.
+        args: The arguments of the run.
+
+    Raises:
+        SettingError: Names the first setting that differs.
+    """
+    folder = args.fine_tuned_model
+
+    def refuse(setting: str, theirs: Any, ours: Any, remedy: str = "") -> None:
+        remedy = remedy or f"give `{setting}={theirs}`, or name another folder"
+        raise SettingError(
+            f"`{SETTING}={folder}` was made with `{setting}={theirs}`, but this run has `{setting}={ours}`: {remedy}",
+            setting=setting,
+            value=ours,
+        )
+
+    if record.get("trainer") != "standard" or not record.get("do_train"):
+        raise SettingError(
+            f"`{SETTING}={folder}` is not of a fine-tuning (its `trainer` is {record.get('trainer')}, `do_train` "
+            f"{record.get('do_train')}): name a folder that `trainer=standard` with `do_train` has written",
+            setting=SETTING,
+            value=folder,
+        )
+    templates = experiment.prompts.templates
+    ours = {
+        "few_shot_type": model_args.few_shot_type,
+        "binary_classification": args.binary_classification,
+        "apply_lora": model_args.apply_lora,
+        "template": templates[0] if len(templates) == 1 else list(templates),
+        "mapping": str(dict(experiment.prompts.mapping)),
+        "from_linearhead": args.from_linearhead,
+        "random_model_init": args.random_model_init,
+        "seed": args.seed,
+    }
+    if experiment.lora is not None:
+        ours |= {"lora_r": experiment.lora.rank, "lora_alpha": experiment.lora.alpha}
+    if model_args.few_shot_type == "finetune":
+        del ours["template"], ours["mapping"]
+    for setting, value in ours.items():
+        if record.get(setting, value) != value:
+            refuse(setting, record[setting], value)
+    theirs = record.get("model_name_or_path")
+    if theirs is not None and not _same_place(theirs, model_args.model_name_or_path):
+        refuse("model_name_or_path", theirs, model_args.model_name_or_path)
+    data = record.get("data_dir")
+    if data is not None and Path(data).name != Path(experiment.data_dir).name:
+        refuse("data_dir", data, experiment.data_dir)
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
+def _changed_weights(experiment: Experiment, folder: Path) -> Parameters:
+    """Return θ_T of the parameters that differ from θ₀."""
+    model = experiment.model
+    start = {name: parameter.data for name, parameter in model.named_parameters()}
+    try:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        restore_checkpoint(model, folder, SETTING)
+        found = {name: p.data for name, p in model.named_parameters() if not torch.equal(p.data, start[name])}
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.data = start[name]
+    if not found:
+        raise ModelError(
+            f"`{SETTING}={folder}` holds the weights of `model_name_or_path` itself, so training has changed nothing: "
+            "name the folder of another training",
+            path=folder,
+        )
+    return found
+
+
+def _last_step(folder: Path, record: Mapping[str, Any] | None, experiment: Experiment) -> int | None:
+    """Return the number of steps after which the weights in a folder were saved, if anything there says it."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return recorded_step(folder)
+    snapshots = find_snapshots(RunPaths(folder, experiment.task.key))
+    if snapshots:
+        return int(read_snapshot(snapshots[-1]).description.get("last_step", 1))
+    if record is None or record.get("evaluate_during_training"):  # the best model may be that of any step
+        return None
+    if record.get("max_steps", 0) > 0:
+        return int(record["max_steps"])
+    with contextlib.suppress(KeyError):
+        batch = record["per_device_train_batch_size"] * record["gradient_accumulation_steps"]
+        return math.ceil(math.ceil(len(experiment.datasets["train"]) / batch) * record["num_train_epochs"])
+    return None
