@@ -6,18 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from command_line import ROOT, Workplace
+from lmntk.storage.paths import RunPaths
+from lmntk.storage.training_snapshots import find_snapshots, read_snapshot
 from training_runs import MODEL, RESULTS, STEPS, files, results, weights
 
 
 @pytest.fixture(scope="module")
 def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
-    """Output folders of one process, and of two with batches half as large: of fine-tuning and of zero-shot."""
+    """Output folders of one process, and of two with batches half as large, of each kind of run."""
     trained = (*STEPS, "--optimizer", "sgd", "--learning_rate", "0.1", "--model_name_or_path", str(still))
-    kinds = {"trained": trained, "zero": ("--no_train",)}
+    kinds = {"trained": trained, "zero": ("--no_train",), "snapshots": (*trained, "--kernel_steps", "0,1,last")}
     runs = [{"argv": place.argv(*flags, output=f"two {kind}")} for kind, flags in kinds.items()]
     path = place.folder / "runs.json"
     path.write_text(json.dumps(runs), encoding="utf-8")
@@ -28,7 +31,7 @@ def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
         cwd=place.folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("results are in ") == 2
+    assert done.stderr.count("results are in ") == 3
     doubled = ("--per_device_train_batch_size", "4")
     return {
         kind: (place.run(*flags, *doubled, output=f"one {kind}"), place.folder / f"two {kind}")
@@ -55,3 +58,22 @@ def test_two_processes_find_the_loss_that_one_finds(processes: dict[str, tuple[P
     alone, together = processes[kind]
     for found, wanted in zip(results(together), results(alone), strict=True):
         assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_snapshots_of_one(processes: dict[str, tuple[Path, Path]]) -> None:
+    alone, together = (
+        [read_snapshot(path) for path in find_snapshots(RunPaths(folder, "sst-2"))] for folder in processes["snapshots"]
+    )
+    assert [found.step for found in together] == [wanted.step for wanted in alone] == [0, 1, 4]
+    for found, wanted in zip(together, alone, strict=True):
+        assert found.splits.keys() == wanted.splits.keys() == {"train", "dev", "test"}
+        for split, numbers in wanted.splits.items():
+            assert np.allclose(found.splits[split].logits, numbers.logits, atol=1e-4)
+            assert np.allclose(found.splits[split].linearised, numbers.linearised, atol=1e-4)
+        assert found.kernel is not None and wanted.kernel is not None
+        assert np.linalg.norm(found.kernel - wanted.kernel) < 1e-4 * np.linalg.norm(wanted.kernel)
+    trained = processes["trained"][1]
+    assert (trained / "model.safetensors").read_bytes() == (
+        processes["snapshots"][1] / "model.safetensors"
+    ).read_bytes(), "snapshots change nothing"

@@ -70,7 +70,7 @@ def read_fine_tuned(experiment: Experiment, model_args: ModelArguments, args: Tr
     step = _last_step(folder, record, experiment)
     if step is None:
         logger.warning(
-            "`%s`: nothing in %s says after how many steps it was saved: step 1 stands for it", SETTING, folder
+            "`%s`: nothing in %s says how many steps it was trained: step 1 stands for them", SETTING, folder
         )
     kept = ("optimizer", "optimizer_variant", "learning_rate", "fix_layers")
     return FineTuned(folder, step or 1, weights, {name: (record or {}).get(name) for name in kept})

@@ -254,12 +254,16 @@ class FineTuneTrainer(FewShotTrainer):
             optimizer = str(args.optim)
         # Weights, gradients, and the two moments that AdamW keeps of each trained parameter.
         size = next(model.parameters()).element_size()
-        memory = size * (total + self._num_trained * (3 if args.optimizer == "adam" else 1)) / 2**30
+        copies = (3 if args.optimizer == "adam" else 1) + (2 if self._snapshots else 0)
+        memory = size * (total + self._num_trained * copies) / 2**30
+        also = "the optimizer"
+        if self._snapshots is not None:
+            also += f", and the weights at the start and before a step for the snapshots (steps {args.kernel_steps}),"
         resumed = "" if checkpoint is None else f"; continuing from {checkpoint}"
         logger.info(
             f"fine-tuning on {quantity(len(data), 'prompt')}: {length} of batches of {batch} with {optimizer}, "
             f"learning rate {args.learning_rate:g}; {self._num_trained:,} of {total:,} parameters are trained; with "
-            f"the optimizer they take {memory:.2f} GB, and activations come on top{resumed}"
+            f"{also} they take {memory:.2f} GB, and activations come on top{resumed}"
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -276,7 +280,8 @@ class FineTuneTrainer(FewShotTrainer):
     def _settings(self) -> dict[str, Any]:
         """Return what a resumed training should have in common with the training that wrote the checkpoint."""
         settings = {name: getattr(self.args, name) for name in SAME_WHEN_RESUMED}
-        return settings | {"train_prompts": hash_of_tokens(self._experiment.datasets["train"])}
+        start = {} if self._snapshots is None else {"start_sha256": self._snapshots.start_hash}
+        return settings | {"train_prompts": hash_of_tokens(self._experiment.datasets["train"])} | start
 
     def _compare_settings(self, checkpoint: Path) -> None:
         """Refuse other train prompts; warn of other settings, some of which the checkpoint overrides."""
@@ -291,6 +296,14 @@ class FineTuneTrainer(FewShotTrainer):
                 "and `few_shot_type`, or take it as `model_name_or_path` to train it further",
                 setting="resume_from_checkpoint",
                 value=str(checkpoint),
+            )
+        if "start_sha256" in differing:
+            raise SettingError(
+                f"`kernel_steps`: the training of {checkpoint} started from other weights than those of "
+                "`model_name_or_path`, at which logits would be linearised: give the `model_name_or_path` and `seed` "
+                "that it started from, or leave `kernel_steps` out",
+                setting="kernel_steps",
+                value=self.args.kernel_steps,
             )
         for name in differing:
             logger.warning(

@@ -1,0 +1,153 @@
+"""Snapshots of a folder that fine-tuning saved, beside the kernel of the model that it started from."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command_line import Workplace, read_kernel
+from lmntk.storage.paths import RunPaths
+from lmntk.storage.training_snapshots import TrainingSnapshot, find_snapshots, read_snapshot
+from tiny_models import save_tiny_checkpoint
+
+TRAIN = ("--trainer", "standard", "--max_steps", "4", "--learning_rate", "1e-2", "--per_device_train_batch_size", "2")
+WAYS = {
+    "prompt": (),
+    "asymmetric": ("--binary_classification", "--kernel_formula", "asymmetric_signgd"),
+    "LoRA": ("--apply_lora", "--lora_r", "2"),
+    "a new head": ("--few_shot_type", "finetune"),
+    "a fitted head": ("--few_shot_type", "finetune", "--from_linearhead"),
+}
+
+
+def snapshots(folder: Path) -> dict[int, TrainingSnapshot]:
+    return {found.step: found for found in map(read_snapshot, find_snapshots(RunPaths(folder, "sst-2")))}
+
+
+@pytest.fixture(scope="module")
+def trained(place: Workplace) -> dict[str, Path]:
+    """The folders of trainings that wrote snapshots of their own."""
+    steps = ("--kernel_steps", "0,last", "--save_steps", "2")
+    return {way: place.run(*TRAIN, *flags, *steps, output=f"trained {way}") for way, flags in WAYS.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_they_are_the_snapshots_that_the_training_itself_writes(
+    place: Workplace, trained: dict[str, Path], way: str
+) -> None:
+    folder = place.run(*WAYS[way], "--fine_tuned_model", str(trained[way]), output=f"kernel {way}")
+    found, wanted = snapshots(folder), snapshots(trained[way])
+    assert list(found) == list(wanted) == [0, 4]
+    for step in wanted:
+        for split, numbers in wanted[step].splits.items():
+            assert found[step].splits[split].labels.tolist() == numbers.labels.tolist()
+            np.testing.assert_allclose(found[step].splits[split].logits, numbers.logits, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(found[step].splits[split].linearised, numbers.linearised, rtol=0, atol=1e-5)
+        difference = np.linalg.norm(found[step].kernel - wanted[step].kernel)
+        assert difference < 1e-6 * np.linalg.norm(wanted[step].kernel)
+        for name in ("grad_dim", "weights_sha256", "learning_rate", "optimizer", "last_step"):
+            assert found[step].description[name] == wanted[step].description[name]
+    assert np.array_equal(found[0].kernel, read_kernel(folder, "train").numpy())
+
+
+def test_the_kernel_and_its_predictions_are_those_of_a_run_without_it(
+    place: Workplace, trained: dict[str, Path]
+) -> None:
+    without = place.run(output="without")
+    folder = place.folder / "kernel prompt"
+    for path in without.glob("*"):
+        if path.suffix in (".pt", ".csv", ".txt"):
+            assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def test_a_checkpoint_of_a_training_is_of_its_own_step(place: Workplace, trained: dict[str, Path]) -> None:
+    folder = place.run("--fine_tuned_model", str(trained["prompt"] / "checkpoint-2"), output="of a checkpoint")
+    assert list(snapshots(folder)) == [0, 2]
+
+
+def test_the_filter_of_the_kernel_counts_for_the_kernel_but_not_for_the_tangent(
+    place: Workplace, trained: dict[str, Path]
+) -> None:
+    flags = ("--exclude_embeddings", "--fine_tuned_model", str(trained["prompt"]))
+    found, wanted = snapshots(place.run(*flags, output="filtered")), snapshots(trained["prompt"])
+    assert found[4].description["parameters"] == {"exclude_embeddings": True}
+    assert found[4].description["grad_dim"] < wanted[4].description["grad_dim"]
+    assert np.linalg.norm(found[4].kernel - wanted[4].kernel) > 0.01 * np.linalg.norm(wanted[4].kernel)
+    ours, theirs = found[4].splits["test"], wanted[4].splits["test"]
+    np.testing.assert_allclose(ours.linearised, theirs.linearised, rtol=0, atol=1e-5)
+
+
+def refusal(place: Workplace, *flags: str) -> str:
+    outcome = place.call(place.argv(*flags, output="refused"))
+    shutil.rmtree(place.folder / "refused", ignore_errors=True)
+    assert outcome.status == 2
+    (sentence,) = outcome.err.splitlines()
+    return sentence.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--few_shot_type", "prompt-demo"], "made with --few_shot_type prompt, but this run has"),
+        (
+            ["--few_shot_type", "finetune"],
+            "prompt, but this run has --few_shot_type finetune",
+        ),
+        (["--binary_classification"], "made with --binary_classification False, but"),
+        (["--apply_lora"], "made with --apply_lora False, but"),
+        (["--template", "*cls**sent_0*_All_in_all_it_was*mask*.*sep+*"], "made with --template"),
+        (["--mapping", "{'0':'great','1':'terrible'}"], "made with --mapping"),
+        (["--seed", "7"], "made with --seed 42, but this run has --seed 7"),
+        (["--model_name_or_path", "other"], "made with --model_name_or_path"),
+        (["--data_dir", "16-13"], "made with --data_dir"),
+        (["--load_kernels", "."], "--fine_tuned_model"),
+    ],
+)
+def test_a_folder_of_another_training_is_refused_before_any_kernel(
+    place: Workplace, trained: dict[str, Path], flags: list[str], words: str
+) -> None:
+    for name, source in (("other", place.model), ("16-13", place.data)):
+        if not (place.folder / name).exists():
+            shutil.copytree(source, place.folder / name)
+    assert words in refusal(place, "--fine_tuned_model", str(trained["prompt"]), *flags)
+
+
+def test_a_training_with_demonstrations_does_not_fit_a_kernel_without(place: Workplace) -> None:
+    flags = ("--few_shot_type", "prompt-demo", "--num_sample", "1", "--max_steps", "1")
+    folder = place.run(*TRAIN, *flags, output="trained with demonstrations")
+    sentence = refusal(place, "--fine_tuned_model", str(folder))
+    assert "was made with --few_shot_type prompt-demo, but this run has --few_shot_type prompt" in sentence
+
+
+def test_weights_of_another_architecture_or_no_weights_are_refused(
+    place: Workplace, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    save_tiny_checkpoint("bert", tmp_path / "bert")
+    assert "is a checkpoint of another model or architecture" in refusal(
+        place, "--fine_tuned_model", str(tmp_path / "bert")
+    )
+    (tmp_path / "empty").mkdir()
+    assert "cannot be read as weights" in refusal(place, "--fine_tuned_model", str(tmp_path / "empty"))
+    assert "is not a folder" in refusal(place, "--fine_tuned_model", str(tmp_path / "missing"))
+    only = tmp_path / "weights of adapters"
+    shutil.copytree(trained["LoRA"], only)
+    (only / "run_sst-2.json").unlink()
+    assert "holds LoRA adapters: add --apply_lora" in refusal(place, "--fine_tuned_model", str(only))
+
+
+def test_a_folder_that_was_not_trained_is_refused(place: Workplace) -> None:
+    kernel = place.run(output="a kernel run")
+    assert "is not of a fine-tuning" in refusal(place, "--fine_tuned_model", str(kernel))
+    still = place.run(*TRAIN, "--max_steps", "1", "--learning_rate", "0", output="not moved")
+    assert "holds the weights of --model_name_or_path itself" in refusal(place, "--fine_tuned_model", str(still))
+
+
+def test_a_folder_without_a_record_is_taken_with_a_word(place: Workplace, trained: dict[str, Path]) -> None:
+    bare = place.folder / "bare"
+    shutil.copytree(trained["prompt"], bare, ignore=shutil.ignore_patterns("*.json", "step-*", "checkpoint-*"))
+    outcome = place.call(place.argv("--fine_tuned_model", str(bare), output="from bare"))
+    assert outcome.status == 0
+    assert "there is no run_sst-2.json in or above" in outcome.messages
+    assert "step 1 stands for them" in outcome.messages
+    assert list(snapshots(place.folder / "from bare")) == [0, 1]
