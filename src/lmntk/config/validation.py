@@ -80,7 +80,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         _check_kernel(task, training)
     else:
         for setting in ("load_kernels", "fine_tuned_model", "dry_run"):
-            if getattr(training, setting):
+            if getattr(training, setting) not in (None, False):
                 _refuse(training, setting, "works with `trainer=kernel` only: add that, or leave out `no_train`")
     _check_training(model, training)
     _check_snapshots(task, training)
