@@ -51,7 +51,7 @@ def test_the_text_fits_into_160_columns_and_shows_thresholds_beside_the_numbers(
     cells = re.split(r"  +", first.splitlines()[1])
     mean, deviation = (100 * np.array([f([s.pretrained for s in rows[0].seeds]) for f in (np.mean, np.std)])).tolist()
     assert cells[:3] == ["film-reviews, sgd", "3", f"{mean:.1f} ({deviation:.1f})"]
-    assert "undefined, linearised: undecided, since fine-tuning does not improve on the pre-trained model." in text
+    assert "undefined, linearised: undecided, since the gain of fine-tuning is not above 3 standard errors." in text
 
 
 def test_one_seed_shows_a_dash_for_what_has_no_value(rows: list[BehaviourRow]) -> None:

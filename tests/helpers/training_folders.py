@@ -56,7 +56,7 @@ def write_training(
         description = {"step": step, "last_step": max(snapshots), "task_name": task, "kernel_formula": "sgd"}
         description |= (descriptions or {}).get(step, {})
         write_snapshot(RunPaths(folder, task), TrainingSnapshot(step, splits, kernel, description))
-    return only_run(folder)
+    return only_run(folder, task)
 
 
 def write_kernel_run(
@@ -74,12 +74,12 @@ def write_kernel_run(
     with RunPaths(folder, task).predictions(split).open("w", encoding="utf-8", newline="") as file:
         rows = [[i, names[a], names[b]] for i, (a, b) in enumerate(zip(labels, predicted, strict=True))]
         csv.writer(file).writerows([["index", "label", "prediction"], *rows])
-    return only_run(folder)
+    return only_run(folder, task)
 
 
-def only_run(folder: Path) -> SavedRun:
-    """The run of a folder."""
-    (run,) = read_runs(folder)
+def only_run(folder: Path, task: str = "sst-2") -> SavedRun:
+    """The run of a task in a folder."""
+    (run,) = [run for run in read_runs(folder) if run.key == task]
     return run
 
 

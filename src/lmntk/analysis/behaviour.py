@@ -322,8 +322,9 @@ def _solves(row: BehaviourRow) -> Verdict:
 
 def _linear(row: BehaviourRow) -> Verdict:
     gain = row.mean("finetuned") - row.mean("pretrained")
-    if not gain > row.thresholds.standard_errors * row.mean_error("gain"):
-        return Verdict("undecided", "fine-tuning does not improve on the pre-trained model")
+    least = row.thresholds.standard_errors
+    if not gain > least * row.mean_error("gain"):
+        return Verdict("undecided", f"the gain of fine-tuning is not above {least:g} standard errors")
     return _yes_or_no(_reaches(row.recovery, row.thresholds.recovery))
 
 

@@ -25,6 +25,7 @@ SCORES = {"pretrained": "PT", "kernel": "K", "kernel_with_f0": "K + f₀", "line
 """The columns of the scores: the pre-trained model, the kernel, the linearised and the fine-tuned model."""
 VERDICTS = {"solves": "K solves it", "linear": "linearised", "fixed": "fixed features", "whole": "K describes it"}
 """The columns of the verdicts by their attributes."""
+NEAR_ZERO = "near zero"
 _SHARES = ("logits_distance", "equal_predictions", "agreement", "chi")
 _NUMBERS = (*SCORES, "constant", *_SHARES)
 
@@ -88,7 +89,7 @@ def _distance_cells(row: BehaviourRow, thresholds: Thresholds) -> Cells:
 
 def distance_cells(found: KernelDistances | None, threshold: str = "") -> Cells:
     """Return the cells of how far a kernel has moved; dashes without kernels."""
-    columns = (f"relative distance{threshold}", "median", "near zero", "Frobenius", "CKA")
+    columns = (f"relative distance{threshold}", "median", NEAR_ZERO, "Frobenius", "CKA")
     if found is None:
         return dict.fromkeys(columns, number(None))
     sizes = [number(value, ".3g") for value in (found.mean, found.median, found.frobenius)]

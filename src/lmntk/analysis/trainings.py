@@ -101,10 +101,8 @@ class Training:
         """
         path = self.files[snapshot.step]
         if split not in snapshot.splits:
-            have = ", ".join(snapshot.splits) or "no split"
-            raise FileError(
-                f"{path} has no logits of {split}, only of {have}: {REPEAT}, and predict {split}", path=path
-            )
+            remedy = f"take one of {', '.join(snapshot.splits)}" if snapshot.splits else REPEAT
+            raise FileError(f"{path} has no logits of {split}: {remedy}", path=path)
         found, first = snapshot.splits[split], self.first.splits.get(split)
         if first is None or not np.array_equal(found.labels, first.labels) or found.logits.shape != first.logits.shape:
             sentence = f"{path} and {self.files[0].name} beside it hold different examples of {split}: {REPEAT}"

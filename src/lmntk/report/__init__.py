@@ -12,10 +12,11 @@ from lmntk.analysis.saved_run import TextsUnavailableError, distinguishing_names
 from lmntk.analysis.summary import RunSummary, summarise_run, typical_examples
 from lmntk.errors import SettingError
 from lmntk.report.behaviour import behaviour_figure
+from lmntk.report.drift import drift_figure
 from lmntk.report.page import Group, Neighbour, Sentence, make_page
 from lmntk.storage.atomic import prepare_output_dir, write_atomically
 
-__all__ = ["behaviour_figure", "write_report"]
+__all__ = ["behaviour_figure", "drift_figure", "write_report"]
 
 NEIGHBOURS = 3
 
