@@ -3,7 +3,8 @@
 
 These are: as it is, by a linear head, by four of its kernels, and fine-tuned with SGD, Adam and LoRA. The demo draws
 the k-shot splits, starts `run_fewshot.sh` once for every task, method and seed, and prints one table of means over the
-seeds. The model and the sentences come from `fetch_demo_assets.py`. `demo_causal.py` is another `Demo`.
+seeds, and another that says whether the kernel describes fine-tuning. The model and the sentences come from
+`fetch_demo_assets.py`. `demo_causal.py` is another `Demo`.
 
 A run is not started again if its results are there and the stamp beside them fits: a hash over its command, its split,
 the model's files and the program. A run that was stopped goes on from the kernels and tiles that it kept. If the stamp
@@ -74,6 +75,7 @@ class Demo:
         alone: Whether each run has the machine for itself, and its messages are shown. Else several share it, a core
             each.
         reported: The methods that the report shows, of the first task and the last seed; none: all.
+        described: What the closing table compares: the name of a row, a kernel, and a training that it is to describe.
     """
 
     name: str
@@ -85,11 +87,14 @@ class Demo:
     flags: str = ""
     alone: bool = False
     reported: tuple[str, ...] = ()
+    described: tuple[tuple[str, str, str], ...] = ()
 
 
 # The learning rates are the best of a few on dev, mean over tasks and seeds: of 1e-3 to 3e-1 for SGD, 1e-5 to 3e-3 for
 # Adam, 1e-4 to 3e-2 for LoRA.
 TRAINING = "--per_device_train_batch_size 8 --max_steps 100 --save_strategy no"
+# Snapshots of the first and last step, for the table of what the kernel describes.
+SNAPSHOTS = "--kernel_steps 0,last --kernel_formula"
 DEMO = Demo(
     name="demo",
     purpose="Predict the mood of tweets and film reviews in nine ways.",
@@ -102,12 +107,13 @@ DEMO = Demo(
         Method("kernel-signgd", "kernel", "--kernel_formula signgd --kernel_solver lstsq"),
         Method("kernel-asymmetric", "kernel", "--kernel_formula asymmetric_signgd --kernel_solver asym"),
         Method("kernel-lora", "kernel", "--kernel_formula sgd --kernel_solver lstsq --apply_lora"),
-        Method("tuning-sgd", "standard", f"--optimizer sgd --learning_rate 1e-2 {TRAINING}"),
-        Method("tuning-adam", "standard", f"--optimizer adam --learning_rate 1e-3 {TRAINING}"),
+        Method("tuning-sgd", "standard", f"--optimizer sgd --learning_rate 1e-2 {TRAINING} {SNAPSHOTS} sgd"),
+        Method("tuning-adam", "standard", f"--optimizer adam --learning_rate 1e-3 {TRAINING} {SNAPSHOTS} signgd"),
         Method("tuning-lora", "standard", f"--optimizer adam --learning_rate 3e-3 --apply_lora {TRAINING}"),
     ),
     seeds=(13, 42),
     reported=("kernel-sgd", "kernel-signgd", "kernel-asymmetric", "tuning-adam"),
+    described=(("sgd:sgd", "kernel-sgd", "tuning-sgd"), ("signgd:adam", "kernel-signgd", "tuning-adam")),
 )
 TASK_NAME = "mr"  # whose template and label words all tasks have
 K = 16
@@ -239,6 +245,31 @@ class DemoRunner:
             (folder / STAMP).write_text(stamp, encoding="utf-8")
         return page
 
+    def describe(self) -> str | None:
+        """Write the table of whether the kernel describes fine-tuning, and return it as text; None without rows."""
+        runs = {(run.task, run.method.name, run.seed): run for run in self.runs}
+        names = {method.name for method in self.demo.methods}
+        described = [row for row in self.demo.described if names.issuperset(row[1:])]
+        if not described:
+            return None
+        from lmntk.analysis.behaviour import Thresholds
+        from lmntk.report.behaviour_files import SeedRuns, make_rows, write_table  # here, as in `write_report`
+
+        points = itertools.product(self.demo.tasks, described, self.demo.seeds)
+        seeds = [
+            SeedRuns(
+                f"{task} {name}",
+                TASK_NAME,
+                runs[task, training, seed].folder,
+                runs[task, kernel, seed].folder,
+            )
+            for task, (name, kernel, training), seed in points
+        ]
+        rows, problems = make_rows(seeds, Thresholds(), "test")
+        for error in problems.values():
+            raise error
+        return write_table(rows, Thresholds(), self.output)["text"]
+
 
 class Lines(Progress[DemoRun]):
     """A line for each run that is done; where runs go alone, also what they print."""
@@ -293,6 +324,12 @@ def explain(demo: Demo) -> str:
     return f"Accuracies in percent, means over the seeds {seeds}, and the standard deviation\non test; {chance}"
 
 
+DESCRIBED = """\
+Does the kernel describe fine-tuning? It does where its predictions are nearly as good as those of fine-tuning (K/FT),
+where the model linearised at its start gains what training gained (recovery), and where training hardly moves the
+kernel (relative distance). SGD stands beside its own kernel, Adam beside that of SignGD."""
+
+
 def show(demo: Demo, given: argparse.Namespace) -> None:
     """Draw the splits, do what is not done yet, print the table."""
     runner = DemoRunner(demo, given.model.resolve(), given.data_dir.resolve(), given.output_dir.resolve())
@@ -311,7 +348,10 @@ def show(demo: Demo, given: argparse.Namespace) -> None:
     print("The same numbers from the log:")
     print(f"  {shlex.join([*tool, '--format', 'markdown'])} --condition \"{{'task_name': '{TASK_NAME}'}}\"")
     print(f"Kernels to look at, of {demo.tasks[0]} and seed {demo.seeds[-1]}, in a browser:", flush=True)
-    print(f"  {runner.write_report()}")
+    print(f"  {runner.write_report()}", flush=True)
+    if (described := runner.describe()) is not None:
+        print(f"\n{DESCRIBED}\n\n{described}")
+        print(f"This table: {runner.output / 'behaviour'}.txt, .md, .tex, .csv, .json; its figure: behaviour.png")
 
 
 def main(demo: Demo = DEMO, argv: list[str] | None = None) -> int:

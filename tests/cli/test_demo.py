@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 import demo
+from lmntk.analysis.behaviour import Thresholds
 from lmntk.commands import gather
+from lmntk.report import behaviour_files
+from lmntk.report.behaviour_files import SeedRuns
 from lmntk.runs import processes
 
 # Notes its settings, leaves results that depend on seed and method, and fails for the folder that `fail` names.
@@ -290,6 +293,38 @@ def test_it_ends_by_writing_a_report_of_some_runs_which_is_written_once(
     page.unlink()
     workplace.run_demo()
     assert page.exists()
+
+
+def test_it_closes_with_what_the_kernels_describe_of_the_trainings(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[SeedRuns] = []
+
+    def make_rows(runs: list[SeedRuns], thresholds: Thresholds, split: str) -> tuple[list[str], dict[Path, Exception]]:
+        made.extend(runs)
+        assert (thresholds, split) == (Thresholds(), "test")
+        return ["a row"], {}
+
+    monkeypatch.setattr(behaviour_files, "make_rows", make_rows)
+    monkeypatch.setattr(behaviour_files, "write_table", lambda rows, _, folder: {"text": f"{rows} in {folder}\n"})
+    workplace.run_demo(replace(DEMO, described=(("signgd:adam", "kernel-sgd", "tuning-adam"), ("no", "such", "row"))))
+    assert made == [
+        SeedRuns(f"{task} signgd:adam", "mr", *(workplace.output / task / name / f"16-{seed}" for name in pair))
+        for task in DEMO.tasks
+        for seed in (13, 42)
+        for pair in [("tuning-adam", "kernel-sgd")]
+    ]
+    assert f"\n\n{demo.DESCRIBED}\n\n['a row'] in {workplace.output}\n\n" in capsys.readouterr().out
+
+
+def test_the_trainings_that_a_kernel_describes_have_snapshots_of_its_formula() -> None:
+    methods = {method.name: method.flags for method in demo.DEMO.methods}
+    assert [name for name, _, _ in demo.DEMO.described] == ["sgd:sgd", "signgd:adam"]
+    for name, kernel, training in demo.DEMO.described:
+        formula, optimizer = name.split(":")
+        assert f"--kernel_formula {formula} " in methods[kernel]
+        assert methods[training].endswith(f" --kernel_steps 0,last --kernel_formula {formula}")
+        assert f"--optimizer {optimizer} " in methods[training]
 
 
 def test_a_missing_folder_is_named_with_the_script_that_fetches_it(

@@ -185,11 +185,12 @@ class BehaviourRun(ScriptRun):
 
     @property
     def flags(self) -> list[str]:
-        """The settings as words, and last those that the user gives to every run."""
+        """The settings as words, and last those that the user gives to every run, which replace them."""
         own = {"disable_tqdm": "True", **self.settings}
         if "dev" not in self.evaluated:
             own["do_eval"] = "False"
-        words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in own.items()]
+        settings = [(name, value) for name, value in own.items() if self.plan.given(name) is None]
+        words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in settings]
         return [*words, *self.plan.further]
 
     @property
