@@ -110,6 +110,7 @@ TRAINING_FLAGS = {
     "kernel_regularization": 0.0,
     "kernel_gamma": 1.0,
     "kernel_lambda": 0.5,
+    "select_by": "dev",
     "binary_classification": False,
     "adjust_for_init": False,
     "f0_scaling": 1.0,

@@ -30,7 +30,7 @@ from lmntk.data.tasks import TASKS, join_columns
 from lmntk.distributed import rejoin_after_restart
 from lmntk.errors import UsageError
 from lmntk.kernels.tiling import TileRequest
-from lmntk.solvers.problem import SolverSettings
+from lmntk.solvers.candidates import AUTO
 from lmntk.storage.run_results import is_zero_shot
 
 GENERAL_MAX_SEQ_LENGTH = 128
@@ -219,12 +219,14 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
             engine choose.
         x_tile: The same for X examples and `per_device_eval_batch_size`.
         published_settings: The settings whose value `as_published` has changed.
+        kernel_selection: How the solver's settings were chosen among candidates, for the record; None without any.
         keeps_checkpoints: Whether the user said when to save checkpoints; if so they stay after training.
     """
 
     train_tile: int | None = dataclasses.field(default=None, init=False)
     x_tile: int | None = dataclasses.field(default=None, init=False)
     published_settings: tuple[str, ...] = dataclasses.field(default=(), init=False)
+    kernel_selection: dict[str, Any] | None = dataclasses.field(default=None, init=False)
     keeps_checkpoints: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -232,6 +234,7 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
         on_cpu = self.use_cpu or not torch.cuda.is_available()
         rejoin_after_restart(self.ddp_backend or ("gloo" if on_cpu else "nccl"), timedelta(seconds=self.ddp_timeout))
         translate_old_flags(self)
+        self.read_solver_settings()
         super().__post_init__()
         self.do_train = self.do_train and not self.no_train
         self.do_predict = self.do_predict and not self.no_predict
@@ -252,18 +255,6 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
         if self.active_trainer == ActiveTrainer.LINEARHEAD:
             return True
         return self.from_linearhead and self.active_trainer != ActiveTrainer.ZERO_SHOT
-
-    @property
-    def solver_settings(self) -> SolverSettings:
-        """The settings of the kernel's solver."""
-        return SolverSettings(
-            regularization=self.kernel_regularization,
-            gamma=self.kernel_gamma,
-            lambda_=self.kernel_lambda,
-            f0_scaling=self.f0_scaling,
-            flattened_targets=self.flattened_targets,
-            plain_lbfgs=self.plain_lbfgs,
-        )
 
     def with_changes(self, **changes: Any) -> "TrainingArguments":
         """Return a copy with other values.
@@ -334,13 +325,17 @@ class _Parser(HfArgumentParser):
 @functools.cache
 def make_parser() -> HfArgumentParser:
     """Return the parser of run.py's flags, written out in full."""
-    return _Parser(
+    parser = _Parser(
         cast(Any, _GROUPS),  # its annotation asks for instances where it means classes
         prog="run.py",
         usage="run.py --flag value … | run.py config.json",
         description="Few-shot text classification with a language model: by its kernel, by training, or as it is.",
         allow_abbrev=False,  # legacy_flags.translate has written all names out
     )
+    for action in parser._actions:
+        if action.dest in AUTO:  # HfArgumentParser takes what may be a number or a text for a number
+            action.type = str
+    return parser
 
 
 def _as_sentence(message: str) -> str:
@@ -384,6 +379,8 @@ def _read_config(path: Path, flags: Collection[str]) -> list[str]:
             raise UsageError(f"{path}: {error}") from error
         if flag == "--custom_columns" and isinstance(value, list):
             argv.append(f"{flag}={join_columns(map(str, value))}")
+        elif flag.removeprefix("--") in AUTO and isinstance(value, list):
+            argv.append(f"{flag}={','.join(map(str, value))}")
         elif isinstance(value, list):
             argv += [flag, *map(str, value)]
         elif value is not None:

@@ -1,14 +1,24 @@
 """The flags of the kernel: its formula, solver, parameters and engine."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lmntk.config.flag_fields import flag
 from lmntk.config.kernel_steps import KernelSteps
+from lmntk.errors import SettingError, check_numbers
 from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.solvers import SOLVERS
+from lmntk.solvers.bounds import SOLVER_BOUNDS
+from lmntk.solvers.candidates import AUTO, read_candidates, settings_grid, used_settings
 from lmntk.solvers.problem import SolverSettings
+
+
+def candidates_flag(help: str, default: float, setting: str) -> Any:
+    """Return the field of a flag that takes a number, a list of candidates, or ``auto``."""
+    words = ",".join(f"{number:g}" for number in AUTO[setting])
+    return flag(f"{help} A list without spaces, or auto ({words}): --select_by chooses.", default)
 
 
 @dataclass
@@ -35,16 +45,28 @@ class KernelArguments:
     binary_classification: bool = flag(
         "Use one logit, that of the second label word minus that of the first; two classes only.", False
     )
-    kernel_regularization: float = flag(
-        "Term added to the kernel's diagonal, in units of its largest singular value.", SolverSettings.regularization
+    kernel_regularization: float | str = candidates_flag(
+        "Term added to the kernel's diagonal, in units of its largest singular value.",
+        SolverSettings.regularization,
+        "kernel_regularization",
     )
-    kernel_gamma: float = flag("Weight of the errors in the asym solver.", SolverSettings.gamma)
-    kernel_lambda: float = flag(
-        "Weight of the first kernel in the asym solver's predictions, 0 to 1.", SolverSettings.lambda_
+    kernel_gamma: float | str = candidates_flag(
+        "Weight of the errors in the asym solver.", SolverSettings.gamma, "kernel_gamma"
+    )
+    kernel_lambda: float | str = candidates_flag(
+        "Weight of the first kernel in the asym solver's predictions, 0 to 1.", SolverSettings.lambda_, "kernel_lambda"
+    )
+    select_by: str = flag(
+        "How to choose among candidates of --kernel_regularization, --f0_scaling, --kernel_gamma and --kernel_lambda: "
+        "dev: by the score on dev; loo: by exact leave-one-out, for lstsq.",
+        "dev",
+        ("dev", "loo"),
     )
     adjust_for_init: bool = flag("Fit the residuals of the untrained model's logits, and add the logits back.", False)
-    f0_scaling: float = flag(
-        "Divisor of the untrained logits for --adjust_for_init; 0: no adjustment.", SolverSettings.f0_scaling
+    f0_scaling: float | str = candidates_flag(
+        "Divisor of the untrained logits for --adjust_for_init; 0: no adjustment.",
+        SolverSettings.f0_scaling,
+        "f0_scaling",
     )
     kernel_per_layer: bool = flag(
         "Also save each layer's part of the kernel, and report how well it predicts on its own.", False
@@ -79,3 +101,53 @@ class KernelArguments:
     def snapshot_steps(self) -> KernelSteps | None:
         """The training steps of which snapshots are kept; None without `kernel_steps`."""
         return None if self.kernel_steps is None else KernelSteps.parse(self.kernel_steps)
+
+    def read_solver_settings(self) -> None:
+        """Read the settings that may have candidates: one number becomes a number, several stay text."""
+        for setting in AUTO:
+            candidates = read_candidates(setting, getattr(self, setting))
+            if len(candidates) == 1:
+                setattr(self, setting, candidates[0])
+
+    @property
+    def solver_grid(self) -> list[SolverSettings]:
+        """The settings of the kernel's solver: one, or the candidates to choose among."""
+        return settings_grid(self.kernel_solver, vars(self))
+
+    def check_solver_settings(self) -> None:
+        """Check the bounds of the solver's settings and of all their candidates.
+
+        Raises:
+            SettingError: A number is out of bounds.
+        """
+        numbers = {setting: list(read_candidates(setting, getattr(self, setting))) for setting in AUTO}
+        check_numbers(SOLVER_BOUNDS.values(), numbers)
+
+    def check_selection(self, *, reads_dev: bool) -> None:
+        """Check that there is something to choose by, if there are candidates.
+
+        Args:
+            reads_dev: Whether the run reads the dev examples.
+
+        Raises:
+            SettingError: Names the setting and the remedy.
+        """
+        if len(self.solver_grid) == 1:
+            return
+        if self.select_by == "loo" and self.kernel_solver != "lstsq":
+            raise SettingError(
+                f"`select_by=loo` needs `kernel_solver=lstsq`, not {self.kernel_solver}: take lstsq, or `select_by=dev`",
+                setting="select_by",
+                value="loo",
+            )
+        if self.select_by == "dev" and not reads_dev:
+            used = used_settings(self.kernel_solver, f0=self.adjust_for_init)
+            setting = next(name for name in used if isinstance(getattr(self, name), str))
+            value = getattr(self, setting)
+            instead = ", or `select_by=loo`" if self.kernel_solver == "lstsq" else ""
+            raise SettingError(
+                f"`{setting}={value}` is chosen on dev, which this command does not read: add `do_eval`, or give one "
+                f"number{instead}",
+                setting=setting,
+                value=value,
+            )

@@ -19,7 +19,6 @@ from lmntk.prompts.demonstrations import DEMONSTRATION_BOUNDS
 from lmntk.prompts.prompt_files import SOURCE_BOUNDS
 from lmntk.prompts.render import LIMIT_BOUNDS
 from lmntk.solvers import SOLVERS
-from lmntk.solvers.bounds import SOLVER_BOUNDS
 
 BOUNDS = (
     Bounds("num_k", 1),
@@ -42,7 +41,6 @@ BOUNDS = (
     Bounds("per_device_eval_batch_size", 1, 10**9),
     Bounds("exclude_first_layers", 0),
     Bounds("kernel_memory_gb", 0, above=True),
-    *SOLVER_BOUNDS.values(),
     Bounds("adam_beta1", 0, 1),
     Bounds("adam_beta2", 0, 1),
     Bounds("adam_epsilon", 0),
@@ -75,6 +73,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     if training.save_logit:
         _check_folder(training.save_logit_dir or "", "save_logit_dir", task.key)
     check_numbers(BOUNDS, {**vars(model), **vars(data), **vars(training)})
+    training.check_solver_settings()
     _check_classes(task, training)
     if training.active_trainer == ActiveTrainer.KERNEL:
         _check_kernel(task, training)
@@ -132,6 +131,11 @@ def _makes_kernels(given: Any) -> bool:
 
 CONDITIONS = (
     Condition(("f0_scaling",), "`adjust_for_init`", lambda given: given.adjust_for_init),
+    Condition(
+        ("select_by",),
+        "candidates of the solver's settings, such as `kernel_regularization=auto`",
+        lambda given: _uses_kernel(given) and len(given.solver_grid) > 1,
+    ),
     Condition(("kernel_gamma", "kernel_lambda"), "`kernel_solver=asym`", lambda given: given.kernel_solver == "asym"),
     Condition(
         ("optimizer", "optimizer_variant", "fix_layers", "evaluate_during_training", "save_at_last",
@@ -205,7 +209,7 @@ CONDITIONS = (
 
 def unused_flags(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> list[str]:
     """Return a sentence for every setting that was given and has no effect on this command."""
-    given = SimpleNamespace(active_trainer=training.active_trainer)
+    given = SimpleNamespace(active_trainer=training.active_trainer, solver_grid=training.solver_grid)
     defaults: dict[str, Any] = {}
     for group in (model, data, training):
         vars(given).update(vars(group))
@@ -265,6 +269,7 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if training.kernel_per_layer and training.kernel_engine not in ("auto", *LAYER_ENGINES):
         problem = f"does not work with `kernel_engine={training.kernel_engine}`, which takes all layers at once: take "
         _refuse(training, "kernel_per_layer", problem + " or ".join(LAYER_ENGINES))
+    training.check_selection(reads_dev=training.do_eval)
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"
         _refuse(training, "load_kernels", problem)

@@ -1,6 +1,7 @@
 """The kernel of language-model prompts as a scikit-learn classifier: the numbers of run.py, from texts in memory."""
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +17,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmntk import solvers
 from lmntk.data.examples import Example
+from lmntk.data.metrics import compute_metrics
 from lmntk.data.tasks import Task, custom_task, find_task
 from lmntk.errors import DataError, ModelError, SettingError, UsageError, suggest
 from lmntk.experiment.prompt_kernel import PromptKernel
 from lmntk.experiment.provenance import hash_of_weights
 from lmntk.experiment.texts import match_label_words, read_labels, read_texts
 from lmntk.kernels import ENGINES, FORMULAS
-from lmntk.solvers.problem import SolverSettings, predicted_classes, signed
+from lmntk.solvers.candidates import Given, numbers_of, settings_grid
+from lmntk.solvers.problem import predicted_classes, signed
+from lmntk.solvers.selection import Examples, select_by_leave_one_out
+
+logger = logging.getLogger(__name__)
 
 ARGUMENTS = {
     "kernel_formula": "formula",
@@ -54,14 +60,16 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         task_name: A task of ``lmntk tasks`` whose template, label words and limits apply where none are given.
         formula: ``"sgd"``, ``"signgd"`` or ``"asymmetric_signgd"``.
         solver: ``"lstsq"``, ``"logistic"``, ``"svr"``, ``"svc"`` or ``"asym"``.
-        kernel_regularization: Added to the kernel's diagonal, in units of its largest singular value.
+        kernel_regularization: Added to the kernel's diagonal, in units of its largest singular value: a number, a list
+            of candidates, or ``"auto"``, among which exact leave-one-out of `lstsq` chooses.
         kernel_gamma: Weight of the errors in the solver `asym`.
         kernel_lambda: Weight of the first direction in predictions of `asym`, 0 to 1.
         flattened_targets: Whether `logistic` and `svc` fit one model of two classes to the flattened kernel.
         plain_lbfgs: Whether `logistic` takes the weights at which L-BFGS ends.
         binary_classification: Whether two classes share one logit, the second label word's less the first's.
         adjust_for_init: Whether to fit what the untrained model's logits leave over, and add them back.
-        f0_scaling: What the untrained logits are divided by for `adjust_for_init`; 0 means no adjustment.
+        f0_scaling: What the untrained logits are divided by for `adjust_for_init`; 0 means no adjustment. A number, a
+            list of candidates, or ``"auto"``.
         exclude_embeddings: Whether to leave out the gradients of the embeddings.
         exclude_head: Whether to leave out the gradients of the language-model head.
         only_biases: Whether to use the gradients of biases alone.
@@ -91,6 +99,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: The labels in the order of the logits.
         train_kernel_: The kernel of the train texts, as `kernel` returns it.
+        selected_: The numbers of the solver's settings, by name, of which leave-one-out chose those with candidates.
 
     Example:
         >>> from lmntk import KernelClassifier
@@ -108,14 +117,14 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     task_name: str | None = None
     formula: str = "sgd"
     solver: str = "lstsq"
-    kernel_regularization: float = 0.0
-    kernel_gamma: float = 1.0
-    kernel_lambda: float = 0.5
+    kernel_regularization: Given = 0.0
+    kernel_gamma: Given = 1.0
+    kernel_lambda: Given = 0.5
     flattened_targets: bool = False
     plain_lbfgs: bool = False
     binary_classification: bool = False
     adjust_for_init: bool = False
-    f0_scaling: float = 1.0
+    f0_scaling: Given = 1.0
     exclude_embeddings: bool = False
     exclude_head: bool = False
     only_biases: bool = False
@@ -163,12 +172,12 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             prompts = PromptKernel(arguments, *train)
             weights = hash_of_weights(prompts.model)
             kernel = prompts.kernel()
-            solver = _fitted(arguments, prompts, kernel)
+            solver, chosen = _fitted(arguments, prompts, kernel)
         # Only now, since a `fit` that fails must leave an earlier one as it was.
         self._train, self._arguments, self._weights, self.classes_ = train, arguments, weights, classes
         self._prompts: PromptKernel | None = prompts
         self._solver: solvers.FittedSolver | None = solver
-        self.train_kernel_ = kernel
+        self.train_kernel_, self.selected_ = kernel, chosen
         return self
 
     def kernel(self, texts: Any = None) -> np.ndarray:
@@ -208,7 +217,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         with _arguments_in_sentences():
             prompts = self._loaded()
-            self._solver = self._solver or _fitted(self._arguments, prompts, self.train_kernel_)
+            self._solver = self._solver or _fitted(self._arguments, prompts, self.train_kernel_)[0]
             data = prompts.prompts_of(read_texts(texts))
             f0 = prompts.logits(data) if self._arguments.adjust_for_init else None
             unknown = np.full(
@@ -254,7 +263,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             raise SettingError(
                 f"`template` is {self.template!r}, not a string", setting="template", value=self.template
             )
-        _solver_settings(self)
+        self._check_selection()
         asymmetric = FORMULAS[self.formula].is_asymmetric
         if asymmetric and not self.binary_classification:
             raise SettingError(f"`formula={self.formula}` needs `binary_classification=True`", setting="formula")
@@ -264,6 +273,17 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             num_logits=1 if self.binary_classification else 2,
             f0=self.adjust_for_init,
         )
+
+    def _check_selection(self) -> None:
+        """Read the solver's settings; among several, leave-one-out chooses, which is for `lstsq`."""
+        grid = settings_grid(self.solver, vars(self))
+        if len(grid) > 1 and self.solver != "lstsq":
+            raise SettingError(
+                f"candidates of the solver's settings are chosen among by leave-one-out, which needs `solver='lstsq'`: "
+                f"give `solver={self.solver}` one number for each setting",
+                setting="solver",
+                value=self.solver,
+            )
 
     def _task(self, labels: np.ndarray, num_sentences: int) -> tuple[Task, dict[str, str], np.ndarray]:
         """Return the task of the train texts, its label words, and the labels in the order of the logits."""
@@ -303,23 +323,23 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         return self._prompts
 
 
-def _fitted(arguments: Any, prompts: PromptKernel, kernel: np.ndarray) -> solvers.FittedSolver:
-    """Fit the solver to the kernel of the train texts."""
+def _fitted(arguments: Any, prompts: PromptKernel, kernel: np.ndarray) -> tuple[solvers.FittedSolver, dict[str, float]]:
+    """Fit the solver to the kernel of the train texts; return it and its numbers, chosen by leave-one-out."""
     labels = np.array(prompts.train.labels)
     labels = signed(labels).astype(np.float32) if arguments.binary_classification else labels
     f0 = prompts.logits(prompts.train) if arguments.adjust_for_init else None
-    return solvers.fit(arguments.solver, kernel, labels, _solver_settings(arguments), f0)
+    grid = settings_grid(arguments.solver, vars(arguments))
+    if len(grid) == 1:
+        return solvers.fit(arguments.solver, kernel, labels, grid[0], f0), numbers_of(grid[0])
+    classes, task = np.array(prompts.train.labels), prompts.train.task
 
+    def score(logits: np.ndarray) -> float:
+        metrics = compute_metrics(task, predicted_classes(logits), classes)
+        return metrics[f"{task.metric_prefix}{task.main_metrics[0]}"]
 
-def _solver_settings(arguments: Any) -> SolverSettings:
-    return SolverSettings(
-        regularization=arguments.kernel_regularization,
-        gamma=arguments.kernel_gamma,
-        lambda_=arguments.kernel_lambda,
-        f0_scaling=arguments.f0_scaling,
-        flattened_targets=arguments.flattened_targets,
-        plain_lbfgs=arguments.plain_lbfgs,
-    )
+    selection = select_by_leave_one_out(grid, Examples(kernel, labels, f0), score)
+    logger.info(selection.sentence(task.main_metrics[0]))
+    return selection.fitted, selection.numbers()
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ Nothing here knows a model, a task or a file. `fit` is the only call; its result
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,12 +16,13 @@ from threadpoolctl import threadpool_limits
 
 from lmntk.errors import NotFiniteError, SolverError, UnknownNameError, suggest
 from lmntk.solvers.problem import (
+    Array,
     FitInputs,
     Predict,
     Prediction,
     SolverSettings,
+    check_fit_inputs,
     train_directions,
-    validate_fit_inputs,
     validate_predict_inputs,
 )
 
@@ -34,6 +36,8 @@ class Solver:
     Attributes:
         function: The function that fits the solver, with its module in this folder: ``"svm.svr"``.
         summary: A few words for help texts.
+        family: The function that fits it with many settings at once, from inputs whose kernel is not regularised yet,
+            where that costs less than fitting each.
         needs_binary: Works with a single logit only: `binary_classification`.
         needs_asymmetric: Works with an asymmetric kernel only.
         allows_f0: Can start from the untrained model's logits: `adjust_for_init`.
@@ -41,26 +45,39 @@ class Solver:
 
     function: str
     summary: str
+    family: str = ""
     needs_binary: bool = False
     needs_asymmetric: bool = False
     allows_f0: bool = False
 
     def fit(self, train: FitInputs) -> Predict:
         """Fit the solver, whose module is imported now: scipy and scikit-learn take a second to load."""
-        module, name = self.function.split(".")
-        fit: Callable[[FitInputs], Predict] = getattr(import_module(f"lmntk.solvers.{module}"), name)
+        fit: Callable[[FitInputs], Predict] = _imported(self.function)
         return fit(train)
+
+    def fit_family(self, trains: Sequence[FitInputs]) -> list[Predict]:
+        """Fit the solver with many settings of one kernel."""
+        fit: Callable[[Sequence[FitInputs]], list[Predict]] = _imported(self.family)
+        return fit(trains)
+
+
+def _imported(function: str) -> Any:
+    module, name = function.split(".")
+    return getattr(import_module(f"lmntk.solvers.{module}"), name)
 
 
 SOLVERS: dict[str, Solver] = {
-    "lstsq": Solver("least_squares.lstsq", "minimum-norm least squares", allows_f0=True),
+    "lstsq": Solver(
+        "least_squares.lstsq", "minimum-norm least squares", "least_squares.lstsq_family", allows_f0=True
+    ),
     "logistic": Solver("logistic.logistic", "cross-validated logistic regression on the kernel's rows"),
     "svr": Solver("svm.svr", "support vector regression", allows_f0=True),
     "svc": Solver("svm.svc", "support vector classification, one versus the rest"),
     "asym": Solver(
-        "least_squares.asym", "asymmetric least-squares SVM", needs_binary=True, needs_asymmetric=True, allows_f0=True
+        "least_squares.asym", "asymmetric least-squares SVM", "least_squares.asym_family",
+        needs_binary=True, needs_asymmetric=True, allows_f0=True,
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,17 +152,40 @@ def fit(
     >>> fitted.predict(np.array([0.5, 1.5]).reshape(2, 1, 1, 1), [1]).logits
     array([[1.]])
     """
+    kernel = checked_kernel(solver, train_kernel, f0=train_f0 is not None)
+    import_module("scipy.linalg")  # the limit holds for libraries that are loaded by then
+    # On a busy machine many threads for small products wait for each other: measured, ten to forty times longer.
+    with threadpool_limits(limits=1):
+        train = check_fit_inputs(kernel, train_labels, train_f0, settings).regularised()
+        fitted = FittedSolver(SOLVERS[solver].fit(train), train, adjusted=train_f0 is not None)
+    # The solvers that cannot work with one class have stopped by now.
+    warn_of_one_class(solver, train)
+    return fitted
+
+
+def checked_kernel(solver: str, train_kernel: ArrayLike, *, f0: bool) -> Array:
+    """Return the train kernel as [D, N, C, N, C] after checking that a solver can work with it.
+
+    Args:
+        solver: A key of `SOLVERS`.
+        train_kernel: [N, C, N, C] or [2, N, C, N, C].
+        f0: Whether the untrained model's logits are taken into account.
+
+    Raises:
+        UnknownNameError: There is no such solver.
+        SolverError: The solver cannot work with this kernel.
+        KernelMismatchError: The array is not a train kernel.
+    """
     if solver not in SOLVERS:
         message = suggest(solver, SOLVERS, "kernel solver")
         raise UnknownNameError(message, name=solver, kind="kernel solver", options=list(SOLVERS))
     kernel = train_directions(train_kernel)
-    check_requirements(solver, asymmetric=len(kernel) == 2, num_logits=kernel.shape[2], f0=train_f0 is not None)
-    import_module("scipy.linalg")  # the limit holds for libraries that are loaded by then
-    # On a busy machine many threads for small products wait for each other: measured, ten to forty times longer.
-    with threadpool_limits(limits=1):
-        train = validate_fit_inputs(kernel, train_labels, train_f0, settings)
-        fitted = FittedSolver(SOLVERS[solver].fit(train), train, adjusted=train_f0 is not None)
-    # The solvers that cannot work with one class have stopped by now.
+    check_requirements(solver, asymmetric=len(kernel) == 2, num_logits=kernel.shape[2], f0=f0)
+    return kernel
+
+
+def warn_of_one_class(solver: str, train: FitInputs) -> None:
+    """Warn if all train examples are of one class."""
     if (train.classes == train.classes[0]).all():
         logger.warning(
             "all train examples are of class %d: %s learns nothing about other classes from them; look at the labels "
@@ -153,7 +193,6 @@ def fit(
             train.classes[0],
             solver,
         )
-    return fitted
 
 
 def check_requirements(solver: str, *, asymmetric: bool, num_logits: int, f0: bool) -> None:

@@ -6,6 +6,7 @@ Letters: N training examples, X examples to predict, C logits. A kernel is float
 labels, one-hot targets, and predict the class of the largest.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,7 +74,7 @@ class FitInputs:
     """The checked inputs that a solver is fitted to.
 
     Attributes:
-        kernel: [N, C, N, C], regularised; direction [0] of an asymmetric kernel, as [1] is its transpose.
+        kernel: [N, C, N, C], direction [0] of an asymmetric kernel, as [1] is its transpose; see `regularised`.
         directions: D, which is 2 with an asymmetric kernel, else 1.
         classes: Class ids, [N].
         f0_offset: What `adjust_for_init` subtracts from the targets, [N, C]: f0 / s, or 0.
@@ -99,6 +100,14 @@ class FitInputs:
     def flat(self) -> Array:
         """The kernel as [N·C, N·C]."""
         return _flat(self.kernel)
+
+    def regularised(self) -> "FitInputs":
+        """The same with K + λ ‖K‖₂ I as the kernel, λ of the settings, with the norm of the flattened kernel K."""
+        if self.settings.regularization == 0:
+            return self
+        flat = self.flat()
+        ridge = self.settings.regularization * float(np.linalg.norm(flat, 2)) * np.eye(len(flat))
+        return dataclasses.replace(self, kernel=(flat + ridge).reshape(self.kernel.shape))
 
     def flat_targets(self) -> Array:
         """The targets less f0 / s, [N·C]."""
@@ -153,8 +162,8 @@ def train_directions(kernel: ArrayLike) -> Array:
     return train
 
 
-def validate_fit_inputs(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settings: SolverSettings) -> FitInputs:
-    """Check that labels and logits match the train kernel, and regularise it.
+def check_fit_inputs(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, settings: SolverSettings) -> FitInputs:
+    """Check that labels and logits match the train kernel, which is not regularised yet.
 
     Args:
         kernel: The result of `train_directions`, [D, N, C, N, C].
@@ -169,10 +178,10 @@ def validate_fit_inputs(kernel: Array, labels: ArrayLike, f0: ArrayLike | None, 
     check_values(kernel, "train")
     shape = kernel.shape[3:]
     return FitInputs(
-        kernel=_regularised(kernel[0], settings.regularization),
+        kernel=kernel[0],
         directions=len(kernel),
         classes=_check_labels(labels, shape, "train"),
-        f0_offset=_f0_offset(f0, shape, settings.f0_scaling, "train"),
+        f0_offset=divided_f0(f0, shape, settings.f0_scaling, "train"),
         settings=settings,
     )
 
@@ -208,7 +217,7 @@ def validate_predict_inputs(
     return PredictInputs(
         kernel=x,
         classes=_check_labels(labels, shape, split),
-        f0_offset=_f0_offset(f0, shape, train.settings.f0_scaling, split),
+        f0_offset=divided_f0(f0, shape, train.settings.f0_scaling, split),
     )
 
 
@@ -297,7 +306,7 @@ def _check_labels(labels: ArrayLike, shape: tuple[int, ...], split: str) -> Clas
     return class_ids(values, num_logits)
 
 
-def _f0_offset(f0: ArrayLike | None, shape: tuple[int, ...], scaling: float, split: str) -> Array:
+def divided_f0(f0: ArrayLike | None, shape: tuple[int, ...], scaling: float, split: str) -> Array:
     """Return f0 / s as [X, C]: zeros if there is no f0, or s = 0."""
     if f0 is None or scaling == 0:
         return np.zeros(shape)
@@ -340,14 +349,6 @@ def one_hot_rows(classes: ClassIds, num_logits: int) -> ClassIds:
 def _flat(kernel: Array) -> Array:
     """[N, C, X, C] as the matrix [N·C, X·C]."""
     return kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
-
-
-def _regularised(kernel: Array, regularization: float) -> Array:
-    """K + λ ‖K‖₂ I of a training kernel [N, C, N, C], with the norm of the flattened one."""
-    if regularization == 0:
-        return kernel
-    flat = _flat(kernel)
-    return (flat + regularization * float(np.linalg.norm(flat, 2)) * np.eye(len(flat))).reshape(kernel.shape)
 
 
 def squared_error(predictions: Array, targets: Array) -> float:

@@ -92,6 +92,10 @@ class RunPaths:
         """The table of how well each layer predicts on its own."""
         return Path(self.folder) / f"layer_results_{self.task_key}.csv"
 
+    def solver_selection(self) -> Path:
+        """The table of the solver's settings that the run chose among."""
+        return Path(self.folder) / f"solver_selection_{self.task_key}.csv"
+
     def snapshot(self, step: int) -> Path:
         """The logits, linearised logits and kernel of a training after a number of steps."""
         return Path(self.folder) / f"step-{step:06d}_{self.task_key}.safetensors"

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from lmntk.experiment.provenance import spec_from_arguments, spec_from_data
 from lmntk.kernels import FORMULAS
 from lmntk.kernels.memory import resident_bytes
 from lmntk.prompts.features import Collator, FeatureDataset
-from lmntk.solvers.problem import class_ids
+from lmntk.solvers.candidates import numbers_of
+from lmntk.solvers.problem import SolverSettings, class_ids
+from lmntk.solvers.selection import Examples, Score, Selection, select_by_leave_one_out, select_on_dev
+from lmntk.storage.atomic import write_text
 from lmntk.storage.kernel_cache import KernelCache, samples_of
 from lmntk.storage.kernel_files import LayerKernels
 from lmntk.storage.paths import RunPaths
+from lmntk.storage.tables import format_table
 from lmntk.trainers.base import FewShotTrainer, score
 from lmntk.trainers.kernel_planning import log_total
 from lmntk.trainers.layer_scores import LayerSolver, fit_layers, score_layers, write_layer_scores
@@ -46,6 +51,10 @@ class SplitKernel:
     values: Tensor
     labels: Tensor
     layers: LayerKernels = field(default_factory=dict)
+
+
+Side = tuple[SplitKernel | None, np.ndarray | None]
+"""The kernel of a split and, where it is needed, f₀, ``[X, C]``."""
 
 
 class LoadedKernelTrainer(FewShotTrainer):
@@ -85,9 +94,12 @@ class LoadedKernelTrainer(FewShotTrainer):
             per_layer=args.kernel_per_layer,
         )
         self._num_logits = 1 if args.binary_classification else len(inputs.task.labels)
+        self._paths = RunPaths(args.output_dir, inputs.task.key)
         self._is_trained = False
         self._solver: solvers.FittedSolver | None = None
         self._train_is_whole: bool | None = None
+        self._dev: SplitKernel | None = None
+        self._dev_is_ready = False
         self._layer_solvers: dict[str, LayerSolver] = {}
         self._layer_scores: dict[str, dict[str, float]] = {}
 
@@ -95,7 +107,13 @@ class LoadedKernelTrainer(FewShotTrainer):
         """Fit the solver to the kernel of the train examples with themselves."""
         distributed.on_rank_zero(self._cache.start_overwriting, self._inputs.datasets)
         kernel = self.prepare("train")
-        distributed.on_rank_zero(self._fit, kernel, self._f0("train", kernel))
+        sides = [(kernel, self._f0("train", kernel))]
+        if len(self.args.solver_grid) > 1 and self.args.select_by == "dev":
+            self._dev = self.prepare("dev")
+            self._dev_is_ready = True
+            sides.append((self._dev, self._f0("dev", self._dev)))
+        chosen, selection = distributed.on_rank_zero(self._fit, *sides)
+        self.args = self.args.with_changes(**chosen, kernel_selection=selection)
         self._is_trained = True
         return TrainOutput(0, 0.0, {})
 
@@ -107,11 +125,16 @@ class LoadedKernelTrainer(FewShotTrainer):
         """
         if not self._is_trained:
             self.train()
-        kernel = self.prepare(dataset.mode)
+        kernel = self._take_dev() if dataset.mode == "dev" and self._dev_is_ready else self.prepare(dataset.mode)
         f0 = self._f0(dataset.mode, kernel)
         evaluation = distributed.on_rank_zero(self._predict, dataset, kernel, f0, metric_key_prefix)
         self.log(dict(evaluation.metrics))
         return evaluation
+
+    def _take_dev(self) -> SplitKernel | None:
+        """Return the kernel that settings were chosen with, and let it go."""
+        kernel, self._dev, self._dev_is_ready = self._dev, None, False
+        return kernel
 
     def prepare(self, split: str) -> SplitKernel | None:
         """Return the train × `split` kernel on the first process, None on the others.
@@ -201,28 +224,68 @@ class LoadedKernelTrainer(FewShotTrainer):
                 path=path,
             )
 
-    def _fit(self, kernel: SplitKernel | None, f0: np.ndarray | None) -> None:
+    def _fit(self, train: Side, dev: Side | None = None) -> tuple[dict[str, float], dict[str, Any] | None]:
+        """Fit the solver; return its numbers and, if there are candidates, how they were chosen.
+
+        Args:
+            train: The kernel of the train examples, and f₀ if it is needed.
+            dev: The same of dev, if settings are chosen by it.
+        """
+        kernel, f0 = train
         assert kernel is not None
-        labels, settings = kernel.labels.numpy(), self.args.solver_settings
+        grid, labels = self.args.solver_grid, kernel.labels.numpy()
+        selection = self._select(grid, train, dev) if len(grid) > 1 else None
+        settings = grid[0] if selection is None else selection.chosen.settings
 
         def fit(values: np.ndarray) -> solvers.FittedSolver:
             return solvers.fit(self.args.kernel_solver, values, labels, settings, f0)
 
-        self._solver = fit(kernel.values.numpy())
+        self._solver = fit(kernel.values.numpy()) if selection is None else selection.fitted
         self._layer_solvers = fit_layers(kernel.layers, fit, progress=not self.args.disable_tqdm)
+        return numbers_of(settings), None if selection is None else self._record(selection)
+
+    def _select(self, grid: Sequence[SolverSettings], train: Side, dev: Side | None) -> Selection:
+        logger.info("choosing among %d settings of %s", len(grid), self.args.kernel_solver)
+        if dev is None:
+            data = self._inputs.datasets["train"]
+            score, samples = self._score_of(data, train)
+            return select_by_leave_one_out(grid, _examples(train), score, samples)
+        score, _ = self._score_of(self._inputs.datasets["dev"], dev)
+        return select_on_dev(self.args.kernel_solver, grid, _examples(train), _examples(dev), score)
+
+    def _record(self, selection: Selection) -> dict[str, Any]:
+        """Write the table of the candidates, log the choice, and return what the run's record says of it."""
+        metric = self._inputs.task.main_metrics[0]
+        path = self._paths.solver_selection()
+        write_text(path, format_table(selection.table(), "csv"))
+        logger.info("%s → %s", selection.sentence(metric), path)
+        return {
+            "by": selection.by,
+            "metric": metric,
+            "score": selection.chosen.score,
+            "settings": len(selection.candidates),
+            "ties": selection.ties,
+        }
+
+    def _score_of(self, data: FeatureDataset, side: Side) -> tuple[Score, int]:
+        """Return a function that scores logits by the task's main metric, and the samples of each example."""
+        assert side[0] is not None
+        labels = side[0].labels
+        samples = samples_of(labels, data.num_sample, f"the kernel of {data.mode}")
+        classes = class_ids(labels.numpy(), self._num_logits)[: len(labels) // samples]
+        name = f"{data.task.metric_prefix}{data.task.main_metrics[0]}"
+        return lambda logits: score(data.task, mean_over_samples(logits, len(classes)), classes)[name], samples
 
     def _predict(
         self, data: FeatureDataset, kernel: SplitKernel | None, f0: np.ndarray | None, prefix: str
     ) -> Evaluation:
         assert kernel is not None and self._solver is not None
         labels = kernel.labels.numpy()
-        samples = samples_of(kernel.labels, data.num_sample, f"the kernel of {data.mode}")
+        main_score, samples = self._score_of(data, (kernel, f0))
         classes = class_ids(labels, self._num_logits)[: len(labels) // samples]
 
         def layer_score(solver: solvers.FittedSolver, part: Tensor) -> float:
-            logits = solver.predict(part.numpy(), labels, f0, data.mode).logits
-            scores = score(data.task, mean_over_samples(logits, len(classes)), classes)
-            return scores[f"{data.task.metric_prefix}{data.task.main_metrics[0]}"]
+            return main_score(solver.predict(part.numpy(), labels, f0, data.mode).logits)
 
         prediction = self._solver.predict(kernel.values.numpy(), labels, f0, data.mode)
         averaged = mean_over_samples(prediction.logits, len(classes))
@@ -233,9 +296,17 @@ class LoadedKernelTrainer(FewShotTrainer):
         return Evaluation(metrics, averaged, classes)
 
     def _finish(self) -> None:
-        table = RunPaths(self.args.output_dir, self._inputs.task.key).layer_results()
+        if self.args.kernel_selection is None:
+            self._paths.solver_selection().unlink(missing_ok=True)  # of an earlier run
+        table = self._paths.layer_results()
         if self.args.kernel_per_layer:
             write_layer_scores(table, self._layer_solvers, self._layer_scores, self._inputs.task.main_metrics[0])
         else:
             table.unlink(missing_ok=True)  # of an earlier run with another kernel or solver
         self._cache.finish()
+
+
+def _examples(side: Side) -> Examples:
+    kernel, f0 = side
+    assert kernel is not None
+    return Examples(kernel.values.numpy(), kernel.labels.numpy(), f0)

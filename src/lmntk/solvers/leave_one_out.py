@@ -1,0 +1,102 @@
+"""Leave-one-out predictions of `lstsq` in closed form: exact, without fitting again."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lmntk.errors import KernelMismatchError, SolverError
+from lmntk.solvers.candidates import AUTO
+from lmntk.solvers.problem import Array, train_directions
+from lmntk.solvers.ridge import RidgeSystem
+
+
+class LeftOut:
+    """Predictions for groups of train examples by `lstsq` fitted to all the other groups, for any λ.
+
+    They are those of really fitting to the others, with the term λ‖K‖₂ of the whole kernel on the diagonal.
+
+    Args:
+        kernel: The train kernel, ``[N, C, N, C]``, or ``[2, N, C, N, C]``, of which `lstsq` takes [0].
+        groups: The number of each example's group, ``[N]`` integers: examples with equal numbers are left out
+            together, such as an example's prompts of several templates. By default each example is a group.
+
+    Attributes:
+        system: The regularised kernel, flattened.
+
+    Raises:
+        KernelMismatchError: The kernel is not one of train and train, or `groups` has another length.
+    """
+
+    def __init__(self, kernel: ArrayLike, groups: ArrayLike | None = None) -> None:
+        values = train_directions(kernel)[0]
+        self._shape = examples, logits = values.shape[:2]
+        self.system = RidgeSystem(values.reshape(examples * logits, -1))
+        numbers = np.arange(examples) if groups is None else np.asarray(groups)
+        if numbers.shape != (examples,):
+            message = f"the kernel has {examples} train examples, but `groups` has the shape {list(numbers.shape)}"
+            raise KernelMismatchError(message, shapes=[values.shape, numbers.shape])
+        rows = np.arange(examples * logits).reshape(examples, logits)
+        by_size: dict[int, list[Array]] = {}
+        for number in np.unique(numbers):
+            group = rows[numbers == number].reshape(-1)
+            by_size.setdefault(len(group), []).append(group)
+        self._groups = [np.stack(groups) for groups in by_size.values()]
+
+    def predict(self, targets: Array, regularization: float = 0.0) -> Array:
+        """Predict each example from the others.
+
+        Args:
+            targets: The targets of the train examples less f₀ / s, ``[N, C]``, or ``[N, C, S]`` for S sets of them.
+            regularization: λ.
+
+        Returns:
+            Predictions of the shape of `targets`; f₀ / s is still to be added.
+
+        Raises:
+            SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
+        """
+        if not self.system.is_regular(regularization):
+            raise SolverError(
+                f"the train kernel is singular with `kernel_regularization={regularization:g}`, so that leave-one-out "
+                f"is not defined: {self.remedy()}",
+                solver="lstsq",
+                regularization=regularization,
+            )
+        examples, logits = self._shape
+        right_sides = targets.reshape(examples * logits, -1)
+        predictions = np.empty_like(right_sides)
+        for groups in self._groups:
+            predictions[groups] = self.system.left_out(regularization, right_sides, groups)[groups]
+        return predictions.reshape(targets.shape)
+
+    def remedy(self) -> str:
+        """Say which λ makes the kernel regular."""
+        for number in AUTO["kernel_regularization"]:
+            if self.system.is_regular(number):
+                return f"take `kernel_regularization={number:g}`"
+        return "all values of the kernel are 0; look at the model's weights, or take `select_by=dev`"
+
+
+def leave_one_out(
+    kernel: ArrayLike, targets: Array, regularization: float = 0.0, groups: ArrayLike | None = None
+) -> Array:
+    """Predict each train example by `lstsq` fitted to all the others, in closed form.
+
+    Args:
+        kernel: The train kernel, ``[N, C, N, C]``.
+        targets: The targets of the train examples, ``[N, C]``.
+        regularization: λ; the others are fitted with the term λ‖K‖₂ of the whole kernel.
+        groups: The number of each example's group, ``[N]``: groups are left out as a whole.
+
+    Returns:
+        float64 ``[N, C]``.
+
+    Raises:
+        SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
+        KernelMismatchError: The arrays do not match.
+
+    Examples:
+        >>> kernel = np.array([[2.0, 1.0], [1.0, 2.0]]).reshape(2, 1, 2, 1)
+        >>> leave_one_out(kernel, np.array([[4.0], [-4.0]])).tolist()
+        [[-2.0], [2.0]]
+    """
+    return LeftOut(kernel, groups).predict(targets, regularization)

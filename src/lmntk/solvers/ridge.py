@@ -1,0 +1,121 @@
+"""The regularised train kernel, A = K + λ‖K‖₂ I, for many λ at the cost of one decomposition of K."""
+
+import numpy as np
+from scipy.linalg import lstsq as lstsq_of_scipy
+
+from lmntk.solvers.problem import Array
+
+SYMMETRIC = 1e-12
+"""The largest difference of K and Kᵀ, over the largest value of K, that counts as rounding."""
+
+WELL_CONDITIONED = 1e5
+"""Up to this condition number the eigenvectors solve A as exactly as `minimum_norm_solution` does, to about 1e-11."""
+
+
+class RidgeSystem:
+    """A = K + λ‖K‖₂ I of one flattened train kernel K, for any λ.
+
+    A symmetric K is decomposed once: with K = Q diag(w) Qᵀ, A⁻¹ = Q diag(1 / (w + λ‖K‖₂)) Qᵀ for every λ. If K is not
+    symmetric, as direction [0] of `asymmetric_signgd` is not, each λ takes a solution of its own.
+
+    Args:
+        kernel: K, float64 ``[n, n]``.
+
+    Attributes:
+        norm: ‖K‖₂, the largest singular value.
+
+    Examples:
+        >>> system = RidgeSystem(np.diag([1.0, 4.0]))
+        >>> system.solve(0.5, np.array([[3.0], [6.0]]))[0].tolist()
+        [[1.0], [1.0]]
+    """
+
+    def __init__(self, kernel: Array) -> None:
+        self._kernel = kernel
+        self._is_symmetric = bool(np.abs(kernel - kernel.T).max() <= SYMMETRIC * np.abs(kernel).max())
+        if self._is_symmetric:
+            self._values, self._vectors = np.linalg.eigh(kernel)
+            self.norm = float(np.abs(self._values).max())
+        else:
+            self.norm = float(np.linalg.norm(kernel, 2))
+
+    def solve(self, regularization: float, right_sides: Array) -> tuple[Array, int]:
+        """Solve A α = y for several y: the minimum-norm least-squares solution where A is singular.
+
+        Args:
+            regularization: λ.
+            right_sides: The y, ``[n, s]``.
+
+        Returns:
+            The α, ``[n, s]``, and the rank of A.
+        """
+        if self._is_symmetric and self.condition(regularization) <= WELL_CONDITIONED:
+            shares = (self._vectors.T @ right_sides) / self._shifted(regularization)[:, None]
+            return self._vectors @ shares, len(right_sides)
+        return minimum_norm_solution(self._matrix(regularization), right_sides)
+
+    def condition(self, regularization: float) -> float:
+        """Return the condition number of A, infinity if A is singular."""
+        sizes = (
+            np.abs(self._shifted(regularization))
+            if self._is_symmetric
+            else np.linalg.svd(self._matrix(regularization), compute_uv=False)
+        )
+        return float(sizes.max() / sizes.min()) if sizes.min() > 0 else float("inf")
+
+    def is_regular(self, regularization: float) -> bool:
+        """Return whether A has full rank in float64, by the cut-off of `minimum_norm_solution`."""
+        return self.condition(regularization) * _cut_off(self._kernel) < 1
+
+    def left_out(self, regularization: float, right_sides: Array, groups: Array) -> Array:
+        """Predict each group of rows by the solution that the other rows alone would have.
+
+        With B = A⁻¹ and α = B y, the others' solution is α − B_{·g} B_gg⁻¹ α_g (the inverse of a bordered matrix), so
+        that the prediction of group g is (Aᵀα)_g − (AᵀB)_gg B_gg⁻¹ α_g. For a symmetric A this is y_g − B_gg⁻¹ α_g.
+
+        Args:
+            regularization: λ, such that A is regular.
+            right_sides: The y, ``[n, s]``.
+            groups: The rows of each group, integers ``[G, g]``; groups are of one size.
+
+        Returns:
+            The predictions, ``[n, s]``; rows that no group has are NaN.
+        """
+        predictions = np.full(right_sides.shape, np.nan)
+        if self._is_symmetric:
+            vectors, values = self._vectors[groups], self._shifted(regularization)
+            blocks = (vectors / values) @ vectors.transpose(0, 2, 1)
+            alpha = self._vectors @ ((self._vectors.T @ right_sides) / values[:, None])
+            predictions[groups] = right_sides[groups] - np.linalg.solve(blocks, alpha[groups])
+            return predictions
+        matrix = self._matrix(regularization)
+        inverse = np.linalg.inv(matrix)
+        alpha, rows, columns = inverse @ right_sides, groups[:, :, None], groups[:, None, :]
+        corrections = (matrix.T @ inverse)[rows, columns] @ np.linalg.solve(inverse[rows, columns], alpha[groups])
+        predictions[groups] = (matrix.T @ alpha)[groups] - corrections
+        return predictions
+
+    def _shifted(self, regularization: float) -> Array:
+        """The eigenvalues of A, for a symmetric K."""
+        return self._values + regularization * self.norm
+
+    def _matrix(self, regularization: float) -> Array:
+        return self._kernel + regularization * self.norm * np.eye(len(self._kernel))
+
+
+def minimum_norm_solution(matrix: Array, right_side: Array) -> tuple[Array, int]:
+    """Return the minimum-norm least-squares solution, and the rank found.
+
+    Through scipy, with torch's cut-off: torch 2.13 calls gelsy with pivots that it never set (pytorch issue 187411), so
+    that on singular matrices its rank and solution are whatever memory happens to hold.
+
+    Args:
+        matrix: ``[n, n]``.
+        right_side: ``[n]`` or ``[n, s]``.
+    """
+    solution, _, rank, _ = lstsq_of_scipy(matrix, right_side, cond=_cut_off(matrix), lapack_driver="gelsy")
+    return solution, int(rank)
+
+
+def _cut_off(matrix: Array) -> float:
+    return float(np.finfo(np.float64).eps) * max(matrix.shape)
