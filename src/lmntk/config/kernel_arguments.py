@@ -136,7 +136,7 @@ class KernelArguments:
             return
         if self.select_by == "loo" and self.kernel_solver != "lstsq":
             raise SettingError(
-                f"`select_by=loo` needs `kernel_solver=lstsq`, not {self.kernel_solver}: take lstsq, or `select_by=dev`",
+                f"`select_by=loo` is for `kernel_solver=lstsq`, not {self.kernel_solver}: take it, or `select_by=dev`",
                 setting="select_by",
                 value="loo",
             )

@@ -37,7 +37,7 @@ def read_candidates(setting: str, given: Given) -> tuple[float, ...]:
         >>> read_candidates("kernel_gamma", "auto"), read_candidates("kernel_gamma", "2,1")
         ((0.01, 0.1, 1.0, 10.0), (2.0, 1.0))
     """
-    if given == "auto":
+    if isinstance(given, str) and given == "auto":
         return AUTO[setting]
     words = given.split(",") if isinstance(given, str) else [given] if isinstance(given, Real) else given
     try:
