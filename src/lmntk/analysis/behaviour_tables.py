@@ -45,13 +45,17 @@ def format_rows(rows: Sequence[BehaviourRow], form: str, thresholds: Thresholds)
         return as_csv([line for row in rows for line in _lines(row, thresholds)])
     if form == "json":
         return as_json({"thresholds": vars(thresholds), "rows": [_as_object(row) for row in rows]})
+    return format_blocks(blocks_of_rows(rows, thresholds), notes_of_rows(rows, thresholds), form)
+
+
+def blocks_of_rows(rows: Sequence[BehaviourRow], thresholds: Thresholds) -> list[Block]:
+    """Return the tables of scores, distances and verdicts, numbers as readers want them."""
     left_out = {"kernel_with_f0"} if not any(row.values("kernel_with_f0") for row in rows) else set()
-    blocks = [
+    return [
         Block([_score_cells(row, thresholds, left_out) for row in rows], ("task",)),
         Block([_distance_cells(row, thresholds) for row in rows], ("task",)),
         Block([_verdict_cells(row) for row in rows], ("task", *VERDICTS.values())),
     ]
-    return format_blocks(blocks, _notes(rows, thresholds), form)
 
 
 def _score_cells(row: BehaviourRow, thresholds: Thresholds, left_out: Collection[str]) -> Cells:
@@ -101,7 +105,7 @@ def _verdict_cells(row: BehaviourRow) -> Cells:
     return {"task": row.name} | {column: getattr(row, name).answer for name, column in VERDICTS.items()}
 
 
-def _notes(rows: Sequence[BehaviourRow], thresholds: Thresholds) -> list[str]:
+def notes_of_rows(rows: Sequence[BehaviourRow], thresholds: Thresholds) -> list[str]:
     """Explain the columns, and why verdicts are undecided."""
     seeds = [seed for row in rows for seed in row.seeds]
     splits = " and ".join(dict.fromkeys(seed.split for seed in seeds))

@@ -1,6 +1,7 @@
 """Tables of the drift of a training: text, Markdown, LaTeX, CSV and JSON."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,13 +30,18 @@ def format_drift(drifts: Sequence[Drift], form: str) -> str:
         trainings = [{"name": drift.name, "steps": [_as_object(step) for step in drift.steps]} for drift in drifts]
         facts = {"task": mean.task, "metric": mean.metric, "split": mean.split, "remarks": list(mean.remarks)}
         return as_json(facts | {"mean": [_as_object(step) for step in mean.steps], "trainings": trainings})
-    blocks = [Block([score_cells(step) for step in mean.steps], ())]
-    if any(step.distances or step.alignment == step.alignment for step in mean.steps):
-        blocks.append(Block([kernel_cells(step) for step in mean.steps], ()))
-    return format_blocks(blocks, notes_of(mean), form)
+    return format_blocks(blocks_of_drift(mean), notes_of_drift(mean), form)
 
 
-def score_cells(step: DriftStep) -> Cells:
+def blocks_of_drift(drift: Drift) -> list[Block]:
+    """Return the tables of scores and, where there are kernels, of their distances, numbers as readers want them."""
+    blocks = [Block([_score_cells(step) for step in drift.steps], ())]
+    if not all(math.isnan(step.effective_rank) and step.distances is None for step in drift.steps):
+        blocks.append(Block([_kernel_cells(step) for step in drift.steps], ()))
+    return blocks
+
+
+def _score_cells(step: DriftStep) -> Cells:
     """Return the cells of a step's scores and logits."""
     cells = {"step": str(step.step), "train loss": number(step.train_loss, ".3g")}
     for split in step.scores:
@@ -48,7 +54,7 @@ def score_cells(step: DriftStep) -> Cells:
     }
 
 
-def kernel_cells(step: DriftStep) -> Cells:
+def _kernel_cells(step: DriftStep) -> Cells:
     """Return the cells of a step's kernel."""
     distances = distance_cells(step.distances)
     return {
@@ -59,7 +65,7 @@ def kernel_cells(step: DriftStep) -> Cells:
     }
 
 
-def notes_of(drift: Drift) -> list[str]:
+def notes_of_drift(drift: Drift) -> list[str]:
     """Explain the columns."""
     remarks = [f"{remark[0].upper()}{remark[1:]}." for remark in drift.remarks]
     if found := next((step.distances for step in drift.steps if step.distances), None):

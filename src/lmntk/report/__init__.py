@@ -14,6 +14,7 @@ from lmntk.errors import SettingError
 from lmntk.report.behaviour import behaviour_figure
 from lmntk.report.drift import drift_figure
 from lmntk.report.page import Group, Neighbour, Sentence, make_page
+from lmntk.report.trainings import view_trainings
 from lmntk.storage.atomic import prepare_output_dir, write_atomically
 
 __all__ = ["behaviour_figure", "drift_figure", "write_report"]
@@ -89,7 +90,7 @@ def _make_group(
                 texts[split] = ()
                 remarks.append(str(error))
         sentences += [_find_neighbours(index, same_data, texts) for index in chosen]
-    return Group(key, summaries, sentences, list(dict.fromkeys(remarks)))
+    return Group(key, summaries, sentences, list(dict.fromkeys(remarks)), view_trainings(summaries))
 
 
 def _find_neighbours(

@@ -9,24 +9,10 @@ from lmntk.analysis import statistics
 from lmntk.analysis.saved_run import label_names
 from lmntk.analysis.summary import KernelSummary, RunSummary
 from lmntk.report import plots
+from lmntk.report.elements import Picture
 from lmntk.report.formatting import cosine, escaped, metric_of, score_of, short, solver_of
 
 DIFFERENCES = "K̃<sub>ij</sub> = Σ<sub>ab</sub> P<sub>ab</sub> K[i, a, j, b], P = I − 11ᵀ/C"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a run.
-
-    Attributes:
-        png: The bytes of the file.
-        alt: A description for readers who cannot see it.
-        caption: Its numbers, as HTML.
-    """
-
-    png: bytes
-    alt: str
-    caption: str
 
 
 @dataclass(frozen=True)

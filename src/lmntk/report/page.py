@@ -1,7 +1,6 @@
 """The page of a report: the summaries of some runs as one self-contained HTML file."""
 
-import base64
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +8,11 @@ from pandas import DataFrame
 
 import lmntk
 from lmntk.analysis.summary import RunSummary
-from lmntk.report.figures import KINDS, Picture, make_overview, shared_scales
+from lmntk.report.elements import columns_class, file_name, html_figure, html_table
+from lmntk.report.figures import KINDS, make_overview, shared_scales
 from lmntk.report.formatting import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
 from lmntk.report.plots import LONGEST_NAME
+from lmntk.report.trainings import TrainingView, training_section
 
 CSS = "\n" + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
@@ -59,12 +60,14 @@ class Group:
         summaries: The summaries of the runs.
         sentences: Test examples to show.
         remarks: Reasons for missing sentences.
+        trainings: The trainings with snapshots among the runs.
     """
 
     key: str
     summaries: Sequence[RunSummary]
     sentences: Sequence[Sentence]
     remarks: Sequence[str] = ()
+    trainings: Sequence[TrainingView] = ()
 
 
 def make_page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
@@ -105,28 +108,9 @@ def _group(group: Group, files: dict[str, bytes]) -> str:
         parts.append('<ul class="note">' + "".join(f"<li>{text}</li>" for text in remarks) + "</ul>")
     parts.append(_kinds(group, files))
     parts += [_layers_table(summary, named=len(summaries) > 1) for summary in summaries]
+    parts += [_training(group.key, view, len(summaries) > 1, files) for view in group.trainings]
     parts.append(_sentences(group))
     return "\n".join(filter(None, parts))
-
-
-def _table(table: DataFrame, *, words: Collection[str], name: str = "", caption: str = "") -> str:
-    """Write a table; cells are HTML, and those of the first column name their rows.
-
-    Args:
-        table: The cells.
-        words: The columns that hold words; the others hold numbers.
-        name: The class of the table.
-        caption: What the table shows.
-    """
-    styles = ["" if column in words else ' class="number"' for column in table]
-    head = "".join(f'<th scope="col"{style}>{cell}</th>' for cell, style in zip(table, styles, strict=True))
-    body = ""
-    for first, *others in table.itertuples(index=False):
-        cells = "".join(f"<td{style}>{cell}</td>" for cell, style in zip(others, styles[1:], strict=True))
-        body += f'<tr><th scope="row">{first}</th>{cells}</tr>'
-    title = f"<caption>{caption}</caption>" if caption else ""
-    inside = f"{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table class="{name}">{inside}</table></div>'
 
 
 def _table_of_runs(summaries: Sequence[RunSummary]) -> str:
@@ -140,7 +124,7 @@ def _table_of_runs(summaries: Sequence[RunSummary]) -> str:
     sources = sorted({summary.kernel.solver.source.value for summary in summaries if summary.kernel is not None})
     if sources:
         caption += f"; predictions are recomputed from the kernels with {escaped(' or '.join(sources))}"
-    return _table(table, words=("run", "method", "solver"), name="runs", caption=caption + ".")
+    return html_table(table, words=("run", "method", "solver"), name="runs", caption=caption + ".")
 
 
 def _cells(summary: RunSummary, splits: Sequence[str]) -> dict[str, str]:
@@ -170,9 +154,16 @@ def _layers_table(summary: RunSummary, named: bool) -> str:
     of = f" of {escaped(summary.name)}" if named else ""
     header, *body = [[escaped(cell) for cell in row] for row in rows]
     caption = "As the run wrote it: each layer's share of the trace, and the score of its part of the kernel alone."
-    return f"<h3>Layers{of}, each alone</h3>" + _table(
+    return f"<h3>Layers{of}, each alone</h3>" + html_table(
         DataFrame(body, columns=header), words=header[:1], caption=caption
     )
+
+
+def _training(key: str, view: TrainingView, named: bool, files: dict[str, bytes]) -> str:
+    text, png = training_section(view, named)
+    if png is not None:
+        files[file_name(key, view.name if named else "", "drift")] = png
+    return text
 
 
 def _kinds(group: Group, files: dict[str, bytes]) -> str:
@@ -188,39 +179,19 @@ def _kinds(group: Group, files: dict[str, bytes]) -> str:
             name = summary.name if named else ""
             if picture is not None:
                 files[file_name(group.key, name, kind.name)] = picture.png
-                figures.append(_figure(picture, name))
+                figures.append(html_figure(picture, name))
             elif len(summaries) <= 3:  # each run keeps its column
                 why = "nothing to show" if summary.kernel else "no kernel"
                 figures.append(f'<p class="note"><strong>{escaped(name)}</strong>: {why}</p>')
-        inside = f'<p class="note">{kind.text}</p><div class="grid {_columns(len(figures))}">{"".join(figures)}</div>'
+        inside = (
+            f'<p class="note">{kind.text}</p><div class="grid {columns_class(len(figures))}">{"".join(figures)}</div>'
+        )
         sections.append(f"<section><h3>{kind.title}</h3>{inside}</section>")
     for summary in summaries:
         if (overview := make_overview(summary, scales)) is not None:
             files[file_name(group.key, summary.name if named else "", "overview")] = overview
     joined = "\n".join(sections)
     return joined if named else f'<div class="grid alone">{joined}</div>'
-
-
-def _columns(count: int) -> str:
-    return {1: "", 2: "two", 3: "three"}.get(count, "")
-
-
-def file_name(*parts: str) -> str:
-    """Name a picture's file by its contents, in letters that every file system accepts."""
-    words = [
-        "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in part) for part in parts if part
-    ]
-    return "-".join(words) + ".png"
-
-
-def _figure(picture: Picture, name: str) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
-    # From the header of the PNG: a browser reserves the space.
-    width, height = (int.from_bytes(picture.png[i : i + 4]) for i in (16, 20))
-    title = f"<strong>{escaped(name)}</strong>: " if name else ""
-    alt = escaped(f"{name}: {picture.alt}" if name else picture.alt)
-    image = f'<img src="{source}" alt="{alt}" width="{width}" height="{height}">'
-    return f"<figure>{image}<figcaption>{title}{picture.caption}</figcaption></figure>"
 
 
 def _sentences(group: Group) -> str:
@@ -255,10 +226,10 @@ def _sentence(sentence: Sentence, several: bool) -> str:
             }
             for row in rows
         ]
-        lists.append(_table(DataFrame(cells), words=[*cells[0]], name="texts", caption=caption))
+        lists.append(html_table(DataFrame(cells), words=[*cells[0]], name="texts", caption=caption))
     count = len(sentence.neighbours)
     shown = f"<blockquote>{quoted(sentence.texts)}</blockquote>" if sentence.texts else ""
     return (
         f"<article><h4>Test sentence {sentence.index}, label {escaped(sentence.label)}</h4>{shown}"
-        f'<div class="{f"grid {_columns(count)}" if count > 1 else ""}">{"".join(lists)}</div></article>'
+        f'<div class="{f"grid {columns_class(count)}" if count > 1 else ""}">{"".join(lists)}</div></article>'
     )
