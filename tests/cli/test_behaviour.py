@@ -108,3 +108,28 @@ def test_a_training_without_snapshots_and_model_is_refused(
     assert behaviour.main(["--kernel_runs", str(table / "tiny" / KERNEL), "--fine_tuned_runs", str(training)]) == 2
     error = capsys.readouterr().err
     assert str(training) in error and "--kernel_steps 0,last" in error
+
+
+def test_of_a_saved_model_the_snapshots_are_made_from_the_kernels_that_are_there(
+    table: Path, place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = place.folder / "splits" / "SST-2" / SEED
+    training = ("--optimizer", "sgd", "--learning_rate", "0.5", "--max_steps", "3", "--seed", "13")
+    size = ("--per_device_train_batch_size", "2")
+    saved = place.run("--trainer", "standard", "--data_dir", str(data), *training, *size, output="saved")
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setenv("NUM_GPU", "0")
+    output = place.folder / "of a saved model"
+    kernel = table / "tiny" / KERNEL / SEED
+    words = ["--kernel_runs", str(kernel), "--fine_tuned_runs", str(saved), "--output", str(output)]
+    assert behaviour.main(words) == 0
+    found, wanted = row(output), row(table)
+    for name in ("pretrained", "kernel", "linearised", "finetuned", "logits_distance", "equal_predictions", "chi"):
+        assert found["mean"][name] == pytest.approx(wanted["mean"][name], rel=1e-5), name
+    (mine,), (theirs,) = found["seeds"], wanted["seeds"]
+    assert mine["distances"]["frobenius"] == pytest.approx(theirs["distances"]["frobenius"], rel=1e-3)
+    made = output / "sst-2-K=2-sgd-sgd" / SEED
+    assert (made / "test_kernels_sst-2.pt").samefile(kernel / "test_kernels_sst-2.pt"), "it is not computed again"
+    capsys.readouterr()
+    assert behaviour.main(words) == 0
+    assert "0 runs of snapshots to do" in capsys.readouterr().out

@@ -246,9 +246,10 @@ def _of_found_runs(given: argparse.Namespace) -> int:
             raise SettingError(sentence, setting="fine_tuned_runs", folder=pair.training.folder)
     made = _snapshot_runs(without, names, given.output.resolve())
     todo = [run for run in made.values() if not run.is_done()]
-    print(
-        f"{quantity(len(pairs), 'training')} with kernels; {quantity(len(todo), 'run')} of snapshots to do", flush=True
-    )
+    for run in todo:
+        run.take_kernels()
+    number = quantity(len(todo), "run")
+    print(f"{quantity(len(pairs), 'training')} with kernels; {number} of snapshots to do", flush=True)
     with tqdm(total=len(todo), unit="run", smoothing=0, disable=not todo) as bar:
         outcome = run_all(todo, given.jobs, Bar(bar))
     if outcome.signals:

@@ -1,13 +1,16 @@
 """Runs that compute the snapshots of a training of which only the model was saved."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmntk.runs.found_runs import FoundPair, k_and_seed
 from lmntk.runs.log import task_of
+from lmntk.runs.processes import STAMP, UNFINISHED, read_stamp
 from lmntk.runs.script_run import ScriptRun, hashes, weight_files
+from lmntk.storage.atomic import write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +54,8 @@ class FineTunedRun(ScriptRun):
     @property
     def flags(self) -> list[str]:
         """The settings as words."""
-        places = {"fine_tuned_model": self.pair.training.folder, "load_kernels": self.pair.kernel.folder}
         own = {"disable_tqdm": "True", "do_eval": str("dev" in self.evaluated), **self.settings}
-        own |= {name: str(folder.resolve()) for name, folder in places.items()}
+        own["fine_tuned_model"] = str(self.pair.training.folder.resolve())
         return [f"--{name}={value}" for name, value in own.items()]
 
     @property
@@ -67,3 +69,16 @@ class FineTunedRun(ScriptRun):
         """The splits that the kernel run predicted."""
         paths = self.pair.kernel.paths
         return tuple(split for split in ("dev", "test") if paths.metrics(split).is_file())
+
+    def take_kernels(self) -> None:
+        """Put the files of the kernel run into the folder, so that the run need not compute them again."""
+        if read_stamp(self.folder) != self.stamp + UNFINISHED:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_text(self.folder / STAMP, self.stamp + UNFINISHED, make_folder=True)
+        for path in self.pair.kernel.kernel_files():
+            copy = self.folder / path.name
+            if not copy.exists():
+                try:
+                    copy.hardlink_to(path)  # files are replaced and never changed, so both runs can have one
+                except OSError:  # another disk
+                    shutil.copyfile(path, copy)

@@ -39,11 +39,7 @@ class FoundRun:
     @property
     def data(self) -> tuple[str, Path]:
         """The task, and the folder of the split: absolute where it is there, else as it is recorded."""
-        recorded = Path(str(self.record.get("data_dir", "")))
-        # A relative path counts from the run's working directory: this one, or a folder above the run's.
-        places = (Path(), *self.folder.absolute().parents)
-        found = next((place / recorded for place in places if (place / recorded).is_dir()), recorded)
-        return task_of(dict(self.record)), found.resolve() if found.is_dir() else found
+        return task_of(dict(self.record)), self._place(str(self.record.get("data_dir", "")))
 
     @property
     def optimizer(self) -> str:
@@ -62,6 +58,23 @@ class FoundRun:
     def starts_from_f0(self) -> bool:
         """Whether its predictions start from the untrained model's logits."""
         return bool(self.record.get("adjust_for_init")) and self.record.get("f0_scaling") != 0
+
+    def kernel_files(self) -> list[Path]:
+        """Return the kernels that it has computed or loaded, with their descriptions and the untrained logits."""
+        loaded = self.record.get("load_kernels")
+        places = [self.folder, *([self._place(str(loaded))] if loaded else [])]
+        names = (f"*_kernels_{self.paths.task_key}.*", f"*_logits_{self.paths.task_key}.pt")
+        found = [path for place in places for name in names for path in sorted(place.glob(name))]
+        return list({path.name: path for path in reversed(found)}.values())
+
+    def _place(self, recorded: str) -> Path:
+        """Return a recorded folder, absolute where it is there.
+
+        A relative path counts from the run's working directory: this one, or a folder above the run's.
+        """
+        places = (Path(), *self.folder.absolute().parents)
+        found = next((place / recorded for place in places if (place / recorded).is_dir()), Path(recorded))
+        return found.resolve() if found.is_dir() else found
 
     @property
     def has_weights(self) -> bool:
