@@ -21,6 +21,7 @@ def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
     """Output folders of one process, and of two with batches half as large, of each kind of run."""
     trained = (*STEPS, "--optimizer", "sgd", "--learning_rate", "0.1", "--model_name_or_path", str(still))
     kinds = {"trained": trained, "zero": ("--no_train",), "snapshots": (*trained, "--kernel_steps", "0,1,last")}
+    kinds["linearised"] = (*trained, "--trainer", "linearised")
     runs = [{"argv": place.argv(*flags, output=f"two {kind}")} for kind, flags in kinds.items()]
     path = place.folder / "runs.json"
     path.write_text(json.dumps(runs), encoding="utf-8")
@@ -31,7 +32,7 @@ def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
         cwd=place.folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("results are in ") == 3
+    assert done.stderr.count("results are in ") == 4
     doubled = ("--per_device_train_batch_size", "4")
     return {
         kind: (place.run(*flags, *doubled, output=f"one {kind}"), place.folder / f"two {kind}")
@@ -53,7 +54,7 @@ def test_two_processes_train_as_one_with_batches_twice_as_large(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["trained", "zero"])
+@pytest.mark.parametrize("kind", ["trained", "linearised", "zero"])
 def test_two_processes_find_the_loss_that_one_finds(processes: dict[str, tuple[Path, Path]], kind: str) -> None:
     alone, together = processes[kind]
     for found, wanted in zip(results(together), results(alone), strict=True):

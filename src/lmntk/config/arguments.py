@@ -46,6 +46,7 @@ class ActiveTrainer(StrEnum):
 
     STANDARD = "standard"
     KERNEL = "kernel"
+    LINEARISED = "linearised"
     LINEARHEAD = "linearhead"
     ZERO_SHOT = "zero-shot"
 
@@ -157,7 +158,8 @@ class RunArguments:
         False,
     )
     trainer: str = flag(
-        "standard: fine-tune; kernel: predict with the kernel; linearhead: fit the last layer only.",
+        "standard: fine-tune; kernel: predict with the kernel; linearised: fine-tune the model's tangent at its "
+        "pre-trained weights; linearhead: fit the last layer only.",
         "standard",
         [trainer.value for trainer in ActiveTrainer if trainer != ActiveTrainer.ZERO_SHOT],
     )
@@ -252,9 +254,8 @@ class TrainingArguments(KernelArguments, RunArguments, OldArguments, Transformer
     @property
     def fits_linear_head(self) -> bool:
         """Whether the last layer is fitted, alone or first."""
-        if self.active_trainer == ActiveTrainer.LINEARHEAD:
-            return True
-        return self.from_linearhead and self.active_trainer != ActiveTrainer.ZERO_SHOT
+        trainer = self.active_trainer
+        return trainer == ActiveTrainer.LINEARHEAD or (self.from_linearhead and trainer != ActiveTrainer.ZERO_SHOT)
 
     def with_changes(self, **changes: Any) -> "TrainingArguments":
         """Return a copy with other values.

@@ -123,10 +123,11 @@ def _fits_logistic_kernel(given: Any) -> bool:
 
 
 _fine_tunes, _uses_kernel = _active(ActiveTrainer.STANDARD), _active(ActiveTrainer.KERNEL)
+_trains = _active(ActiveTrainer.STANDARD, ActiveTrainer.LINEARISED)
 
 
 def _makes_kernels(given: Any) -> bool:
-    return _uses_kernel(given) or (_fine_tunes(given) and given.kernel_steps is not None)
+    return _uses_kernel(given) or (_trains(given) and given.kernel_steps is not None)
 
 
 CONDITIONS = (
@@ -138,23 +139,28 @@ CONDITIONS = (
     ),
     Condition(("kernel_gamma", "kernel_lambda"), "`kernel_solver=asym`", lambda given: given.kernel_solver == "asym"),
     Condition(
-        ("optimizer", "optimizer_variant", "fix_layers", "evaluate_during_training", "save_at_last",
-         "resume_from_checkpoint", "label_smoothing_factor"),
+        ("evaluate_during_training", "save_at_last", "resume_from_checkpoint"),
         "`trainer=standard` `do_train`",
         _fine_tunes,
     ),
     Condition(
-        ("l2_loss",), "`trainer=standard`, or `no_train`", _active(ActiveTrainer.STANDARD, ActiveTrainer.ZERO_SHOT)
+        ("l2_loss",),
+        "`trainer=standard` or linearised, or `no_train`",
+        _active(ActiveTrainer.STANDARD, ActiveTrainer.LINEARISED, ActiveTrainer.ZERO_SHOT),
     ),
     Condition(
         ("from_linearhead",),
-        "`trainer=standard` or kernel, or `few_shot_type=finetune`",
-        lambda given: _fine_tunes(given) or _uses_kernel(given) or given.few_shot_type == "finetune",
+        "`trainer=standard`, linearised or kernel, or `few_shot_type=finetune`",
+        lambda given: _trains(given) or _uses_kernel(given) or given.few_shot_type == "finetune",
     ),
     Condition(
         ("kernel_formula", "kernel_memory_gb"), "`trainer=kernel`, or `kernel_steps` in training", _makes_kernels
     ),
-    Condition(("kernel_steps",), "`trainer=standard` `do_train`", _fine_tunes),
+    Condition(
+        ("optimizer", "optimizer_variant", "fix_layers", "label_smoothing_factor", "kernel_steps"),
+        "`trainer=standard` or linearised, and `do_train`",
+        _trains,
+    ),
     Condition(
         ("kernel_solver", "kernel_regularization", "kernel_engine", "kernel_per_layer", "exclude_embeddings",
          "exclude_head", "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),
@@ -292,7 +298,7 @@ def _check_formula(task: Task, training: TrainingArguments) -> None:
 
 
 def _check_snapshots(task: Task, training: TrainingArguments) -> None:
-    if training.snapshot_steps is None or training.active_trainer != ActiveTrainer.STANDARD:
+    if training.snapshot_steps is None or not _trains(training):
         return
     if task.regression:
         _refuse(training, "kernel_steps", f"is for classes, but {task.name} is a regression task; leave it out")
@@ -309,8 +315,19 @@ def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
     for setting in ("lora_r", "lora_alpha"):
         if getattr(model, setting) is not None and not model.apply_lora:
             _refuse(model, setting, "configures LoRA: add `apply_lora`, or leave it out")
-    if training.active_trainer == ActiveTrainer.STANDARD:
+    if training.active_trainer == ActiveTrainer.LINEARISED:
+        _check_linearised(training)
+    if _trains(training):
         _check_fine_tuning(model, training)
+
+
+def _check_linearised(training: TrainingArguments) -> None:
+    for setting in ("evaluate_during_training", "load_best_model_at_end", "resume_from_checkpoint"):
+        if getattr(training, setting, None):
+            _refuse(training, setting, "needs saved models, and `trainer=linearised` saves none: leave it out")
+    for setting in ("fp16", "bf16", "gradient_checkpointing", "clip_frozen"):
+        if getattr(training, setting):
+            _refuse(training, setting, "does not work with `trainer=linearised`: leave it out")
 
 
 def _check_fine_tuning(model: ModelArguments, training: TrainingArguments) -> None:

@@ -9,11 +9,13 @@ from lmntk.trainers.base import FewShotTrainer, ZeroShotTrainer
 from lmntk.trainers.finetune import FineTuneTrainer
 from lmntk.trainers.kernel import KernelTrainer
 from lmntk.trainers.linear_head import HeadSettings, LinearHeadTrainer, fit_linear_head
+from lmntk.trainers.linearised import LinearisedTrainer
 from lmntk.trainers.loaded_kernels import LoadedKernelTrainer
 
 TRAINERS: Mapping[ActiveTrainer, Callable[[Experiment, ModelArguments, TrainingArguments], FewShotTrainer]] = {
     ActiveTrainer.KERNEL: KernelTrainer,
     ActiveTrainer.STANDARD: FineTuneTrainer,
+    ActiveTrainer.LINEARISED: LinearisedTrainer,
     ActiveTrainer.LINEARHEAD: LinearHeadTrainer,
     ActiveTrainer.ZERO_SHOT: ZeroShotTrainer,
 }
@@ -33,7 +35,8 @@ def make_trainer(
     Raises:
         UsageError: transformers objects to an argument, such as the name of a service in `report_to`.
     """
-    fits_first = args.from_linearhead and args.active_trainer in (ActiveTrainer.KERNEL, ActiveTrainer.STANDARD)
+    fits_itself = args.active_trainer in (ActiveTrainer.LINEARHEAD, ActiveTrainer.ZERO_SHOT)
+    fits_first = args.from_linearhead and not fits_itself
     if fits_first and not isinstance(inputs, LoadedKernels):
         fit_linear_head(inputs, args.device, HeadSettings.of(args))
     try:

@@ -5,12 +5,12 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy, TrainOutput
@@ -42,6 +42,7 @@ from lmntk.trainers.training_checkpoints import (
     missing_files,
     optimizer_shape,
     recorded_step,
+    refusing_damaged_files,
     step_of,
 )
 
@@ -66,6 +67,12 @@ class FineTuneTrainer(FewShotTrainer):
         args: The arguments of the run.
     """
 
+    what = "fine-tuning"
+    """What is done, for the log."""
+
+    is_linear = False
+    """Whether it is the linearised model that is trained."""
+
     def __init__(self, experiment: Experiment, model_args: ModelArguments, args: TrainingArguments) -> None:
         model = experiment.model
         left_out = ParameterFilter(
@@ -87,7 +94,7 @@ class FineTuneTrainer(FewShotTrainer):
         self._trained_names = frozenset(trained)
         super().__init__(
             experiment.task,
-            model,
+            self._trained_model(model, trained),
             args,
             experiment.collator,
             model_args.l2_loss,
@@ -102,9 +109,9 @@ class FineTuneTrainer(FewShotTrainer):
         steps = self.args.snapshot_steps
         if steps is not None:
             counted = {name: value for name, value in vars(left_out).items() if value} or "all"
-            start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+            facts, start = {"parameters": counted}, self._start(trained)
             self._snapshots = SnapshotWriter(
-                experiment, model_args, self.args, self._trained_names, start, {"parameters": counted}
+                experiment, model_args, self.args, self._trained_names, start, facts, self.is_linear
             )
             self.add_callback(SnapshotSteps(self._snapshots, steps, trained))
         if args.dataloader_drop_last and not len(self.get_train_dataloader()):
@@ -114,6 +121,14 @@ class FineTuneTrainer(FewShotTrainer):
                 setting="dataloader_drop_last",
                 value=True,
             )
+
+    def _trained_model(self, model: PromptClassifier, names: Iterable[str]) -> nn.Module:
+        """Return what the stock trainer trains: the model itself."""
+        return model
+
+    def _start(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies of the trained parameters as they are now, θ₀."""
+        return {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Fine-tune, from a checkpoint if `resume_from_checkpoint` names one, and save the model."""
@@ -139,6 +154,8 @@ class FineTuneTrainer(FewShotTrainer):
         if self._saves_model:
             self.save_model()
             logger.info("the model is in %s", self.args.output_dir)
+        elif self.is_linear:
+            logger.info("the linearised model is not saved: its weights alone would predict something else")
         return output
 
     def finish(self) -> None:
@@ -254,14 +271,14 @@ class FineTuneTrainer(FewShotTrainer):
             optimizer = str(args.optim)
         # Weights, gradients, and the two moments that AdamW keeps of each trained parameter.
         size = next(model.parameters()).element_size()
-        copies = (3 if args.optimizer == "adam" else 1) + (2 if self._snapshots else 0)
+        copies = (3 if args.optimizer == "adam" else 1) + (2 if self._snapshots else int(self.is_linear))
         memory = size * (total + self._num_trained * copies) / 2**30
         also = "the optimizer"
         if self._snapshots is not None:
             also += f", and the weights at the start and before a step for the snapshots (steps {args.kernel_steps}),"
         resumed = "" if checkpoint is None else f"; continuing from {checkpoint}"
         logger.info(
-            f"fine-tuning on {quantity(len(data), 'prompt')}: {length} of batches of {batch} with {optimizer}, "
+            f"{self.what} on {quantity(len(data), 'prompt')}: {length} of batches of {batch} with {optimizer}, "
             f"learning rate {args.learning_rate:g}; {self._num_trained:,} of {total:,} parameters are trained; with "
             f"{also} they take {memory:.2f} GB, and activations come on top{resumed}"
         )
@@ -330,7 +347,7 @@ class FineTuneTrainer(FewShotTrainer):
         self._compare_settings(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _refusing_damaged_files(checkpoint, f"{OPTIMIZER_FILE} and {SCHEDULER_FILE}"):
+        with refusing_damaged_files(checkpoint, f"{OPTIMIZER_FILE} and {SCHEDULER_FILE}"):
             if checkpoint is not None:
                 stored = torch.load(Path(checkpoint) / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
                 assert self.optimizer is not None
@@ -339,7 +356,7 @@ class FineTuneTrainer(FewShotTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _refusing_damaged_files(checkpoint, "rng_state.pth"):
+        with refusing_damaged_files(checkpoint, "rng_state.pth"):
             super()._load_rng_state(checkpoint)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -368,21 +385,6 @@ class _SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the epoch that begins."""
         self._dataset.epoch = int(state.epoch or 0)
-
-
-@contextlib.contextmanager
-def _refusing_damaged_files(checkpoint: str | None, files: str) -> Iterator[None]:
-    """Turn any error that torch raises over damaged files of a checkpoint into one sentence."""
-    try:
-        yield
-    except Exception as error:  # damaged files make torch raise anything
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
-        raise FileError(
-            f"`resume_from_checkpoint`: training cannot continue from {checkpoint}, its {files} do not fit or are "
-            f"damaged ({reason}): give the settings of the run that wrote it (`optimizer`, `fix_layers`, "
-            "`apply_lora`), or name another checkpoint",
-            path=checkpoint,
-        ) from error
 
 
 def _take_signs(optimizer: torch.optim.Optimizer, *args: Any) -> None:

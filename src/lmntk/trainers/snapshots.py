@@ -47,6 +47,7 @@ class SnapshotWriter:
         counted: The names of the parameters over which the kernel is taken.
         start: θ₀ of all parameters that can move.
         facts: What further defines the numbers.
+        linear: Whether the model that is trained is the linearised one, whose kernel is always that at θ₀.
 
     Attributes:
         paths: The files of the run.
@@ -62,6 +63,7 @@ class SnapshotWriter:
         counted: frozenset[str],
         start: Parameters,
         facts: Mapping[str, Any],
+        linear: bool = False,
     ) -> None:
         self.paths = RunPaths(args.output_dir, experiment.task.key)
         self.start = start
@@ -71,6 +73,8 @@ class SnapshotWriter:
         self._args = args
         self._l2_loss = model_args.l2_loss
         self._counted = counted
+        self._linear = linear
+        self._kernel_at_start: Tensor | None = None
         sizes = {name: parameter.numel() for name, parameter in self._model.named_parameters()}
         self._facts = {
             **_settings(experiment, model_args, args),
@@ -97,7 +101,7 @@ class SnapshotWriter:
         with self._undisturbed():
             splits = self._splits(step)
             if kernel is None:
-                kernel = self._kernel(step)
+                kernel = self._linear_kernel() if self._linear else self._kernel(step)
         train, labels = splits["train"][1], torch.tensor(self._experiment.datasets["train"].labels)
         loss = class_loss(train, labels, self._l2_loss).item()
         description = {"step": step, **self._facts, "train_loss": loss, **numbers}
@@ -121,12 +125,21 @@ class SnapshotWriter:
         found = {}
         for split, data in self._experiment.datasets.items():
             examples, number = self._examples(data), data.num_examples
-            logits = untrained_logits(self._model, examples).double()
-            linearised = logits if tangent is None else of_batches(tangent, examples)
+            linearised = None if tangent is None else of_batches(tangent, examples)
+            logits = linearised if self._linear else None
+            logits = untrained_logits(self._model, examples).double() if logits is None else logits
+            linearised = logits if linearised is None else linearised
             averaged = [mean_over_samples(each.numpy(), number) for each in (logits, linearised)]
             labels = torch.tensor(data.labels[:number]).numpy()
             found[split] = SplitSnapshot(labels, *averaged), logits
         return found
+
+    def _linear_kernel(self) -> Tensor:
+        """Return the kernel of the linearised model, computed once."""
+        if self._kernel_at_start is None:
+            with with_values(self._model, self.start):
+                self._kernel_at_start = self._kernel(0)
+        return self._kernel_at_start
 
     def _kernel(self, step: int) -> Tensor:
         """Return the kernel of the train prompts with themselves, float64 ``[N, C, N, C]`` or ``[2, N, C, N, C]``."""

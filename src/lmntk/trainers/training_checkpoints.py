@@ -1,11 +1,13 @@
 """The checkpoint folders of the stock trainer: which there are, and which files each lacks."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmntk.errors import FileError
 from lmntk.models.checkpoints import ADAPTERS_FILE, WEIGHTS_FILE
 
 STATE_FILE = "trainer_state.json"
@@ -46,3 +48,18 @@ def step_of(checkpoint: Path) -> int:
     """Return the step in the name of a checkpoint folder; 0 for any other folder."""
     match = CHECKPOINT_NAME.fullmatch(checkpoint.name)
     return 0 if match is None else int(match[1])
+
+
+@contextlib.contextmanager
+def refusing_damaged_files(checkpoint: str | None, files: str) -> Iterator[None]:
+    """Turn any error that torch raises over damaged files of a checkpoint into one sentence."""
+    try:
+        yield
+    except Exception as error:  # damaged files make torch raise anything
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        raise FileError(
+            f"`resume_from_checkpoint`: training cannot continue from {checkpoint}, its {files} do not fit or are "
+            f"damaged ({reason}): give the settings of the run that wrote it (`optimizer`, `fix_layers`, "
+            "`apply_lora`), or name another checkpoint",
+            path=checkpoint,
+        ) from error
