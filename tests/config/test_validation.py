@@ -211,9 +211,10 @@ def test_fine_tuning_into_a_used_folder_needs_to_be_told_so(tmp_path: Path) -> N
     [
         ([*KERNEL, "--f0_scaling", "2"], "f0_scaling", "`adjust_for_init`"),
         ([*KERNEL, "--kernel_gamma", "2"], "kernel_gamma", "`kernel_solver=asym`"),
-        ([*KERNEL, "--fix_layers", "2"], "fix_layers", "`trainer=standard` `do_train`"),
-        ([*ZERO_SHOT, "--optimizer", "sgd"], "optimizer", "`trainer=standard` `do_train`"),
-        ([*KERNEL, "--l2_loss"], "l2_loss", "`trainer=standard`, or `no_train`"),
+        ([*KERNEL, "--fix_layers", "2"], "fix_layers", "`trainer=standard` or linearised, and `do_train`"),
+        ([*ZERO_SHOT, "--optimizer", "sgd"], "optimizer", "`trainer=standard` or linearised, and `do_train`"),
+        ([*KERNEL, "--kernel_steps", "0"], "kernel_steps", "`trainer=standard` or linearised, and `do_train`"),
+        ([*KERNEL, "--l2_loss"], "l2_loss", "`trainer=standard` or linearised, or `no_train`"),
         ([*ZERO_SHOT, "--from_linearhead"], "from_linearhead", "`few_shot_type=finetune`"),
         ([*TRAIN, "--num_demo", "2"], "num_demo", "`few_shot_type=prompt-demo`"),
         (["--do_train", "--demo_filter_rate", "0.2"], "demo_filter_rate", "`demo_filter`"),
