@@ -87,8 +87,21 @@ def test_distances_of_kernels_are_those_of_loops_over_the_entries(tmp_path: Path
 
 def test_a_kernel_run_around_f0_is_scored_beside_the_other(tmp_path: Path) -> None:
     training, kernel = make_pair(tmp_path)
-    with_f0 = write_kernel_run(tmp_path / "f0", LABELS, flipped(LABELS, 3))
+    with_f0 = write_kernel_run(tmp_path / "f0", LABELS, flipped(LABELS, 3), adjust_for_init=True)
     assert seed_behaviour(training, kernel, with_f0).kernel_with_f0 == 0.7
+    without = write_kernel_run(tmp_path / "without", LABELS, LABELS, adjust_for_init=False)
+    with pytest.raises(KernelMismatchError) as caught:
+        seed_behaviour(training, kernel, without)
+    assert caught.value.data["differences"] == ["adjust_for_init"]
+
+
+def test_the_second_test_set_of_mnli_is_a_split_of_its_own(tmp_path: Path) -> None:
+    labels, split = [0, 1, 2, 2], "test:mnli-mm"
+    found = [{split: split_of(labels, logits_for(ids, 3))} for ids in ([0, 0, 0, 0], labels)]
+    training = write_training(tmp_path / "t", {0: (found[0], None), 3: (found[1], None)}, task="mnli")
+    kernel = write_kernel_run(tmp_path / "k", labels, [0, 1, 2, 0], task="mnli", split=split)
+    numbers = seed_behaviour(training, kernel, split=split)
+    assert (numbers.pretrained, numbers.kernel, numbers.finetuned, numbers.constant) == (0.25, 0.75, 1.0, 0.5)
 
 
 def test_six_classes_are_scored_with_their_own_best_constant(tmp_path: Path) -> None:

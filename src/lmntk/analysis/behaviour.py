@@ -227,7 +227,7 @@ def seed_behaviour(
     last = found.read_last()
     before, after = found.split(found.first, split), found.split(last, split)
     of_kernel = _predictions(found, kernel, before, split)
-    of_f0 = None if with_f0 is None else _predictions(found, with_f0, before, split)
+    of_f0 = None if with_f0 is None else _predictions(found, _around_f0(with_f0), before, split)
     task, labels = training.task, before.labels
     untrained, tuned, linear = map(predicted_classes, (before.logits, after.logits, after.linearised))
     predicted = of_kernel.predicted.astype(np.int64)
@@ -259,6 +259,14 @@ def seed_behaviour(
         chi=float("nan") if train is None else mean_residual(train.logits, train.labels),
         distances=None if start is None or end is None else kernel_distances(end, start),
     )
+
+
+def _around_f0(run: SavedRun) -> SavedRun:
+    """Return a run that must not record that it left out f₀."""
+    if run.record.get("adjust_for_init") is False:
+        sentence = f"{run.folder} does not fit its kernel around f₀: give a run with `adjust_for_init`"
+        raise KernelMismatchError(sentence, path=run.folder, differences=["adjust_for_init"])
+    return run
 
 
 def _predictions(training: Training, run: SavedRun, examples: SplitSnapshot, split: str) -> Predictions:
