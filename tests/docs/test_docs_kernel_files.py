@@ -13,11 +13,14 @@ import pytest
 from command_line import Workplace, flags_of, read_kernel, read_results
 from doc_commands import blocks, page_text
 from lmntk.data.tasks import find_task
+from lmntk.storage.paths import RunPaths
+from lmntk.storage.training_snapshots import read_snapshot
 
 PAGE = page_text("kernel-files")
 BLOCKS = blocks(PAGE, "python")
 RESULT = "result/SST-2-roberta-base-prompt-kernel-{}/16-42"
 SGD, ASYMMETRIC = RESULT.format("kernel-prompting"), RESULT.format("kernel-asymmetric")
+DRIFT = "result/SST-2-roberta-base-prompt-standard-drift/16-42"
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,7 @@ def place(place: Workplace) -> Workplace:
     """A place with the runs whose folders the page names, with the data where a relative path leads."""
     place.run("--kernel_per_layer", "--data_dir", "data", output=SGD)
     place.run(*flags_of("asymmetric_signgd"), output=ASYMMETRIC)
+    place.run("--trainer", "standard", "--max_steps", "2", "--kernel_steps", "0,1,last", output=DRIFT)
     return place
 
 
@@ -99,8 +103,21 @@ def test_the_table_of_files_has_all_that_a_run_leaves(place: Workplace) -> None:
             told |= {name.replace("<split>", split).replace("<task>", "sst-2") for split in ("train", "dev", "test")}
     left = {path.name for path in (place.folder / SGD).iterdir()}
     assert left <= told
-    # What is predicted is predicted of dev and test.
-    assert told - left == {"train_predictions_sst-2.csv"}
+    # What is predicted is predicted of dev and test; the rest takes other flags.
+    others = {"solver_selection_sst-2.csv", "step-<T>_sst-2.safetensors"}
+    assert told - left == {"train_predictions_sst-2.csv", *others}
+
+
+def test_the_changes_of_a_training_are_those_of_its_kernels(place: Workplace, names: dict[str, Any]) -> None:
+    assert list(names["changes"]) == [0, 1, 2]
+    for step, change in names["changes"].items():
+        kernels = [
+            read_snapshot(RunPaths(place.folder / DRIFT, "sst-2").snapshot(number)).kernel for number in (0, step)
+        ]
+        first, last = kernels
+        assert first is not None and last is not None
+        assert change == pytest.approx(np.sqrt(((last - first) ** 2).sum() / (first**2).sum()))
+    assert names["changes"][0] == 0 < names["changes"][1] < names["changes"][2]
 
 
 def test_the_table_of_the_description_has_all_its_keys(place: Workplace) -> None:
