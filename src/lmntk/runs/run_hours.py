@@ -3,12 +3,49 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Protocol, TypeVar
 
-from lmntk.runs.behaviour_plan import BehaviourRun
+from lmntk.runs.behaviour_plan import Case
+from lmntk.runs.log import LogEntry
 from lmntk.storage.tables import format_table
 from lmntk.storage.wording import duration
 
 SAME, OTHER_TASKS, SCALED, UNKNOWN = "measured", "as for other tasks", "scaled with K", "unknown"
+
+
+class TimedCell(Protocol):
+    """What a run is of."""
+
+    @property
+    def case(self) -> Case:
+        """The task and its splits."""
+
+    @property
+    def k(self) -> int:
+        """The examples of each class."""
+
+
+class TimedRun(Protocol):
+    """A run whose time can be estimated: `BehaviourRun`, `PaperRun`."""
+
+    @property
+    def kind(self) -> str:
+        """What the run does; runs of one kind take about as long."""
+
+    @property
+    def trainer(self) -> str:
+        """TRAINER of run_fewshot.sh."""
+
+    @property
+    def cell(self) -> TimedCell:
+        """What the run is of."""
+
+    @property
+    def record(self) -> LogEntry:
+        """The record of a run that is done."""
+
+
+TimedRunT = TypeVar("TimedRunT", bound=TimedRun)
 
 
 @dataclass(frozen=True)
@@ -30,9 +67,7 @@ class KindEstimate:
     basis: str
 
 
-def estimate(
-    done: Sequence[BehaviourRun], todo: Sequence[BehaviourRun], trials: Sequence[BehaviourRun] = ()
-) -> list[KindEstimate]:
+def estimate(done: Sequence[TimedRun], todo: Sequence[TimedRun], trials: Sequence[TimedRun] = ()) -> list[KindEstimate]:
     """Estimate the runs that are not done, by kind.
 
     A run takes as long as those of its kind, task and K; else as those of other tasks; else as those of another K,
@@ -57,7 +92,7 @@ def estimate(
     return rows
 
 
-def _seconds(run: BehaviourRun, measured: Sequence[BehaviourRun]) -> tuple[float, str]:
+def _seconds(run: TimedRun, measured: Sequence[TimedRun]) -> tuple[float, str]:
     cell = run.cell
     same_k = [other for other in measured if other.cell.k == cell.k]
     same = [other for other in same_k if other.cell.case == cell.case]
@@ -70,7 +105,7 @@ def _seconds(run: BehaviourRun, measured: Sequence[BehaviourRun]) -> tuple[float
     return factor * _mean(other for other in measured if other.cell.k == nearest), SCALED
 
 
-def _mean(runs: Iterable[BehaviourRun]) -> float:
+def _mean(runs: Iterable[TimedRun]) -> float:
     return mean(float(run.record.get("seconds", 0.0)) for run in runs)
 
 
@@ -101,7 +136,7 @@ def format_estimate(rows: Sequence[KindEstimate], jobs: int) -> str:
     return f"{table}about {total} in all{at_a_time}{more}\n"
 
 
-def unmeasured(done: Sequence[BehaviourRun], todo: Sequence[BehaviourRun]) -> list[BehaviourRun]:
+def unmeasured(done: Sequence[TimedRunT], todo: Sequence[TimedRunT]) -> list[TimedRunT]:
     """Return a run of each kind of which none is done: that with the smallest K.
 
     Args:
