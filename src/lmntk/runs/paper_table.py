@@ -175,7 +175,7 @@ def format_scores(plan: PaperPlan, scores: Mapping[Key, Score], published: Mappi
         plan: Its methods are the rows, its tasks the columns.
         scores: Our numbers.
         published: The numbers to stand beside them.
-        form: ``"text"``, ``"markdown"`` or ``"latex"`` for the table, ``"csv"`` or ``"json"`` for a record of each cell.
+        form: ``"text"``, ``"markdown"`` or ``"latex"`` for the table, ``"csv"`` or ``"json"`` for a row for each cell.
     """
     if form in ("csv", "json"):
         rows = _records(plan, scores, published)
