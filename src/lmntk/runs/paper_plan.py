@@ -14,13 +14,15 @@ from pathlib import Path
 from lmntk.data.examples import split_file
 from lmntk.data.tasks import TASKS, Task
 from lmntk.errors import FileError, SettingError
-from lmntk.runs import processes
 from lmntk.runs.behaviour_plan import Case
-from lmntk.runs.grid import DEFAULTS, Grid, read_grids
+from lmntk.runs.grid import DEFAULTS, Grid, base, read_grids
 from lmntk.runs.script_run import ScriptRun, hashes, weight_files
 
 TABLES = ("main-table", "no-prompt", "subsets", "512-shot", "solvers")
 """The tables; each is a file of examples/paper."""
+
+GRIDS = Path(__file__).resolve().parents[3] / "examples" / "paper"
+"""The folder of the grids; only a checkout has it."""
 
 TITLES = {
     "zero-shot": "zero-shot",
@@ -128,7 +130,7 @@ def read_methods(table: str, quick: bool = False) -> list[Method]:
     Raises:
         FileError: The file is missing, as in an installed package, or does not hold grids of methods.
     """
-    path = processes.RUN_SCRIPT.parent / "examples" / "paper" / f"{table}.json"
+    path = GRIDS / f"{table}.json"
     methods = [Method.of(grid, path, quick) for grid in read_grids(path)]
     for method in methods:
         if method.loads and method.loads not in [other.name for other in methods]:
@@ -327,10 +329,4 @@ def case_of(text: str) -> Case:
     known = next((task for task in TASKS.values() if task.key == text.lower()), None)
     if known is None:
         return Case.parse(text)
-    return Case(known.name, known.name, Path(_data_root(), known.folder))
-
-
-def _data_root() -> Path:
-    from lmntk.runs.grid import base
-
-    return base() / "data" / "k-shot-1k-test"
+    return Case(known.name, known.name, base() / "data" / "k-shot-1k-test" / known.folder)
