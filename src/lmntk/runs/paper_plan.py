@@ -131,6 +131,9 @@ def read_methods(table: str, quick: bool = False) -> list[Method]:
         FileError: The file is missing, as in an installed package, or does not hold grids of methods.
     """
     path = GRIDS / f"{table}.json"
+    if not path.is_file():
+        sentence = f"there is no {path}: the grids are part of a checkout of the source, not of an installed package"
+        raise FileError(sentence, path=path)
     methods = [Method.of(grid, path, quick) for grid in read_grids(path)]
     for method in methods:
         if method.loads and method.loads not in [other.name for other in methods]:
