@@ -16,6 +16,7 @@ from lmntk.runs.behaviour_plan import Case
 from lmntk.runs.learning_rate import ChosenRate, choose_rate, dev_score
 from lmntk.runs.log import metric_keys, task_of
 from lmntk.runs.paper_plan import TABLES, TITLES, PaperCell, PaperPlan
+from lmntk.solvers.candidates import used_settings
 from lmntk.storage.tables import format_table
 
 COLUMNS = ("table", "task", "k", "method", "mean", "sd", "seeds")
@@ -98,12 +99,19 @@ def results_of(plan: PaperPlan) -> list[SeedResult]:
                 continue
         record = records["" if choice is None else choice.rate]
         task = task_of(record)
-        names = ("kernel_regularization", "f0_scaling", "kernel_gamma", "kernel_lambda")
-        numbers = {name: record[name] for name in names} if cell.method.trainer == "kernel" else {}
+        numbers = {}
+        if cell.method.trainer == "kernel":
+            solver, settings = str(cell.method.settings.get("kernel_solver", "lstsq")), cell.method.settings
+            used = used_settings(solver, f0=bool(settings.get("adjust_for_init")))
+            numbers = {name: record[name] for name in used}
         test = record.get(metric_keys(task, task).test or "")
-        score = 100 * float(test) if isinstance(test, int | float) else math.nan
-        found.append(SeedResult(cell, score, 100 * dev_score(record), choice, numbers))
+        score = _percent(test) if isinstance(test, int | float) else math.nan
+        found.append(SeedResult(cell, score, _percent(dev_score(record)), choice, numbers))
     return found
+
+
+def _percent(fraction: float) -> float:
+    return round(100 * fraction, 10)
 
 
 def scores_of(results: Sequence[SeedResult]) -> dict[Key, Score]:
