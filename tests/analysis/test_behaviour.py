@@ -232,7 +232,7 @@ def test_thresholds_decide(tmp_path: Path) -> None:
     assert answers(behaviour_row("t", [seed(pretrained=0.84)], Thresholds(standard_errors=0.5)))[1] == "no"
     with pytest.raises(SettingError) as caught:
         Thresholds(distance=0)
-    assert caught.value.data["setting"] == "distance"
+    assert caught.value.data["setting"] == "most_distance"
 
 
 def test_a_row_averages_over_seeds_and_leaves_recovery_undefined_where_nothing_is_gained() -> None:

@@ -172,6 +172,12 @@ def test_the_lines_of_the_figure_are_the_numbers_over_the_steps(drifts: list[Dri
     assert drawn[3]["alignment with labels"][:, 1] == pytest.approx([step.alignment for step in steps])
 
 
+def test_without_kernels_the_figure_has_one_row_of_pictures(tmp_path: Path, drifts: list[Drift]) -> None:
+    bare = training_drift(write(tmp_path / "run", kernels=False), "run")
+    heights = [int.from_bytes(pictures.drift_figure(drift)[20:24]) for drift in (bare, drifts[0])]
+    assert 1.8 * heights[0] < heights[1] < 2.2 * heights[0]
+
+
 def test_the_command_prints_the_table_or_writes_it_with_a_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,9 +30,12 @@ from lmntk.storage.training_snapshots import SplitSnapshot
 
 ROUNDING = 1e-12  # scores are fractions of integers: 0.72 / 0.8 reaches 0.9
 THRESHOLD_BOUNDS = {
-    name: Bounds(name, 0.0, above=name == "distance") for name in ("ratio", "recovery", "distance", "standard_errors")
+    "ratio": Bounds("least_ratio", 0.0),
+    "recovery": Bounds("least_recovery", 0.0),
+    "distance": Bounds("most_distance", 0.0, above=True),
+    "standard_errors": Bounds("standard_errors", 0.0),
 }
-"""The bounds of the fields of `Thresholds`."""
+"""The settings of the fields of `Thresholds` and their bounds."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         """Check the bounds of the numbers."""
-        check_numbers(THRESHOLD_BOUNDS.values(), vars(self))
+        check_numbers(
+            THRESHOLD_BOUNDS.values(), {row.setting: vars(self)[name] for name, row in THRESHOLD_BOUNDS.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -224,10 +229,11 @@ def seed_behaviour(
         NotFiniteError: A snapshot holds NaN or infinity.
     """
     found = Training.of_run(training)
-    last = found.read_last()
-    before, after = found.split(found.first, split), found.split(last, split)
+    before = found.split(found.first, split)
     of_kernel = _predictions(found, kernel, before, split)
     of_f0 = None if with_f0 is None else _predictions(found, _around_f0(with_f0), before, split)
+    last = found.read_last()
+    after = found.split(last, split)
     task, labels = training.task, before.labels
     untrained, tuned, linear = map(predicted_classes, (before.logits, after.logits, after.linearised))
     predicted = of_kernel.predicted.astype(np.int64)

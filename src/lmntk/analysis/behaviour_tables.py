@@ -6,6 +6,7 @@ from typing import Any
 
 from lmntk.analysis.behaviour import BehaviourRow, SeedBehaviour, Thresholds
 from lmntk.analysis.kernel_distances import KernelDistances
+from lmntk.analysis.scores import METRIC_NAMES
 from lmntk.analysis.table_blocks import (
     FORMS,
     Block,
@@ -20,7 +21,6 @@ from lmntk.analysis.table_blocks import (
 
 __all__ = ["FORMS", "format_rows"]
 
-METRICS = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews correlation"}
 SCORES = {"pretrained": "PT", "kernel": "K", "kernel_with_f0": "K + f₀", "linearised": "lin", "finetuned": "FT"}
 """The columns of the scores: the pre-trained model, the kernel, the linearised and the fine-tuned model."""
 VERDICTS = {"solves": "K solves it", "linear": "linearised", "fixed": "fixed features", "whole": "K describes it"}
@@ -109,7 +109,7 @@ def notes_of_rows(rows: Sequence[BehaviourRow], thresholds: Thresholds) -> list[
     """Explain the columns, and why verdicts are undecided."""
     seeds = [seed for row in rows for seed in row.seeds]
     splits = " and ".join(dict.fromkeys(seed.split for seed in seeds))
-    metrics = " or ".join(dict.fromkeys(METRICS.get(seed.metric, seed.metric) for seed in seeds))
+    metrics = " or ".join(dict.fromkeys(METRIC_NAMES.get(seed.metric, seed.metric) for seed in seeds))
     deviations = "mean (sd) over seeds" if any(len(row.seeds) > 1 for row in rows) else "of one seed"
     notes = [
         f"PT, K, lin, FT: {metrics} of the pre-trained model, the kernel, the linearised and the fine-tuned model on "

@@ -5,9 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lmntk.analysis.behaviour_tables import METRICS, NEAR_ZERO, distance_cells
+from lmntk.analysis.behaviour_tables import NEAR_ZERO, distance_cells
 from lmntk.analysis.drift import NUMBERS, Drift, DriftStep, mean_drift
 from lmntk.analysis.kernel_distances import KernelDistances
+from lmntk.analysis.scores import METRIC_NAMES
 from lmntk.analysis.table_blocks import Block, Cells, as_csv, as_json, format_blocks, number, percent
 
 
@@ -70,9 +71,9 @@ def notes_of_drift(drift: Drift) -> list[str]:
     remarks = [f"{remark[0].upper()}{remark[1:]}." for remark in drift.remarks]
     if found := next((step.distances for step in drift.steps if step.distances), None):
         remarks.insert(0, f"{found.near_zero} of {found.entries} entries of K(θ₀) are near zero.")
+    metric = METRIC_NAMES.get(drift.metric, drift.metric)
     return [
-        f"{drift.name}: f, lin: {METRICS.get(drift.metric, drift.metric)} of the model and of its linearisation at θ₀, "
-        "in percent.",
+        f"{drift.name}: f, lin: {metric} of the model and of its linearisation at θ₀, in percent.",
         f"On {drift.split}: recovery: (lin − PT) / (f − PT); logits distance: ‖f − lin‖ / ‖f − f₀‖; lin = f: equal "
         "predictions in percent.",
         "signs: the share of trained parameters whose step has the sign opposite to their gradient's.",

@@ -13,6 +13,8 @@ from lmntk.data.metrics import compute_metrics
 from lmntk.data.tasks import Task
 
 Ids = NDArray[np.int64]
+METRIC_NAMES = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews correlation", "pearson": "Pearson correlation"}
+"""The names of metrics in tables and pictures."""
 
 
 def score(task: Task | None, split: str, predicted: ArrayLike, labels: ArrayLike) -> float:

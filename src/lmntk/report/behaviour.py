@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lmntk.analysis.behaviour import BehaviourRow
+from lmntk.analysis.scores import METRIC_NAMES
 from lmntk.report import plots
-from lmntk.report.formatting import METRICS
 
 BARS = {
     "pretrained": ("PT, pre-trained", plots.COLOURS[7]),
@@ -58,7 +58,7 @@ def behaviour_plot(rows: Sequence[BehaviourRow]) -> plots.Draw:
                 100 * row.mean("constant"), middle - 2 * BAR, middle + 2 * BAR, color="black", linestyle=":", lw=1.2,
                 label=CONSTANT if middle == 0 else "",
             )  # fmt: skip
-        metrics = dict.fromkeys(METRICS.get(row.seeds[0].metric, row.seeds[0].metric) for row in rows)
+        metrics = dict.fromkeys(METRIC_NAMES.get(row.seeds[0].metric, row.seeds[0].metric) for row in rows)
         splits = dict.fromkeys(row.seeds[0].split for row in rows)
         axes.set_ylabel(f"{' or '.join(metrics)} on {' or '.join(splits)}, percent")
         _name_groups(axes, [row.name for row in rows])

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lmntk.analysis.drift import Drift
+from lmntk.analysis.scores import METRIC_NAMES
 from lmntk.report import plots
-from lmntk.report.formatting import METRICS
 
 TITLES = ("the model and its linearisation", "distance of the linearisation", "distance of the kernel", "the kernel")
 LEAST_GAP = 0.08  # of the axis, between the numbers of two steps
@@ -27,9 +27,11 @@ def drift_figure(drift: Drift) -> bytes:
         drift: A training, or the mean of several.
 
     Returns:
-        The bytes of a PNG: four pictures over the step, on a logarithmic scale that begins with 0.
+        The bytes of a PNG: four pictures, or two without kernels, over the step on a logarithmic scale from 0 on.
     """
-    pictures = _scores(drift), _linearisation(drift), _distances(drift), _kernel(drift)
+    pictures = [_scores(drift), _linearisation(drift)]
+    if any(step.distances for step in drift.steps):
+        pictures += [_distances(drift), _kernel(drift)]
     return plots.as_png(*pictures, titles=TITLES, columns=2, height=HEIGHT)
 
 
@@ -41,7 +43,7 @@ def _scores(drift: Drift) -> plots.Draw:
             for name, kind, style in (("f", "scores", "-"), ("lin", "linearised_scores", "--")):
                 values = [100 * getattr(step, kind)[split] for step in drift.steps]
                 lines[f"{name}, {split}"] = (values, {"color": colour, "linestyle": style, "marker": marker})
-    return _lines(drift, lines, f"{METRICS.get(drift.metric, drift.metric)}, percent")
+    return _lines(drift, lines, f"{METRIC_NAMES.get(drift.metric, drift.metric)}, percent")
 
 
 def _linearisation(drift: Drift) -> plots.Draw:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lmntk.analysis.scores import METRIC_NAMES
 from lmntk.analysis.summary import KernelSummary, RunSummary
 from lmntk.storage.run_results import is_zero_shot
 from lmntk.storage.wording import quantity
-
-METRICS = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews correlation", "pearson": "Pearson correlation"}
 
 
 def escaped(value: object) -> str:
@@ -61,7 +60,7 @@ def short(value: float) -> str:
 
 def metric_of(summary: RunSummary) -> str:
     """Return the name of the metric of a run's task."""
-    return METRICS.get(summary.metric, summary.metric)
+    return METRIC_NAMES.get(summary.metric, summary.metric)
 
 
 def method_of(summary: RunSummary) -> str:
