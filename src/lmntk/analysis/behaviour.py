@@ -13,7 +13,7 @@ import numpy as np
 
 from lmntk.analysis.kernel_distances import KernelDistances, kernel_distances, mean_distances
 from lmntk.analysis.pairing import check_pair
-from lmntk.analysis.saved_run import Predictions, SavedRun
+from lmntk.analysis.saved_run import SavedRun
 from lmntk.analysis.scores import (
     constant_score,
     gain_error,
@@ -25,7 +25,7 @@ from lmntk.analysis.scores import (
 )
 from lmntk.analysis.trainings import Training
 from lmntk.errors import Bounds, FileError, KernelMismatchError, check_numbers
-from lmntk.solvers.problem import predicted_classes
+from lmntk.solvers.problem import ClassIds, predicted_classes
 from lmntk.storage.training_snapshots import SplitSnapshot
 
 ROUNDING = 1e-12  # scores are fractions of integers: 0.72 / 0.8 reaches 0.9
@@ -230,13 +230,12 @@ def seed_behaviour(
     """
     found = Training.of_run(training)
     before = found.split(found.first, split)
-    of_kernel = _predictions(found, kernel, before, split)
+    predicted = _predictions(found, kernel, before, split)
     of_f0 = None if with_f0 is None else _predictions(found, _around_f0(with_f0), before, split)
     last = found.read_last()
     after = found.split(last, split)
     task, labels = training.task, before.labels
     untrained, tuned, linear = map(predicted_classes, (before.logits, after.logits, after.linearised))
-    predicted = of_kernel.predicted.astype(np.int64)
     start, end = found.kernel(found.first), found.kernel(last)
     train, record = found.first.splits.get("train"), {**training.record, **found.description}
     return SeedBehaviour(
@@ -250,7 +249,7 @@ def seed_behaviour(
         last_step=last.step,
         pretrained=score(task, split, untrained, labels),
         kernel=score(task, split, predicted, labels),
-        kernel_with_f0=None if of_f0 is None else score(task, split, of_f0.predicted, labels),
+        kernel_with_f0=None if of_f0 is None else score(task, split, of_f0, labels),
         linearised=score(task, split, linear, labels),
         finetuned=score(task, split, tuned, labels),
         constant=constant_score(task, split, labels, max(2, before.logits.shape[1])),
@@ -275,8 +274,8 @@ def _around_f0(run: SavedRun) -> SavedRun:
     return run
 
 
-def _predictions(training: Training, run: SavedRun, examples: SplitSnapshot, split: str) -> Predictions:
-    """Read the predictions of a kernel run that belongs to a training."""
+def _predictions(training: Training, run: SavedRun, examples: SplitSnapshot, split: str) -> ClassIds:
+    """Read the class ids, [X], that a kernel run of a training's data predicts."""
     if run.record.get("trainer", "kernel") != "kernel":
         what = f"{run.folder} is a run of `trainer={run.record['trainer']}`"
         raise KernelMismatchError(f"{what}: give one of `trainer=kernel`", path=run.folder, differences=["trainer"])
@@ -291,7 +290,7 @@ def _predictions(training: Training, run: SavedRun, examples: SplitSnapshot, spl
     elif len(different := np.flatnonzero(found.labels != examples.labels)):
         what = f"different labels of {split}, first for example {different[0]} (counted from 0)"
     else:
-        return found
+        return found.predicted.astype(np.int64)
     raise KernelMismatchError(
         f"{training.run.folder} and {run.folder} have {what}: give runs of one task and data",
         path=run.folder,
