@@ -49,7 +49,7 @@ NOT_PUBLISHED = frozenset({
 """The settings of kernels that were not published."""
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the command line."""
     found = Parser(__doc__)
     add = found.add_argument
@@ -71,7 +71,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the runs that are missing, and write the table; return the exit status, 1 if a run failed."""
-    return run_tool(parser(), _reproduce, argv, RESUME)
+    return run_tool(make_parser(), _reproduce, argv, RESUME)
 
 
 def _reproduce(given: argparse.Namespace) -> int:
