@@ -12,6 +12,7 @@ import pytest
 from command_line import ROOT
 from lmntk.config import arguments, run_help
 from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from lmntk.config.kernel_steps import KernelSteps
 from lmntk.errors import UsageError
 
 # The frozen command line: scripts and papers carry these names. None may vanish, and no default may change.
@@ -400,3 +401,9 @@ def test_the_help_waits_for_no_package(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--kernel_formula" in done.stdout
+
+
+def test_a_configuration_file_may_hold_the_steps_of_snapshots_as_a_list(tmp_path: Path) -> None:
+    training = parse_arguments([write_config(tmp_path, CONFIG | {"kernel_steps": [0, 2, "last"]})])[2]
+    assert training.kernel_steps == "0,2,last"
+    assert training.snapshot_steps == KernelSteps(frozenset({0, 2}), last=True)

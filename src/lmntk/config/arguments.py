@@ -380,7 +380,7 @@ def _read_config(path: Path, flags: Collection[str]) -> list[str]:
             raise UsageError(f"{path}: {error}") from error
         if flag == "--custom_columns" and isinstance(value, list):
             argv.append(f"{flag}={join_columns(map(str, value))}")
-        elif flag.removeprefix("--") in AUTO and isinstance(value, list):
+        elif flag.removeprefix("--") in (*AUTO, "kernel_steps") and isinstance(value, list):
             argv.append(f"{flag}={','.join(map(str, value))}")
         elif isinstance(value, list):
             argv += [flag, *map(str, value)]

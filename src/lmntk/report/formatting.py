@@ -77,7 +77,8 @@ def method_of(summary: RunSummary) -> str:
         return "zero-shot"
     if record.get("trainer") == "linearhead":
         return "linear head"
-    return f"fine-tuning, {record.get('optimizer', '')}{adapters}"
+    how = "linearised training" if record.get("trainer") == "linearised" else "fine-tuning"
+    return f"{how}, {record.get('optimizer', '')}{adapters}"
 
 
 def solver_of(summary: RunSummary) -> str:
