@@ -35,6 +35,11 @@ def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.kernel, written.kernel)
 
 
+def test_equal_snapshots_have_equal_bytes(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path, "mr")
+    assert len({write_snapshot(paths, make_snapshot(3)).read_bytes() for _ in range(20)}) == 1
+
+
 def test_snapshots_of_a_task_are_found_in_the_order_of_steps(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path, "sst-2")
     written = {step: write_snapshot(paths, make_snapshot(step)) for step in (100, 2, 1_000_000)}

@@ -2,8 +2,9 @@
 
 A snapshot of step t is a safetensors file. Its tensors are ``{split}.logits``, f(x; θ_t), and ``{split}.linearised``,
 f(x; θ₀) + ⟨∂f(x; θ₀)/∂θ, θ_t − θ₀⟩, both float64 [X, C]; ``{split}.labels``, class ids, int64 [X]; and ``kernel``, the
-kernel of the train examples at θ_t, float64 [N, C, N, C] or [2, N, C, N, C]. Its metadata hold the step and, as JSON, a
-description. Tensors that are not wanted are missing.
+kernel of the train examples at θ_t, float64 [N, C, N, C] or [2, N, C, N, C]. Tensors that are not wanted are missing. Its
+metadata have one key, ``snapshot``: JSON with the step and a description. With two keys safetensors 0.8 would write them in
+an order that changes from call to call, and equal snapshots would differ in their bytes.
 """
 
 import json
@@ -71,7 +72,7 @@ def write_snapshot(paths: RunPaths, snapshot: TrainingSnapshot) -> Path:
         tensors[f"{split}.logits"] = np.asarray(found.logits, np.float64)
         tensors[f"{split}.linearised"] = np.asarray(found.linearised, np.float64)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    metadata = {"step": str(snapshot.step), "description": json.dumps(dict(snapshot.description))}
+    metadata = {"snapshot": json.dumps({"step": snapshot.step, "description": dict(snapshot.description)})}
     content = safetensors.numpy.save(tensors, metadata)
     path = paths.snapshot(snapshot.step)
     write_atomically(path, lambda file: file.write(content))
@@ -86,7 +87,7 @@ def read_snapshot(path: Path) -> TrainingSnapshot:
     """
     try:
         with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {})["snapshot"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
         splits = {
             name.removesuffix(".labels"): SplitSnapshot(
@@ -95,12 +96,10 @@ def read_snapshot(path: Path) -> TrainingSnapshot:
             for name, labels in tensors.items()
             if name.endswith(".labels")
         }
-        return TrainingSnapshot(
-            int(metadata["step"]), splits, tensors.get("kernel"), json.loads(metadata["description"])
-        )
+        return TrainingSnapshot(int(metadata["step"]), splits, tensors.get("kernel"), dict(metadata["description"]))
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist: {_REMEDY}", path=path) from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise FileError(f"{path} is not a snapshot of a training, or is damaged: {_REMEDY}", path=path) from error
 
 
