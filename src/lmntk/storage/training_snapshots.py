@@ -2,9 +2,9 @@
 
 A snapshot of step t is a safetensors file. Its tensors are ``{split}.logits``, f(x; θ_t), and ``{split}.linearised``,
 f(x; θ₀) + ⟨∂f(x; θ₀)/∂θ, θ_t − θ₀⟩, both float64 [X, C]; ``{split}.labels``, class ids, int64 [X]; and ``kernel``, the
-kernel of the train examples at θ_t, float64 [N, C, N, C] or [2, N, C, N, C]. Tensors that are not wanted are missing. Its
-metadata have one key, ``snapshot``: JSON with the step and a description. With two keys safetensors 0.8 would write them in
-an order that changes from call to call, and equal snapshots would differ in their bytes.
+kernel of the train examples at θ_t, float64 [N, C, N, C] or [2, N, C, N, C]. Tensors that are not wanted are missing.
+Its metadata have one key, ``snapshot``: JSON with the step and a description. With two keys safetensors 0.8 would write
+them in an order that changes from call to call, and equal snapshots would differ in their bytes.
 """
 
 import json
