@@ -1,10 +1,13 @@
 """The pages on the kernel's behaviour and on the paper's tables: the tools accept their commands as they stand."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from command_line import ROOT
+from command_line import ROOT, Workplace
 from doc_commands import commands, page_text
 from lmntk.commands import behaviour, drift, reproduce, splits
 from lmntk.config.arguments import parse_arguments
@@ -37,13 +40,37 @@ def test_the_tables_flags_are_those_of_the_tool_and_of_the_runs(words: list[str]
 
 
 def test_the_drift_is_read_where_the_training_leaves_it(tmp_path: Path) -> None:
-    (call,) = [words for words in commands(BEHAVIOUR) if "run_fewshot.sh" in words]
+    (call,) = [words for words in commands(BEHAVIOUR) if "TAG=drift" in words]
     variables, flags = dict(word.split("=", 1) for word in call[: call.index("bash")]), call[call.index("bash") + 2 :]
     assert "--kernel_steps" in flags
     (words,) = calls_of(BEHAVIOUR, "kernel_drift")
     given = drift.make_parser().read(words)
     folder = f"mr-{variables['MODEL'].replace('/', '_')}-prompt-standard-{variables['TAG']}/16-{variables['SEED']}"
     assert given.folders == [Path("result") / folder]
+
+
+def test_linearised_training_comes_nearer_to_the_kernels_solution(tmp_path: Path) -> None:
+    calls = [words for words in commands(BEHAVIOUR) if {"TAG=linear", "TAG=limit"} & {*words}]
+    place = Workplace(tmp_path)
+    for call, name in zip(calls, ("linear", "limit"), strict=True):
+        flags = call[call.index("run_fewshot.sh") + 1 :]
+        trainer = [word.partition("=")[2] for word in call if word.startswith("TRAINER=")]
+        given = [*flags, "--trainer", *trainer, "--data_dir", str(place.data), "--disable_tqdm", "True"]
+        place.run(
+            *given,
+            *(("--kernel_steps", "0,1,10,last", "--learning_rate", "1e-2") if name == "linear" else ()),
+            output=name,
+        )
+    (words,) = [words for words in commands(BEHAVIOUR) if words[1:2] == ["examples/linearised_training.py"]]
+    assert [Path(word).parent.name.rpartition("-")[2] for word in words[2:4]] == ["linear", "limit"]
+    picture = tmp_path / words[-1]
+    command = [sys.executable, ROOT / words[1], tmp_path / "linear", tmp_path / "limit", "sst-2", picture]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for split in ("train", "test"):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{split} 0: ")]
+        distances = [float(value) for value in re.findall(r"\d+: (\S+)", line)]
+        assert distances[0] == 1 and distances == sorted(distances, reverse=True) and distances[-1] < 0.9
 
 
 @pytest.mark.parametrize("words", calls_of(REPRODUCE, "reproduce"), ids=len)
