@@ -286,12 +286,19 @@ def test_the_same_settings_in_another_spelling_are_paired(tmp_path: Path) -> Non
     assert seed_behaviour(training, kernel).kernel == 0.8
 
 
-def test_parameters_and_weights_are_compared_where_both_are_described(tmp_path: Path) -> None:
+def test_parameters_weights_and_prompts_are_compared_where_both_are_described(tmp_path: Path) -> None:
     splits = {"test": split_of(LABELS, logits_for(LABELS))}
-    for key, value in (("grad_dim", 12), ("weights_sha256", "b" * 64)):
+    texts = {"train": "a" * 64, "test": "c" * 64}
+    for key, value in (
+        ("grad_dim", 12),
+        ("weights_sha256", "b" * 64),
+        ("tokens_sha256", {"train": "b" * 64, "dev": "d" * 64}),
+    ):
         described = {0: {key: value}}
         training = write_training(tmp_path / key, {0: (splits, None), 1: (splits, None)}, descriptions=described)
-        kernel = write_kernel_run(tmp_path / "k", LABELS, LABELS, grad_dim=13, weights_sha256="a" * 64)
+        kernel = write_kernel_run(
+            tmp_path / "k", LABELS, LABELS, grad_dim=13, weights_sha256="a" * 64, tokens_sha256=texts
+        )
         with pytest.raises(KernelMismatchError) as caught:
             seed_behaviour(training, kernel)
         assert caught.value.data["differences"] == [key]

@@ -263,6 +263,17 @@ def test_kernels_of_other_shapes_are_refused(tmp_path: Path) -> None:
     assert caught.value.data["path"] == RunPaths(run.folder, "sst-2").snapshot(1)
 
 
+@pytest.mark.parametrize("name", ["kernel_formula", "kernel_dtype", "parameters", "grad_dim"])
+def test_kernels_of_another_kind_in_one_training_are_refused(tmp_path: Path, name: str) -> None:
+    """A training of earlier versions could go on with another formula."""
+    splits = {"train": split_of(TRAIN, np.zeros((4, 2))), "test": split_of(LABELS, logits_for(LABELS))}
+    descriptions = {0: {name: "one"}, 1: {name: "other"}}
+    snapshots = {0: (splits, kernel(0)), 1: (splits, kernel(1))}
+    run = write_training(tmp_path / "run", snapshots, descriptions=descriptions)
+    with pytest.raises(FileError, match=f"hold kernels that differ in `{name}` .other and one."):
+        training_drift(run, "run")
+
+
 def test_a_split_with_other_examples_than_at_the_start_is_refused(tmp_path: Path) -> None:
     splits = [{"test": split_of(labels, logits_for(labels))} for labels in (LABELS, LABELS[::-1])]
     run = write_training(tmp_path / "run", {0: (splits[0], None), 1: (splits[1], None)})

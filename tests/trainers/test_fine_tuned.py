@@ -1,5 +1,6 @@
 """Snapshots of a folder that fine-tuning saved, beside the kernel of the model that it started from."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def test_the_filter_of_the_kernel_counts_for_the_kernel_but_not_for_the_tangent(
     np.testing.assert_allclose(ours.linearised, theirs.linearised, rtol=0, atol=1e-5)
 
 
+OTHERS = {
+    "other texts": lambda text: text.replace("film", "book").replace("a ", "one "),
+    "other labels": lambda text: text.translate({ord("0"): "1", ord("1"): "0"}),
+}
+"""How train files become those of another training."""
+
+
 def refusal(place: Workplace, *flags: str) -> str:
     outcome = place.call(place.argv(*flags, output="refused"))
     shutil.rmtree(place.folder / "refused", ignore_errors=True)
@@ -100,17 +108,53 @@ def refusal(place: Workplace, *flags: str) -> str:
         (["--mapping", "{'0':'great','1':'terrible'}"], "made with --mapping"),
         (["--seed", "7"], "made with --seed 42, but this run has --seed 7"),
         (["--model_name_or_path", "other"], "made with --model_name_or_path"),
-        (["--data_dir", "16-13"], "made with --data_dir"),
+        (["--first_sent_limit", "2"], "trained with other texts or prompts than those of this run (of train,"),
+        (["--data_dir", "other texts"], "trained with other texts or prompts"),
+        (["--data_dir", "other labels"], "trained with other texts or prompts than those of this run (of train):"),
         (["--load_kernels", "."], "--fine_tuned_model"),
     ],
 )
 def test_a_folder_of_another_training_is_refused_before_any_kernel(
     place: Workplace, trained: dict[str, Path], flags: list[str], words: str
 ) -> None:
-    for name, source in (("other", place.model), ("16-13", place.data)):
+    for name, source in (("other", place.model), ("other texts", place.data), ("other labels", place.data)):
         if not (place.folder / name).exists():
             shutil.copytree(source, place.folder / name)
+            change = OTHERS.get(name)
+            for path in [] if change is None else (place.folder / name).glob("train*"):
+                path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
     assert words in refusal(place, "--fine_tuned_model", str(trained["prompt"]), *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--first_sent_limit", "2"],
+            "made with --first_sent_limit None, but this run has --first_sent_limit 2: leave",
+        ),
+        (["--max_seq_length", "40"], "made with --max_seq_length"),
+        (["--data_dir", "16-13"], "made with --data_dir"),
+    ],
+)
+def test_settings_are_compared_where_a_record_does_not_identify_the_prompts(
+    place: Workplace, trained: dict[str, Path], flags: list[str], words: str
+) -> None:
+    old = place.folder / "an old record"
+    shutil.copytree(trained["prompt"], old, dirs_exist_ok=True)
+    shutil.copytree(place.data, place.folder / "16-13", dirs_exist_ok=True)
+    record = json.loads((old / "run_sst-2.json").read_text(encoding="utf-8"))
+    del record["tokens_sha256"], record["data_sha256"]
+    (old / "run_sst-2.json").write_text(json.dumps(record), encoding="utf-8")
+    assert words in refusal(place, "--fine_tuned_model", str(old), *flags)
+
+
+def test_the_same_texts_in_another_folder_are_the_same_training_data(
+    place: Workplace, trained: dict[str, Path]
+) -> None:
+    shutil.copytree(place.data, place.folder / "moved", dirs_exist_ok=True)
+    flags = ("--data_dir", str(place.folder / "moved"), "--fine_tuned_model", str(trained["prompt"]))
+    assert list(snapshots(place.run(*flags, output="of moved data"))) == [0, 4]
 
 
 def test_a_training_with_demonstrations_does_not_fit_a_kernel_without(place: Workplace) -> None:
@@ -151,3 +195,38 @@ def test_a_folder_without_a_record_is_taken_with_a_word(place: Workplace, traine
     assert "there is no run_sst-2.json in or above" in outcome.messages
     assert "step 1 stands for them" in outcome.messages
     assert list(snapshots(place.folder / "from bare")) == [0, 1]
+
+
+def test_the_folder_of_the_training_and_its_snapshots_are_never_replaced(
+    place: Workplace, trained: dict[str, Path]
+) -> None:
+    """Nor those of any other training."""
+    source, copy = trained["prompt"], place.folder / "guarded"
+    shutil.copytree(source, copy)
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    for folder in (copy, copy / "checkpoint-2", source):
+        outcome = place.call(place.argv("--fine_tuned_model", str(folder), output="guarded"))
+        assert outcome.status == 2
+        assert "which this run would replace: choose another folder" in outcome.err
+    assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
+
+
+def test_snapshots_beside_a_kernel_go_with_it_but_never_those_of_a_training(
+    place: Workplace, trained: dict[str, Path]
+) -> None:
+    folder = place.run("--fine_tuned_model", str(trained["prompt"]), output="stale")
+    place.run("--kernel_solver", "svr", output="stale")
+    assert list(snapshots(folder)) == [0, 4], "the kernel is the same"
+    place.run("--kernel_formula", "signgd", "--overwrite_kernels", output="stale")
+    assert list(snapshots(folder)) == []
+    shutil.copy(trained["prompt"] / "step-000004_sst-2.safetensors", folder)
+    place.run("--overwrite_kernels", output="stale")
+    assert list(snapshots(folder)) == [4]
+
+
+def test_the_last_step_is_the_one_that_the_training_recorded(place: Workplace) -> None:
+    """Four prompts in batches of three that drop the rest: one step an epoch."""
+    flags = ("--max_steps", "-1", "--num_train_epochs", "3", "--per_device_train_batch_size", "3")
+    folder = place.run(*TRAIN, *flags, "--dataloader_drop_last", "True", output="dropped")
+    assert json.loads((folder / "run_sst-2.json").read_text(encoding="utf-8"))["last_step"] == 3
+    assert list(snapshots(place.run("--fine_tuned_model", str(folder), output="of dropped"))) == [0, 3]

@@ -13,15 +13,16 @@ from command_line import Workplace, read_kernel, read_results
 from lmntk.config.arguments import parse_arguments
 from lmntk.config.validation import check_arguments
 from lmntk.data.metrics import mean_over_samples
-from lmntk.errors import SettingError
+from lmntk.errors import FileError, SettingError
 from lmntk.experiment.build import build
 from lmntk.experiment.experiment import Experiment
 from lmntk.kernels.linearised import linearised
+from lmntk.storage.kernel_metadata import read_description
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.training_snapshots import TrainingSnapshot, find_snapshots, read_snapshot
 from lmntk.trainers.base import class_loss
 from lmntk.trainers.finetune import FineTuneTrainer
-from lmntk.trainers.snapshot_steps import opposite_share
+from lmntk.trainers.snapshot_steps import sign_shares
 
 TRAIN = ("--trainer", "standard", "--max_steps", "4", "--learning_rate", "1e-2", "--per_device_train_batch_size", "2")
 ALL = ("--kernel_steps", "0,1,2,3,4,last")
@@ -155,11 +156,57 @@ def test_a_resumed_training_keeps_the_snapshots_that_are_there_and_writes_the_sa
             assert np.array_equal(numbers.linearised, wanted[step].splits[split].linearised)
 
 
-def test_snapshots_after_the_checkpoint_are_of_a_training_that_is_given_up(place: Workplace, tmp_path: Path) -> None:
+@pytest.fixture
+def stopped(place: Workplace, tmp_path: Path) -> Path:
+    """A training with snapshots of all steps, as if it had been stopped after step 2."""
     trainer_of(place, tmp_path, "--save_steps", "2", *ALL).train()
     shutil.rmtree(tmp_path / "checkpoint-4")
-    trainer_of(place, tmp_path, "--save_steps", "2", "--resume_from_checkpoint", "true").train()
-    assert list(snapshots(tmp_path)) == [0, 1, 2]
+    return tmp_path
+
+
+AGAIN = ("--save_steps", "2", "--resume_from_checkpoint", "true")
+
+
+def test_snapshots_after_the_checkpoint_are_of_a_training_that_is_given_up(place: Workplace, stopped: Path) -> None:
+    trainer_of(place, stopped, *AGAIN, "--kernel_steps", "0,9").train()
+    assert list(snapshots(stopped)) == [0, 1, 2]
+
+
+def test_a_training_that_goes_on_without_snapshots_removes_those_that_claim_another_end(
+    place: Workplace, stopped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not read, so that a damaged file is not in the way."""
+    (stopped / "step-000001_sst-2.safetensors").write_bytes(b"damaged")
+    trainer_of(place, stopped, *AGAIN, "--max_steps", "6").train()
+    assert list(snapshots(stopped)) == []
+    assert any("`kernel_steps` is not given" in message and "0, 1, 2, 3, 4" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--kernel_formula", "signgd"), r"another `kernel_formula` \(sgd, here signgd\)"),
+        (("--kernel_dtype", "float64"), r"other weights|another `kernel_dtype` \(float32, here float64\)"),
+        (("--fix_layers", "1"), "another `fix_layers`"),
+    ],
+)
+def test_a_training_does_not_go_on_with_kernels_of_another_kind(
+    place: Workplace, stopped: Path, flags: tuple[str, ...], words: str
+) -> None:
+    files = sorted(path.name for path in stopped.iterdir())
+    with pytest.raises(SettingError, match=words):
+        trainer_of(place, stopped, *AGAIN, *ALL, *flags).train()
+    assert sorted(path.name for path in stopped.iterdir()) == files
+
+
+def test_a_damaged_snapshot_is_named_with_the_way_to_go_on(place: Workplace, stopped: Path) -> None:
+    damaged = stopped / "step-000001_sst-2.safetensors"
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(FileError, match="step-000001_sst-2.safetensors, .* remove that file to go on without it"):
+        trainer_of(place, stopped, *AGAIN, *ALL).train()
+    damaged.unlink()
+    trainer_of(place, stopped, *AGAIN, *ALL).train()
+    assert list(snapshots(stopped)) == [0, 2, 3, 4]
 
 
 def test_a_training_that_goes_on_from_other_weights_than_its_snapshots_is_refused(
@@ -231,8 +278,29 @@ def test_a_step_against_the_gradient_is_counted_among_parameters_with_a_gradient
     before = {"w": weight.clone()}
     weight += torch.tensor([-0.5, 0.5, 0.5, 0.0, 1.0])
     still = torch.ones(3)
-    assert opposite_share(before | {"still": still}, {"w": weight, "still": still}) == 2 / 4
-    assert np.isnan(opposite_share({"still": still}, {"still": still}))
+    found = sign_shares(before | {"still": still}, {"w": weight, "still": still})
+    assert found == {"sign_share": 2 / 3, "unmoved_share": 1 / 4}
+    assert sign_shares({"still": still}, {"still": still}) == {"sign_share": None, "unmoved_share": None}
+
+
+def test_parameters_that_rounding_keeps_in_place_are_told_apart_from_those_that_go_with_the_gradient() -> None:
+    """SignGD in float32 at 1e-9: a weight of 1 stays, one of 1e-3 moves, against its gradient."""
+    weight = torch.tensor([1.0, 1e-3])
+    weight.grad = torch.ones(2)
+    assert sign_shares({"w": weight}, {"w": _stepped(weight, 1e-9)}) == {"sign_share": 1.0, "unmoved_share": 0.5}
+    assert sign_shares({"w": weight}, {"w": _stepped(weight, 0.0)}) == {"sign_share": None, "unmoved_share": 1.0}
+
+
+def _stepped(weight: Tensor, rate: float) -> Tensor:
+    moved = weight - rate * weight.grad.sign()  # type: ignore[union-attr]
+    moved.grad = weight.grad
+    return moved
+
+
+def test_a_training_that_moves_nothing_has_no_share_of_signs(place: Workplace, tmp_path: Path) -> None:
+    trainer_of(place, tmp_path, "--kernel_steps", "1", "--learning_rate", "0").train()
+    description = snapshots(tmp_path)[1].description
+    assert (description["sign_share"], description["unmoved_share"]) == (None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +369,13 @@ def test_a_snapshot_says_what_it_is_of(place: Workplace, tmp_path: Path) -> None
         "parameters": {"only_adapters": True, "exclude_embeddings": True, "exclude_first_layers": 1},
     }
     assert {name: description[name] for name in expected} == expected
-    assert description.keys() - expected.keys() == {"grad_dim", "weights_sha256", "train_loss", "sign_share"}
+    numbers = {"grad_dim", "train_loss", "sign_share", "unmoved_share"}
+    assert description.keys() - expected.keys() == numbers | {"weights_sha256", "tokens_sha256", "data_sha256"}
+    kernel = read_description(RunPaths(place.run(output="kernel with hashes"), "sst-2").kernel("train"))
+    assert kernel is not None
+    for name in ("tokens_sha256", "data_sha256"):
+        assert description[name]["train"] == kernel[name]["train"]
+        assert description[name].keys() == {"train", "dev", "test"}
 
 
 @pytest.mark.parametrize(

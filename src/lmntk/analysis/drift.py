@@ -41,8 +41,8 @@ class DriftStep:
         distances: How far K_t is from K₀; None without kernels.
         alignment: The centred alignment of K_t with the labels, see `statistics.alignment`.
         effective_rank: The effective rank of K_t, see `statistics.effective_rank`.
-        sign_share: The share of the trained parameters whose step t has the sign opposite to their gradient's: 1 for
-            SignGD.
+        sign_share: Of the trained parameters that step t moved, the share that it moved against their gradient: 1 for
+            SignGD without weight decay.
         train_loss: The loss of f_t on train.
     """
 

@@ -9,13 +9,13 @@ from lmntk.analysis.saved_run import SavedRun
 from lmntk.errors import KernelMismatchError
 
 SHOWN = 60  # letters of a value in a sentence
-DATA = ("data_dir", "data_sha256")
+DATA = ("data_dir", "data_sha256", "tokens_sha256")
 """The settings that differ among the seeds of a task."""
 _NAMES = {"formula": "kernel_formula", "model": "model_name_or_path", "lora": "apply_lora"}
 """Settings by the keys that the description of a kernel has for them."""
 _SETTINGS = (
     *("task_name", "data_dir", "data_sha256", "model_name_or_path", "few_shot_type", "template", "mapping"),
-    *("binary_classification", "apply_lora", "lora_r", "kernel_formula", "grad_dim", "weights_sha256"),
+    *("tokens_sha256", "binary_classification", "apply_lora", "lora_r", "kernel_formula", "grad_dim", "weights_sha256"),
 )
 
 
@@ -77,6 +77,10 @@ def _last_parts(path: Any) -> str:
     return "/".join(Path(str(path)).parts[-2:])
 
 
+def _of_train(value: Any) -> Any:
+    return value.get("train") if isinstance(value, dict) else value
+
+
 def _as_list(template: Any) -> list[str]:
     return [str(part) for part in template] if isinstance(template, list | tuple) else [str(template)]
 
@@ -96,7 +100,8 @@ _SPELLINGS: dict[str, Callable[[Any], Any]] = {
     "mapping": _as_words,
     "binary_classification": bool,
     "apply_lora": bool,
-    "data_sha256": lambda value: value.get("train") if isinstance(value, dict) else value,
+    "data_sha256": _of_train,
+    "tokens_sha256": _of_train,
 }
 
 

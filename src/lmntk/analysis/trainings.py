@@ -15,6 +15,9 @@ from lmntk.storage.training_snapshots import SplitSnapshot, TrainingSnapshot, fi
 
 REPEAT = "repeat the training with `kernel_steps=0,last`"
 
+SAME_KERNEL = ("kernel_formula", "kernel_dtype", "parameters", "grad_dim")
+"""What the kernels of one training have in common, by keys of a snapshot's description."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -110,12 +113,21 @@ class Training:
         return found
 
     def kernel(self, snapshot: TrainingSnapshot) -> Array | None:
-        """Return the kernel of a snapshot, whose shape must be that of the first; None if it has none.
+        """Return the kernel of a snapshot, which must be of the first one's kind and shape; None if it has none.
 
         Raises:
-            FileError: The shapes differ.
+            FileError: The formula, the number type, the parameters or the shape differ.
         """
         first = self.first.kernel
+        for name in () if snapshot.kernel is None else SAME_KERNEL:
+            pair = snapshot.description.get(name), self.first.description.get(name)
+            if None not in pair and pair[0] != pair[1]:
+                path = self.files[snapshot.step]
+                raise FileError(
+                    f"{path} and {self.files[0].name} beside it hold kernels that differ in `{name}` ({pair[0]} and "
+                    f"{pair[1]}): {REPEAT}",
+                    path=path,
+                )
         if snapshot.kernel is not None and first is not None and snapshot.kernel.shape != first.shape:
             path = self.files[snapshot.step]
             shapes = f"{list(snapshot.kernel.shape)} and {list(first.shape)}"

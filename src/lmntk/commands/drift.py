@@ -8,7 +8,7 @@ count as seeds: their means are shown. For each step:
   recovery           (lin - PT) / (f - PT): the share of the gain over the pre-trained model that lin has, on --split
   logits distance    ||f - lin|| / ||f - f0||, on --split
   lin = f            share of equal predictions, on --split, in percent
-  signs              share of parameters whose step has the sign opposite to their gradient's: 1 for SignGD
+  signs              of the parameters that the step moved, the share against their gradient: 1 for SignGD
   relative distance  mean over train x train of |K - K0| / |K0|, where K0 is the kernel at the start; and the median
   Frobenius          ||K - K0|| / ||K0||
   CKA                centred kernel alignment (Kornblith et al. 2019) of K and K0

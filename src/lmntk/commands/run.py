@@ -65,7 +65,8 @@ def _run(argv: list[str]) -> None:
         splits = {split: data for split, data in inputs.datasets.items() if split != "train"}
         evaluations = {split: trainer.evaluate_split(data) for split, data in splits.items()}
         seconds = time.perf_counter() - started
-        on_rank_zero(record_run, inputs, evaluations, model_args, data_args, trainer.args, seconds)
+        arguments = model_args, data_args, trainer.args
+        on_rank_zero(record_run, inputs, evaluations, *arguments, seconds, trainer.facts())
         trainer.finish()
 
 

@@ -153,6 +153,14 @@ def hash_of_config(config: PretrainedConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def hashes_of_data(inputs: RunInputs) -> dict[str, Any]:
+    """Return what identifies the prompts and labels of a training, in the form that kernels' descriptions have."""
+    return {
+        "data_sha256": {split: file_hash(path) for split, path in inputs.data_files.items()},
+        "tokens_sha256": {split: hash_of_tokens(data) for split, data in inputs.datasets.items()},
+    }
+
+
 def hash_of_tokens(dataset: FeatureDataset) -> str:
     """Return the SHA-256 of the token ids, segment ids and mask positions of a split."""
     digest = hashlib.sha256()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def record_run(
     data_args: DataArguments,
     training_args: TrainingArguments,
     seconds: float,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write the result files and the line in the log, and log where they are.
 
@@ -39,6 +41,7 @@ def record_run(
         data_args: The arguments of the data.
         training_args: The arguments of the run, as the trainer adapted them.
         seconds: How long the run took.
+        facts: What the trainer has to say beyond its arguments, by keys of the record.
     """
     paths = RunPaths(training_args.output_dir, inputs.task.key)
     line = _settings(inputs, model_args, data_args, training_args)
@@ -51,6 +54,7 @@ def record_run(
         task_key = parsed.other_task or inputs.task.key
         line |= {f"{task_key}_{parsed.mode}_{name}": value for name, value in evaluation.metrics.items()}
     line |= {
+        **facts,
         "time": datetime.now().isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "versions": versions(),

@@ -103,6 +103,11 @@ def read_snapshot(path: Path) -> TrainingSnapshot:
         raise FileError(f"{path} is not a snapshot of a training, or is damaged: {_REMEDY}", path=path) from error
 
 
+def step_of_file(path: Path) -> int:
+    """Return the step in the name of a snapshot's file."""
+    return int(path.name.removeprefix("step-").partition("_")[0])
+
+
 def find_snapshots(paths: RunPaths) -> list[Path]:
     """Return the snapshots in the folder of a run, in the order of their steps."""
     found = {}

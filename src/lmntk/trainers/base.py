@@ -71,6 +71,10 @@ class FewShotTrainer(transformers.Trainer):
         self._task = task
         self._l2_loss = l2_loss
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the record of the run says of it beyond the arguments."""
+        return {}
+
     def compute_loss(
         self,
         model: nn.Module,

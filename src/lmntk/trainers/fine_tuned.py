@@ -12,12 +12,15 @@ from typing import Any
 import torch
 
 from lmntk.config.arguments import ModelArguments, TrainingArguments
-from lmntk.errors import ModelError, SettingError
+from lmntk.errors import FileError, ModelError, SettingError
 from lmntk.experiment.experiment import Experiment
+from lmntk.experiment.provenance import hashes_of_data
 from lmntk.kernels.problem import Parameters
 from lmntk.models.checkpoints import restore_checkpoint
+from lmntk.storage.kernel_metadata import HASHES_BY_SPLIT
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.training_snapshots import find_snapshots, read_snapshot
+from lmntk.trainers.snapshot_steps import remove_snapshot
 from lmntk.trainers.training_checkpoints import CHECKPOINT_NAME, recorded_step
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,42 @@ class FineTuned:
     step: int
     weights: Parameters
     settings: Mapping[str, Any]
+
+
+def check_output_folder(args: TrainingArguments, paths: RunPaths) -> None:
+    """Check that the snapshots to come take the place of none that a training wrote.
+
+    Raises:
+        SettingError: The output folder is that of the training, or holds the snapshots of one.
+    """
+    folder, output = Path(str(args.fine_tuned_model)).resolve(), Path(args.output_dir).resolve()
+    is_its_own = output == folder or (output == folder.parent and CHECKPOINT_NAME.fullmatch(folder.name))
+    written = [] if is_its_own else [path for path in find_snapshots(paths) if not comes_from_kernel_run(path)]
+    if is_its_own or written:
+        which = f"is the folder of `{SETTING}`" if is_its_own else f"holds {written[0].name}, a snapshot of a training"
+        raise SettingError(
+            f"`output_dir={args.output_dir}` {which}, which this run would replace: choose another folder",
+            setting="output_dir",
+            value=args.output_dir,
+        )
+
+
+def comes_from_kernel_run(snapshot: Path) -> bool:
+    """Return whether a snapshot was written by a kernel run, with `fine_tuned_model`; False where it is damaged."""
+    with contextlib.suppress(FileError):
+        return bool(read_snapshot(snapshot).description.get(SETTING))
+    return False
+
+
+def clear_own_snapshots(paths: RunPaths) -> None:
+    """Remove the snapshots that an earlier kernel run left, those of a training never.
+
+    Raises:
+        FileError: A snapshot cannot be removed.
+    """
+    for path in find_snapshots(paths):
+        if comes_from_kernel_run(path):
+            remove_snapshot(path)
 
 
 def read_fine_tuned(experiment: Experiment, model_args: ModelArguments, args: TrainingArguments) -> FineTuned:
@@ -102,10 +141,11 @@ def check_same_run(
     """
     folder = args.fine_tuned_model
 
-    def refuse(setting: str, theirs: Any, ours: Any, remedy: str = "") -> None:
-        remedy = remedy or f"give `{setting}={theirs}`, or name another folder"
+    def refuse(setting: str, theirs: Any, ours: Any) -> None:
+        remedy = "leave it out" if theirs is None else f"give `{setting}={theirs}`"
         raise SettingError(
-            f"`{SETTING}={folder}` was made with `{setting}={theirs}`, but this run has `{setting}={ours}`: {remedy}",
+            f"`{SETTING}={folder}` was made with `{setting}={theirs}`, but this run has `{setting}={ours}`: {remedy}, "
+            "or name another folder",
             setting=setting,
             value=ours,
         )
@@ -132,15 +172,65 @@ def check_same_run(
         ours |= {"lora_r": experiment.lora.rank, "lora_alpha": experiment.lora.alpha}
     if model_args.few_shot_type == "finetune":
         del ours["template"], ours["mapping"]
+    if experiment.model.lm.config.model_type == "bert":
+        ours["segments"] = model_args.segments
     for setting, value in ours.items():
         if record.get(setting, value) != value:
             refuse(setting, record[setting], value)
     theirs = record.get("model_name_or_path")
     if theirs is not None and not _same_place(theirs, model_args.model_name_or_path):
         refuse("model_name_or_path", theirs, model_args.model_name_or_path)
-    data = record.get("data_dir")
-    if data is not None and Path(data).name != Path(experiment.data_dir).name:
-        refuse("data_dir", data, experiment.data_dir)
+    if not _has_same_data(record, experiment, str(folder)):
+        for setting, value in _prompt_settings(experiment).items():
+            if record.get(setting, value) != value:
+                refuse(setting, record[setting], value)
+        data = record.get("data_dir")
+        if data is not None and Path(data).parts[-2:] != Path(experiment.data_dir).parts[-2:]:
+            refuse("data_dir", data, experiment.data_dir)
+
+
+def _has_same_data(record: Mapping[str, Any], experiment: Experiment, folder: str) -> bool:
+    """Return whether a record proves that a training read the prompts and labels of this run.
+
+    Raises:
+        SettingError: It proves that they are others.
+    """
+    recorded, ours = {name: record.get(name) for name in HASHES_BY_SPLIT}, hashes_of_data(experiment)
+    known = {name: value for name, value in recorded.items() if isinstance(value, Mapping)}
+    for name, theirs in known.items():
+        # Other labels of dev and test change no weight and no logit; other texts would be other examples.
+        splits = ["train"] if name == "data_sha256" else [*ours[name]]
+        differing = [split for split in splits if theirs.get(split, ours[name].get(split)) != ours[name].get(split)]
+        if differing:
+            settings = [
+                f"`{key}={record[key]}`" for key in ("data_dir", *_prompt_settings(experiment)) if key in record
+            ]
+            raise SettingError(
+                f"`{SETTING}={folder}` was trained with other texts or prompts than those of this run (of "
+                f"{', '.join(differing)}): give the data and the prompt settings that it was trained with "
+                f"({', '.join(settings)}), or name another folder",
+                setting=SETTING,
+                value=folder,
+            )
+    return "tokens_sha256" in known
+
+
+def _prompt_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings that cut prompts and draw their demonstrations, as a record spells them."""
+    found: dict[str, Any] = dict(vars(experiment.prompts.limits))
+    shown = experiment.prompts.demonstrations
+    if shown is not None:
+        found |= {
+            "num_sample": experiment.prompts.num_demonstration_samples,
+            "auto_demo": shown.auto,
+            "gpt3_in_context_head": shown.in_context == "head",
+            "gpt3_in_context_tail": shown.in_context == "tail",
+            "demo_filter": shown.filter_model is not None,
+        }
+        found |= {"gpt3_in_context_num": shown.in_context_num} if shown.in_context else {"num_demo": shown.num_demo}
+        if shown.filter_model is not None:
+            found |= {"demo_filter_model": shown.filter_model, "demo_filter_rate": shown.filter_rate}
+    return found
 
 
 def _same_place(one: str, other: str) -> bool:
@@ -172,6 +262,8 @@ def _last_step(folder: Path, record: Mapping[str, Any] | None, experiment: Exper
     """Return the number of steps after which the weights in a folder were saved, if anything there says it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         return recorded_step(folder)
+    if record is not None and isinstance(record.get("last_step"), int):
+        return int(record["last_step"])
     snapshots = find_snapshots(RunPaths(folder, experiment.task.key))
     if snapshots:
         return int(read_snapshot(snapshots[-1]).description.get("last_step", 1))

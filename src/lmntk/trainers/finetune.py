@@ -20,7 +20,7 @@ from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import FileError, SettingError, UsageError
 from lmntk.experiment.experiment import Experiment
-from lmntk.experiment.provenance import hash_of_tokens
+from lmntk.experiment.provenance import hash_of_tokens, hashes_of_data
 from lmntk.interrupts import Stopped
 from lmntk.kernels.memory import retain_freed_memory
 from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint, save_tokenizer
@@ -137,7 +137,7 @@ class FineTuneTrainer(FewShotTrainer):
             clear_snapshots,
             RunPaths(self.args.output_dir, self._experiment.task.key),
             0 if checkpoint is None else recorded_step(checkpoint),
-            None if self._snapshots is None else self._snapshots.start_hash,
+            None if self._snapshots is None else self._snapshots.facts,
         )
         self._announce(checkpoint)
         try:
@@ -163,6 +163,12 @@ class FineTuneTrainer(FewShotTrainer):
         if not self.args.keeps_checkpoints:
             found = find_checkpoints(Path(self.args.output_dir))
             distributed.on_rank_zero(self._remove, [path for path in found if not self._starts_from(path)])
+
+    def facts(self) -> dict[str, Any]:
+        """Return T, the step of the model that is kept, and the hashes of prompts and data."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        step = self.state.global_step if best is None else step_of(Path(best))
+        return {"last_step": step, **hashes_of_data(self._experiment)}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer; SignGD takes the sign of the gradient after it is clipped and before the step."""

@@ -18,11 +18,10 @@ from lmntk.kernels.functional import with_values
 from lmntk.kernels.memory import peak_bytes, retain_freed_memory
 from lmntk.models.parameters import select_parameters
 from lmntk.prompts.features import FeatureDataset
-from lmntk.trainers.fine_tuned import FineTuned, read_fine_tuned
+from lmntk.trainers.fine_tuned import FineTuned, check_output_folder, clear_own_snapshots, read_fine_tuned
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
 from lmntk.trainers.loaded_kernels import LoadedKernelTrainer, SplitKernel
-from lmntk.trainers.snapshot_steps import clear_snapshots
 from lmntk.trainers.snapshots import SnapshotWriter
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,8 @@ class KernelTrainer(LoadedKernelTrainer):
         self._untrained_logits: dict[str, tuple[Tensor, Tensor]] = {}
         self._train_kernel: Tensor | None = None  # on the first process, where snapshots need it
         self._fine_tuned = None
-        if self.args.fine_tuned_model is not None and not self.args.dry_run:
+        if self.args.fine_tuned_model is not None:
+            distributed.on_rank_zero(check_output_folder, self.args, self._cache.paths)
             self._fine_tuned = read_fine_tuned(experiment, model_args, self.args)
 
     def prepare(self, split: str) -> SplitKernel | None:
@@ -111,7 +111,7 @@ class KernelTrainer(LoadedKernelTrainer):
             {name: here[name].detach() for name in trained.weights},
             facts,
         )
-        distributed.on_rank_zero(clear_snapshots, writer.paths, 0, None)
+        distributed.on_rank_zero(clear_own_snapshots, writer.paths)
         steps = {"last_step": trained.step}
         writer.write(0, steps, distributed.on_rank_zero(lambda: self._train_kernel))
         with with_values(experiment.model, trained.weights):
@@ -174,6 +174,8 @@ class KernelTrainer(LoadedKernelTrainer):
             "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
             **provenance(self._experiment, self._model_args, split),
         }
+        if split == "train":
+            clear_own_snapshots(self._cache.paths)  # they are of another kernel
         path = self._cache.save(split, (values, targets), layers, description)
         self._cache.drop_tiles(split)
         logger.info("wrote the %s kernel to %s", job.name, path)

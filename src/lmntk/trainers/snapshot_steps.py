@@ -13,10 +13,23 @@ from lmntk import distributed
 from lmntk.config.kernel_steps import KernelSteps
 from lmntk.errors import FileError, SettingError
 from lmntk.storage.paths import RunPaths
-from lmntk.storage.training_snapshots import find_snapshots, read_snapshot, write_snapshot
+from lmntk.storage.training_snapshots import (
+    TrainingSnapshot,
+    find_snapshots,
+    read_snapshot,
+    step_of_file,
+    write_snapshot,
+)
 from lmntk.storage.wording import quantity
 from lmntk.trainers.snapshots import SnapshotWriter
 from lmntk.trainers.training_checkpoints import step_of
+
+SAME_IN_A_TRAINING = ("trainer", "kernel_formula", "kernel_dtype", "parameters", "grad_dim")
+"""What the descriptions of all snapshots of a training have in common, besides the weights at the start."""
+SETTING_OF = {"parameters": "fix_layers", "grad_dim": "fix_layers"}
+"""The settings that make those differ whose names are not settings."""
+LONGEST_SHOWN = 60
+"""Letters of two values that a sentence shows."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +51,7 @@ class SnapshotSteps(TrainerCallback):
         self._steps = steps
         self._trained = trained
         self._before: dict[str, Tensor] | None = None
-        self._sign_shares: dict[int, float] = {}
+        self._signs: dict[int, dict[str, float | None]] = {}
         self._written: set[int] = set()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -51,7 +64,7 @@ class SnapshotSteps(TrainerCallback):
                 quantity(last, "step"),
                 _listed(beyond),
             )
-        there = distributed.on_rank_zero(lambda: {read_snapshot(path).step for path in self._files()})
+        there = distributed.on_rank_zero(lambda: {step_of_file(path) for path in self._files()})
         self._written |= there
         missed = sorted(step for step in self._steps.numbers if 0 < step <= begun and step not in there)
         if missed:
@@ -70,7 +83,7 @@ class SnapshotSteps(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Compare the step with the gradient."""
         if self._before is not None:
-            self._sign_shares[state.global_step + 1] = opposite_share(self._before, self._trained)
+            self._signs[state.global_step + 1] = sign_shares(self._before, self._trained)
             self._before = None
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -90,8 +103,7 @@ class SnapshotSteps(TrainerCallback):
             self._write(step, step)
 
     def _write(self, step: int, last: int) -> None:
-        share = {"sign_share": self._sign_shares[step]} if step in self._sign_shares else {}
-        self._writer.write(step, {"last_step": last, **share})
+        self._writer.write(step, {"last_step": last, **self._signs.get(step, {})})
         self._written.add(step)
 
     def _files(self) -> list[Path]:
@@ -101,11 +113,12 @@ class SnapshotSteps(TrainerCallback):
         """Remove the snapshots after the last step, and tell the others that it is the last."""
         later = []
         for path in self._files():
-            snapshot = read_snapshot(path)
-            if snapshot.step > last:
-                later.append(snapshot.step)
+            if step_of_file(path) > last:
+                later.append(step_of_file(path))
                 path.unlink()
-            elif snapshot.description.get("last_step") != last:
+                continue
+            snapshot = read_kept(path)
+            if snapshot.description.get("last_step") != last:
                 snapshot.description.update(last_step=last)  # type: ignore[attr-defined]
                 write_snapshot(self._writer.paths, snapshot)
         if later:
@@ -117,52 +130,109 @@ class SnapshotSteps(TrainerCallback):
             )
 
 
-def opposite_share(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
-    """Return the share of parameters whose last step has the sign opposite to their gradient's.
-
-    Parameters whose gradient is zero do not count. SignGD without weight decay has 1, and Adam at its first step too.
+def sign_shares(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """Compare the signs of a step with those of the gradient, over the parameters whose gradient is not zero.
 
     Args:
         before: The weights before the step.
         after: The weights after it, with the gradient of the step in ``grad``.
+
+    Returns:
+        ``sign_share``: of those that moved, the share that moved against their gradient: 1 for SignGD without weight
+        decay, and for Adam at its first step. ``unmoved_share``: the share that did not move, such as those whose step
+        is lost in rounding. None where there are none to count.
     """
-    opposite = counted = 0
+    opposite = moved = counted = 0
     for name, value in after.items():
         if value.grad is not None:
             signs = value.grad.sign()
+            product = (value.detach() - before[name]).sign() * signs
             counted += int(torch.count_nonzero(signs))
-            opposite += int(torch.count_nonzero((value.detach() - before[name]).sign() * signs == -1))
-    return opposite / counted if counted else float("nan")
+            moved += int(torch.count_nonzero(product))
+            opposite += int(torch.count_nonzero(product == -1))
+    return {
+        "sign_share": opposite / moved if moved else None,
+        "unmoved_share": (counted - moved) / counted if counted else None,
+    }
 
 
-def clear_snapshots(paths: RunPaths, until: int, start_hash: str | None) -> None:
+def read_kept(path: Path) -> TrainingSnapshot:
+    """Read a snapshot that a resumed training keeps.
+
+    Raises:
+        FileError: It is damaged.
+    """
+    try:
+        return read_snapshot(path)
+    except FileError as error:
+        raise FileError(
+            f"{path}, a snapshot of the training that goes on here, cannot be read: remove that file to go on without "
+            "it",
+            path=path,
+        ) from error
+
+
+def clear_snapshots(paths: RunPaths, until: int, facts: Mapping[str, Any] | None) -> None:
     """Remove the snapshots that a training will not go on from.
 
     Args:
         paths: The files of the run.
         until: The step from which training goes on; 0 for a new training, which keeps none.
-        start_hash: The SHA-256 of the weights from which the training that goes on has started; None if not known.
+        facts: The description that the training's own snapshots will have; None if it writes none, so that nobody would
+            tell the earlier ones at which step it ended: they are removed too.
 
     Raises:
-        SettingError: The snapshots that would stay are of a training from other weights.
-        FileError: A snapshot cannot be removed.
+        SettingError: The snapshots that would stay have other descriptions.
+        FileError: A snapshot cannot be read or removed.
     """
-    for path in find_snapshots(paths):
-        snapshot = read_snapshot(path) if until else None
-        if snapshot is None or snapshot.step > until:
-            try:
-                path.unlink()
-            except OSError as error:
-                raise FileError(
-                    f"cannot remove {path}, of an earlier training ({error.strerror})", path=path
-                ) from error
-        elif start_hash is not None and snapshot.description.get("weights_sha256") != start_hash:
+    found = find_snapshots(paths)
+    kept = [] if facts is None else [path for path in found if step_of_file(path) <= until and until]
+    for path in kept:
+        _check_same_training(path, read_kept(path).description, facts or {})
+    if until and found and facts is None:
+        logger.warning(
+            "`kernel_steps` is not given, so the snapshots that are in %s would not be of the training as it goes on: "
+            "they are removed (%s)",
+            paths.folder,
+            _listed([step_of_file(path) for path in found]),
+        )
+    for path in found:
+        if path not in kept:
+            remove_snapshot(path)
+
+
+def remove_snapshot(path: Path) -> None:
+    """Remove a snapshot.
+
+    Raises:
+        FileError: That is not possible.
+    """
+    try:
+        path.unlink()
+    except OSError as error:
+        raise FileError(f"cannot remove {path}, of an earlier training ({error.strerror})", path=path) from error
+
+
+def _check_same_training(path: Path, stored: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Check that a snapshot that stays was taken as the ones to come will be."""
+    if stored.get("weights_sha256") != facts.get("weights_sha256"):
+        raise SettingError(
+            f"`resume_from_checkpoint`: {path} belongs to a training that started from other weights, at which its "
+            "linearised logits were taken: give the `model_name_or_path` and `seed` of that training, or remove "
+            "the file",
+            setting="resume_from_checkpoint",
+            value=str(path),
+        )
+    for name in SAME_IN_A_TRAINING:
+        if stored.get(name, facts.get(name)) != facts.get(name):
+            setting, theirs, ours = SETTING_OF.get(name, name), stored[name], facts.get(name)
+            shown = f" ({theirs}, here {ours})" if len(f"{theirs}{ours}") < LONGEST_SHOWN else ""
             raise SettingError(
-                f"`resume_from_checkpoint`: {path} belongs to a training that started from other weights, at which its "
-                "linearised logits were taken: give the `model_name_or_path` and `seed` of that training, or remove "
-                "the file",
-                setting="resume_from_checkpoint",
-                value=str(path),
+                f"`resume_from_checkpoint`: {path} was taken with another `{setting}`{shown}, and snapshots of one "
+                "training are compared with each other: give the setting with which that training began, or remove the "
+                "file",
+                setting=setting,
+                value=ours,
             )
 
 

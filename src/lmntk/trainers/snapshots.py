@@ -21,7 +21,7 @@ from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.data.metrics import mean_over_samples
 from lmntk.errors import SettingError
 from lmntk.experiment.experiment import Experiment
-from lmntk.experiment.provenance import hash_of_weights
+from lmntk.experiment.provenance import hash_of_weights, hashes_of_data
 from lmntk.experiment.untrained_logits import of_batches, untrained_logits
 from lmntk.kernels import FORMULAS, KernelProblem, MemoryBudget, MemoryBudgetError, ModuleModel, assemble, make_engine
 from lmntk.kernels.functional import with_values
@@ -53,6 +53,7 @@ class SnapshotWriter:
         paths: The files of the run.
         start: θ₀.
         start_hash: The SHA-256 of all weights at θ₀.
+        facts: What the description of every snapshot holds.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class SnapshotWriter:
         self._linear = linear
         self._kernel_at_start: Tensor | None = None
         sizes = {name: parameter.numel() for name, parameter in self._model.named_parameters()}
-        self._facts = {
+        self.facts = {
             **_settings(experiment, model_args, args),
+            **hashes_of_data(experiment),
             "grad_dim": sum(sizes[name] for name in counted),
             "weights_sha256": self.start_hash,
             **facts,
@@ -104,7 +106,7 @@ class SnapshotWriter:
                 kernel = self._linear_kernel() if self._linear else self._kernel(step)
         train, labels = splits["train"][1], torch.tensor(self._experiment.datasets["train"].labels)
         loss = class_loss(train, labels, self._l2_loss).item()
-        description = {"step": step, **self._facts, "train_loss": loss, **numbers}
+        description = {"step": step, **self.facts, "train_loss": loss, **numbers}
         snapshots = {split: found for split, (found, _) in splits.items()}
         path = distributed.on_rank_zero(self._save, TrainingSnapshot(step, snapshots, kernel.numpy(), description))
         seconds = duration(max(time.perf_counter() - began, 0.1))
