@@ -24,7 +24,7 @@ import dataclasses
 import io
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ from lmntk.config.legacy_flags import is_flag
 from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.errors import SettingError, UsageError
 from lmntk.interrupts import Stopped
-from lmntk.runs.behaviour_plan import OPTIMIZERS, BehaviourPlan, Case, Pair
+from lmntk.runs.behaviour_plan import OPTIMIZERS, BehaviourPlan, BehaviourRun, Case, Pair
 from lmntk.runs.behaviour_runs import Finished, finish_runs, status_of
 from lmntk.runs.fine_tuned_runs import FineTunedRun
 from lmntk.runs.found_runs import FoundPair, find_runs, k_and_seed, pair_runs
@@ -138,13 +138,15 @@ def _behaviour(given: argparse.Namespace) -> int:
         return _dry_run(plan, given.jobs)
     status = status_of(plan)
     todo = [*status.todo, *status.waiting]
-    print(f"{quantity(status.total, 'run')} below {plan.output}: {len(status.done)} done already, {len(todo)} to do")
+    say = _teller(given)
+    say(f"{quantity(status.total, 'run')} below {plan.output}: {len(status.done)} done already, {len(todo)} to do")
     if todo:
-        print(format_estimate(estimate(status.done, todo), given.jobs), end="", flush=True)
+        say(format_estimate(estimate(status.done, todo, _done(status.waiting)), given.jobs))
     # Runs differ in length: the mean over all says more than the last few.
     with tqdm(total=len(todo), unit="run", smoothing=0, disable=not todo) as bar:
         found = finish_runs(plan, given.jobs, Bar(bar))
-    _write_choices(plan, found)
+        bar.total = bar.n  # a run that waited for its learning rate may have been there
+    _write_choices(plan, found, say)
     from lmntk.report.behaviour_files import SeedRuns  # here, since matplotlib takes seconds that --help need not wait
 
     runs = [
@@ -179,10 +181,11 @@ def _make_plan(given: argparse.Namespace) -> BehaviourPlan:
 def _dry_run(plan: BehaviourPlan, jobs: int) -> int:
     """Say what there is to do, after one run of each kind of which none is there."""
     status = status_of(plan)
-    waiting_done = [run for run in status.waiting if run.is_done()]
-    trials = unmeasured([*status.done, *waiting_done], [*status.todo, *status.waiting])
+    todo = [*status.todo, *status.waiting]
+    trials = unmeasured([*status.done, *_done(status.waiting)], todo)
     needed = [plan.kernel(run.cell) for run in trials if run.trainer == "kernel"]
-    first = list(dict.fromkeys([*needed, *(run for run in trials if run.trainer != "kernel")]))
+    first = [*needed, *(run for run in trials if run.trainer != "kernel")]
+    first = list(dict.fromkeys(run for run in first if not run.is_done()))
     second = [run for run in trials if run not in first]
     failures = []
     if trials:
@@ -190,20 +193,31 @@ def _dry_run(plan: BehaviourPlan, jobs: int) -> int:
         print(f"first one run of each kind of which none is there, {number}; they are kept", flush=True)
         with tqdm(total=len(first) + len(second), unit="run", smoothing=0) as bar:
             for runs in (first, second):
-                outcome = run_all([run for run in runs if not run.is_done()], jobs, Bar(bar))
+                outcome = run_all(runs, jobs, Bar(bar))
                 if outcome.signals:
                     raise Stopped(signal.Signals(outcome.signals[0]))
                 failures += outcome.failures
     status = status_of(plan)
-    further = [run for run in (*first, *second, *waiting_done) if run.is_done() and run not in status.done]
-    print(f"{quantity(status.total, 'run')}: {len(status.done)} done, {status.total - len(status.done)} to do")
-    print(format_estimate(estimate(status.done, [*status.todo, *status.waiting], further), jobs), end="")
+    todo = [*status.todo, *status.waiting]
+    further = [run for run in _done([*first, *second, *status.waiting]) if run not in status.done]
+    print(f"{quantity(status.total, 'run')}: {len(status.done)} done, {len(todo)} to do")
+    print(format_estimate(estimate(status.done, todo, further), jobs))
     for run, problem in failures:
         print(f"failed: {run}\n    {problem}")
     return 1 if failures else 0
 
 
-def _write_choices(plan: BehaviourPlan, found: Finished) -> None:
+def _done(runs: Sequence[BehaviourRun]) -> list[BehaviourRun]:
+    return [run for run in runs if run.is_done()]
+
+
+def _teller(given: argparse.Namespace) -> Callable[[str], None]:
+    """What prints messages: on stderr beside a table for programs, which stdout carries alone."""
+    stream = sys.stdout if given.format == "text" else sys.stderr
+    return lambda text: print(text, file=stream, flush=True)
+
+
+def _write_choices(plan: BehaviourPlan, found: Finished, say: Callable[[str], None]) -> None:
     """Say which learning rates are chosen, and write the metrics on dev of all."""
     lines, rows = dict[str, list[str]](), dict[tuple[object, ...], None]()
     for cell, choice in found.choices.items():
@@ -216,9 +230,9 @@ def _write_choices(plan: BehaviourPlan, found: Finished) -> None:
             rows[(cell.case.name, cell.k, cell.seed, cell.pair.optimizer, rate, score, int(rate == choice.rate))] = None
     if not lines:
         return
-    print("learning rates, the best on dev, of equal ones the smallest:")
+    say("learning rates, the best on dev, of equal ones the smallest:")
     for name, texts in lines.items():
-        print(f"  {name}: {'; '.join(texts)}")
+        say(f"  {name}: {'; '.join(texts)}")
     table = io.StringIO()
     header = ("case", "K", "seed", "optimizer", "learning_rate", "dev", "chosen")
     csv.writer(table, lineterminator="\n").writerows([header, *rows])
@@ -248,15 +262,15 @@ def _of_found_runs(given: argparse.Namespace) -> int:
     todo = [run for run in made.values() if not run.is_done()]
     for run in todo:
         run.take_kernels()
-    number = quantity(len(todo), "run")
-    print(f"{quantity(len(pairs), 'training')} with kernels; {number} of snapshots to do", flush=True)
+    say = _teller(given)
+    say(f"{quantity(len(pairs), 'training')} with kernels; {quantity(len(todo), 'run')} of snapshots to do")
     with tqdm(total=len(todo), unit="run", smoothing=0, disable=not todo) as bar:
         outcome = run_all(todo, given.jobs, Bar(bar))
     if outcome.signals:
         raise Stopped(signal.Signals(outcome.signals[0]))
     for pair in pairs:
         if pair.choice is not None:
-            print(f"{names[pair]}, seed {k_and_seed(pair.kernel)[1]}: {pair.choice}")
+            say(f"{names[pair]}, seed {k_and_seed(pair.kernel)[1]}: {pair.choice}")
     from lmntk.report.behaviour_files import SeedRuns
 
     failed = [run for run, _ in outcome.failures]
@@ -332,6 +346,7 @@ def _finish(
     from lmntk.analysis.behaviour import Thresholds
     from lmntk.report.behaviour_files import ENDINGS, PICTURE, make_rows, write_table
 
+    say = _teller(given)
     thresholds = Thresholds(given.least_ratio, given.least_recovery, given.most_distance, given.standard_errors)
     rows, refused = make_rows(runs, thresholds, given.split)
     if refused and strict:
@@ -339,10 +354,12 @@ def _finish(
     problems |= {str(folder): str(error) for folder, error in refused.items()}
     if rows:
         tables = write_table(rows, thresholds, given.output)
-        print(f"\n{tables[given.format]}")
+        say("")
+        print(tables[given.format], end="", flush=True)
+        say("")
     if problems:
-        print("missing:", *(f"  {name}\n    {problem}" for name, problem in problems.items()), sep="\n")
+        say("\n".join(["missing:", *(f"  {name}\n    {problem}" for name, problem in problems.items())]))
     if rows:
         endings = ", .".join(ENDINGS.values())
-        print(f"the table: {given.output / 'behaviour'}.{endings}; its figure: {given.output / PICTURE}")
+        say(f"the table: {given.output / 'behaviour'}.{endings}; its figure: {given.output / PICTURE}")
     return 1 if problems or not rows else 0

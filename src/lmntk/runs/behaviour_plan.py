@@ -325,7 +325,7 @@ class BehaviourPlan:
         for case, k, seed in product(self.cases, self.ks, self.seeds):
             folder = case.split(k, seed)
             if not folder.is_dir():
-                sentence = f"there is no split {folder}: draw it, or leave out this K or this seed"
+                sentence = f"there is no split {folder}: draw it with `lmntk splits`, or leave out this K or this seed"
                 raise FileError(sentence, path=folder)
             if not case.has_dev(k, seed):
                 self._check_without_dev(folder)

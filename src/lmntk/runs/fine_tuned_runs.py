@@ -45,9 +45,10 @@ class FineTunedRun(ScriptRun):
     def variables(self) -> dict[str, str]:
         """All variables of the script, as in the kernel run."""
         record = dict(self.pair.kernel.record)
+        model = self.pair.kernel.place(str(record.get("model_name_or_path")))
         return {
             "TASK": task_of(record), "SEED": str(record.get("seed", 42)), "K": k_and_seed(self.pair.kernel)[0],
-            "MODEL": str(record.get("model_name_or_path")), "TYPE": str(record.get("few_shot_type", "prompt")),
+            "MODEL": str(model), "TYPE": str(record.get("few_shot_type", "prompt")),
             "TRAINER": "kernel", "TAG": "behaviour-snapshots", "NUM_GPU": os.environ.get("NUM_GPU") or "1",
         }  # fmt: skip
 

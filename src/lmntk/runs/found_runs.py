@@ -39,7 +39,7 @@ class FoundRun:
     @property
     def data(self) -> tuple[str, Path]:
         """The task, and the folder of the split: absolute where it is there, else as it is recorded."""
-        return task_of(dict(self.record)), self._place(str(self.record.get("data_dir", "")))
+        return task_of(dict(self.record)), self.place(str(self.record.get("data_dir", "")))
 
     @property
     def optimizer(self) -> str:
@@ -62,12 +62,12 @@ class FoundRun:
     def kernel_files(self) -> list[Path]:
         """Return the kernels that it has computed or loaded, with their descriptions and the untrained logits."""
         loaded = self.record.get("load_kernels")
-        places = [self.folder, *([self._place(str(loaded))] if loaded else [])]
+        places = [self.folder, *([self.place(str(loaded))] if loaded else [])]
         names = (f"*_kernels_{self.paths.task_key}.*", f"*_logits_{self.paths.task_key}.pt")
         found = [path for place in places for name in names for path in sorted(place.glob(name))]
         return list({path.name: path for path in reversed(found)}.values())
 
-    def _place(self, recorded: str) -> Path:
+    def place(self, recorded: str) -> Path:
         """Return a recorded folder, absolute where it is there.
 
         A relative path counts from the run's working directory: this one, or a folder above the run's.

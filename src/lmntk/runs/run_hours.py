@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from lmntk.runs.behaviour_plan import Case
 from lmntk.runs.log import LogEntry
 from lmntk.storage.tables import format_table
-from lmntk.storage.wording import duration
+from lmntk.storage.wording import duration, quantity
 
 SAME, OTHER_TASKS, SCALED, UNKNOWN = "measured", "as for other tasks", "scaled with K", "unknown"
 
@@ -131,9 +131,9 @@ def format_estimate(rows: Sequence[KindEstimate], jobs: int) -> str:
     total = duration(sum(row.seconds for row in rows) / jobs)
     at_a_time = f", {jobs} at a time" if jobs > 1 else ""
     if len(unknown) == len([row for row in rows if row.todo]) and unknown:
-        return f"{table}how long they take is not known: no run of their kinds is there\n"
-    more = f", without those of {len(unknown)} kinds of which no run is there" if unknown else ""
-    return f"{table}about {total} in all{at_a_time}{more}\n"
+        return f"{table}how long they take is not known: no run of their kinds is there"
+    more = f", without {quantity(len(unknown), 'kind')} of which no run is there" if unknown else ""
+    return f"{table}about {total} in all{at_a_time}{more}"
 
 
 def unmeasured(done: Sequence[TimedRunT], todo: Sequence[TimedRunT]) -> list[TimedRunT]:
