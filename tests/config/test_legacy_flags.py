@@ -1,7 +1,7 @@
 import pytest
 
 from lmntk.config.arguments import flag_names
-from lmntk.config.legacy_flags import OLD_SPELLINGS, full_name, translate
+from lmntk.config.legacy_flags import OLD_SPELLINGS, YOUNGER, full_name, translate
 from lmntk.errors import UsageError
 
 FLAGS = {
@@ -54,10 +54,28 @@ def test_an_unambiguous_beginning_is_written_out(short: list[str], today: list[s
         ("save_logit_", "save_logit_dir"),
         ("no_t", "no_train"),
         ("group", "group_by_length"),
+        ("kernel_s", "kernel_solver"),
     ],
 )
 def test_flags_that_were_added_later_take_no_beginning_from_another(beginning: str, flag: str) -> None:
     assert full_name(beginning, flag_names()) == flag
+
+
+def test_every_beginning_that_was_unique_before_these_flags_means_the_same_flag() -> None:
+    flags = set(flag_names())
+    before = flags - YOUNGER
+    assert before < flags
+    changed = {}
+    for flag in before:
+        for length in range(1, len(flag)):
+            beginning = flag[:length]
+            try:
+                meant = full_name(beginning, before)
+            except UsageError:
+                continue
+            if (now := full_name(beginning, flags)) != meant:
+                changed[beginning] = now
+    assert not {beginning for beginning, now in changed.items() if beginning != now}
 
 
 def test_old_and_todays_spelling_of_one_flag_do_not_make_a_beginning_ambiguous() -> None:

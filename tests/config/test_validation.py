@@ -8,6 +8,7 @@ from lmntk.config.validation import BOUNDS, check_arguments, unused_flags
 from lmntk.errors import FileError, SettingError, UsageError
 
 KERNEL = ["--trainer", "kernel", "--few_shot_type", "prompt", "--do_train", "--do_eval"]
+LINEARISED = ["--trainer", "linearised", "--few_shot_type", "prompt", "--do_train", "--do_eval"]
 ZERO_SHOT = ["--no_train", "--few_shot_type", "prompt", "--do_eval"]
 
 
@@ -222,6 +223,12 @@ def test_fine_tuning_into_a_used_folder_needs_to_be_told_so(tmp_path: Path) -> N
         ([*TRAIN, "--eval_steps", "2"], "eval_steps", "`eval_strategy=steps`"),
         ([*TRAIN, "--l2_loss", "--label_smoothing_factor", "0.1"], "label_smoothing_factor", "cross entropy"),
         ([*TRAIN, "--only_biases"], "only_biases", "`trainer=kernel`"),
+        ([*LINEARISED, "--save_steps", "10"], "save_steps", "`trainer=linearised` does not"),
+        ([*LINEARISED, "--save_total_limit", "1"], "save_total_limit", "`trainer=linearised` does not"),
+        ([*LINEARISED, "--save_strategy", "epoch"], "save_strategy", "`trainer=linearised` does not"),
+        ([*LINEARISED, "--save_strategy", "no"], None, None),
+        (LINEARISED, None, None),
+        ([*TRAIN, "--save_steps", "10"], None, None),
         ([*TRAIN, "--fix_layers", "2"], None, None),
         ([*KERNEL, "--from_linearhead"], None, None),
         ([*KERNEL, "--num_sample", "4"], None, None),

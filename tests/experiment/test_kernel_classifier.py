@@ -404,3 +404,20 @@ def test_an_argument_of_another_type_is_a_setting_error(place: Workplace, wrong:
     with pytest.raises(SettingError) as error:
         classifier.fit(["a film", "a plot"], [0, 1])
     assert error.value.data["setting"] == setting
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"kernel_gamma": "auto"}, "`kernel_gamma` has no effect without `solver='asym'`"),
+        ({"kernel_lambda": [0.1, 0.2]}, "`kernel_lambda` has no effect without `solver='asym'`"),
+        ({"f0_scaling": "auto"}, "`f0_scaling` has no effect without `adjust_for_init=True`"),
+        ({"f0_scaling": "auto", "adjust_for_init": True}, None),
+        ({"kernel_gamma": np.int64(2)}, None),
+    ],
+)
+def test_candidates_that_the_solver_does_not_use_are_told(
+    caplog: pytest.LogCaptureFixture, given: dict[str, Any], words: str | None
+) -> None:
+    KernelClassifier("anywhere", **given)._check_selection()
+    assert [message.partition(",")[0] for message in caplog.messages] == ([] if words is None else [words])

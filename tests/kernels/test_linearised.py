@@ -216,6 +216,34 @@ def test_what_does_not_fit_is_refused_in_one_sentence(trained: dict, batches: li
         linearised(nn.Linear(3, 2), batches, trained)
 
 
+class TiedAndBuffered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.decoder = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+        self.decoder.weight = self.embedding.weight
+        self.register_buffer("scale", torch.ones(6))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.decoder(torch.tanh(self.embedding(ids).mean(1))) * self.scale
+
+
+def test_names_that_are_not_trained_parameters_are_told_apart() -> None:
+    model, batch = TiedAndBuffered(), torch.zeros(2, 3, dtype=torch.long)
+    here = dict(model.named_parameters())
+    assert linearised(model, [batch], here).shape == (2, 6)
+    for name in ("decoder.weight", "scale"):
+        given = here | {name: model.state_dict()[name]}
+        with pytest.raises(ValueError, match=f"names '{name}', which is a buffer .* pass dict.model.named_parameters"):
+            linearised(model, [batch], given)
+    line = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="names 'weight', which `params` lacks"):
+        linearised(line, [torch.zeros(1, 3)], dict(line.named_parameters()), params={"bias": line.bias})
+    with pytest.raises(ValueError, match="names 'b', which `params` lacks"):
+        linearised(
+            lambda params, x: x * params["a"], [torch.zeros(1, 3)], {"b": torch.ones(1)}, params={"a": torch.ones(1)}
+        )
+
+
 def test_a_function_without_a_start_and_a_model_with_dropout_are_refused() -> None:
     with pytest.raises(ValueError, match="a function needs `params`"):
         linearised(lambda params, x: x, [torch.zeros(1, 3)], {"a": torch.zeros(1)})

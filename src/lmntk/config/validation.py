@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
 from lmntk.config import as_published
 from lmntk.config.arguments import ActiveTrainer, DataArguments, ModelArguments, TrainingArguments
+from lmntk.config.kernel_checks import check_formula, check_linearised, check_snapshots, refuse, to_two_classes
 from lmntk.config.old_arguments import IGNORED
 from lmntk.config.prompt_settings import TASK_DEFAULTS, task_of
 from lmntk.data.tasks import Task
@@ -80,9 +80,10 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     else:
         for setting in ("load_kernels", "fine_tuned_model", "dry_run"):
             if getattr(training, setting) not in (None, False):
-                _refuse(training, setting, "works with `trainer=kernel` only: add that, or leave out `no_train`")
+                refuse(training, setting, "works with `trainer=kernel` only: add that, or leave out `no_train`")
     _check_training(model, training)
-    _check_snapshots(task, training)
+    if _trains(training):
+        check_snapshots(task, training)
     _check_demonstrations(model, data)
     if not (training.do_train or training.do_eval or training.do_predict or training.dry_run):
         raise SettingError("nothing to do: pass `do_train`, `do_eval` or `do_predict`", setting="do_train", value=False)
@@ -90,14 +91,6 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise FileError(
             "./log is a folder, but runs append a line to a file of that name; work in another directory", path="log"
         )
-
-
-def _refuse(arguments: Any, setting: str, problem: str) -> NoReturn:
-    """Raise the error that a setting has a problem; the sentence begins with the setting and its value."""
-    value = getattr(arguments, setting)
-    if isinstance(value, Enum):  # transformers makes some words enums
-        value = value.value
-    raise SettingError(f"`{setting}={value}` {problem}", setting=setting, value=value)
 
 
 class Condition(NamedTuple):
@@ -142,6 +135,11 @@ CONDITIONS = (
         ("evaluate_during_training", "save_at_last", "resume_from_checkpoint"),
         "`trainer=standard` `do_train`",
         _fine_tunes,
+    ),
+    Condition(
+        ("save_strategy", "save_steps", "save_total_limit"),
+        "a trainer that saves a model, which `trainer=linearised` does not",
+        lambda given: given.active_trainer != ActiveTrainer.LINEARISED or given.save_strategy == "no",
     ),
     Condition(
         ("l2_loss",),
@@ -247,112 +245,84 @@ def published_changes(model: ModelArguments, data: DataArguments, training: Trai
 
 def _check_classes(task: Task, training: TrainingArguments) -> None:
     if training.binary_classification and task.regression:
-        _refuse(training, "binary_classification", f"needs classes, but {task.name} has scores; leave it out")
+        refuse(training, "binary_classification", f"needs classes, but {task.name} has scores; leave it out")
     if training.binary_classification and len(task.labels) != 2:
         has = f"but {task.name} has {len(task.labels)}"
-        _refuse(training, "binary_classification", f"needs two classes, {has}; leave it out")
+        refuse(training, "binary_classification", f"needs two classes, {has}; leave it out")
 
 
 def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if task.regression:
         problem = f"predicts classes, but {task.name} is a regression task; take a task with classes"
-        _refuse(training, "trainer", problem)
-    _check_formula(task, training)
-    one_logit, to_two_classes = training.binary_classification, _to_two_classes(task)
+        refuse(training, "trainer", problem)
+    check_formula(task, training)
+    one_logit, remedy = training.binary_classification, to_two_classes(task)
     is_asymmetric = FORMULAS[training.kernel_formula].is_asymmetric
     solver = SOLVERS[training.kernel_solver]
     if solver.needs_binary and not one_logit:
         others = ", ".join(name for name, other in SOLVERS.items() if not other.needs_binary)
-        _refuse(training, "kernel_solver", f"needs two classes: {to_two_classes}, or take another ({others})")
+        refuse(training, "kernel_solver", f"needs two classes: {remedy}, or take another ({others})")
     if solver.needs_asymmetric and not is_asymmetric:
         (formula,) = (name for name, row in FORMULAS.items() if row.is_asymmetric)
         problem = f"needs an asymmetric kernel: add `kernel_formula={formula}`, or take another solver"
-        _refuse(training, "kernel_solver", problem)
+        refuse(training, "kernel_solver", problem)
     if training.adjust_for_init and not solver.allows_f0:
         fitting = ", ".join(name for name, other in SOLVERS.items() if other.allows_f0)
         problem = f"does not work with `kernel_solver={training.kernel_solver}`, only with {fitting}"
-        _refuse(training, "adjust_for_init", problem)
+        refuse(training, "adjust_for_init", problem)
     if training.kernel_per_layer and training.kernel_engine not in ("auto", *LAYER_ENGINES):
         problem = f"does not work with `kernel_engine={training.kernel_engine}`, which takes all layers at once: take "
-        _refuse(training, "kernel_per_layer", problem + " or ".join(LAYER_ENGINES))
+        refuse(training, "kernel_per_layer", problem + " or ".join(LAYER_ENGINES))
     training.check_selection(reads_dev=training.do_eval)
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"
-        _refuse(training, "load_kernels", problem)
+        refuse(training, "load_kernels", problem)
     if training.fine_tuned_model is not None and not Path(training.fine_tuned_model).is_dir():
-        _refuse(training, "fine_tuned_model", "is not a folder: name the output folder of a fine-tuning")
+        refuse(training, "fine_tuned_model", "is not a folder: name the output folder of a fine-tuning")
     if training.fine_tuned_model is not None and training.load_kernels is not None:
         problem = "needs the model, and `load_kernels` opens none: leave one of the two out"
-        _refuse(training, "fine_tuned_model", problem)
-
-
-def _to_two_classes(task: Task) -> str:
-    return "add `binary_classification`" if len(task.labels) == 2 else "take a task of two classes"
-
-
-def _check_formula(task: Task, training: TrainingArguments) -> None:
-    if FORMULAS[training.kernel_formula].is_asymmetric and not training.binary_classification:
-        others = ", ".join(name for name, row in FORMULAS.items() if not row.is_asymmetric)
-        problem = f"needs `binary_classification`: {_to_two_classes(task)}, or take another formula ({others})"
-        _refuse(training, "kernel_formula", problem)
-
-
-def _check_snapshots(task: Task, training: TrainingArguments) -> None:
-    if training.snapshot_steps is None or not _trains(training):
-        return
-    if task.regression:
-        _refuse(training, "kernel_steps", f"is for classes, but {task.name} is a regression task; leave it out")
-    _check_formula(task, training)
+        refuse(training, "fine_tuned_model", problem)
 
 
 def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
     if training.optimizer_variant and training.optimizer != "sgd":
-        _refuse(training, "optimizer_variant", "needs plain SGD: add `optimizer=sgd`")
+        refuse(training, "optimizer_variant", "needs plain SGD: add `optimizer=sgd`")
     if training.adafactor and training.optimizer == "sgd":
-        _refuse(training, "adafactor", "and `optimizer=sgd` exclude each other: leave one of them out")
+        refuse(training, "adafactor", "and `optimizer=sgd` exclude each other: leave one of them out")
     if training.save_logit and training.save_logit_dir is None:
-        _refuse(training, "save_logit", "needs `save_logit_dir`, the folder to write the logits to")
+        refuse(training, "save_logit", "needs `save_logit_dir`, the folder to write the logits to")
     for setting in ("lora_r", "lora_alpha"):
         if getattr(model, setting) is not None and not model.apply_lora:
-            _refuse(model, setting, "configures LoRA: add `apply_lora`, or leave it out")
+            refuse(model, setting, "configures LoRA: add `apply_lora`, or leave it out")
     if training.active_trainer == ActiveTrainer.LINEARISED:
-        _check_linearised(training)
+        check_linearised(training)
     if _trains(training):
         _check_fine_tuning(model, training)
 
 
-def _check_linearised(training: TrainingArguments) -> None:
-    for setting in ("evaluate_during_training", "load_best_model_at_end", "resume_from_checkpoint"):
-        if getattr(training, setting, None):
-            _refuse(training, setting, "needs saved models, and `trainer=linearised` saves none: leave it out")
-    for setting in ("fp16", "bf16", "gradient_checkpointing", "clip_frozen"):
-        if getattr(training, setting):
-            _refuse(training, setting, "does not work with `trainer=linearised`: leave it out")
-
-
 def _check_fine_tuning(model: ModelArguments, training: TrainingArguments) -> None:
     if training.max_steps != -1 and training.max_steps < 1:
-        _refuse(training, "max_steps", "is too small: give 1 or more, or -1 to train for `num_train_epochs`")
+        refuse(training, "max_steps", "is too small: give 1 or more, or -1 to train for `num_train_epochs`")
     if training.neftune_noise_alpha is not None:
-        _refuse(training, "neftune_noise_alpha", "does not work with the prompts of this program: leave it out")
+        refuse(training, "neftune_noise_alpha", "does not work with the prompts of this program: leave it out")
     if training.sweep and (training.resume_from_checkpoint or "").lower() == "true":
         problem = "looks into the output folder, which is new with `sweep`: name the checkpoint"
-        _refuse(training, "resume_from_checkpoint", problem)
+        refuse(training, "resume_from_checkpoint", problem)
     if training.evaluate_during_training and not training.do_eval:
-        _refuse(training, "evaluate_during_training", "evaluates on dev: add `do_eval`, or leave it out")
+        refuse(training, "evaluate_during_training", "evaluates on dev: add `do_eval`, or leave it out")
     for arguments, setting in ((training, "random_model_init"), (model, "random_segment")):
         if model.apply_lora and getattr(arguments, setting) and training.save_strategy != "no":
             problem = (
                 "with `apply_lora`: adapters are saved without the random weights that they belong to; leave one of "
                 "the two out, or pass `save_strategy=no`"
             )
-            _refuse(arguments, setting, problem)
+            refuse(arguments, setting, problem)
     for setting, evaluates in (
         ("eval_on_start", training.eval_on_start),
         ("eval_strategy", training.eval_strategy != "no"),
     ):
         if evaluates and not training.do_eval:
-            _refuse(training, setting, "evaluates on dev: add `do_eval`, or leave it out")
+            refuse(training, setting, "evaluates on dev: add `do_eval`, or leave it out")
     folder = Path(training.output_dir)
     is_used = not training.sweep and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if is_used and not (training.overwrite_output_dir or training.resume_from_checkpoint):
@@ -360,32 +330,32 @@ def _check_fine_tuning(model: ModelArguments, training: TrainingArguments) -> No
             "is not empty: choose another folder or TAG, pass `overwrite_output_dir` to train anew there, or "
             "`resume_from_checkpoint=true` to continue from its last checkpoint"
         )
-        _refuse(training, "output_dir", problem)
+        refuse(training, "output_dir", problem)
 
 
 def _check_demonstrations(model: ModelArguments, data: DataArguments) -> None:
     in_context = [name for name in ("gpt3_in_context_head", "gpt3_in_context_tail") if getattr(data, name)]
     if len(in_context) == 2:
-        _refuse(data, in_context[0], f"and `{in_context[1]}` exclude each other: leave one of them out")
+        refuse(data, in_context[0], f"and `{in_context[1]}` exclude each other: leave one of them out")
     if data.demo_filter and data.demo_filter_model is None:
         problem = (
             "needs `demo_filter_model`, the name under which tools/get_sbert_embedding.py wrote sentence embeddings "
             "into `data_dir`"
         )
-        _refuse(data, "demo_filter", problem)
+        refuse(data, "demo_filter", problem)
     asked = [*in_context, *(name for name in ("demo_filter", "double_demo") if getattr(data, name))]
     if asked and model.few_shot_type != "prompt-demo":
         problem = "is for prompts with demonstrations: pass `few_shot_type=prompt-demo`, or leave it out"
-        _refuse(data, asked[0], problem)
+        refuse(data, asked[0], problem)
     if in_context and (data.template_path is not None and data.template_id is None):
-        _refuse(data, in_context[0], "takes one template: choose a line of `template_path` with `template_id`")
+        refuse(data, in_context[0], "takes one template: choose a line of `template_path` with `template_id`")
 
 
 def _check_folder(path: str, setting: str, task_key: str) -> None:
     """Refuse a folder that results could not be written to, before they are computed."""
     folder = Path(path)
 
-    def refuse(problem: str) -> NoReturn:
+    def refuse_folder(problem: str) -> NoReturn:
         raise FileError(f"`{setting}={path}`: {problem}", path=path, setting=setting)
 
     existing = folder.absolute()
@@ -396,12 +366,12 @@ def _check_folder(path: str, setting: str, task_key: str) -> None:
     longest = folder.absolute() / f"train_tiles_{task_key}" / f".train_layer_kernels_{task_key}.json.{random}.tmp"
     name_length, path_length = os.pathconf(existing, "PC_NAME_MAX"), os.pathconf(existing, "PC_PATH_MAX")
     if len(os.fsencode(longest)) >= path_length or any(len(os.fsencode(name)) > name_length for name in longest.parts):
-        refuse(
+        refuse_folder(
             "the names of the files in it, which contain `task_name`, would be longer than the file system allows, "
             f"{name_length} bytes a name and {path_length} in all: choose a shorter name, or in run_fewshot.sh a "
             "shorter TAG, GRID_TAG or MODEL"
         )
     if not existing.is_dir():
-        refuse(f"{existing} is a file, not a folder; choose another place")
+        refuse_folder(f"{existing} is a file, not a folder; choose another place")
     if not os.access(existing, os.W_OK | os.X_OK):
-        refuse(f"{existing} cannot be written; choose another place")
+        refuse_folder(f"{existing} cannot be written; choose another place")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -277,6 +278,13 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     def _check_selection(self) -> None:
         """Read the solver's settings; among several, leave-one-out chooses, which is for `lstsq`."""
         grid = settings_grid(self.solver, vars(self))
+        for settings, needed, is_used in (
+            (("kernel_gamma", "kernel_lambda"), "`solver='asym'`", self.solver == "asym"),
+            (("f0_scaling",), "`adjust_for_init=True`", self.adjust_for_init),
+        ):
+            for setting in () if is_used else settings:
+                if not isinstance(getattr(self, setting), numbers.Real):
+                    logger.warning("`%s` has no effect without %s, so nothing is chosen among it", setting, needed)
         if len(grid) > 1 and self.solver != "lstsq":
             raise SettingError(
                 f"candidates of the solver's settings are chosen among by leave-one-out, which needs `solver='lstsq'`: "

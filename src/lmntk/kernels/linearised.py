@@ -131,7 +131,7 @@ def linearised(
             train=examples, x=None, formula=FORMULAS["sgd"], num_logits=0, model=chosen, params=params
         )
         params = params | functional.renormed_embeddings(problem)
-        _check_trained(trained, params)
+        _check_trained(trained, params, module)
         moved = {name: value.detach().to(params[name]) for name, value in trained.items()}
         with functional.with_values(module, params) if module is not None else nullcontext():
             answer = Linearisation(chosen.logits_fn, params).towards(moved)
@@ -148,10 +148,22 @@ def linearised(
     return torch.stack([found[index] for index in range(len(examples))])
 
 
-def _check_trained(trained: Parameters, params: Parameters) -> None:
-    unknown = [name for name in trained if name not in params]
-    if unknown or not trained:
-        raise ValueError(f"`trained` names {unknown[0]!r}, which the model lacks" if unknown else "`trained` is empty")
+def _check_trained(trained: Parameters, params: Parameters, module: nn.Module | None) -> None:
+    if not trained:
+        raise ValueError("`trained` is empty")
+    unknown = next((name for name in trained if name not in params), None)
+    if unknown is not None:
+        own = set() if module is None else {name for name, _ in module.named_parameters()}
+        if unknown in own or module is None:
+            raise ValueError(
+                f"`trained` names {unknown!r}, which `params` lacks: `params` must hold the start of all that has moved"
+            )
+        if unknown in module.state_dict():
+            raise ValueError(
+                f"`trained` names {unknown!r}, which is a buffer of the model or a second name of a parameter, as its "
+                "state_dict() has them: pass dict(model.named_parameters()) of the trained model"
+            )
+        raise ValueError(f"`trained` names {unknown!r}, which the model lacks")
     for name, value in trained.items():
         if value.shape != params[name].shape:
             raise ValueError(f"`trained` has {list(value.shape)} for {name!r}, which is {list(params[name].shape)}")
