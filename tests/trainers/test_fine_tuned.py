@@ -230,3 +230,34 @@ def test_the_last_step_is_the_one_that_the_training_recorded(place: Workplace) -
     folder = place.run(*TRAIN, *flags, "--dataloader_drop_last", "True", output="dropped")
     assert json.loads((folder / "run_sst-2.json").read_text(encoding="utf-8"))["last_step"] == 3
     assert list(snapshots(place.run("--fine_tuned_model", str(folder), output="of dropped"))) == [0, 3]
+
+
+def test_a_kernel_over_other_parameters_than_the_trained_ones_is_told_with_the_flags(place: Workplace) -> None:
+    folder = place.run(*TRAIN, "--fix_layers", "1", output="fixed layers")
+    own = ("--exclude_embeddings", "--exclude_first_layers", "1")
+    messages = {}
+    for name, flags in (("other", ()), ("own", own)):
+        outcome = place.call(place.argv("--fine_tuned_model", str(folder), *flags, output=f"fixed {name}"))
+        assert outcome.status == 0
+        messages[name] = [line for line in outcome.messages.splitlines() if "counts other parameters" in line]
+    assert messages["own"] == []
+    (sentence,) = messages["other"]
+    assert "give --exclude_embeddings, --exclude_first_layers 1 for that one" in sentence
+
+
+def test_a_dry_run_checks_the_folder_and_says_what_its_snapshots_add(
+    place: Workplace, trained: dict[str, Path]
+) -> None:
+    flags = ("--dry_run", "--fine_tuned_model", str(trained["prompt"]))
+    outcome = place.call(place.argv(*flags, output="dry"))
+    assert outcome.status == 0
+    assert "would write snapshots of the steps 0 and 4: the train × train kernel at step 4" in outcome.messages
+    assert "the logits and tangents of 14 prompts" in outcome.messages
+    assert not (place.folder / "dry").exists()
+    assert "made with --seed 42" in refusal(place, *flags, "--seed", "7")
+
+
+def test_the_kernel_after_the_training_is_announced(place: Workplace, trained: dict[str, Path]) -> None:
+    outcome = place.call(place.argv("--fine_tuned_model", str(trained["prompt"]), output="announced"))
+    line, written = "computing the kernel of train × train at step 4: 4 × 4 prompts", "snapshot of step 4, loss"
+    assert outcome.messages.index(line) < outcome.messages.index(written)

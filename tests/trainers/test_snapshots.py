@@ -172,7 +172,7 @@ def test_snapshots_after_the_checkpoint_are_of_a_training_that_is_given_up(place
     assert list(snapshots(stopped)) == [0, 1, 2]
 
 
-def test_a_training_that_goes_on_without_snapshots_removes_those_that_claim_another_end(
+def test_a_training_that_goes_on_without_snapshots_removes_the_earlier_ones(
     place: Workplace, stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not read, so that a damaged file is not in the way."""
@@ -283,7 +283,7 @@ def test_a_step_against_the_gradient_is_counted_among_parameters_with_a_gradient
     assert sign_shares({"still": still}, {"still": still}) == {"sign_share": None, "unmoved_share": None}
 
 
-def test_parameters_that_rounding_keeps_in_place_are_told_apart_from_those_that_go_with_the_gradient() -> None:
+def test_parameters_that_rounding_keeps_in_place_are_counted_apart() -> None:
     """SignGD in float32 at 1e-9: a weight of 1 stays, one of 1e-3 moves, against its gradient."""
     weight = torch.tensor([1.0, 1e-3])
     weight.grad = torch.ones(2)

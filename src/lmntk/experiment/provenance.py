@@ -36,6 +36,13 @@ def parameter_filter(model_args: ModelArguments, training_args: TrainingArgument
     )
 
 
+def fixed_parameters(fix_layers: int, model_args: ModelArguments) -> ParameterFilter:
+    """Return which parameters a training leaves as they are, as a kernel would leave them out."""
+    return ParameterFilter(
+        only_adapters=model_args.apply_lora, exclude_embeddings=fix_layers > 0, exclude_first_layers=fix_layers
+    )
+
+
 def spec_from_arguments(
     inputs: RunInputs, model_args: ModelArguments, training_args: TrainingArguments, split: str
 ) -> dict[str, Any]:

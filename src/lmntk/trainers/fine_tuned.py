@@ -14,7 +14,7 @@ import torch
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import FileError, ModelError, SettingError
 from lmntk.experiment.experiment import Experiment
-from lmntk.experiment.provenance import hashes_of_data
+from lmntk.experiment.provenance import fixed_parameters, hashes_of_data, parameter_filter
 from lmntk.kernels.problem import Parameters
 from lmntk.models.checkpoints import restore_checkpoint
 from lmntk.storage.kernel_metadata import HASHES_BY_SPLIT
@@ -105,6 +105,7 @@ def read_fine_tuned(experiment: Experiment, model_args: ModelArguments, args: Tr
         )
     else:
         check_same_run(record, experiment, model_args, args)
+        _warn_of_other_parameters(record, model_args, args)
     weights = _changed_weights(experiment, folder)
     step = _last_step(folder, record, experiment)
     if step is None:
@@ -231,6 +232,23 @@ def _prompt_settings(experiment: Experiment) -> dict[str, Any]:
         if shown.filter_model is not None:
             found |= {"demo_filter_model": shown.filter_model, "demo_filter_rate": shown.filter_rate}
     return found
+
+
+def _warn_of_other_parameters(record: Mapping[str, Any], model_args: ModelArguments, args: TrainingArguments) -> None:
+    """Warn if the kernel counts other parameters than those that the training changed."""
+    ours, theirs = parameter_filter(model_args, args), fixed_parameters(record.get("fix_layers") or 0, model_args)
+    differing = [name for name, value in vars(theirs).items() if vars(ours)[name] != value]
+    if differing:
+        pairs = ", ".join(f"`{name}={vars(ours)[name]}`" for name in differing)
+        wanted = ", ".join(f"`{name}={vars(theirs)[name]}`" for name in differing)
+        logger.warning(
+            "`%s`: this kernel counts other parameters (%s) than those that the training changed (`fix_layers=%s`), so "
+            "it is not the training's own: give %s for that one",
+            SETTING,
+            pairs,
+            record.get("fix_layers") or 0,
+            wanted,
+        )
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -20,12 +20,12 @@ from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import FileError, SettingError, UsageError
 from lmntk.experiment.experiment import Experiment
-from lmntk.experiment.provenance import hash_of_tokens, hashes_of_data
+from lmntk.experiment.provenance import fixed_parameters, hash_of_tokens, hashes_of_data
 from lmntk.interrupts import Stopped
 from lmntk.kernels.memory import retain_freed_memory
 from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint, save_tokenizer
 from lmntk.models.classifier import PromptClassifier
-from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
+from lmntk.models.parameters import count_parameters, select_parameters
 from lmntk.prompts.features import ResampledDemonstrations
 from lmntk.storage.atomic import cause_in_file_system, write_atomically
 from lmntk.storage.paths import RunPaths
@@ -75,11 +75,7 @@ class FineTuneTrainer(FewShotTrainer):
 
     def __init__(self, experiment: Experiment, model_args: ModelArguments, args: TrainingArguments) -> None:
         model = experiment.model
-        left_out = ParameterFilter(
-            exclude_embeddings=args.fix_layers > 0,
-            exclude_first_layers=args.fix_layers,
-            only_adapters=model_args.apply_lora,
-        )
+        left_out = fixed_parameters(args.fix_layers, model_args)
         trained = select_parameters(model, left_out, "fix_layers")
         for name, parameter in model.named_parameters():
             # Frozen layers get gradients if these count in the clipped norm; the optimizer leaves the layers alone.

@@ -123,7 +123,10 @@ class KernelTrainer(LoadedKernelTrainer):
         Args:
             started: When the program started, by `time.perf_counter`.
         """
-        self._planner.dry_run(self._find_kernel, self._describe_file, self.logits, started)
+        self._planner.dry_run(self._find_kernel, self._describe_file, self.logits, started, self._last_step())
+
+    def _last_step(self) -> int | None:
+        return None if self._fine_tuned is None else self._fine_tuned.step
 
     def _spec(self, split: str) -> dict[str, Any]:
         return self._planner.spec(split)

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 # Prompts by which the time of the logits is estimated.
 NUM_TIMED_PROMPTS = 32
+# Those at the start and at the end, and a Jacobian-vector product, which takes about three times as long.
+LOGITS_OF_SNAPSHOTS = 5
 
 
 class KernelPlanner:
@@ -174,6 +176,7 @@ class KernelPlanner:
         describe_kernel: Callable[[str, Path], None],
         logits: Callable[[FeatureDataset], Tensor],
         started: float,
+        last_step: int | None = None,
     ) -> None:
         """Log what the kernels of a run take, without computing them.
 
@@ -182,6 +185,7 @@ class KernelPlanner:
             describe_kernel: Logs a kernel that is in a file.
             logits: Computes the logits of the untrained model, to measure its time.
             started: When the program started, by `time.perf_counter`.
+            last_step: The step of a training of which the run makes a snapshot, besides step 0; None without snapshots.
         """
         memory, jobs = resident_bytes(), []
         seconds = 0.0
@@ -194,7 +198,24 @@ class KernelPlanner:
             logger.info("would compute the %s", PlanSummary.of(job, self.grad_dim))
             seconds += job.seconds() + _seconds_of_logits(data, logits)
             jobs.append(job)
+        if last_step is not None:
+            seconds += self._describe_snapshots(last_step, logits)
         log_total(jobs, seconds + time.perf_counter() - started, memory, self._args)
+
+    def _describe_snapshots(self, last_step: int, logits: Callable[[FeatureDataset], Tensor]) -> float:
+        """Log what snapshots of the steps 0 and T add; return their time in seconds."""
+        datasets = self._experiment.datasets
+        seconds = self.job("train").seconds()
+        seconds += LOGITS_OF_SNAPSHOTS * sum(_seconds_of_logits(data, logits) for data in datasets.values())
+        logger.info(
+            "would write snapshots of the steps 0 and %d: the train × train kernel at step %d, which takes what that "
+            "at the start takes, and the logits and tangents of %s; %s more",
+            last_step,
+            last_step,
+            quantity(sum(map(len, datasets.values())), "prompt"),
+            about(seconds),
+        )
+        return seconds
 
 
 @dataclasses.dataclass(frozen=True)

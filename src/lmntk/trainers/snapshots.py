@@ -171,6 +171,9 @@ class SnapshotWriter:
         shares = plan.partition(CostModel(lambda train: 0.0, lambda tile: tile.pairs), distributed.world_size())
         own = shares[distributed.rank()]
         show = distributed.is_first() and not self._args.disable_tqdm
+        if distributed.is_first():
+            size = len(train)
+            logger.info("computing the kernel of train × train at step %d: %d × %d prompts", step, size, size)
         with tqdm(total=own.pairs, desc=f"kernel of step {step}", unit="pair", disable=not show, leave=False) as bar:
 
             def counted() -> Iterator[Any]:
