@@ -1,5 +1,6 @@
 """Whether the kernel describes fine-tuning: numbers of a seed by hand, verdicts, and which runs belong together."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from lmntk.analysis.behaviour import (
     behaviour_row,
     seed_behaviour,
 )
+from lmntk.analysis.behaviour_tables import format_rows
 from lmntk.analysis.kernel_distances import KernelDistances
 from lmntk.errors import FileError, KernelMismatchError, NotFiniteError, SettingError, UsageError
 from lmntk.storage.paths import RunPaths
@@ -223,6 +225,33 @@ def test_labels_at_random_leave_the_verdict_undecided(tmp_path: Path) -> None:
     )
     assert str(row.solves) == "undecided: fine-tuning does not solve the task"
     assert row.linear.answer == row.whole.answer == "undecided"
+
+
+def test_a_linearised_training_is_not_fine_tuning(tmp_path: Path) -> None:
+    split = {"test": split_of(LABELS, logits_for(LABELS))}
+    training = write_training(tmp_path / "lin", {0: (split, None), 9: (split, None)}, trainer="linearised")
+    with pytest.raises(KernelMismatchError) as caught:
+        seed_behaviour(training, write_kernel_run(tmp_path / "kernel", LABELS, LABELS))
+    assert caught.value.data["differences"] == ["trainer"]
+
+
+def test_signgd_has_its_own_name(tmp_path: Path) -> None:
+    split = {"train": split_of([0, 1], [[0.0, 0.0]] * 2), "test": split_of(LABELS, logits_for(LABELS))}
+    training = write_training(tmp_path / "signs", {0: (split, None), 9: (split, None)}, optimizer_variant="signgd")
+    assert seed_behaviour(training, write_kernel_run(tmp_path / "kernel", LABELS, LABELS)).optimizer == "signgd"
+
+
+@pytest.mark.parametrize("what", ["task", "metric", "split", "formula", "optimizer"])
+def test_seeds_of_different_kinds_are_not_averaged(what: str) -> None:
+    other = dataclasses.replace(seed(), **{what: "other"})
+    with pytest.raises(KernelMismatchError) as caught:
+        behaviour_row("mixed", [seed(), other], Thresholds())
+    assert caught.value.data["differences"] == [what]
+
+
+def test_a_mean_over_some_of_the_seeds_says_over_how_many() -> None:
+    row = behaviour_row("some", [seed(), dataclasses.replace(seed(), kernel_with_f0=0.8)], Thresholds())
+    assert "80.0 (–) [1 of 2]" in format_rows([row], "text", Thresholds())
 
 
 def test_thresholds_decide(tmp_path: Path) -> None:

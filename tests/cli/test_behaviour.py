@@ -98,16 +98,17 @@ def test_kernels_without_trainings_and_trainings_without_kernels_are_refused(
     assert other in error and error.count("\n") == 1
 
 
-def test_a_training_without_snapshots_and_model_is_refused(
+def test_a_training_without_snapshots_and_model_is_named_beside_the_others(
     table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     training = tmp_path / "training"
     shutil.copytree(table / "tiny" / TRAINING / SEED, training)
     for path in training.glob("step-*"):
         path.unlink()
-    assert behaviour.main(["--kernel_runs", str(table / "tiny" / KERNEL), "--fine_tuned_runs", str(training)]) == 2
-    error = capsys.readouterr().err
-    assert str(training) in error and "--kernel_steps 0,last" in error
+    flags = ("--kernel_runs", str(table / "tiny" / KERNEL), "--output", str(tmp_path / "out"))
+    assert behaviour.main([*flags, "--fine_tuned_runs", str(training)]) == 1
+    out = capsys.readouterr().out
+    assert str(training) in out and "--kernel_steps 0,last" in out
 
 
 def test_of_a_saved_model_the_snapshots_are_made_from_the_kernels_that_are_there(

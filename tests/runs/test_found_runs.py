@@ -27,18 +27,20 @@ def make(name: str, data: str = "tweets/mr/16-13", snapshots: str = "", **record
     """A folder with the record of a run, and with a snapshot of a formula if it is given."""
     folder = Path("result") / name
     folder.mkdir(parents=True)
-    record = {"task_name": "mr", "data_dir": f"data/{data}", **record}
+    record = {"task_name": "mr", "data_dir": f"data/{data}", "trainer": "kernel", **record}
     (folder / "run_mr.json").write_text(json.dumps(record), encoding="utf-8")
     if snapshots:
         split = SplitSnapshot(np.zeros(1, np.int64), np.zeros((1, 1)), np.zeros((1, 1)))
         snapshot = TrainingSnapshot(5, {"test": split}, None, {"kernel_formula": snapshots})
         write_snapshot(RunPaths(folder, "mr"), snapshot)
-    (found,) = find_runs([folder], "kernel_runs")
+    setting = "kernel_runs" if record["trainer"] == "kernel" else "fine_tuned_runs"
+    (found,) = find_runs([folder], setting)
     return found
 
 
 def training(name: str, data: str = "tweets/mr/16-13", snapshots: str = "", **record: Any) -> FoundRun:
-    settings = {"optimizer": "sgd", "optimizer_variant": "", "learning_rate": 0.1, "mr_dev_eval_acc": 0.5}
+    settings = {"trainer": "standard", "do_train": True, "optimizer": "sgd", "optimizer_variant": ""}
+    settings |= {"learning_rate": 0.1, "mr_dev_eval_acc": 0.5}
     return make(name, data, snapshots, **{**settings, **record})
 
 
@@ -90,7 +92,8 @@ def test_a_relative_data_folder_is_that_of_a_folder_above_the_run(
 ) -> None:
     make("kernel", kernel_formula="sgd"), training("sgd")
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    kernels, trainings = (find_runs([root / "result" / name], "kernel_runs") for name in ("kernel", "sgd"))
+    kernels = find_runs([root / "result/kernel"], "kernel_runs")
+    trainings = find_runs([root / "result/sgd"], "fine_tuned_runs")
     (pair,) = pair_runs(kernels, trainings)
     assert pair.training.data == pair.kernel.data == ("mr", root / "data/tweets/mr/16-13")
 
@@ -133,10 +136,42 @@ def test_two_kernels_of_one_training_are_refused(root: Path) -> None:
     assert caught.value.data["paths"] == [kernel.folder for kernel in kernels]
 
 
-def test_a_kernel_whose_f0_is_left_out_counts_as_without(root: Path) -> None:
-    kernel = make("kernel", kernel_formula="sgd", adjust_for_init=True, f0_scaling=0.0)
-    (pair,) = pair_runs([kernel], [training("sgd")])
-    assert (pair.kernel, pair.with_f0) == (kernel, None)
+def test_a_kernel_whose_f0_is_left_out_counts_as_without_if_there_is_no_other(root: Path) -> None:
+    around_f0 = make("around-f0", kernel_formula="sgd", adjust_for_init=True, f0_scaling=0.0)
+    (pair,) = pair_runs([around_f0], [training("sgd")])
+    assert (pair.kernel, pair.with_f0) == (around_f0, None)
+    plain = make("plain", kernel_formula="sgd")
+    (pair,) = pair_runs([plain, around_f0], [training("again")])
+    assert (pair.kernel, pair.with_f0) == (plain, around_f0)
+
+
+def test_kernels_and_trainings_are_told_apart_by_their_trainer(root: Path) -> None:
+    kernel, tuned = make("kernel", kernel_formula="sgd"), training("tuned", kernel_formula="sgd")
+    folder = Path("result/linearised")
+    folder.mkdir()
+    (folder / "run_mr.json").write_text(json.dumps({"task_name": "mr", "trainer": "linearised"}), encoding="utf-8")
+    (root / "result/zero-shot").mkdir()
+    record = {"task_name": "mr", "trainer": "standard", "do_train": False, "no_train": True}
+    (root / "result/zero-shot/run_mr.json").write_text(json.dumps(record), encoding="utf-8")
+    for setting, wanted in (("kernel_runs", kernel), ("fine_tuned_runs", tuned)):
+        assert [run.folder for run in find_runs([Path("result")], setting)] == [wanted.folder]
+    with pytest.raises(FileError, match="linearised"):
+        find_runs([Path("result/linearised")], "fine_tuned_runs")
+
+
+def test_of_two_trainings_with_one_rate_that_with_snapshots_counts(root: Path) -> None:
+    make("kernel", kernel_formula="sgd")
+    training("alone")
+    kept = training("with-snapshots", snapshots="sgd")
+    (pair,) = pair_runs(find_runs([Path("result")], "kernel_runs"), find_runs([Path("result")], "fine_tuned_runs"))
+    assert (pair.training.folder, pair.choice) == (kept.folder, None)
+
+
+@pytest.mark.parametrize("setting", ["model_name_or_path", "max_steps", "apply_lora"])
+def test_trainings_of_other_settings_are_pairs_of_their_own(root: Path, setting: str) -> None:
+    kernel = make("kernel", kernel_formula="sgd")
+    own, other = training("own", **{setting: 1}), training("other", learning_rate=0.2, **{setting: 2})
+    assert [pair.training for pair in pair_runs([kernel], [own, other])] == [own, other]
 
 
 def test_a_saved_model_is_found_by_its_weights(root: Path) -> None:

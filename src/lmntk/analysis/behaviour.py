@@ -73,7 +73,7 @@ class SeedBehaviour:
         metric: The name of the score, ``"acc"``.
         split: The split that is predicted.
         examples: How many examples it has.
-        seed: The seed of the split of the data, or of the run; None if neither is recorded.
+        seed: The seed of the run; None if it is not recorded.
         formula: The kernel's formula; empty if unknown.
         optimizer: What trained θ_T; empty if unknown.
         last_step: T.
@@ -229,6 +229,10 @@ def seed_behaviour(
         NotFiniteError: A snapshot holds NaN or infinity.
     """
     found = Training.of_run(training)
+    if "linearised" in (found.description.get("trainer"), training.record.get("trainer")):
+        what = f"{training.folder} trained the linearised model, which its kernel describes by construction"
+        remedy = "give a run of `trainer=standard`"
+        raise KernelMismatchError(f"{what}: {remedy}", path=training.folder, differences=["trainer"])
     before = found.split(found.first, split)
     predicted = _predictions(found, kernel, before, split)
     of_f0 = None if with_f0 is None else _predictions(found, _around_f0(with_f0), before, split)
@@ -245,7 +249,7 @@ def seed_behaviour(
         examples=len(labels),
         seed=record.get("seed"),
         formula=str(record.get("kernel_formula", "")),
-        optimizer=str(record.get("optimizer", "")),
+        optimizer=str(record.get("optimizer_variant") or record.get("optimizer", "")),
         last_step=last.step,
         pretrained=score(task, split, untrained, labels),
         kernel=score(task, split, predicted, labels),
@@ -319,9 +323,15 @@ def behaviour_row(name: str, seeds: Sequence[SeedBehaviour], thresholds: Thresho
 
     Raises:
         ValueError: There are no seeds.
+        KernelMismatchError: The seeds are of different tasks, formulas or optimizers.
     """
     if not seeds:
         raise ValueError("a row needs at least one seed")
+    for what in ("task", "metric", "split", "formula", "optimizer"):
+        values = sorted({str(getattr(seed, what)) for seed in seeds})
+        if len(values) > 1:
+            sentence = f"the seeds of {name} differ in their {what} ({', '.join(values)}): give each a row of its own"
+            raise KernelMismatchError(sentence, differences=[what])
     bare = BehaviourRow(name, tuple(seeds), thresholds, *[Verdict("undecided")] * 4)
     parts = _solves(bare), _linear(bare), _fixed(bare)
     return BehaviourRow(name, tuple(seeds), thresholds, *parts, _whole(parts))

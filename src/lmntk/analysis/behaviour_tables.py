@@ -60,7 +60,7 @@ def blocks_of_rows(rows: Sequence[BehaviourRow], thresholds: Thresholds) -> list
 
 def _score_cells(row: BehaviourRow, thresholds: Thresholds, left_out: Collection[str]) -> Cells:
     scores = {
-        column: with_deviation(percent(row.mean(name)), percent(row.deviation(name)))
+        column: with_deviation(percent(row.mean(name)), percent(row.deviation(name))) + _count(row, name)
         for name, column in SCORES.items()
         if name not in left_out
     }
@@ -78,6 +78,12 @@ def _score_cells(row: BehaviourRow, thresholds: Thresholds, left_out: Collection
         ),
         "undefined": str(len(row.seeds) - len(recoveries)),
     }
+
+
+def _count(row: BehaviourRow, name: str) -> str:
+    """Say how many of the row's seeds a mean is of, if it is not of all."""
+    count = len(row.values(name))
+    return "" if count in (0, len(row.seeds)) else f" [{count} of {len(row.seeds)}]"
 
 
 def _distance_cells(row: BehaviourRow, thresholds: Thresholds) -> Cells:

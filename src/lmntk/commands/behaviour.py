@@ -22,6 +22,7 @@ import argparse
 import csv
 import dataclasses
 import io
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ from lmntk.interrupts import Stopped
 from lmntk.runs.behaviour_plan import OPTIMIZERS, BehaviourPlan, BehaviourRun, Case, Pair
 from lmntk.runs.behaviour_runs import Finished, finish_runs, status_of
 from lmntk.runs.fine_tuned_runs import FineTunedRun
-from lmntk.runs.found_runs import FoundPair, find_runs, k_and_seed, pair_runs
+from lmntk.runs.found_runs import DEFINING, FoundPair, find_runs, k_and_seed, pair_runs
 from lmntk.runs.learning_rate import DEFAULT_RATES, read_rates
 from lmntk.runs.processes import run_all
 from lmntk.runs.progress import Bar
@@ -134,6 +135,10 @@ def _behaviour(given: argparse.Namespace) -> int:
         raise SettingError(f"give {lacking}; {ways}", setting="cases" if given.model else "model")
     plan = _make_plan(given)
     plan.check()
+    for case, k, seed in itertools.product(plan.cases, plan.ks, plan.seeds):
+        if given.split == "dev" and not case.has_dev(k, seed):
+            sentence = f"`split=dev`: {case.split(k, seed)} has no dev file: take `split=test`, or draw that split"
+            raise SettingError(sentence, setting="split", value="dev")
     if given.dry_run:
         return _dry_run(plan, given.jobs)
     status = status_of(plan)
@@ -251,14 +256,13 @@ def _of_found_runs(given: argparse.Namespace) -> int:
     pairs = pair_runs(kernels, trainings)
     names = _names(pairs)
     without = [pair for pair in pairs if pair.training.snapshot_formula is None]
-    for pair in without:
-        if not pair.training.has_weights:
-            sentence = (
-                f"{pair.training.folder} has neither snapshots nor a saved model: repeat the training with "
-                "`kernel_steps=0,last`"
-            )
-            raise SettingError(sentence, setting="fine_tuned_runs", folder=pair.training.folder)
-    made = _snapshot_runs(without, names, given.output.resolve())
+    lacking = {
+        str(pair.training.folder): "it has neither snapshots nor a saved model: repeat it with --kernel_steps 0,last"
+        for pair in without
+        if not pair.training.has_weights
+    }
+    pairs = [pair for pair in pairs if str(pair.training.folder) not in lacking]
+    made = _snapshot_runs([pair for pair in without if pair in pairs], names, given.output.resolve())
     todo = [run for run in made.values() if not run.is_done()]
     for run in todo:
         run.take_kernels()
@@ -285,7 +289,7 @@ def _of_found_runs(given: argparse.Namespace) -> int:
         for pair in pairs
         if made.get(pair) not in failed or pair not in made
     ]
-    return _finish(given, runs, {str(run): problem for run, problem in outcome.failures}, strict=True)
+    return _finish(given, runs, lacking | {str(run): problem for run, problem in outcome.failures})
 
 
 def _names(pairs: Sequence[FoundPair]) -> dict[FoundPair, str]:
@@ -307,7 +311,18 @@ def _names(pairs: Sequence[FoundPair]) -> dict[FoundPair, str]:
         task, split = pair.kernel.data
         k = k_and_seed(pair.kernel)[0]
         names[pair] = f"{short[task, split.parent]} K={k} {pair.formula}:{pair.training.optimizer}"
-    return names
+    return {pair: name + _what_differs(pair, name, names) for pair, name in names.items()}
+
+
+def _what_differs(pair: FoundPair, name: str, names: Mapping[FoundPair, str]) -> str:
+    """The settings that tell the trainings of one name apart, which are rows of their own."""
+    alike = [other.training.definition for other, its_name in names.items() if its_name == name]
+    own = pair.training.definition
+    return "".join(
+        f" {setting}={value}"
+        for number, (setting, value) in enumerate(zip(DEFINING, own, strict=True))
+        if any(other[number] != value for other in alike)
+    )
 
 
 def _snapshot_runs(
@@ -339,9 +354,7 @@ def _snapshot_runs(
     return runs
 
 
-def _finish(
-    given: argparse.Namespace, runs: Sequence["SeedRuns"], problems: dict[str, str], strict: bool = False
-) -> int:
+def _finish(given: argparse.Namespace, runs: Sequence["SeedRuns"], problems: dict[str, str]) -> int:
     """Write the table, print it, and say what is missing; return the exit status."""
     from lmntk.analysis.behaviour import Thresholds
     from lmntk.report.behaviour_files import ENDINGS, PICTURE, make_rows, write_table
@@ -349,8 +362,6 @@ def _finish(
     say = _teller(given)
     thresholds = Thresholds(given.least_ratio, given.least_recovery, given.most_distance, given.standard_errors)
     rows, refused = make_rows(runs, thresholds, given.split)
-    if refused and strict:
-        raise next(iter(refused.values()))
     problems |= {str(folder): str(error) for folder, error in refused.items()}
     if rows:
         tables = write_table(rows, thresholds, given.output)

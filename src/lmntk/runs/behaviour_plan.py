@@ -6,7 +6,6 @@ step. Kernels belong to a formula and trainings to an optimizer: pairs share the
 """
 
 import functools
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from lmntk.data.examples import find_user_file
 from lmntk.data.tasks import TASKS
 from lmntk.errors import FileError, SettingError, UnknownNameError, suggest
 from lmntk.runs.grid import base
-from lmntk.runs.script_run import ScriptRun, hashes, weight_files
+from lmntk.runs.script_run import ScriptRun, hashes, num_gpu, weight_files
 from lmntk.solvers import SOLVERS
 
 OPTIMIZERS = {
@@ -180,7 +179,7 @@ class BehaviourRun(ScriptRun):
         return {
             "TASK": cell.case.task, "SEED": str(cell.seed), "K": str(cell.k), "MODEL": self.plan.model,
             "TYPE": "prompt", "TRAINER": self.trainer, "TAG": f"behaviour-{cell.case.name}-{self.name}",
-            "NUM_GPU": os.environ.get("NUM_GPU") or "1",
+            "NUM_GPU": num_gpu(self.trainer),
         }  # fmt: skip
 
     @property
@@ -331,12 +330,7 @@ class BehaviourPlan:
                 self._check_without_dev(folder)
         trainings = [self.snapshots(cell, rate) for cell in self.cells for rate in self.rates[cell.pair.optimizer]]
         for run in (*self.first_runs(), *self.second_runs({}), *trainings):
-            if run.is_stale:
-                sentence = (
-                    f"{run.folder} holds the results of a run with other settings, data or weights: give another "
-                    "`output`, or remove that folder"
-                )
-                raise SettingError(sentence, setting="output", folder=run.folder)
+            run.refuse_stale()
 
     def _check_without_dev(self, folder: Path) -> None:
         """Refuse choices by dev where there is none."""

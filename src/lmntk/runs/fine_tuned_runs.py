@@ -72,7 +72,12 @@ class FineTunedRun(ScriptRun):
         return tuple(split for split in ("dev", "test") if paths.metrics(split).is_file())
 
     def take_kernels(self) -> None:
-        """Put the files of the kernel run into the folder, so that the run need not compute them again."""
+        """Put the files of the kernel run into the folder, so that the run need not compute them again.
+
+        Raises:
+            SettingError: The folder holds the snapshots of another model, kernel or data.
+        """
+        self.refuse_stale()
         if read_stamp(self.folder) != self.stamp + UNFINISHED:
             shutil.rmtree(self.folder, ignore_errors=True)
             write_text(self.folder / STAMP, self.stamp + UNFINISHED, make_folder=True)

@@ -1,7 +1,8 @@
 """Runs that are there, made by whatever command: kernels and trainings of the same data belong together."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,20 @@ from lmntk.runs.learning_rate import ChosenRate, choose_rate, dev_score
 from lmntk.runs.log import split_folder, task_of
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.readers import read_json
+from lmntk.storage.run_results import is_zero_shot
 from lmntk.storage.training_snapshots import find_snapshots, read_snapshot
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 FORMULA_OF = {"sgd": "sgd", "signgd": "signgd", "adam": "signgd"}
 """The formula that stands for each optimizer."""
+
+DEFINING = (
+    "model_name_or_path", "few_shot_type", "template", "mapping", "binary_classification", "apply_lora", "lora_r",
+    "lora_alpha", "from_linearhead", "fix_layers", "l2_loss", "max_steps", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "max_grad_norm", "label_smoothing_factor",
+)  # fmt: skip
+"""The settings that trainings share which differ in their data, seed or learning rate at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,22 +52,54 @@ class FoundRun:
         return task_of(dict(self.record)), self.place(str(self.record.get("data_dir", "")))
 
     @property
+    def is_kernel(self) -> bool:
+        """Whether it predicts with the kernel of a model as it is."""
+        return self.record.get("trainer") == "kernel" and not self.record.get("fine_tuned_model")
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it fine-tuned a model, or took the snapshots of one that was saved."""
+        if self.record.get("trainer") == "kernel":
+            return bool(self.record.get("fine_tuned_model"))
+        return self.record.get("trainer") == "standard" and not is_zero_shot(self.record)
+
+    @functools.cached_property
+    def snapshot(self) -> Mapping[str, Any]:
+        """The description of its last snapshot; empty if it has none."""
+        found = find_snapshots(self.paths)
+        return read_snapshot(found[-1]).description if found else {}
+
+    @property
+    def training_settings(self) -> Mapping[str, Any]:
+        """The settings of the training: those of the snapshots where they were taken of a saved model."""
+        return {**self.record, **self.snapshot} if self.record.get("trainer") == "kernel" else self.record
+
+    @property
+    def definition(self) -> tuple[str, ...]:
+        """The values of `DEFINING`."""
+        return tuple(str(self.training_settings.get(name)) for name in DEFINING)
+
+    @property
     def optimizer(self) -> str:
         """What trained it, a key of `OPTIMIZERS`."""
-        given = {name: self.record.get(name) or "" for name in ("optimizer", "optimizer_variant")}
+        given = {name: self.training_settings.get(name) or "" for name in ("optimizer", "optimizer_variant")}
         wanted = {name: {"optimizer_variant": "", **settings} for name, settings in OPTIMIZERS.items()}
         return next((name for name, settings in wanted.items() if settings == given), str(given["optimizer"]))
 
     @property
     def snapshot_formula(self) -> str | None:
         """The formula of its snapshots; None if it has none."""
-        found = find_snapshots(self.paths)
-        return str(read_snapshot(found[-1]).description.get("kernel_formula", "")) if found else None
+        return str(self.snapshot.get("kernel_formula", "")) if self.snapshot else None
 
     @property
-    def starts_from_f0(self) -> bool:
-        """Whether its predictions start from the untrained model's logits."""
-        return bool(self.record.get("adjust_for_init")) and self.record.get("f0_scaling") != 0
+    def adjusts_for_f0(self) -> bool:
+        """Whether it was to start from the untrained model's logits, even if the choice fell on leaving them out."""
+        return bool(self.record.get("adjust_for_init"))
+
+    @property
+    def leaves_f0_out(self) -> bool:
+        """Whether its predictions ignore the untrained model's logits."""
+        return not self.adjusts_for_f0 or self.record.get("f0_scaling") == 0
 
     def kernel_files(self) -> list[Path]:
         """Return the kernels that it has computed or loaded, with their descriptions and the untrained logits."""
@@ -104,22 +146,31 @@ class FoundPair:
         return str(self.kernel.record.get("kernel_formula", ""))
 
 
+KINDS: Mapping[str, tuple[str, Callable[[FoundRun], bool]]] = {
+    "kernel_runs": ("of `trainer=kernel`", lambda run: run.is_kernel),
+    "fine_tuned_runs": ("of fine-tuning (`trainer=standard`)", lambda run: run.is_training),
+}
+"""What each setting looks for."""
+
+
 def find_runs(folders: Sequence[Path], setting: str) -> list[FoundRun]:
-    """Find all runs in some folders, or below them.
+    """Find all runs of a kind in some folders, or below them.
 
     Args:
         folders: Folders of runs, or folders that hold such.
-        setting: What gave them, for the error.
+        setting: A key of `KINDS`, which gave them.
 
     Raises:
-        FileError: A folder holds no record of a run.
+        FileError: A folder holds no record of a run, or of none of this kind.
     """
+    kind, is_of_kind = KINDS[setting]
     runs: dict[Path, FoundRun] = {}
     for folder in folders:
         paths = sorted(folder.rglob("run_*.json"))
         if not paths:
             cause = "holds no record of a run (run_TASK.json)" if folder.is_dir() else "is not a folder"
             raise FileError(f"`{setting}={folder}` {cause}: give the folder of a run, or one above", path=folder)
+        of_folder: dict[Path, FoundRun] = {}
         for path in paths:
             try:
                 record = read_json(path)
@@ -127,14 +178,20 @@ def find_runs(folders: Sequence[Path], setting: str) -> list[FoundRun]:
                 record = None
             if not isinstance(record, dict):
                 raise FileError(f"{path} is not a JSON object: remove it, or repeat the run", path=path)
-            runs.setdefault(path.resolve(), FoundRun(path.parent, record))
+            of_folder[path.resolve()] = FoundRun(path.parent, record)
+        fitting = {path: run for path, run in of_folder.items() if is_of_kind(run)}
+        if not fitting:
+            there = " and ".join(dict.fromkeys(str(run.record.get("trainer")) for run in of_folder.values()))
+            sentence = f"`{setting}={folder}` holds no run {kind}, but of {there}: give the folder of one, or one above"
+            raise FileError(sentence, path=folder)
+        runs = {**fitting, **runs}
     return list(runs.values())
 
 
 def pair_runs(kernels: Sequence[FoundRun], trainings: Sequence[FoundRun]) -> list[FoundPair]:
     """Pair each training with the kernel of the same data, and of the formula of its snapshots or its optimizer.
 
-    Of several trainings of the same data, formula and optimizer, that with the best metric on dev counts.
+    Of several trainings that differ in their learning rate alone, that with the best metric on dev counts.
 
     Args:
         kernels: Runs with predictions from kernels, with or without f₀.
@@ -146,11 +203,15 @@ def pair_runs(kernels: Sequence[FoundRun], trainings: Sequence[FoundRun]) -> lis
     groups: dict[tuple[Any, ...], list[FoundRun]] = {}
     for training in trainings:
         formula = training.snapshot_formula or FORMULA_OF.get(training.optimizer, "sgd")
-        groups.setdefault((training.data, formula, training.optimizer), []).append(training)
+        groups.setdefault((training.data, formula, training.optimizer, training.definition), []).append(training)
     pairs = []
-    for (data, formula, _), group in groups.items():
+    for (data, formula, *_), group in groups.items():
         training, choice = _best(group)
-        kernel, with_f0 = (_kernel(kernels, training, data, formula, with_f0=f0) for f0 in (False, True))
+        of_formula = [run for run in kernels if run.data == data and run.record.get("kernel_formula") == formula]
+        with_f0 = _one_of([run for run in of_formula if run.adjusts_for_f0], training)
+        kernel = _one_of([run for run in of_formula if not run.adjusts_for_f0], training)
+        if kernel is None and with_f0 is not None and with_f0.leaves_f0_out:
+            kernel, with_f0 = with_f0, None
         if kernel is None:
             there = ", ".join(f"{run.folder} ({_what(run)})" for run in kernels)
             sentence = (
@@ -163,13 +224,19 @@ def pair_runs(kernels: Sequence[FoundRun], trainings: Sequence[FoundRun]) -> lis
 
 
 def _best(group: Sequence[FoundRun]) -> tuple[FoundRun, ChosenRate | None]:
-    if len(group) == 1:
-        return group[0], None
-    by_rate = {str(run.record.get("learning_rate")): run for run in group}
-    if len(by_rate) < len(group):
-        both = " and ".join(str(run.folder) for run in group)
-        sentence = f"{both} are trainings of the same data with the same learning rate: give one of them"
-        raise DataError(sentence, paths=[run.folder for run in group])
+    """Return the training whose learning rate is best on dev; of one rate, that with snapshots."""
+    by_rate: dict[str, FoundRun] = {}
+    for rate in dict.fromkeys(str(run.training_settings.get("learning_rate")) for run in group):
+        of_rate = [run for run in group if str(run.training_settings.get("learning_rate")) == rate]
+        with_snapshots = [run for run in of_rate if run.snapshot_formula is not None]
+        fitting = with_snapshots or of_rate
+        if len(fitting) > 1:
+            both = " and ".join(str(run.folder) for run in fitting)
+            sentence = f"{both} are trainings of the same data with the same learning rate: give one of them"
+            raise DataError(sentence, paths=[run.folder for run in fitting])
+        by_rate[rate] = fitting[0]
+    if len(by_rate) == 1:
+        return next(iter(by_rate.values())), None
     scores = {rate: dev_score(dict(run.record)) for rate, run in by_rate.items()}
     if all(math.isnan(score) for score in scores.values()):
         both = " and ".join(str(run.folder) for run in group)
@@ -178,14 +245,8 @@ def _best(group: Sequence[FoundRun]) -> tuple[FoundRun, ChosenRate | None]:
     return by_rate[choice.rate], choice
 
 
-def _kernel(
-    kernels: Sequence[FoundRun], training: FoundRun, data: tuple[str, Path], formula: str, *, with_f0: bool
-) -> FoundRun | None:
-    fitting = [
-        run
-        for run in kernels
-        if run.data == data and run.record.get("kernel_formula") == formula and run.starts_from_f0 == with_f0
-    ]
+def _one_of(fitting: Sequence[FoundRun], training: FoundRun) -> FoundRun | None:
+    """Return the one kernel that belongs to a training, None if there is none."""
     if len(fitting) > 1:
         names = " and ".join(str(run.folder) for run in fitting)
         sentence = f"{names} are kernels of the same formula and data as {training.folder}: give one of them"
@@ -194,7 +255,7 @@ def _kernel(
 
 
 def _what(run: FoundRun) -> str:
-    return str(run.record.get("kernel_formula")) + (" with f₀" if run.starts_from_f0 else "")
+    return str(run.record.get("kernel_formula")) + (" with f₀" if run.adjusts_for_f0 else "")
 
 
 def k_and_seed(run: FoundRun) -> tuple[str, str]:

@@ -5,7 +5,6 @@ values of `learning_rate` are chosen among on dev; LOAD_KERNELS_TAG names the me
 """
 
 import functools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,10 +12,10 @@ from pathlib import Path
 
 from lmntk.data.examples import split_file
 from lmntk.data.tasks import TASKS, Task
-from lmntk.errors import FileError, SettingError
+from lmntk.errors import FileError
 from lmntk.runs.behaviour_plan import Case
 from lmntk.runs.grid import DEFAULTS, Grid, base, read_grids
-from lmntk.runs.script_run import ScriptRun, hashes, weight_files
+from lmntk.runs.script_run import ScriptRun, hashes, num_gpu, weight_files
 
 TABLES = ("main-table", "no-prompt", "subsets", "512-shot", "solvers")
 """The tables; each is a file of examples/paper."""
@@ -212,7 +211,7 @@ class PaperRun(ScriptRun):
         return {
             "TASK": cell.case.task, "SEED": str(cell.seed), "K": str(cell.k), "MODEL": self.plan.model,
             "TYPE": cell.method.few_shot_type, "TRAINER": self.trainer, "TAG": f"paper-{cell.method.name}",
-            "NUM_GPU": os.environ.get("NUM_GPU") or "1",
+            "NUM_GPU": num_gpu(self.trainer),
         }  # fmt: skip
 
     @property
@@ -308,13 +307,7 @@ class PaperPlan:
                 raise FileError(f"{folder} has no dev file, by which settings are chosen: draw that split", path=folder)
         for phase in self.phases():
             for run in phase:
-                if run.is_stale:
-                    raise SettingError(
-                        f"{run.folder} holds the results of a run with other settings, data or weights: give another "
-                        "`output`, or remove that folder",
-                        setting="output",
-                        folder=run.folder,
-                    )
+                run.refuse_stale()
 
 
 def task_of_case(case: Case) -> Task | None:

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lmntk.errors import SettingError
 from lmntk.runs import processes
 from lmntk.runs.log import LogEntry
 from lmntk.runs.processes import RunProcess
@@ -21,7 +22,7 @@ FOREIGN_VARIABLES = (
 """The variables of the caller's shell that would make another run of it."""
 
 NOT_IN_STAMP = ("NUM_GPU",)
-"""The variables on which no result depends."""
+"""The variables on which no result depends, see `num_gpu`."""
 
 WEIGHT_FILES = ("safetensors", "bin", "gguf", "json")
 
@@ -100,6 +101,25 @@ class ScriptRun(RunProcess):
         stamp = processes.read_stamp(self.folder) or ""
         is_finished = self.has_results() and not stamp.endswith(processes.UNFINISHED)
         return is_finished and stamp != self.stamp
+
+    def refuse_stale(self) -> None:
+        """Refuse to delete a finished run.
+
+        Raises:
+            SettingError: The folder holds one, of another stamp.
+        """
+        if self.is_stale:
+            sentence = (
+                f"{self.folder} holds the results of a run with other settings, data or weights: give another "
+                "`output`, or remove that folder"
+            )
+            raise SettingError(sentence, setting="output", folder=self.folder)
+
+
+def num_gpu(trainer: str) -> str:
+    """Return NUM_GPU for a run: a training takes one process, since several would multiply the examples of a step."""
+    given = os.environ.get("NUM_GPU") or "1"
+    return "1" if trainer in ("standard", "linearised") and given not in ("0", "1") else given
 
 
 def share_cores(environment: Mapping[str, str], jobs: int) -> dict[str, str]:
