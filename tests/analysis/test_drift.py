@@ -107,6 +107,15 @@ def test_seeds_are_averaged_and_the_recovery_is_that_of_the_means(tmp_path: Path
     )
 
 
+def test_trainings_of_another_optimizer_are_not_averaged_and_other_rates_are_remarked(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", learning_rate=0.1)
+    with pytest.raises(KernelMismatchError) as caught:
+        drift_of_runs([first, write(tmp_path / "b", optimizer_variant="signgd")], ["a", "b"])
+    assert "optimizer_variant" in str(caught.value)
+    drifts = drift_of_runs([first, write(tmp_path / "c", learning_rate=0.2)], ["a", "c"])
+    assert [remark for remark in mean_drift(drifts).remarks if "`learning_rate` (0.1, 0.2)" in remark]
+
+
 def test_only_the_steps_of_all_trainings_are_averaged_and_the_others_named(tmp_path: Path) -> None:
     drifts = [
         training_drift(write(tmp_path / name, steps=steps), name)

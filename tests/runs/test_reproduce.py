@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,6 +210,40 @@ def test_downloaded_kernels_are_taken_with_the_settings_that_they_need(
     assert status == 0 and alone == []
 
 
+def test_downloaded_kernels_are_not_those_of_ones_own_data_and_do_not_replace_finished_runs(place: Workplace) -> None:
+    own = place.root / "mine" / "SST-2"
+    shutil.copytree(place.root / "data/k-shot-1k-test/SST-2", own)
+    words = ("--model", "roberta-base", "--tasks", f"own={own}")
+    place.run("main-table", "--model", "roberta-base")
+    folder = place.root / "result/SST-2-roberta-base-prompt-kernel-published-sgd/16-13"
+    folder.mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}_kernels_sst-2.pt").write_bytes(b"cut")
+    status, out, err = place.run("main-table", "--model", "roberta-base", "--list")
+    assert status == 0 and " 0 to do" in out
+    assert "left out" in err
+    status, _, err = place.run("main-table", *words)
+    assert status == 0 and "left out" not in err
+    assert not any(
+        "--load_kernels" in call for name, call in place.calls.items() if name == "own/prompt-kernel-sgd/16-13"
+    )
+
+
+def test_a_mean_over_some_of_the_seeds_is_marked_and_json_is_valid(place: Workplace) -> None:
+    place.note("fail", "prompt-kernel-sgd/16-42")
+    place.note("scores", "SST-2/prompt-kernel-a-signgd NaN")
+    status, out, _ = place.run("solvers", "--seeds", "13", "42")
+    assert status == 1 and "[1 of 2]" in out
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (place.output / "solvers.json").read_text(encoding="utf-8")
+    rows = json.loads(text, parse_constant=refuse)
+    assert {row["seeds"] for row in rows if row["method"] == "kernel-sgd"} == {1}
+    assert not [row for row in rows if row["method"] == "kernel-a-signgd"], "a score that is not a number has no row"
+
+
 HEADER = "table,task,k,method,mean,sd,seeds"
 
 
@@ -244,6 +279,7 @@ def test_published_numbers_stand_beside_ours_with_the_distance(place: Workplace)
         ((HEADER, "solver,SST-2,16,kernel-sgd,80,1,5"), UnknownNameError, "unknown table 'solver'"),
         ((HEADER, "solvers,SST-2,16,kernel-sgd,much,1,5"), FileError, "line 2"),
         ((HEADER, "solvers,SST-2,16,kernel-sgd,nan,1,5"), FileError, "line 2"),
+        ((HEADER, "solvers,SST-2,16,kernel-sgd,80,inf,5"), FileError, "line 2"),
         ((HEADER, "solvers,SST-2"), UnknownNameError, "line 2: unknown method"),
         ((HEADER, *2 * ["solvers,SST-2,16,kernel-sgd,80,1,5"]), FileError, "line 3.*twice"),
     ],

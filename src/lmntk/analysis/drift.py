@@ -5,7 +5,7 @@ after t steps, and K_t is the kernel of the train examples at θ_t.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,12 @@ from lmntk.analysis.trainings import REPEAT, Training
 from lmntk.errors import FileError, KernelMismatchError
 from lmntk.solvers.problem import ClassIds, predicted_classes
 from lmntk.storage.training_snapshots import TrainingSnapshot, find_snapshots
+
+METHOD = ("trainer", "optimizer", "optimizer_variant")
+"""What trainings that are averaged have in common, besides their task, model and prompt."""
+
+LENGTH = ("learning_rate", "max_steps", "per_device_train_batch_size")
+"""What they may differ in, with a remark: learning rates are chosen for each seed."""
 
 NUMBERS = ("logits_distance", "equal_predictions", "alignment", "effective_rank", "sign_share", "train_loss")
 
@@ -190,9 +196,26 @@ def drift_of_runs(
     """
     first, *others = [Training.of_run(run) for run in runs]
     for other in others:
-        # Adapters are drawn by the seed: two seeds have different weights at the start.
-        check_pair(first.run, other.run, first.description, other.description, without=(*DATA, "weights_sha256"))
-    return [training_drift(run, name, split, show_progress) for run, name in zip(runs, names, strict=True)]
+        # New adapters and heads are drawn by the seed: two seeds have different weights at the start.
+        drawn = first.description.get("apply_lora") or first.description.get("few_shot_type") == "finetune"
+        weights = ("weights_sha256",) if drawn else ()
+        check_pair(first.run, other.run, first.description, other.description, without=(*DATA, *weights))
+        differing = _differing([first, other], METHOD)
+        if differing:
+            sentence = (
+                f"{first.run.folder} and {other.run.folder} differ in {differing[0]}: give each a call of its own"
+            )
+            raise KernelMismatchError(sentence, path=other.run.folder, differences=differing)
+    remarks = [f"the trainings differ in {what}" for what in _differing([first, *others], LENGTH)]
+    drifts = [training_drift(run, name, split, show_progress) for run, name in zip(runs, names, strict=True)]
+    return [replace(drift, remarks=(*drift.remarks, *remarks)) for drift in drifts]
+
+
+def _differing(trainings: Sequence[Training], settings: Sequence[str]) -> list[str]:
+    """Return the settings in which trainings differ, with their values."""
+    known = [{**training.run.record, **training.description} for training in trainings]
+    values = {name: list(dict.fromkeys(str(each.get(name)) for each in known)) for name in settings}
+    return [f"`{name}` ({', '.join(found)})" for name, found in values.items() if len(found) > 1]
 
 
 def mean_drift(drifts: Sequence[Drift]) -> Drift:

@@ -84,7 +84,7 @@ Key = tuple[str, int, str]
 
 
 def results_of(plan: PaperPlan) -> list[SeedResult]:
-    """Return the results of all cells whose runs are done, the learning rates chosen on dev."""
+    """Return the results of all cells that have a score, the learning rates chosen on dev."""
     found = []
     for cell in plan.cells():
         runs = plan.runs(cell)
@@ -105,8 +105,9 @@ def results_of(plan: PaperPlan) -> list[SeedResult]:
             used = used_settings(solver, f0=bool(settings.get("adjust_for_init")))
             numbers = {name: record[name] for name in used}
         test = record.get(metric_keys(task, task).test or "")
-        score = _percent(test) if isinstance(test, int | float) else math.nan
-        found.append(SeedResult(cell, score, _percent(dev_score(record)), choice, numbers))
+        if not isinstance(test, int | float) or not math.isfinite(test):
+            continue
+        found.append(SeedResult(cell, _percent(test), _percent(dev_score(record)), choice, numbers))
     return found
 
 
@@ -162,7 +163,7 @@ def read_published(path: Path, table: str, cases: Sequence[Case]) -> dict[Key, S
         try:
             score = Score(float(row["mean"]), float(row.get("sd") or "nan"), int(row.get("seeds") or PUBLISHED_SEEDS))
             key = tasks[row["task"].lower()], int(row["k"]), row["method"]
-            if not math.isfinite(score.mean) or score.sd < 0 or score.seeds < 1:
+            if not math.isfinite(score.mean) or score.sd < 0 or math.isinf(score.sd) or score.seeds < 1:
                 raise ValueError
         except (TypeError, ValueError) as error:
             sentence = f"`published={path}`, line {line}: k and seeds are whole numbers, mean and sd numbers in percent"
@@ -187,13 +188,14 @@ def format_scores(plan: PaperPlan, scores: Mapping[Key, Score], published: Mappi
     """
     if form in ("csv", "json"):
         rows = _records(plan, scores, published)
-        return json.dumps(rows, indent=2) + "\n" if form == "json" else _as_csv(rows)
+        return json.dumps(rows, indent=2, allow_nan=False) + "\n" if form == "json" else _as_csv(rows)
     table = []
     for k in plan.ks:
         for method in plan.methods:
             several = {"K": str(k)} if len(plan.ks) > 1 else {}
             keys = {case.name: (case.name, k, method.name) for case in plan.cases}
-            ours = {name: str(scores[key]) if key in scores else "" for name, key in keys.items()}
+            ours = {name: _cell(scores[key], len(plan.seeds)) for name, key in keys.items() if key in scores}
+            ours = dict.fromkeys(keys, "") | ours
             table.append({"method": TITLES[method.name], **several, **ours})
             theirs = {name: str(published[key]) if key in published else "" for name, key in keys.items()}
             if any(theirs.values()):
@@ -203,6 +205,11 @@ def format_scores(plan: PaperPlan, scores: Mapping[Key, Score], published: Mappi
                 apart = {name: "" if math.isnan(value) else f"{value:+.1f}" for name, value in distances.items()}
                 table.append({"method": "- difference in standard errors", **apart})
     return format_table(table, form, words=("method",))
+
+
+def _cell(score: Score, seeds: int) -> str:
+    """Write a score, and over how many of the seeds it is a mean if some are missing."""
+    return str(score) + ("" if score.seeds == seeds else f" [{score.seeds} of {seeds}]")
 
 
 def _records(plan: PaperPlan, scores: Mapping[Key, Score], published: Mapping[Key, Score]) -> list[dict[str, Any]]:
@@ -223,7 +230,7 @@ def _records(plan: PaperPlan, scores: Mapping[Key, Score], published: Mapping[Ke
 
 
 def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None
 
 
 def choices_table(plan: PaperPlan, results: Sequence[SeedResult]) -> str:
