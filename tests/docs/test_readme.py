@@ -15,7 +15,7 @@ import demo
 import demo_causal
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.commands import compare, gather, report, splits
+from lmntk.commands import behaviour, compare, gather, report, splits
 from lmntk.commands.main import NAMES
 from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import find_task
@@ -83,7 +83,7 @@ def test_the_table_of_all_runs_has_a_row_for_each(walked: Workplace, capsys: pyt
     with contextlib.chdir(walked.folder):
         assert gather.main(words[2:]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "| sst-2 " in line]
-    assert len(rows) == len(calls(README)) == 7
+    assert len(rows) == len(calls(README)) == 8
 
 
 def test_the_report_and_the_comparison_are_of_runs_that_the_readme_made(
@@ -96,6 +96,12 @@ def test_the_report_and_the_comparison_are_of_runs_that_the_readme_made(
     page = walked.folder / f"{RESULT}-kernel-kernel-prompting" / "16-42" / "report" / "report.html"
     assert "<h1>" in page.read_text(encoding="utf-8")
     assert "test" in capsys.readouterr().out
+
+
+def test_the_question_whether_the_kernel_describes_fine_tuning_is_asked_as_the_tool_takes_it() -> None:
+    (words,) = [words for words in commands(README) if words[1:2] == ["tools/kernel_behaviour.py"]]
+    given = behaviour.BehaviourParser().read(words[2:])
+    assert (given.cases, given.seeds) == (["SST-2"], [13, 42])
 
 
 @pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
@@ -118,7 +124,7 @@ def test_every_command_is_one_that_the_tests_know() -> None:
         if words[0] == "make":
             assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
         elif words[0] == "python":
-            tools = ("generate_k_shot_data", "gather_result", "report", "compare_kernels")
+            tools = ("generate_k_shot_data", "kernel_behaviour", "gather_result", "report", "compare_kernels")
             assert words[1] in [f"tools/{tool}.py" for tool in tools]
         elif words[0] == "lmntk":
             assert words[1] in NAMES
@@ -132,6 +138,7 @@ def test_every_command_is_one_that_the_tests_know() -> None:
 
 def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
     tool_flags = {"mode", "k", "task", "seed", "data_dir", "output_dir", "condition", "format"}
+    tool_flags |= {"model", "seeds", "jobs"}
     assert {flag for flag in re.findall(r"--(\w+)", README) if flag not in flag_names() | tool_flags} == set()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert [link for link in [*links, "requirements.txt"] if not (ROOT / link).is_file()] == []

@@ -99,7 +99,8 @@ class ScriptRun(RunProcess):
     def is_stale(self) -> bool:
         """Whether the folder has results of a finished run with another stamp, which would be deleted."""
         stamp = processes.read_stamp(self.folder) or ""
-        is_finished = self.has_results() and not stamp.endswith(processes.UNFINISHED)
+        # Not `has_results`: a run of fewer splits than this one is finished too.
+        is_finished = self.paths.record().is_file() and not stamp.endswith(processes.UNFINISHED)
         return is_finished and stamp != self.stamp
 
     def refuse_stale(self) -> None:
