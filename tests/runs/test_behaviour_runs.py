@@ -279,6 +279,15 @@ def test_finished_runs_of_other_weights_data_or_flags_are_not_overwritten(
     assert str(place.output / KERNEL) in err and "--output" in err
 
 
+def test_a_finished_run_of_fewer_splits_is_not_overwritten(place: Workplace) -> None:
+    place.run()
+    (place.output / KERNEL / "eval_results_mr.txt").unlink()
+    (place.root / "model/model.safetensors").write_text("other weights\n", encoding="utf-8")
+    status, _, err = place.run()
+    assert (status, len(place.calls)) == (2, 5)
+    assert str(place.output / KERNEL) in err
+
+
 def test_what_failed_is_listed_and_the_rest_makes_the_table(place: Workplace) -> None:
     place.note("fail", "data/tweets/mr/16-42 --output_dir")
     status, out, err = place.run("--seeds", "13", "42")
