@@ -116,6 +116,22 @@ def test_trainings_of_another_optimizer_are_not_averaged_and_other_rates_are_rem
     assert [remark for remark in mean_drift(drifts).remarks if "`learning_rate` (0.1, 0.2)" in remark]
 
 
+def test_weights_at_the_start_may_differ_where_the_seed_draws_them_alone(tmp_path: Path) -> None:
+    def pair(name: str, **record: Any) -> list[SavedRun]:
+        hashes = ("a" * 64, "b" * 64)
+        return [write(tmp_path / name / each[0], weights_sha256=each, **record) for each in hashes]
+
+    with pytest.raises(KernelMismatchError, match="weights_sha256"):
+        drift_of_runs(pair("all"), ["a", "b"])
+    for name, record in (("lora", {"apply_lora": True}), ("head", {"few_shot_type": "finetune"})):
+        assert len(drift_of_runs(pair(name, **record), ["a", "b"])) == 2
+
+
+def test_a_variant_that_is_not_recorded_is_none(tmp_path: Path) -> None:
+    runs = [write(tmp_path / "a"), write(tmp_path / "b", optimizer_variant="")]
+    assert len(drift_of_runs(runs, ["a", "b"])) == 2
+
+
 def test_only_the_steps_of_all_trainings_are_averaged_and_the_others_named(tmp_path: Path) -> None:
     drifts = [
         training_drift(write(tmp_path / name, steps=steps), name)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lmntk.analysis import statistics
 from lmntk.analysis.kernel_distances import KernelDistances, kernel_distances, mean_distances
-from lmntk.analysis.pairing import DATA, check_pair
+from lmntk.analysis.pairing import DATA, check_pair, settings_of
 from lmntk.analysis.saved_run import SavedRun, read_runs
 from lmntk.analysis.scores import logits_distance, recovery, score
 from lmntk.analysis.statistics import Array
@@ -197,7 +197,8 @@ def drift_of_runs(
     first, *others = [Training.of_run(run) for run in runs]
     for other in others:
         # New adapters and heads are drawn by the seed: two seeds have different weights at the start.
-        drawn = first.description.get("apply_lora") or first.description.get("few_shot_type") == "finetune"
+        settings = settings_of(first.run, first.description)
+        drawn = settings.get("apply_lora") or settings.get("few_shot_type") == "finetune"
         weights = ("weights_sha256",) if drawn else ()
         check_pair(first.run, other.run, first.description, other.description, without=(*DATA, *weights))
         differing = _differing([first, other], METHOD)
@@ -214,7 +215,8 @@ def drift_of_runs(
 def _differing(trainings: Sequence[Training], settings: Sequence[str]) -> list[str]:
     """Return the settings in which trainings differ, with their values."""
     known = [{**training.run.record, **training.description} for training in trainings]
-    values = {name: list(dict.fromkeys(str(each.get(name)) for each in known)) for name in settings}
+    texts = [{name: str(value) for name, value in each.items() if value is not None} for each in known]
+    values = {name: list(dict.fromkeys(each.get(name, "") for each in texts)) for name in settings}
     return [f"`{name}` ({', '.join(found)})" for name, found in values.items() if len(found) > 1]
 
 
