@@ -244,6 +244,66 @@ def test_a_mean_over_some_of_the_seeds_is_marked_and_json_is_valid(place: Workpl
     assert not [row for row in rows if row["method"] == "kernel-a-signgd"], "a score that is not a number has no row"
 
 
+def test_a_damaged_or_misdescribed_download_is_left_out_in_one_sentence(place: Workplace) -> None:
+    import torch
+
+    from lmntk.storage.kernel_files import save_kernel
+    from lmntk.storage.paths import RunPaths
+
+    paths = RunPaths(place.root / "result/SST-2-roberta-base-prompt-kernel-published-sgd/16-13", "sst-2")
+    files = [paths.kernel(split) for split in ("train", "dev", "test")]
+    files[0].parent.mkdir(parents=True)
+    kernel = Kernel(1)
+    for file in files:
+        save_kernel(file, torch.tensor(kernel.train), torch.tensor(kernel.train_labels), {"formula": "sgd"})
+    whole = [file.read_bytes() for file in files]
+    words = ("main-table", "--model", "roberta-base")
+    for damaged, content in ((files[2], b"cut"), (files[0], whole[0] + b"more")):
+        damaged.write_bytes(content)
+        status, out, err = place.run(*words, "--list")
+        assert status == 0 and "K(SGD)" in out
+        assert err.count("left out") == 1 and str(damaged) in err
+        damaged.write_bytes(whole[files.index(damaged)])
+    files[2].write_bytes(b"cut")
+    place.run(*words)
+    assert not [call for call in place.calls.values() if "kernel-published" in call]
+
+
+def test_ones_own_folder_beside_the_published_splits_has_no_downloaded_kernels(place: Workplace) -> None:
+    splits = place.root / "data/k-shot-1k-test"
+    shutil.copytree(splits / "SST-2", splits / "sst-2")
+    folder = place.root / "result/sst-2-roberta-base-prompt-kernel-published-sgd/16-13"
+    folder.mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}_kernels_sst-2.pt").write_bytes(b"cut")
+    words = ("--model", "roberta-base", "--tasks", f"own={splits / 'sst-2'}", "--list")
+    status, _, err = place.run("main-table", *words)
+    assert status == 0 and "left out" not in err
+
+
+def test_a_run_without_a_score_is_named_and_every_form_says_how_many_were_asked(place: Workplace) -> None:
+    place.note("scores", "SST-2/prompt-kernel-a-signgd/16-42 NaN", "SST-2/prompt-kernel-sgd-svc NaN")
+    status, out, _ = place.run("solvers", "--seeds", "13", "42")
+    assert status == 0
+    named = re.findall(r"^  (SST-2 .*)\n    no score on test that is a number$", out, re.MULTILINE)
+    cells = ["13: K(SGD), svc", "42: K(SGD), svc", "42: K(A-SignGD), asym"]
+    assert sorted(named) == sorted(f"SST-2 K=16, seed {cell}" for cell in cells)
+    rows = json.loads((place.output / "solvers.json").read_text(encoding="utf-8"))
+    found = {row["method"]: (row["seeds"], row["seeds_asked"]) for row in rows}
+    assert (found["kernel-a-signgd"], found["kernel-sgd"]) == ((1, 2), (2, 2))
+    for ending in ("txt", "md", "tex"):
+        assert "[1 of 2]" in (place.output / f"solvers.{ending}").read_text(encoding="utf-8")
+    with (place.output / "solvers.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["seeds_asked"] for row in csv.DictReader(file)} == {"2"}
+
+
+def test_a_cell_whose_trainings_have_all_diverged_is_named_once(place: Workplace) -> None:
+    place.note("scores", "SST-2/prompt-sgd-lr= NaN")
+    status, out, _ = place.run("main-table")
+    named = re.findall(r"^  (.*)\n    no score on test that is a number$", out, re.MULTILINE)
+    assert (status, named) == (0, ["SST-2 K=16, seed 13: SGD fine-tuning"])
+
+
 HEADER = "table,task,k,method,mean,sd,seeds"
 
 
@@ -280,6 +340,7 @@ def test_published_numbers_stand_beside_ours_with_the_distance(place: Workplace)
         ((HEADER, "solvers,SST-2,16,kernel-sgd,much,1,5"), FileError, "line 2"),
         ((HEADER, "solvers,SST-2,16,kernel-sgd,nan,1,5"), FileError, "line 2"),
         ((HEADER, "solvers,SST-2,16,kernel-sgd,80,inf,5"), FileError, "line 2"),
+        ((HEADER, "solvers,SST-2,16,kernel-sgd,80,nan,5"), FileError, "line 2"),
         ((HEADER, "solvers,SST-2"), UnknownNameError, "line 2: unknown method"),
         ((HEADER, *2 * ["solvers,SST-2,16,kernel-sgd,80,1,5"]), FileError, "line 3.*twice"),
     ],

@@ -20,6 +20,7 @@ examples/paper. --quick runs BERT-tiny on the demo's data, which `make demo` mak
 
 import argparse
 import dataclasses
+import functools
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,12 +30,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lmntk.config.tool_parser import Parser, run_tool
-from lmntk.errors import FileError, SettingError
+from lmntk.errors import FileError, KernelMismatchError, SettingError
 from lmntk.interrupts import Stopped
 from lmntk.runs.behaviour_plan import Case
 from lmntk.runs.grid import base
-from lmntk.runs.paper_plan import TABLES, Method, PaperCell, PaperPlan, PaperRun, case_of, read_methods
-from lmntk.runs.paper_table import Key, Score, choices_table, format_scores, read_published, results_of, scores_of
+from lmntk.runs.paper_plan import TABLES, Method, PaperCell, PaperPlan, PaperRun, case_of, read_methods, task_of_case
+from lmntk.runs.paper_table import (
+    Key,
+    Score,
+    choices_table,
+    format_scores,
+    read_published,
+    results_of,
+    scores_of,
+    unscored,
+)
 from lmntk.runs.processes import run_all
 from lmntk.runs.progress import Bar
 from lmntk.runs.run_hours import estimate, format_estimate, unmeasured
@@ -104,6 +114,9 @@ def _reproduce(given: argparse.Namespace) -> int:
         _write(given, plan, published)
     if failures:
         print("missing:", *(f"  {run}\n    {problem}" for run, problem in failures), sep="\n")
+    without = [] if given.list or given.dry_run else unscored(plan)
+    if without:
+        print("without a score:", *(f"  {run}\n    no score on test that is a number" for run in without), sep="\n")
     return 1 if failures else 0
 
 
@@ -151,6 +164,14 @@ def _downloaded(
     from lmntk.storage.kernel_files import load_kernel
     from lmntk.storage.paths import RunPaths
 
+    @functools.cache  # several methods take the same kernels
+    def num_logits(files: tuple[Path, ...]) -> int | None:
+        try:
+            return [load_kernel(file)[0].shape[-1] for file in files][0]
+        except (FileError, KernelMismatchError) as error:
+            print(f"the downloaded kernel is left out and computed: {error}", file=sys.stderr)
+            return None
+
     found: dict[PaperCell, tuple[Path, tuple[str, ...]]] = {}
     for method, case, k, seed in product(methods, cases, ks, seeds):
         if method.trainer != "kernel" or NOT_PUBLISHED & method.settings.keys() or not _is_published(case):
@@ -158,21 +179,18 @@ def _downloaded(
         formula = method.settings["kernel_formula"]
         name = f"{case.task}-{PUBLISHED_MODEL}-{method.few_shot_type}-kernel-published-{formula}"
         paths = RunPaths((base() / "result" / name / f"{k}-{seed}").resolve(), case.task.lower())
-        files = [paths.kernel(split) for split in ("train", "dev", "test")]
-        if all(path.is_file() for path in files):
-            try:
-                one_logit = load_kernel(files[0])[0].shape[-1] == 1
-            except FileError as error:
-                print(f"the downloaded kernel is left out and computed: {error}", file=sys.stderr)
-                continue
-            extra = ("binary_classification",) if one_logit and not method.needs_two_classes else ()
+        files = tuple(paths.kernel(split) for split in ("train", "dev", "test"))
+        logits = num_logits(files) if all(path.is_file() for path in files) else None
+        if logits is not None:
+            extra = ("binary_classification",) if logits == 1 and not method.needs_two_classes else ()
             found[PaperCell(method, case, k, seed)] = Path(paths.folder), extra
     return found
 
 
 def _is_published(case: Case) -> bool:
     """Whether a case has the published splits: one's own data may be in a folder of the same name."""
-    return case.folder.resolve().parent == (base() / "data" / "k-shot-1k-test").resolve()
+    task = task_of_case(case)
+    return task is not None and case.folder.resolve() == (base() / "data" / "k-shot-1k-test" / task.folder).resolve()
 
 
 def _do(plan: PaperPlan, runs: Sequence[PaperRun], jobs: int) -> list[tuple[PaperRun, str]]:

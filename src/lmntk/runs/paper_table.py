@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,7 +15,7 @@ from lmntk.errors import DataError, FileError, UnknownNameError, suggest
 from lmntk.runs.behaviour_plan import Case
 from lmntk.runs.learning_rate import ChosenRate, choose_rate, dev_score
 from lmntk.runs.log import metric_keys, task_of
-from lmntk.runs.paper_plan import TABLES, TITLES, PaperCell, PaperPlan
+from lmntk.runs.paper_plan import TABLES, TITLES, PaperCell, PaperPlan, PaperRun
 from lmntk.solvers.candidates import used_settings
 from lmntk.storage.tables import format_table
 
@@ -111,6 +111,13 @@ def results_of(plan: PaperPlan) -> list[SeedResult]:
     return found
 
 
+def unscored(plan: PaperPlan) -> list[PaperRun]:
+    """Return every cell whose runs are done without a score that is a number, as a run without a learning rate."""
+    scored = {result.cell for result in results_of(plan)}
+    cells = [[*plan.runs(cell).values()] for cell in plan.cells() if cell not in scored]
+    return [replace(runs[0], rate="") for runs in cells if all(run.is_done() for run in runs)]
+
+
 def _percent(fraction: float) -> float:
     return round(100 * fraction, 10)
 
@@ -161,9 +168,12 @@ def read_published(path: Path, table: str, cases: Sequence[Case]) -> dict[Key, S
                 sentence = f"`published={path}`, line {line}: {suggest(name or '', options, kind)}"
                 raise UnknownNameError(sentence, name=name, kind=kind, options=[*options])
         try:
-            score = Score(float(row["mean"]), float(row.get("sd") or "nan"), int(row.get("seeds") or PUBLISHED_SEEDS))
+            sd = float(row["sd"]) if row.get("sd") else math.nan
+            score = Score(float(row["mean"]), sd, int(row.get("seeds") or PUBLISHED_SEEDS))
             key = tasks[row["task"].lower()], int(row["k"]), row["method"]
-            if not math.isfinite(score.mean) or score.sd < 0 or math.isinf(score.sd) or score.seeds < 1:
+            if not math.isfinite(score.mean) or score.sd < 0 or score.seeds < 1:
+                raise ValueError
+            if row.get("sd") and not math.isfinite(sd):
                 raise ValueError
         except (TypeError, ValueError) as error:
             sentence = f"`published={path}`, line {line}: k and seeds are whole numbers, mean and sd numbers in percent"
@@ -216,7 +226,7 @@ def _records(plan: PaperPlan, scores: Mapping[Key, Score], published: Mapping[Ke
     rows = []
     for (task, k, method), score in scores.items():
         row: dict[str, Any] = {"table": plan.table, "task": task, "k": k, "method": method}
-        row |= {"mean": score.mean, "sd": _number(score.sd), "seeds": score.seeds}
+        row |= {"mean": score.mean, "sd": _number(score.sd), "seeds": score.seeds, "seeds_asked": len(plan.seeds)}
         if published:
             theirs = published.get((task, k, method))
             row |= {
