@@ -9,7 +9,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "lmntk"
-PUBLIC = ("lmntk.experiment.kernel_classifier.KernelClassifier", "lmntk.kernels.empirical.empirical_ntk")
+PUBLIC = (
+    "lmntk.experiment.kernel_classifier.KernelClassifier",
+    "lmntk.kernels.empirical.empirical_ntk",
+    "lmntk.kernels.linearised.linearised",
+)
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
