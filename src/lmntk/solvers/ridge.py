@@ -67,6 +67,14 @@ class RidgeSystem:
         """Return whether A has full rank in float64, by the cut-off of `minimum_norm_solution`."""
         return self.condition(regularization) * _cut_off(self._kernel) < 1
 
+    def inverse(self, regularization: float, right_sides: Array) -> tuple[Array, float]:
+        """Return A⁻¹ y for several y, ``[n, s]``, and the trace of A⁻¹; A must be regular."""
+        if self._is_symmetric:
+            values = self._shifted(regularization)
+            return self._vectors @ ((self._vectors.T @ right_sides) / values[:, None]), float((1 / values).sum())
+        inverse = np.linalg.inv(self._matrix(regularization))
+        return inverse @ right_sides, float(np.trace(inverse))
+
     def left_out(self, regularization: float, right_sides: Array, groups: Array) -> Array:
         """Predict each group of rows by the solution that the other rows alone would have.
 
