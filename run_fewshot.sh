@@ -30,22 +30,31 @@ is_number() { [[ ${1:-0} =~ ^[0-9]{1,9}$ ]]; }
 # Run a program and wait for it. It gets each signal that this script gets, once, and ends as it sees fit.
 attended() {
     local status
+    child='' pending='' stopped=''
+    for name in HUP INT TERM; do # before the start: the program may be heard of as soon as it runs
+        # shellcheck disable=SC2064 # the name is that of now
+        trap "stopped=$name pending=$name; pass_on" "$name"
+    done
     set -m # a process group of its own: a terminal sends Ctrl-C to this script alone, and it can be passed on
     "$@" </dev/null &
     child=$!
     set +m
-    for name in HUP INT TERM; do
-        # shellcheck disable=SC2064 # the name is that of now
-        trap "stopped=$name; kill -s $name -- -\$child 2>/dev/null || true" "$name"
-    done
+    pass_on
     while :; do
         status=0
         wait "$child" || status=$?
         kill -0 "$child" 2>/dev/null || break # a signal has ended the waiting, not the program
     done
     trap - HUP INT TERM
-    case ${stopped:-} in HUP) status=129 ;; INT) status=130 ;; TERM) status=143 ;; esac
+    case $stopped in HUP) status=129 ;; INT) status=130 ;; TERM) status=143 ;; esac
     return "$status"
+}
+
+pass_on() {
+    local signal=$pending
+    [[ -n $child && -n $signal ]] || return 0
+    pending=''
+    kill -s "$signal" -- "-$child" 2>/dev/null || true
 }
 
 find_python() {
