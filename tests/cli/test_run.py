@@ -111,7 +111,7 @@ def test_result_files_and_the_log_hold_the_same_numbers(place: Workplace) -> Non
     record = place.last_record()
     for split, name in (("dev", "eval"), ("test", "test")):
         found = read_results(folder / f"{name}_results_sst-2.txt")
-        assert found.keys() == {"eval_acc", "eval_loss", "rank0", "grad_dim"}
+        assert [*found] == ["eval_acc", "eval_loss", "rank0", "grad_dim", "loo_acc", "loo_loss", "gcv"]
         assert found == {key.removeprefix(f"sst-2_{split}_"): record[key] for key in record if f"_{split}_" in key}
     assert (record["tag"], record["kernel_regularization"], record["task_name"]) == ("a tag", 0.5, "sst-2")
     assert (record["output_dir"], record["versions"]["lmntk"]) == (str(folder), lmntk.__version__)

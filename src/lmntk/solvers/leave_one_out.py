@@ -1,12 +1,14 @@
 """Leave-one-out predictions of `lstsq` in closed form: exact, without fitting again."""
 
+import copy
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lmntk.errors import KernelMismatchError, SolverError
 from lmntk.solvers.candidates import AUTO
 from lmntk.solvers.problem import Array, train_directions
-from lmntk.solvers.ridge import RidgeSystem
+from lmntk.solvers.ridge import RidgeSystem, Rows
 
 
 class LeftOut:
@@ -30,16 +32,30 @@ class LeftOut:
         values = train_directions(kernel)[0]
         self._shape = examples, logits = values.shape[:2]
         self.system = RidgeSystem(values.reshape(examples * logits, -1))
+        self._groups = self._rows_by_size(groups)
+
+    def regrouped(self, groups: ArrayLike) -> "LeftOut":
+        """Return the same with other groups, without decomposing the kernel again."""
+        other = copy.copy(self)
+        other._groups = self._rows_by_size(groups)
+        return other
+
+    def _rows_by_size(self, groups: ArrayLike | None) -> list[tuple[Rows, Rows]]:
+        """Return, for each size of groups, their places among all groups, ``[G]``, and their rows, ``[G, g]``."""
+        examples, logits = self._shape
         numbers = np.arange(examples) if groups is None else np.asarray(groups)
         if numbers.shape != (examples,):
             message = f"the kernel has {examples} train examples, but `groups` has the shape {list(numbers.shape)}"
-            raise KernelMismatchError(message, shapes=[values.shape, numbers.shape])
+            raise KernelMismatchError(message, shapes=[self._shape, numbers.shape])
         rows = np.arange(examples * logits).reshape(examples, logits)
-        by_size: dict[int, list[Array]] = {}
-        for number in np.unique(numbers):
+        by_size: dict[int, list[tuple[int, Rows]]] = {}
+        for place, number in enumerate(np.unique(numbers)):
             group = rows[numbers == number].reshape(-1)
-            by_size.setdefault(len(group), []).append(group)
-        self._groups = [np.stack(groups) for groups in by_size.values()]
+            by_size.setdefault(len(group), []).append((place, group))
+        return [
+            (np.array([place for place, _ in found]), np.stack([group for _, group in found]))
+            for found in by_size.values()
+        ]
 
     def predict(self, targets: Array, regularization: float = 0.0) -> Array:
         """Predict each example from the others.
@@ -54,19 +70,52 @@ class LeftOut:
         Raises:
             SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
         """
+        self.check_regular(regularization)
+        examples, logits = self._shape
+        right_sides = targets.reshape(examples * logits, -1)
+        predictions = np.empty_like(right_sides)
+        for _, groups in self._groups:
+            predictions[groups] = self.system.left_out(regularization, right_sides, groups)[groups]
+        return predictions.reshape(targets.shape)
+
+    def influence(self, targets: Array, x_kernel: Array, regularization: float = 0.0) -> Array:
+        """Return what each group adds to the predictions of other examples: f(x) − f₋g(x), in units of logits.
+
+        Args:
+            targets: The targets of the train examples less f₀ / s, ``[N, C]``.
+            x_kernel: The kernel of the train examples with the others, ``[N, C, X, C]``.
+            regularization: λ.
+
+        Returns:
+            float64 ``[G, X, C]``, the groups in the order of their numbers.
+
+        Raises:
+            SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
+        """
+        self.check_regular(regularization)
+        columns = x_kernel.reshape(targets.size, -1)
+        influence = np.empty((sum(len(places) for places, _ in self._groups), columns.shape[1]))
+        for places, groups in self._groups:
+            influence[places] = self.system.influence(regularization, targets.reshape(-1), groups, columns)
+        return influence.reshape(len(influence), *x_kernel.shape[2:])
+
+    def check_regular(self, regularization: float, what: str = "leave-one-out") -> None:
+        """Refuse a λ with which the kernel is singular.
+
+        Args:
+            regularization: λ.
+            what: What is not defined then.
+
+        Raises:
+            SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
+        """
         if not self.system.is_regular(regularization):
             raise SolverError(
-                f"the train kernel is singular with `kernel_regularization={regularization:g}`, so that leave-one-out "
+                f"the train kernel is singular with `kernel_regularization={regularization:g}`, so that {what} "
                 f"is not defined: {self.remedy()}",
                 solver="lstsq",
                 regularization=regularization,
             )
-        examples, logits = self._shape
-        right_sides = targets.reshape(examples * logits, -1)
-        predictions = np.empty_like(right_sides)
-        for groups in self._groups:
-            predictions[groups] = self.system.left_out(regularization, right_sides, groups)[groups]
-        return predictions.reshape(targets.shape)
 
     def remedy(self) -> str:
         """Say which λ makes the kernel regular."""

@@ -1,9 +1,12 @@
 """The regularised train kernel, A = K + λ‖K‖₂ I, for many λ at the cost of one decomposition of K."""
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import lstsq as lstsq_of_scipy
 
 from lmntk.solvers.problem import Array
+
+Rows = NDArray[np.int64]
 
 SYMMETRIC = 1e-12
 """The largest difference of K and Kᵀ, over the largest value of K, that counts as rounding."""
@@ -75,7 +78,15 @@ class RidgeSystem:
         inverse = np.linalg.inv(self._matrix(regularization))
         return inverse @ right_sides, float(np.trace(inverse))
 
-    def left_out(self, regularization: float, right_sides: Array, groups: Array) -> Array:
+    def gcv(self, regularization: float, right_side: Array) -> float:
+        """Return n ‖(I − KᵀA⁻¹) y‖² / tr(I − KᵀA⁻¹)² for y, ``[n, 1]``; A must be regular."""
+        alpha, trace = self.inverse(regularization, right_side)
+        if self._is_symmetric:  # I − K A⁻¹ = λ‖K‖₂ A⁻¹, whose factor cancels
+            return float(len(alpha) * (alpha**2).sum() / trace**2)
+        residual_trace = len(alpha) - float(np.trace(np.linalg.solve(self._matrix(regularization).T, self._kernel)))
+        return float(len(alpha) * ((right_side - self._kernel.T @ alpha) ** 2).sum() / residual_trace**2)
+
+    def left_out(self, regularization: float, right_sides: Array, groups: Rows) -> Array:
         """Predict each group of rows by the solution that the other rows alone would have.
 
         With B = A⁻¹ and α = B y, the others' solution is α − B_{·g} B_gg⁻¹ α_g (the inverse of a bordered matrix), so
@@ -90,18 +101,46 @@ class RidgeSystem:
             The predictions, ``[n, s]``; rows that no group has are NaN.
         """
         predictions = np.full(right_sides.shape, np.nan)
+        corrections, alpha, inverse = self._corrections(regularization, right_sides, groups)
+        if inverse is None:
+            predictions[groups] = right_sides[groups] - corrections
+            return predictions
+        matrix, rows, columns = self._matrix(regularization), groups[:, :, None], groups[:, None, :]
+        own = (matrix.T @ inverse)[rows, columns] @ corrections
+        predictions[groups] = (matrix.T @ alpha)[groups] - own
+        return predictions
+
+    def influence(self, regularization: float, right_side: Array, groups: Rows, columns: Array) -> Array:
+        """Return what each group of rows changes in predictions: kᵀα less kᵀ times the others' solution.
+
+        With B and α as in `left_out` it is (kᵀB)_g B_gg⁻¹ α_g for a column k of the kernel.
+
+        Args:
+            regularization: λ, such that A is regular.
+            right_side: y, ``[n]``.
+            groups: The rows of each group, integers ``[G, g]``; groups are of one size.
+            columns: The kernel of the rows with what is predicted, ``[n, m]``.
+
+        Returns:
+            ``[G, m]``.
+        """
+        corrections, _, inverse = self._corrections(regularization, right_side[:, None], groups)
+        spread = self.inverse(regularization, columns)[0] if inverse is None else inverse.T @ columns
+        return np.asarray(np.einsum("gr,grm->gm", corrections[:, :, 0], spread[groups], optimize=True))
+
+    def _corrections(
+        self, regularization: float, right_sides: Array, groups: Rows
+    ) -> tuple[Array, Array, Array | None]:
+        """Return B_gg⁻¹ α_g, ``[G, g, s]``, and α, ``[n, s]``; and B, ``[n, n]``, of a K that is not symmetric."""
         if self._is_symmetric:
             vectors, values = self._vectors[groups], self._shifted(regularization)
             blocks = (vectors / values) @ vectors.transpose(0, 2, 1)
-            alpha = self._vectors @ ((self._vectors.T @ right_sides) / values[:, None])
-            predictions[groups] = right_sides[groups] - np.linalg.solve(blocks, alpha[groups])
-            return predictions
-        matrix = self._matrix(regularization)
-        inverse = np.linalg.inv(matrix)
-        alpha, rows, columns = inverse @ right_sides, groups[:, :, None], groups[:, None, :]
-        corrections = (matrix.T @ inverse)[rows, columns] @ np.linalg.solve(inverse[rows, columns], alpha[groups])
-        predictions[groups] = (matrix.T @ alpha)[groups] - corrections
-        return predictions
+            alpha, _ = self.inverse(regularization, right_sides)
+            return np.linalg.solve(blocks, alpha[groups]), alpha, None
+        inverse = np.asarray(np.linalg.inv(self._matrix(regularization)), dtype=np.float64)
+        alpha = inverse @ right_sides
+        blocks = inverse[groups[:, :, None], groups[:, None, :]]
+        return np.linalg.solve(blocks, alpha[groups]), alpha, inverse
 
     def _shifted(self, regularization: float) -> Array:
         """The eigenvalues of A, for a symmetric K."""

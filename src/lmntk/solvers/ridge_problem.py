@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmntk.errors import SolverError
+from lmntk.errors import KernelMismatchError
 from lmntk.solvers import FittedSolver, fit
 from lmntk.solvers.leave_one_out import LeftOut
 from lmntk.solvers.problem import (
@@ -98,34 +98,42 @@ class RidgeProblem:
         Raises:
             SolverError: A is singular; names a λ that would do.
         """
-        left_out = self.left_out if groups is None else LeftOut(self.kernel, self.rows_of(groups))
-        predicted = left_out.predict(self.targets - self.offset, self.settings.regularization) + self.offset
-        return predicted.reshape(self.samples, self.num_examples, -1).mean(axis=0)
+        return self.mean_over_samples(self._left_out_rows(self.left_out_groups(groups)))
 
     def leave_one_out_loss(self) -> float:
-        """Return the mean squared error of `leave_one_out` over examples and logits."""
-        return squared_error(self.leave_one_out(), self.targets[: self.num_examples])
+        """Return the mean squared error of leave-one-out over all rows, as the losses of splits are."""
+        return squared_error(self._left_out_rows(self.left_out), self.targets)
+
+    def left_out_groups(self, groups: ArrayLike | None) -> LeftOut:
+        """Return `left_out`, or that of other groups of examples.
+
+        Args:
+            groups: The number of each example's group, ``[E]``; None: each example is a group.
+        """
+        if groups is None:
+            return self.left_out
+        if np.shape(groups) != (self.num_examples,):
+            message = f"there are {self.num_examples} train examples, but `groups` has the shape {[*np.shape(groups)]}"
+            raise KernelMismatchError(message, shapes=[(self.num_examples,), np.shape(groups)])
+        return self.left_out.regrouped(self.rows_of(groups))
+
+    def mean_over_samples(self, rows: Array) -> Array:
+        """Average over the samples of each train example: ``[N, C]`` → ``[E, C]``."""
+        return rows.reshape(self.samples, self.num_examples, -1).mean(axis=0)
 
     def gcv(self) -> float:
-        """Return the generalised cross-validation score, a mean over rows n = N·C.
+        """Return the generalised cross-validation score, a mean over the n = N·C rows.
 
-        With the residual r = λ‖K‖₂ α of the solution it is n ‖r‖² / (λ‖K‖₂ tr A⁻¹)² = n ‖α‖² / (tr A⁻¹)², which λ = 0
-        has too. Golub, Heath and Wahba 1979, "Generalized Cross-Validation as a Method for Choosing a Good Ridge
-        Parameter", equation 1.4. Direction [0] of an asymmetric kernel has the same form with Aᵀ.
+        It is n ‖(I − H)(y − f₀/s)‖² / tr(I − H)², where H = KᵀA⁻¹ gives the predictions of the train examples: Golub,
+        Heath and Wahba 1979, "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter", equation
+        1.4. For λ = 0 and a symmetric kernel it is the limit of ever smaller λ.
 
         Raises:
             SolverError: A is singular; names a λ that would do.
         """
-        if not self.is_regular:
-            raise SolverError(
-                f"the train kernel is singular with `kernel_regularization={self.settings.regularization:g}`, so that "
-                f"generalised cross-validation is not defined: {self.left_out.remedy()}",
-                solver="lstsq",
-                regularization=self.settings.regularization,
-            )
-        right_side = (self.targets - self.offset).reshape(-1, 1)
-        alpha, trace = self.left_out.system.inverse(self.settings.regularization, right_side)
-        return float(len(right_side) * (alpha**2).sum() / trace**2)
+        regularization = self.settings.regularization
+        self.left_out.check_regular(regularization, "generalised cross-validation")
+        return self.left_out.system.gcv(regularization, (self.targets - self.offset).reshape(-1, 1))
 
     def restricted_to(self, examples: Sequence[int] | ArrayLike, kernel: Array | None = None) -> "RidgeProblem":
         """Return the problem of some of the examples: a sub-matrix, whose own norm scales λ.
@@ -147,6 +155,10 @@ class RidgeProblem:
     def predict(self, x_kernel: Array, x_labels: Array, x_f0: Array | None = None, x_split: str = "X") -> Prediction:
         """Predict X examples; arguments, result and errors are those of `FittedSolver.predict`."""
         return self._fitted.predict(x_kernel, x_labels, x_f0 if self.f0 is not None else None, x_split)
+
+    def _left_out_rows(self, left_out: LeftOut) -> Array:
+        """Predict each row by leave-one-out, ``[N, C]``."""
+        return left_out.predict(self.targets - self.offset, self.settings.regularization) + self.offset
 
     def _rows(self, examples: Sequence[int] | ArrayLike) -> NDArray[np.int64]:
         indices = np.asarray(examples, dtype=np.int64)

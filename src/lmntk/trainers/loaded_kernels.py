@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lmntk.kernels.memory import resident_bytes
 from lmntk.prompts.features import Collator, FeatureDataset
 from lmntk.solvers.candidates import numbers_of
 from lmntk.solvers.problem import SolverSettings, class_ids
+from lmntk.solvers.ridge_problem import RidgeProblem
 from lmntk.solvers.selection import Examples, Score, Selection, select_by_leave_one_out, select_on_dev
 from lmntk.storage.atomic import write_text
 from lmntk.storage.kernel_cache import KernelCache, samples_of
@@ -31,6 +32,7 @@ from lmntk.storage.tables import format_table
 from lmntk.trainers.base import FewShotTrainer, score
 from lmntk.trainers.kernel_planning import log_total
 from lmntk.trainers.layer_scores import LayerSolver, fit_layers, score_layers, write_layer_scores
+from lmntk.trainers.left_out import leave_one_out_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +104,7 @@ class LoadedKernelTrainer(FewShotTrainer):
         self._dev_is_ready = False
         self._layer_solvers: dict[str, LayerSolver] = {}
         self._layer_scores: dict[str, dict[str, float]] = {}
+        self._left_out_metrics: Mapping[str, float] = {}  # on the first process
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Fit the solver to the kernel of the train examples with themselves."""
@@ -121,13 +124,14 @@ class LoadedKernelTrainer(FewShotTrainer):
         """Predict a split from its kernel with the train examples, and score the predictions.
 
         Returns:
-            The metrics are those of the task, the solver's loss and its own metrics, and ``grad_dim`` of a model.
+            The metrics are those of the task, the solver's loss and its own metrics, ``grad_dim`` of a model, and for
+            `lstsq` those of leave-one-out on train.
         """
         if not self._is_trained:
             self.train()
         kernel = self._take_dev() if dataset.mode == "dev" and self._dev_is_ready else self.prepare(dataset.mode)
         f0 = self._f0(dataset.mode, kernel)
-        evaluation = distributed.on_rank_zero(self._predict, dataset, kernel, f0, metric_key_prefix)
+        evaluation = distributed.on_rank_zero(self._predict_and_score, dataset, kernel, f0, metric_key_prefix)
         self.log(dict(evaluation.metrics))
         return evaluation
 
@@ -241,6 +245,7 @@ class LoadedKernelTrainer(FewShotTrainer):
             return solvers.fit(self.args.kernel_solver, values, labels, settings, f0)
 
         self._solver = fit(kernel.values.numpy()) if selection is None else selection.fitted
+        self._left_out_metrics = self._leave_one_out(kernel, f0, settings)
         self._layer_solvers = fit_layers(kernel.layers, fit, progress=not self.args.disable_tqdm)
         return numbers_of(settings), None if selection is None else self._record(selection)
 
@@ -275,6 +280,24 @@ class LoadedKernelTrainer(FewShotTrainer):
         classes = class_ids(labels.numpy(), self._num_logits)[: len(labels) // samples]
         name = f"{data.task.metric_prefix}{data.task.main_metrics[0]}"
         return lambda logits: score(data.task, mean_over_samples(logits, len(classes)), classes)[name], samples
+
+    def _leave_one_out(self, kernel: SplitKernel, f0: np.ndarray | None, settings: SolverSettings) -> dict[str, float]:
+        """Score the train examples, each predicted from all the others; nothing where that is not in closed form."""
+        if self.args.kernel_solver != "lstsq":
+            return {}
+        of_task, samples = self._score_of(self._inputs.datasets["train"], (kernel, f0))
+        problem = RidgeProblem(kernel.values.numpy(), kernel.labels.numpy(), settings, f0, samples)
+        metrics = leave_one_out_metrics(problem, self._inputs.task.main_metrics[0], of_task)
+        if metrics:
+            numbers = ", ".join(f"{name} = {value:.6g}" for name, value in metrics.items())
+            logger.info("train, each example predicted from the others: %s", numbers)
+        return metrics
+
+    def _predict_and_score(
+        self, data: FeatureDataset, kernel: SplitKernel | None, f0: np.ndarray | None, prefix: str
+    ) -> Evaluation:
+        found = self._predict(data, kernel, f0, prefix)
+        return replace(found, metrics={**found.metrics, **self._left_out_metrics})
 
     def _predict(
         self, data: FeatureDataset, kernel: SplitKernel | None, f0: np.ndarray | None, prefix: str
