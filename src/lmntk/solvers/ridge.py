@@ -136,11 +136,11 @@ class RidgeSystem:
             vectors, values = self._vectors[groups], self._shifted(regularization)
             blocks = (vectors / values) @ vectors.transpose(0, 2, 1)
             alpha, _ = self.inverse(regularization, right_sides)
-            return np.linalg.solve(blocks, alpha[groups]), alpha, None
+            return np.asarray(np.linalg.solve(blocks, alpha[groups])), alpha, None
         inverse = np.asarray(np.linalg.inv(self._matrix(regularization)), dtype=np.float64)
         alpha = inverse @ right_sides
         blocks = inverse[groups[:, :, None], groups[:, None, :]]
-        return np.linalg.solve(blocks, alpha[groups]), alpha, inverse
+        return np.asarray(np.linalg.solve(blocks, alpha[groups]), dtype=np.float64), alpha, inverse
 
     def _shifted(self, regularization: float) -> Array:
         """The eigenvalues of A, for a symmetric K."""
