@@ -32,12 +32,12 @@ def layer_kernels(engine: str, architecture: str, formula: str, names: list[str]
     """The parts of the kernel of a tiny model, by layer, and the kernel of it as it is without them."""
     model = tiny_prompt_model(architecture)
     problem = problem_of(model, names, *sides(architecture), formula)
-    apart = replace(problem, layer_of=layers_of(problem.params, model.base_prefix))
+    apart = replace(problem, part_of=layers_of(problem.params, model.base_prefix))
     chosen = make_engine(apart, engine, budget)
     plan = chosen.plan(TileRequest(2, 2))
-    parts = assemble(chosen.blocks(plan), plan, apart).unflatten(0, (len(apart.layers), -1))
+    parts = assemble(chosen.blocks(plan), plan, apart).unflatten(0, (len(apart.parts), -1))
     chosen = make_engine(problem, engine, budget)
-    return dict(zip(apart.layers, parts, strict=True)), assemble(chosen.blocks(plan), plan, problem)
+    return dict(zip(apart.parts, parts, strict=True)), assemble(chosen.blocks(plan), plan, problem)
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -77,7 +77,7 @@ def test_a_module_whose_parameters_are_kept_apart_is_not_taken_whole() -> None:
     names = names_of(model, ParameterFilter())
     problem = problem_of(model, names, *sides("bert"))
     kinds = {name: "biases" if name.endswith("bias") else "weights" for name in problem.params}
-    apart = replace(problem, layer_of=dict(sorted(kinds.items(), key=lambda item: item[1])))
+    apart = replace(problem, part_of=dict(sorted(kinds.items(), key=lambda item: item[1])))
     engine = make_engine(apart, "factored")
     plan = engine.plan()
     biases, _ = assemble(engine.blocks(plan), plan, apart)
@@ -208,7 +208,7 @@ def test_what_is_announced_counts_the_layers_files(tmp_path: Path) -> None:
     problem = problem_of(model, names_of(model, ParameterFilter()), *sides("bert"))
     sizes = {}
     for apart in (None, layers_of(problem.params, model.base_prefix)):
-        engine = make_engine(replace(problem, layer_of=apart))
+        engine = make_engine(replace(problem, part_of=apart))
         plan = engine.plan()
         work = KernelJob("train × test", engine, plan, engine.estimate_cost(plan), TileStore.open(tmp_path, {}))
         sizes[apart is not None] = work.file_bytes, work.tile_bytes

@@ -53,7 +53,7 @@ BOUNDS = (
     Bounds("dataloader_prefetch_factor", 1),
     Bounds("data_seed", 0, 2**32 - 1),
 )
-LAYER_ENGINES = [name for name, engine in ENGINES.items() if engine.keeps_layers_apart]
+LAYER_ENGINES = [name for name, engine in ENGINES.items() if engine.keeps_parts_apart]
 
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:

@@ -5,7 +5,7 @@ The letters, everywhere in this package:
 * ``N`` train examples, the kernel's first axis; ``n`` of them in a tile
 * ``X`` examples along the kernel's other axis (train, dev or test); ``x`` of them in a tile
 * ``C`` logits of an example; ``D`` directions of a formula (two if it is asymmetric, else one)
-* ``G`` layers whose contributions to the kernel are kept apart (one if none are); ``S`` = G · D slices of a block
+* ``G`` parts of the kernel, by parameters, that are kept apart (one if none are); ``S`` = G · D slices of a block
 * ``B`` examples in a batch, ``L`` tokens, ``d`` features, ``p`` numbers in a parameter
 * indices: ``i`` and ``j`` of examples, ``a`` and ``b`` of their logits, ``l`` and ``m`` of positions
 """

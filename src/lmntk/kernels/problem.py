@@ -97,42 +97,41 @@ class KernelProblem(KernelSides):
     Attributes:
         model: The model as a function or a module.
         params: The parameters θ at which, and over which, gradients are taken.
-        layer_of: The layer of each parameter, if the layers' contributions to the kernel are kept apart.
+        part_of: The part of the kernel that each parameter contributes to, if parts are kept apart, such as its layer.
     """
 
     model: FunctionModel
     params: Parameters
-    layer_of: Mapping[str, str] | None = None
+    part_of: Mapping[str, str] | None = None
 
     @property
-    def layers(self) -> tuple[str, ...]:
-        """The G layers whose contributions are kept apart, in the order of `layer_of`; one name if none are."""
-        return ("all",) if self.layer_of is None else tuple(dict.fromkeys(self.layer_of.values()))
+    def parts(self) -> tuple[str, ...]:
+        """The G parts that are kept apart, in the order of `part_of`; one name if none are. They sum to the kernel."""
+        return ("all",) if self.part_of is None else tuple(dict.fromkeys(self.part_of.values()))
 
     @property
     def num_slices(self) -> int:
-        """S, the length of a block's first axis: every layer's directions, G · D."""
-        return len(self.layers) * len(self.formula.directions)
+        """S, the length of a block's first axis: every part's directions, G · D."""
+        return len(self.parts) * len(self.formula.directions)
 
-    def layer_name(self, parameter: str) -> str:
-        """Return which of `layers` a parameter belongs to."""
-        return self.layers[0] if self.layer_of is None else self.layer_of[parameter]
+    def part_name(self, parameter: str) -> str:
+        """Return which of `parts` a parameter belongs to."""
+        return "all" if self.part_of is None else self.part_of[parameter]
 
-    def sum_by_layer(self, contributions: Iterable[tuple[str, Tensor]]) -> Tensor:
-        """Sum contributions to a block, those of each layer separately.
+    def sum_by_part(self, contributions: Iterable[tuple[str, Tensor]]) -> Tensor:
+        """Sum contributions to a block, those to each part separately.
 
         Args:
-            contributions: Pairs of a parameter's name and what its module adds to the block, ``[D, n, C, x, C]``.
+            contributions: Pairs of a part's name and what a module or parameter adds to it, ``[D, n, C, x, C]``.
 
         Returns:
             float64 ``[S, n, C, x, C]``.
         """
         sums: dict[str, Tensor] = {}
-        for name, values in contributions:
-            layer = self.layer_name(name)
-            sums[layer] = sums[layer] + values if layer in sums else values
+        for part, values in contributions:
+            sums[part] = sums[part] + values if part in sums else values
         some = next(iter(sums.values()))
-        return torch.cat([sums[layer] if layer in sums else torch.zeros_like(some) for layer in self.layers])
+        return torch.cat([sums[part] if part in sums else torch.zeros_like(some) for part in self.parts])
 
     @property
     def gradient_bytes(self) -> int:

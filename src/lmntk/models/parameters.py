@@ -108,6 +108,17 @@ def layer_of(name: str, base_prefix: str) -> str:
     return inside.split(".")[0]
 
 
+def inside_layer(name: str) -> str | None:
+    """Return the rest of a name within its numbered layer; None for a name that is not in one.
+
+    Examples:
+        >>> inside_layer("lm.bert.encoder.layer.3.output.dense")
+        'output.dense'
+    """
+    layer = _LAYER.search(name)
+    return name[layer.end() :] if layer else None
+
+
 def count_parameters(selected: dict[str, nn.Parameter]) -> int:
     """Return the metric `grad_dim`, the number of scalars in the selected parameters."""
     return sum(parameter.numel() for parameter in selected.values())

@@ -69,7 +69,7 @@ class KernelJob:
     @property
     def file_bytes(self) -> int:
         """The size of the kernel's file and of the layers' file beside it."""
-        layers = len(self.engine.problem.layers)
+        layers = len(self.engine.problem.parts)
         return self.slices_bytes // layers + (self.slices_bytes if layers > 1 else 0)
 
     @property
@@ -139,11 +139,11 @@ class KernelJob:
         shape = problem.num_slices, problem.num_logits
         patience = 0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN
         blocks = self.store.blocks(self.plan, self.engine.num_parameter_groups(self.plan), shape, patience)
-        slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.layers), -1))
+        slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.parts), -1))
         slices = slices if problem.formula.is_asymmetric else slices[:, 0]
-        if problem.layer_of is None:
+        if problem.part_of is None:
             return slices[0], {}
-        return slices.sum(dim=0), dict(zip(problem.layers, slices, strict=True))
+        return slices.sum(dim=0), dict(zip(problem.parts, slices, strict=True))
 
 
 class _Progress:

@@ -128,7 +128,7 @@ class KernelPlanner:
             x=None if split == "train" else self._examples(split),
             formula=FORMULAS[args.kernel_formula],
             num_logits=1 if args.binary_classification else len(self._experiment.task.labels),
-            layer_of=layers_of(self._params, model.base_prefix) if args.kernel_per_layer else None,
+            part_of=layers_of(self._params, model.base_prefix) if args.kernel_per_layer else None,
         )
 
     def _examples(self, split: str) -> FeatureExamples:

@@ -25,8 +25,8 @@ class Engine(ABC):
 
     name: ClassVar[str]
 
-    keeps_layers_apart: ClassVar[bool] = True
-    """Whether the engine can return each layer's contribution to a kernel."""
+    keeps_parts_apart: ClassVar[bool] = True
+    """Whether the engine can return the contributions of parameters, such as a layer's, to a kernel."""
 
     def __init__(
         self,
@@ -35,8 +35,8 @@ class Engine(ABC):
         tuning: Tuning = DEFAULT_TUNING,
         timer: StageTimer | None = None,
     ) -> None:
-        if problem.layer_of is not None and not self.keeps_layers_apart:
-            raise ValueError(f"the {self.name} engine sums over all layers at once: it cannot keep them apart")
+        if problem.part_of is not None and not self.keeps_parts_apart:
+            raise ValueError(f"the {self.name} engine sums over all parameters at once: it cannot keep them apart")
         self.problem = problem
         self.budget = budget
         self.tuning = tuning

@@ -31,7 +31,7 @@ from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, La
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
 from lmntk.kernels.layers import Layer, Workspace
-from lmntk.kernels.layers.linear import LinearLayer, LinearPair, group_by_shared_input, shared_input_kernel
+from lmntk.kernels.layers.linear import LinearLayer, LinearPair, group_by_shared_input, shared_input_parts
 from lmntk.kernels.layers.linear_factors import pack_contiguous
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, KernelProblem, ModuleModel
@@ -209,7 +209,7 @@ class FactoredEngine(Engine):
         layers = {name: layer for name, layer in self._layers.items() if name not in irregular}
         terms = []
         if layers:
-            terms.append(self.problem.sum_by_layer(self._module_contributions(layers, train.of_layer, x.of_layer)))
+            terms.append(self.problem.sum_by_part(self._module_contributions(layers, train.of_layer, x.of_layer)))
         del x  # the fallback may need its memory
         fallback = self._fallback_beside(irregular)
         if fallback is not None:
@@ -245,18 +245,25 @@ class FactoredEngine(Engine):
     def _module_contributions(
         self, layers: Mapping[str, Layer], train: Mapping[str, Sequence[Any]], x: Mapping[str, Sequence[Any]]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield a parameter of each module, or of several that share inputs, and their float64 ``[D, n, C, x, C]``."""
+        """Yield what each module, or several that share inputs, adds to a part: float64 ``[D, n, C, x, C]``."""
         directions = self.problem.formula.directions
-        parameter = {name: parameters_of(name, layer)[0] for name, layer in layers.items()}
-        for kept_layer in self.problem.layers:
-            own = {name: layers[name] for name in layers if self.problem.layer_name(parameter[name]) == kept_layer}
-            for names in group_by_shared_input(own, train, x):
-                if len(names) == 1:
-                    values = own[names[0]].kernel(train[names[0]], x[names[0]], directions, self._workspace)
-                else:
-                    members = [LinearPair(cast(LinearLayer, own[name]), train[name], x[name]) for name in names]
-                    values = shared_input_kernel(members, directions, self._workspace)
-                yield parameter[names[0]], values
+        for names in group_by_shared_input(layers, train, x):
+            parts = [self._parts_of(name, layers[name]) for name in names]
+            name, layer = names[0], layers[names[0]]
+            if len(names) > 1:
+                members = [LinearPair(cast(LinearLayer, layers[name]), train[name], x[name]) for name in names]
+                yield from shared_input_parts(members, parts, directions, self._workspace).items()
+            elif len({*parts[0].values()}) == 1:
+                part = next(iter(parts[0].values()))
+                yield part, layer.kernel(train[name], x[name], directions, self._workspace)
+            else:
+                found = layer.kernel_parts(train[name], x[name], directions, self._workspace)
+                yield from ((parts[0][local], values) for local, values in found.items())
+
+    def _parts_of(self, prefix: str, layer: Layer) -> dict[str, str]:
+        """Return the part of each of a layer's parameters."""
+        locals_and_names = zip(sorted(layer.parameter_names), parameters_of(prefix, layer), strict=True)
+        return {local: self.problem.part_name(name) for local, name in locals_and_names}
 
     def _fallback_for(self, names: Sequence[str]) -> JacobianEngine:
         key = tuple(names)

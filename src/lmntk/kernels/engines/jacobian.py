@@ -168,7 +168,11 @@ class JacobianEngine(Engine):
     ) -> Tensor:
         x_side = train_side if same else self._gradients(self.problem.x_examples, x, group)
         directions, c = self.problem.formula.directions, self.problem.num_logits
-        total = self.problem.sum_by_layer(
-            (name, contract(train_side.of_parameter[name], x_side.of_parameter[name], directions)) for name in group
+        total = self.problem.sum_by_part(
+            (
+                self.problem.part_name(name),
+                contract(train_side.of_parameter[name], x_side.of_parameter[name], directions),
+            )
+            for name in group
         )
         return hide_signs_of_broken(total.reshape(-1, len(train), c, len(x), c), train_side.broken, x_side.broken)

@@ -30,7 +30,7 @@ class JvpEngine(Engine):
     """NTK-vector products: least memory on any model, and slow."""
 
     name = "jvp"
-    keeps_layers_apart = False
+    keeps_parts_apart = False
 
     @functools.cached_property
     def _differentiator(self) -> Differentiator:

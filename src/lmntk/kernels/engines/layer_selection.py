@@ -70,8 +70,8 @@ def _candidates(problem: KernelProblem, model: ModuleModel, tuning: Tuning) -> d
         layer_type = LAYERS.get(type(module))
         if layer_type is not None and parameter_names and parameter_names <= layer_type.parameters:
             layer = layer_type(module, parameter_names, tuning)
-            # A module contributes as a whole: it cannot be taken if its parameters belong to several layers.
-            if len({problem.layer_name(name) for name in parameters_of(prefix, layer)}) == 1:
+            # Most modules contribute as a whole: these cannot be taken if their parameters belong to several parts.
+            if layer_type.separable or len({problem.part_name(name) for name in parameters_of(prefix, layer)}) == 1:
                 layers[prefix] = layer
     return layers
 

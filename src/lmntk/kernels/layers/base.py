@@ -89,6 +89,9 @@ class Layer(ABC):
     parameters: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
     """The module's own parameters that the class can differentiate."""
 
+    separable: ClassVar[bool] = False
+    """Whether `kernel_parts` returns the contributions of several parameters apart."""
+
     def __init__(self, module: nn.Module, parameter_names: frozenset[str], tuning: Tuning = DEFAULT_TUNING) -> None:
         self.module = module
         self.parameter_names = parameter_names
@@ -160,6 +163,23 @@ class Layer(ABC):
         Returns:
             float64 ``[D, n, C, x, C]``.
         """
+
+    def kernel_parts(
+        self, train: Sequence[Any], x: Sequence[Any], directions: Sequence[SignPlacement], workspace: Workspace
+    ) -> dict[str, Tensor]:
+        """Return the contribution of each of the module's parameters to a tile, by `parameter_names`.
+
+        Args:
+            train: As for `kernel`.
+            x: As for `kernel`.
+            directions: As for `kernel`.
+            workspace: As for `kernel`.
+
+        Returns:
+            float64 ``[D, n, C, x, C]`` each; they sum to `kernel`.
+        """
+        (only,) = self.parameter_names
+        return {only: self.kernel(train, x, directions, workspace)}
 
 
 def stack_vectors(gradients: Gradients, scale: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ The inner product of two gradients does not depend on the layout of the weight, 
 it transposed, and decoders of some rows only are linear layers like any other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,15 @@ from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Cost, Gradients, Layer, Workspace, stack_vectors, vector_kernel, with_positions
 from lmntk.kernels.layers.linear_dense import dense, dense_buffer_numel
 from lmntk.kernels.layers.linear_factors import OuterProducts, shape_of, storage_key
-from lmntk.kernels.layers.linear_gram import gram, gram_flops
+from lmntk.kernels.layers.linear_gram import gram_flops, gram_parts
 from lmntk.kernels.layers.linear_signs import WeightSigns, sign_bytes, sign_kernel
 from lmntk.kernels.tuning import Tuning
 
 
 class LinearLayer(Layer):
     """``y = x Wᵀ + b``."""
+
+    separable = True
 
     def factors(self, inputs: Tensor, gradients: Gradients) -> OuterProducts:
         """Keep inputs and output gradients for the weight, and the whole gradient of the bias."""
@@ -78,13 +80,31 @@ class LinearLayer(Layer):
 
         Where signs were taken already they are counted, and all directions take them on both sides.
         """
-        outer = [[batch for batch in side if isinstance(batch, OuterProducts)] for side in (train, x)]
-        if (len(outer[0]), len(outer[1])) == (len(train), len(x)):
-            return shared_input_kernel([LinearPair(self, *outer)], directions, workspace)
+        of_train, of_x = _without_signs(train), _without_signs(x)
+        if of_train is not None and of_x is not None:
+            return shared_input_kernel([LinearPair(self, of_train, of_x)], directions, workspace)
         product = sign_kernel(train, x, workspace, self.tuning)
         if "bias" in self.parameter_names:
             product += vector_kernel(_biases(train), _biases(x), directions[:1])[0]
         return product.expand(len(directions), *product.shape)
+
+    def kernel_parts(
+        self,
+        train: Sequence[OuterProducts | WeightSigns],
+        x: Sequence[OuterProducts | WeightSigns],
+        directions: Sequence[SignPlacement],
+        workspace: Workspace,
+    ) -> dict[str, Tensor]:
+        """Multiply the gradients of the weight, and those of the bias: float64 ``[D, n, C, x, C]`` each."""
+        of_train, of_x = _without_signs(train), _without_signs(x)
+        if of_train is not None and of_x is not None:
+            apart = {name: name for name in self.parameter_names}
+            return shared_input_parts([LinearPair(self, of_train, of_x)], [apart], directions, workspace)
+        product = sign_kernel(train, x, workspace, self.tuning)
+        found = {"weight": product.expand(len(directions), *product.shape)}
+        if "bias" in self.parameter_names:
+            found["bias"] = vector_kernel(_biases(train), _biases(x), directions)
+        return found
 
 
 @dataclass(frozen=True)
@@ -115,24 +135,53 @@ def shared_input_kernel(
     Returns:
         float64 ``[D, n, C, x, C]``.
     """
-    contributions = [
-        vector_kernel(_biases(member.train), _biases(member.x), directions)
-        for member in members
+    together = [dict.fromkeys(member.layer.parameter_names, "all") for member in members]
+    return shared_input_parts(members, together, directions, workspace)["all"]
+
+
+def shared_input_parts(
+    members: Sequence[LinearPair],
+    parts: Sequence[Mapping[str, str]],
+    directions: Sequence[SignPlacement],
+    workspace: Workspace,
+) -> dict[str, Tensor]:
+    """Return the contributions of layers that share their inputs, summed part by part.
+
+    Args:
+        members: As for `shared_input_kernel`.
+        parts: The part that the weight, and the bias, of each member belongs to.
+        directions: As for `shared_input_kernel`.
+        workspace: As for `shared_input_kernel`.
+
+    Returns:
+        float64 ``[D, n, C, x, C]`` by part.
+    """
+    terms = [
+        (part["bias"], vector_kernel(_biases(member.train), _biases(member.x), directions))
+        for member, part in zip(members, parts, strict=True)
         if "bias" in member.layer.parameter_names
     ]
     if "weight" in members[0].layer.parameter_names:
         train, x, tuning = members[0].train, members[0].x, members[0].layer.tuning
+        of_weights = [part["weight"] for part in parts]
         # The sign of a sum has no factors, that of a single outer product has.
         factored = all(batch.positions == 1 for batch in (*train, *x)) or not any(way.signed for way in directions)
-        if factored and _gram_is_faster(*_flops(members), tuning):
+        products: Iterable[tuple[str, Tensor]]
+        if factored and _gram_is_faster(*_flops(members, len({*of_weights})), tuning):
+            names = list(dict.fromkeys(of_weights))
+            chosen = [[place for place, part in enumerate(of_weights) if part == name] for name in names]
             with workspace.timer.stage("factors alone"):
                 trains, xs = [member.train for member in members], [member.x for member in members]
-                products = [gram(trains, xs, directions, workspace, tuning)]
+                products = zip(names, gram_parts(trains, xs, chosen, directions, workspace, tuning), strict=True)
         else:
-            products = [dense(member.train, member.x, directions, workspace, tuning) for member in members]
+            dense_products = [dense(member.train, member.x, directions, workspace, tuning) for member in members]
+            products = zip(of_weights, dense_products, strict=True)
         # [D, C, n, C, x] -> [D, n, C, x, C]
-        contributions += [product.permute(0, 2, 1, 4, 3) for product in products]
-    return sum(contributions[1:], start=contributions[0])
+        terms += [(part, product.permute(0, 2, 1, 4, 3)) for part, product in products]
+    sums: dict[str, Tensor] = {}
+    for part, values in terms:
+        sums[part] = sums[part] + values if part in sums else values
+    return sums
 
 
 def group_by_shared_input(
@@ -160,14 +209,21 @@ def _biases(factors: Sequence[OuterProducts | WeightSigns]) -> list[Tensor]:
     return [factor.biases for factor in factors if factor.biases is not None]
 
 
-def _flops(members: Sequence[LinearPair]) -> tuple[float, float]:
-    """Return the flops of the Gram path and of the dense path."""
+def _without_signs(batches: Sequence[OuterProducts | WeightSigns]) -> list[OuterProducts] | None:
+    """Return the factors of batches; None if some are signs already."""
+    found = [batch for batch in batches if isinstance(batch, OuterProducts)]
+    return found if len(found) == len(batches) else None
+
+
+def _flops(members: Sequence[LinearPair], num_parts: int) -> tuple[float, float]:
+    """Return the flops of the Gram path, which sums some parts apart, and of the dense path."""
     train, x = members[0].train, members[0].x
     c, n, _, d_in = shape_of(train)
     widths = [shape_of(member.train)[2] for member in members]
     positions = [sum(factor.batch_size * factor.positions for factor in side) for side in (train, x)]
     dense_cost = sum(_dense_flops(c, width, d_in, sum(positions), n * shape_of(x)[1]) for width in widths)
-    per_pair = gram_flops(c, sum(widths), d_in, members[0].layer.tuning)
+    tuning = members[0].layer.tuning
+    per_pair = gram_flops(c, sum(widths), d_in, tuning) + (num_parts - 1) * c**2 * tuning.gram_entry_flops
     return positions[0] * positions[1] * per_pair, dense_cost
 
 

@@ -1,5 +1,6 @@
 """Products of gradients that are never formed: Gram matrices of inputs, times those of output gradients."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -36,12 +37,34 @@ def gram(
         workspace: Buffers that are overwritten.
         tuning: Bounds the Gram matrices.
     """
+    return gram_parts(trains, xs, [range(len(trains))], directions, workspace, tuning)[0]
+
+
+def gram_parts(
+    trains: Sequence[Sequence[OuterProducts]],
+    xs: Sequence[Sequence[OuterProducts]],
+    parts: Sequence[Sequence[int]],
+    directions: Sequence[SignPlacement],
+    workspace: Workspace,
+    tuning: Tuning = DEFAULT_TUNING,
+) -> Tensor:
+    """Return what `gram` does of some of the layers at a time: float64 ``[parts, D, C, n, C, x]``.
+
+    The Gram matrices of the inputs, which the layers share, are formed once.
+
+    Args:
+        trains: As for `gram`.
+        xs: As for `gram`.
+        parts: The numbers of the layers that are summed, for each part.
+        directions: As for `gram`.
+        workspace: As for `gram`.
+        tuning: As for `gram`.
+    """
     train, x = trains[0], xs[0]
     c, n = shape_of(train)[:2]
     train_tokens, x_tokens = _gram_block(train, x, workspace.capacity, tuning)
-    result = torch.zeros(
-        len(directions), c, n, c, shape_of(x)[1], dtype=torch.float64, device=train[0].gradients[0].device
-    )
+    shape = len(parts), len(directions), c, n, c, shape_of(x)[1]
+    result = torch.zeros(shape, dtype=torch.float64, device=train[0].gradients[0].device)
     row = 0
     for chosen in _position_blocks(train, train_tokens):
         left = [as_matrices(layer, chosen) for layer in trains]
@@ -51,18 +74,17 @@ def gram(
             right = [as_matrices(layer, x_chosen) for layer in xs]
             ((batch, examples),) = x_chosen
             size, positions = examples.stop - examples.start, x[batch].positions
-            for out, direction in zip(result, directions, strict=True):
+            for number, direction in enumerate(directions):
                 pair = left[0].inputs, right[0].inputs
                 inputs = _products([pair], direction, workspace, Buffer.INPUT_GRAM)
-                for a in range(c):
-                    for b in range(c):
-                        pairs = [(own.gradients[a], other.gradients[b]) for own, other in zip(left, right, strict=True)]
-                        both = _products(pairs, direction, workspace, Buffer.GRADIENT_GRAM).mul_(inputs)
-                        if indicator is not None:
-                            summed = workspace.take(Buffer.PRODUCT, len(indicator), size * positions)
-                            both = torch.mm(indicator, both, out=summed)
-                        found = both.view(-1, size, positions).sum(dim=2, dtype=torch.float64)
-                        out[a, row : row + len(found), b, column : column + size] = found
+                for (part, layers), a, b in itertools.product(enumerate(parts), range(c), range(c)):
+                    pairs = [(left[layer].gradients[a], right[layer].gradients[b]) for layer in layers]
+                    both = _products(pairs, direction, workspace, Buffer.GRADIENT_GRAM).mul_(inputs)
+                    if indicator is not None:
+                        summed = workspace.take(Buffer.PRODUCT, len(indicator), size * positions)
+                        both = torch.mm(indicator, both, out=summed)
+                    found = both.view(-1, size, positions).sum(dim=2, dtype=torch.float64)
+                    result[part, number, a, row : row + len(found), b, column : column + size] = found
             column += size
         row += sum(examples.stop - examples.start for _, examples in chosen)
     return result

@@ -13,6 +13,7 @@ class LayerNormLayer(Layer):
     """``y = x̂ · w + b`` with x̂ the normalised input: ∂w = Σ_l G_l · x̂_l and ∂b = Σ_l G_l."""
 
     module: nn.LayerNorm
+    separable = True
 
     def factors(self, inputs: Tensor, gradients: Gradients) -> Tensor:
         """Return the gradients of the layer's parameters, concatenated: ``[B, C, p]``."""
@@ -28,6 +29,18 @@ class LayerNormLayer(Layer):
     ) -> Tensor:
         """Multiply the vectors: float64 ``[D, n, C, x, C]``."""
         return vector_kernel(train, x, directions)
+
+    def kernel_parts(
+        self, train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[SignPlacement], workspace: Workspace
+    ) -> dict[str, Tensor]:
+        """Multiply the vectors of the weight, and those of the bias: float64 ``[D, n, C, x, C]`` each."""
+        names = [name for name in ("weight", "bias") if name in self.parameter_names]
+        sizes = [getattr(self.module, name).numel() for name in names]
+        left, right = ([batch.split(sizes, dim=2) for batch in side] for side in (train, x))
+        return {
+            name: vector_kernel([batch[place] for batch in left], [batch[place] for batch in right], directions)
+            for place, name in enumerate(names)
+        }
 
     def _normalised(self, inputs: Tensor) -> Tensor:
         return nn.functional.layer_norm(inputs, self.module.normalized_shape, eps=self.module.eps)
