@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmntk.kernels.batching import Batch, Examples, bytes_of
 from lmntk.kernels.formulas import Formula
+from lmntk.kernels.low_rank import LowRankAdapter
 from lmntk.kernels.tiling import Tile
 
 Block = tuple[Tile, Tensor]
@@ -98,11 +99,14 @@ class KernelProblem(KernelSides):
         model: The model as a function or a module.
         params: The parameters θ at which, and over which, gradients are taken.
         part_of: The part of the kernel that each parameter contributes to, if parts are kept apart, such as its layer.
+        low_rank: LoRA adapters, by the names of the weights in `params` that they would adapt: each has a kernel of its
+            own beside the parts, which is not in their sum.
     """
 
     model: FunctionModel
     params: Parameters
     part_of: Mapping[str, str] | None = None
+    low_rank: Mapping[str, LowRankAdapter] | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -110,28 +114,33 @@ class KernelProblem(KernelSides):
         return ("all",) if self.part_of is None else tuple(dict.fromkeys(self.part_of.values()))
 
     @property
+    def slices(self) -> tuple[str, ...]:
+        """What a block holds: the parts, and then the adapters by the names of their weights."""
+        return (*self.parts, *(self.low_rank or ()))
+
+    @property
     def num_slices(self) -> int:
-        """S, the length of a block's first axis: every part's directions, G · D."""
-        return len(self.parts) * len(self.formula.directions)
+        """S, the length of a block's first axis: the directions of every part and of every adapter."""
+        return len(self.slices) * len(self.formula.directions)
 
     def part_name(self, parameter: str) -> str:
         """Return which of `parts` a parameter belongs to."""
         return "all" if self.part_of is None else self.part_of[parameter]
 
-    def sum_by_part(self, contributions: Iterable[tuple[str, Tensor]]) -> Tensor:
-        """Sum contributions to a block, those to each part separately.
+    def sum_by_slice(self, contributions: Iterable[tuple[str, Tensor]]) -> Tensor:
+        """Sum contributions to a block, those to each of `slices` separately.
 
         Args:
-            contributions: Pairs of a part's name and what a module or parameter adds to it, ``[D, n, C, x, C]``.
+            contributions: Pairs of a slice's name and what a module or parameter adds to it, ``[D, n, C, x, C]``.
 
         Returns:
             float64 ``[S, n, C, x, C]``.
         """
         sums: dict[str, Tensor] = {}
-        for part, values in contributions:
-            sums[part] = sums[part] + values if part in sums else values
+        for name, values in contributions:
+            sums[name] = sums[name] + values if name in sums else values
         some = next(iter(sums.values()))
-        return torch.cat([sums[part] if part in sums else torch.zeros_like(some) for part in self.parts])
+        return torch.cat([sums[name] if name in sums else torch.zeros_like(some) for name in self.slices])
 
     @property
     def gradient_bytes(self) -> int:

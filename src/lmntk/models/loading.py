@@ -27,6 +27,7 @@ from lmntk.models.given_model import float32_copy
 from lmntk.models.heads import OneTokenClassifier, SequenceClassifier
 from lmntk.models.lora import add_adapters, names_in
 from lmntk.models.lora_files import CONFIG_FILE, LoraSettings
+from lmntk.models.low_rank import keep_generator_state
 from lmntk.models.pretrained import reading
 from lmntk.models.prompt_model import PromptModel
 from lmntk.models.rms_norm import use_plain_rms_norms
@@ -199,6 +200,7 @@ def _adapt(lm: PreTrainedModel, options: LoadOptions) -> None:
     if lm.config.model_type == "big_bird":
         # BigBird would choose by the length of its first prompt, for all later ones.
         cast(Any, lm.base_model).set_attention_type("original_full")
+    keep_generator_state(lm.base_model)
     if options.lora is not None:
         if options.lora.folder is not None:
             set_seed(options.seed)  # peft draws some initialisations at random, with this seed

@@ -1,4 +1,4 @@
-"""The part of a kernel that each parameter contributes to: its layer, its kind, and whether it is a weight or a bias."""
+"""The part of a kernel that each parameter contributes to: its layer, its kind, weight or bias."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -35,7 +35,7 @@ class Engine(ABC):
         tuning: Tuning = DEFAULT_TUNING,
         timer: StageTimer | None = None,
     ) -> None:
-        if problem.part_of is not None and not self.keeps_parts_apart:
+        if not self.keeps_parts_apart and (problem.part_of is not None or problem.low_rank):
             raise ValueError(f"the {self.name} engine sums over all parameters at once: it cannot keep them apart")
         self.problem = problem
         self.budget = budget

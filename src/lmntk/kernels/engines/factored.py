@@ -33,6 +33,7 @@ from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
 from lmntk.kernels.layers import Layer, Workspace
 from lmntk.kernels.layers.linear import LinearLayer, LinearPair, group_by_shared_input, shared_input_parts
 from lmntk.kernels.layers.linear_factors import pack_contiguous
+from lmntk.kernels.low_rank import LowRankLayer
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, KernelProblem, ModuleModel
 from lmntk.kernels.tiling import CostModel, Plan, Tile, TileRequest, TileRow
@@ -109,9 +110,10 @@ class FactoredEngine(Engine):
             earlier._workspace.release()
         self._layers: dict[str, Layer]
         self._layers, self._unknown = find_layers(problem, self._model, budget, tuning, known)
+        self._adapters = self._find_adapters()
         self._row: TrainRow | None = None
         self._seconds_per_token: float | None = None
-        if earlier and known == self._layers:
+        if earlier and known == self._layers and earlier.problem.low_rank is problem.low_rank:
             self._row, self._seconds_per_token = earlier._row, earlier._seconds_per_token
             earlier._row = None
         self._fallbacks: dict[tuple[str, ...], JacobianEngine] = {}
@@ -195,7 +197,7 @@ class FactoredEngine(Engine):
             return factors
         joined: dict[str, Sequence[Any]] = {}
         for name in list(factors):
-            layer, batches = self._layers[name], factors.pop(name)
+            layer, batches = self._layer(name), factors.pop(name)
             joined[name] = layer.join_signs([layer.signs(batch, self._workspace) for batch in batches], self._workspace)
         return joined
 
@@ -206,10 +208,10 @@ class FactoredEngine(Engine):
         x = train if on_diagonal else self._propagate(self.problem.x_examples, tile.x, batch_tokens)
         irregular = train.irregular | x.irregular
         broken = train.broken, x.broken
-        layers = {name: layer for name, layer in self._layers.items() if name not in irregular}
+        layers = {name: self._layer(name) for name in self._names if self._module(name) not in irregular}
         terms = []
         if layers:
-            terms.append(self.problem.sum_by_part(self._module_contributions(layers, train.of_layer, x.of_layer)))
+            terms.append(self.problem.sum_by_slice(self._module_contributions(layers, train.of_layer, x.of_layer)))
         del x  # the fallback may need its memory
         fallback = self._fallback_beside(irregular)
         if fallback is not None:
@@ -218,7 +220,7 @@ class FactoredEngine(Engine):
 
     def _propagate(self, examples: Examples, indices: Sequence[int], batch_tokens: int) -> SideFactors:
         """Return every layer's factors of some examples, batch by batch of at most so many tokens."""
-        collected: dict[str, list[Any]] = {name: [] for name in self._layers}
+        collected: dict[str, list[Any]] = {name: [] for name in self._names}
         irregular: frozenset[str] = frozenset()
         broken: list[Tensor] = []
         for bucket in length_buckets(examples, indices, batch_tokens, self.tuning) if self._layers else []:
@@ -232,13 +234,19 @@ class FactoredEngine(Engine):
                 logger.warning("no layer can be factored in some examples (%s): the jacobian engine takes them", error)
                 return SideFactors({}, frozenset(self._layers), None)
             irregular |= batch.irregular
-            for name in list(batch.of_layer):
-                factors = batch.of_layer.pop(name)
-                collected[name].append(layers[name].signs(factors, self._workspace) if self._keeps_signs else factors)
+            of_layer = batch.of_layer
+            of_layer |= {
+                name: adapted.adapter.factors(of_layer[prefix])
+                for name, (prefix, adapted) in self._adapters.items()
+                if prefix in of_layer
+            }
+            for name in list(of_layer):
+                factors, layer = of_layer.pop(name), self._layer(name)
+                collected[name].append(layer.signs(factors, self._workspace) if self._keeps_signs else factors)
             if batch.broken is not None:
                 broken.append(batch.broken)
         regular: dict[str, Sequence[Any]] = {
-            name: batches for name, batches in collected.items() if name not in irregular
+            name: batches for name, batches in collected.items() if self._module(name) not in irregular
         }
         return SideFactors(regular, irregular, torch.cat(broken) if broken else None)
 
@@ -261,9 +269,32 @@ class FactoredEngine(Engine):
                 yield from ((parts[0][local], values) for local, values in found.items())
 
     def _parts_of(self, prefix: str, layer: Layer) -> dict[str, str]:
-        """Return the part of each of a layer's parameters."""
+        """Return the slice of a block that each of a layer's parameters belongs to."""
+        if prefix in self._adapters:
+            return {"weight": prefix}
         locals_and_names = zip(sorted(layer.parameter_names), parameters_of(prefix, layer), strict=True)
         return {local: self.problem.part_name(name) for local, name in locals_and_names}
+
+    def _find_adapters(self) -> dict[str, tuple[str, LowRankLayer]]:
+        """Return the modules, and the layers, of the adapters by name; the fallback has the others."""
+        wanted, found = self.problem.low_rank or {}, {}
+        for prefix, layer in self._layers.items():
+            for local, name in zip(sorted(layer.parameter_names), parameters_of(prefix, layer), strict=True):
+                if name in wanted and local == "weight" and isinstance(layer, LinearLayer):
+                    found[name] = prefix, LowRankLayer(layer, wanted[name], self.tuning)
+        return found
+
+    @property
+    def _names(self) -> list[str]:
+        """The names of the layers, those of adapters last."""
+        return [*self._layers, *self._adapters]
+
+    def _layer(self, name: str) -> Layer:
+        return self._adapters[name][1] if name in self._adapters else self._layers[name]
+
+    def _module(self, name: str) -> str:
+        """Return the name of the module whose factors a layer needs."""
+        return self._adapters[name][0] if name in self._adapters else name
 
     def _fallback_for(self, names: Sequence[str]) -> JacobianEngine:
         key = tuple(names)
@@ -293,7 +324,7 @@ class FactoredEngine(Engine):
         problem, one = self.problem, [self.problem.typical_example]
         kept = self._propagate(problem.train, one, self.tuning.batch_tokens).of_layer
         n, m = len(problem.train), min(len(problem.x_examples), self.tuning.max_x_tile)
-        found = [(self._layers[name], batches[0]) for name, batches in kept.items()]
+        found = [(self._layer(name), batches[0]) for name, batches in kept.items()]
         costs = [layer.cost(factors, n, m, problem.formula.signed) for layer, factors in found]
         tokens = tokens_of(problem.train, one)[0]
         buffer = max((layer.buffer(factors, n) for layer, factors in found), default=0)

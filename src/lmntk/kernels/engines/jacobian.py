@@ -167,12 +167,15 @@ class JacobianEngine(Engine):
         self, train_side: Gradients, train: tuple[int, ...], x: tuple[int, ...], group: list[str], same: bool
     ) -> Tensor:
         x_side = train_side if same else self._gradients(self.problem.x_examples, x, group)
-        directions, c = self.problem.formula.directions, self.problem.num_logits
-        total = self.problem.sum_by_part(
-            (
-                self.problem.part_name(name),
-                contract(train_side.of_parameter[name], x_side.of_parameter[name], directions),
-            )
-            for name in group
-        )
+        c = self.problem.num_logits
+        total = self.problem.sum_by_slice(self._contributions(train_side.of_parameter, x_side.of_parameter))
         return hide_signs_of_broken(total.reshape(-1, len(train), c, len(x), c), train_side.broken, x_side.broken)
+
+    def _contributions(self, train: Parameters, x: Parameters) -> Iterator[tuple[str, Tensor]]:
+        """Yield what each parameter, and the adapter of each weight, adds to a slice: float64 ``[D, n · C, x · C]``."""
+        directions, adapters = self.problem.formula.directions, self.problem.low_rank or {}
+        for name in train:
+            yield self.problem.part_name(name), contract(train[name], x[name], directions)
+            if name in adapters:
+                adapted = adapters[name].gradients
+                yield name, contract(adapted(train[name]), adapted(x[name]), directions)

@@ -137,7 +137,7 @@ def storage_key(tensor: Tensor) -> tuple[object, ...]:
 
 
 def pack_contiguous(factors: MutableMapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Copy the batches of every linear layer to consecutive memory; layers that share their inputs still do.
+    """Copy the batches of every linear layer to consecutive memory; what layers share is shared still.
 
     Args:
         factors: The batches' factors by layer; emptied, so that only one layer's factors are held twice.
@@ -152,15 +152,15 @@ def pack_contiguous(factors: MutableMapping[str, Sequence[Any]]) -> dict[str, Se
 
 
 def _packed(batches: Sequence[OuterProducts], shared: dict[tuple[object, ...], Tensor]) -> PackedFactors:
-    inputs = [batch.inputs for batch in batches if batch.inputs is not None]
-    key = tuple(map(storage_key, inputs))
-    if key not in shared:
-        shared[key] = torch.cat([tensor.flatten(0, 1) for tensor in inputs])
-    gradients = [
-        torch.cat([tensor.flatten(0, 1) for tensor in logit])
-        for logit in zip(*(batch.gradients for batch in batches), strict=True)
-    ]
-    whole = Matrices(shared[key], gradients)
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        key = tuple(map(storage_key, tensors))
+        if key not in shared:
+            shared[key] = torch.cat([tensor.flatten(0, 1) for tensor in tensors])
+        return shared[key]
+
+    inputs = joined([batch.inputs for batch in batches if batch.inputs is not None])
+    gradients = [joined(logit) for logit in zip(*(batch.gradients for batch in batches), strict=True)]
+    whole = Matrices(inputs, gradients)
     views, start = [], 0
     for batch in batches:
         rows = slice(start, start + batch.batch_size * batch.positions)
