@@ -13,6 +13,7 @@ TESTED_BY = {
     "README": "docs/test_readme.py",
     "as-published": "config/test_as_published.py",
     "first-kernel": "docs/test_docs_tutorial.py",
+    "forecast": "docs/test_docs_forecast.py",
     "kernel-behaviour": "docs/test_docs_behaviour.py",
     "own-data": "docs/test_docs_own_data.py",
     "performance": "docs/test_docs_cost.py",

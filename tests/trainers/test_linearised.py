@@ -10,11 +10,14 @@ import torch
 from transformers import AutoConfig
 
 from command_line import SENTENCES, Workplace, read_kernel, write_rows
+from lmntk.analysis.saved_run import read_runs
+from lmntk.analysis.training_forecast import KernelTraining
 from lmntk.config.arguments import parse_arguments
 from lmntk.config.validation import check_arguments
 from lmntk.errors import SettingError, UsageError
 from lmntk.experiment.build import build
 from lmntk.experiment.experiment import Experiment
+from lmntk.solvers.gradient_flow import Loss, logits_of, mean_loss
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.training_snapshots import TrainingSnapshot, find_snapshots, read_snapshot
 from lmntk.trainers.finetune import FineTuneTrainer
@@ -81,6 +84,32 @@ def test_with_the_squared_error_it_ends_at_the_solution_of_the_kernel_with_f0(
         wanted = logits_written(RunPaths(kernel, "sst-2").predictions(split))
         assert wanted.shape[1] == logits
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "factor"), [("squared_error", 0.9), ("squared_error", 1.1), ("cross_entropy", 0.9)])
+def test_its_steps_are_those_forecast_from_the_kernel_below_and_above_the_stable_step(
+    place: Workplace, tmp_path: Path, loss: Loss, factor: float
+) -> None:
+    """That is the closed form for the squared error; a tenth above the stable step, each adds a fifth to f − y."""
+    folder = place.folder / "kernel of a forecast"
+    if not folder.exists():
+        place.run("--kernel_dtype", "float64", output=folder.name)
+    kernel = KernelTraining.of_run(read_runs(folder)[0])
+    limits = kernel.stable_steps
+    rate = float(factor * (limits.squared_error if loss == "squared_error" else limits.cross_entropy_anywhere))
+    train = ("--optimizer", "sgd", *(("--l2_loss",) if loss == "squared_error" else ()))
+    own = ("--learning_rate", repr(rate), "--max_steps", "40", "--kernel_steps", "0,20,last")
+    trainer_of(place, "linearised", tmp_path, *STEPS, *train, *own).train()
+    alpha = kernel.training.descent(loss, [rate] * 40)
+    found = snapshots(tmp_path)
+    for step, snapshot in found.items():
+        for split in ("train", "dev", "test"):
+            values, untrained = kernel.run.kernel(split).values, kernel.run.untrained_logits(split)
+            (wanted,) = logits_of(alpha[[step]], values, untrained)
+            np.testing.assert_allclose(snapshot.splits[split].logits, wanted, rtol=1e-8, atol=1e-9)
+    of_train = [found[step].splits["train"] for step in (0, 20, 40)]
+    start, middle, end = (float(mean_loss(loss, split.logits, split.labels)) for split in of_train)
+    assert (end < middle < start) if factor < 1 else (end > 1e3 * middle > 1e5 * start)
 
 
 @pytest.mark.parametrize(

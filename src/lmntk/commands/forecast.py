@@ -1,0 +1,184 @@
+"""Forecast from one kernel how fewer examples would do, and how gradient descent would train the model.
+
+    lmntk forecast result/SST-2-roberta-base-prompt-kernel-k64/64-42 --k 4,8,16,32,64 --figure forecast.png
+    lmntk forecast KERNEL_RUN --training TRAINING_RUN --figure forecast.png
+
+It reads the folder of a run with --trainer kernel and computes no kernel:
+
+  fewer examples     the scores of balanced random subsets with k examples of each class: sub-matrices of the kernel
+  largest step       up to which learning rate gradient descent on all train examples is stable
+  training           losses and scores by step, as gradient flow from the untrained model goes in function space:
+                     closed form for the squared error, integrated for the cross entropy; --discrete takes steps
+
+A training that --training names, made with --optimizer sgd and --kernel_steps 0,1,2,5,…,last, gives loss, learning
+rates and steps, and is drawn beside its forecast. Without --training and --learning_rate, the rate is half of the
+largest stable one. Steps are forecast for kernels with --kernel_formula sgd; of others only the subsets are shown.
+"""
+
+import argparse
+import operator
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
+from lmntk.errors import Bounds, KernelMismatchError, SettingError, check_numbers
+
+if TYPE_CHECKING:
+    from lmntk.analysis.forecast_tables import Forecast, RealKernel
+    from lmntk.analysis.saved_run import SavedRun
+    from lmntk.analysis.training_forecast import KernelTraining, RealTraining, TrainingForecast
+
+FORMS = ("text", "markdown", "latex", "csv", "json")
+PICTURE = ".png"
+STEPS = 100
+OF_STABLE = 0.5
+"""The learning rate of a forecast for which none is given, as a share of the largest stable one."""
+BOUNDS = (Bounds("draws", 1), Bounds("steps", 1), Bounds("learning_rate", 0, above=True), Bounds("seed", 0))
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="RUN", help="folder of a run with --trainer kernel")
+    add_solver_flags(parser)
+    add("--k", type=_numbers, metavar="K,K", help="examples of each class (1,2,4,… up to all)")
+    add("--draws", type=int, default=100, help="random subsets for each k (100)")
+    add("--seed", type=int, default=0, help="seed of the subsets (0)")
+    add("--kernel_runs", type=Path, nargs="+", default=[], metavar="RUN", help="real kernels of fewer examples, shown "
+        "beside the curve")  # fmt: skip
+    add("--training", type=Path, metavar="RUN", help="a training with snapshots, shown beside its forecast")
+    add("--learning_rate", type=float, help="learning rate (half of the largest stable one)")
+    add("--steps", type=int, help=f"steps of the training ({STEPS}, or those of --training)")
+    add("--loss", choices=("squared_error", "cross_entropy"), help="the loss (that of --training, else both)")
+    add("--discrete", action="store_true", help="steps of gradient descent instead of gradient flow")
+    add("--format", choices=FORMS, default="text", help="how to write the tables; csv and json hold all digits (text)")
+    add("--output", type=Path, metavar="FILE", help="write the tables here instead of printing them")
+    add("--figure", type=Path, metavar="FILE.png", help="draw the forecast")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return sorted({int(word) for word in text.split(",")})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the forecast of a kernel; return the exit status."""
+    return run_tool(make_parser(), _show, argv)
+
+
+def _show(given: argparse.Namespace) -> None:
+    figure: Path | None = given.figure
+    if figure is not None and figure.suffix.lower() != PICTURE:
+        sentence = f"`figure={figure}`: pictures are PNG files, so give a name that ends with {PICTURE}"
+        raise SettingError(sentence, setting="figure", value=figure)
+    check_numbers(BOUNDS, vars(given))
+    if given.training is not None and given.learning_rate is not None:
+        sentence = "`learning_rate` belongs to a forecast alone: `training` has its own learning rates"
+        raise SettingError(sentence, setting="learning_rate", value=given.learning_rate)
+    from lmntk.analysis.forecast_tables import format_forecast  # here, since torch takes seconds to load
+    from lmntk.storage.atomic import prepare_output_dir, write_atomically, write_text
+
+    found = _forecast(given)
+    table = format_forecast(found, given.format)
+    if given.output is None:
+        print(table, end="")
+    else:
+        prepare_output_dir(given.output.parent, "output")
+        write_text(given.output, table)
+        print(f"The tables: {given.output}")
+    if figure is not None:
+        from lmntk.report.forecast import forecast_figure
+
+        prepare_output_dir(figure.parent, "figure")
+        picture = forecast_figure(found)
+        write_atomically(figure, operator.methodcaller("write", picture), durable=False)
+        print(f"The figure: {figure}", file=sys.stderr if given.output is None else sys.stdout)
+
+
+def _forecast(given: argparse.Namespace) -> "Forecast":
+    from lmntk.analysis.forecast_tables import Forecast
+    from lmntk.analysis.learning_curve import largest_k, learning_curve, usual_ks
+    from lmntk.analysis.least_squares import read_least_squares
+    from lmntk.analysis.saved_run import distinguishing_names
+    from lmntk.analysis.training_forecast import KernelTraining, RealTraining
+
+    run = _only_run(given.folder)
+    problem = read_least_squares(run, solver_flags(given))
+    remarks = []
+    trainable, real = None, None
+    try:
+        trainable = KernelTraining.of_run(run)
+    except KernelMismatchError as error:
+        if given.training is not None or given.learning_rate is not None:
+            raise
+        remarks.append(str(error))
+    if given.training is not None:
+        real = RealTraining.of_run(_only_run(given.training), run)
+        remarks += real.remarks
+    ks = given.k or usual_ks(largest_k(problem.problem.classes))
+    show = sys.stderr.isatty()
+    curve = learning_curve(problem, ks, given.draws, given.seed, show_progress=show)
+    if any(point.gcv.mean != point.gcv.mean for point in curve):
+        remarks.append("leave-one-out and GCV are missing where the kernel of a subset is singular: a larger "
+                       "`kernel_regularization` makes it regular")  # fmt: skip
+    return Forecast(
+        distinguishing_names([given.folder])[0],
+        run.task.main_metrics[0] if run.task else "acc",
+        curve,
+        _real_kernels(given),
+        trainable.stable_steps if trainable else None,
+        _trainings(given, trainable, real) if trainable else [],
+        given.discrete,
+        real.steps if real else [],
+        remarks,
+    )
+
+
+def _only_run(folder: Path) -> "SavedRun":
+    from lmntk.analysis.saved_run import read_runs
+
+    runs = read_runs(folder)
+    if len(runs) > 1:
+        tasks = [run.key for run in runs]
+        sentence = f"{folder} holds runs of {' and '.join(tasks)}: move those of one task to another folder"
+        raise KernelMismatchError(sentence, path=folder, differences=tasks)
+    return runs[0]
+
+
+def _real_kernels(given: argparse.Namespace) -> "list[RealKernel]":
+    from lmntk.analysis.forecast_tables import RealKernel
+    from lmntk.analysis.learning_curve import largest_k
+    from lmntk.analysis.least_squares import read_least_squares
+    from lmntk.analysis.saved_run import distinguishing_names
+
+    found = []
+    names = distinguishing_names(given.kernel_runs) if given.kernel_runs else []
+    for name, folder in zip(names, given.kernel_runs, strict=True):
+        run = read_least_squares(_only_run(folder), solver_flags(given))
+        scores = {split: run.score(split, run.predict(split)) for split in run.x_splits}
+        found.append(RealKernel(name, largest_k(run.problem.classes), scores))
+    return found
+
+
+def _trainings(
+    given: argparse.Namespace, kernel: "KernelTraining", real: "RealTraining | None"
+) -> "list[TrainingForecast]":
+    """Forecast the training with each loss that is asked for."""
+    if real is not None:
+        if given.loss not in (None, real.loss):
+            sentence = f"`loss={given.loss}`: {given.training} was trained with {real.loss}"
+            raise SettingError(sentence, setting="loss", value=given.loss)
+        rates = list(real.rates)[: given.steps]
+        return [kernel.forecast(real.loss, rates, discrete=given.discrete, wanted=real.training.steps)]
+    from lmntk.solvers.gradient_flow import LOSSES
+
+    stable = kernel.stable_steps
+    limits = {"squared_error": stable.squared_error, "cross_entropy": stable.cross_entropy_at_start}
+    found = []
+    for loss in LOSSES if given.loss is None else [given.loss]:
+        rate = given.learning_rate or OF_STABLE * limits[loss]
+        found.append(kernel.forecast(loss, [rate] * (given.steps or STEPS), discrete=given.discrete))
+    return found
