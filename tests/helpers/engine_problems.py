@@ -26,7 +26,7 @@ def problem_of(model, names, train, x, formula="sgd"):
         x=None if x is None else BatchedExamples(x),
         formula=FORMULAS[formula],
         num_logits=model.num_logits,
-        model=ModuleModel(logits_fn, model),
+        model=ModuleModel(logits_fn, model, partial_rows=model.partial_rows(names)),
         params=params,
     )
 

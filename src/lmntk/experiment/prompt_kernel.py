@@ -88,7 +88,9 @@ class PromptKernel:
             only_adapters=arguments.apply_lora,
         )
         tokens = {token for feature in self.train.features for token in feature.input_ids}
-        self._logits_fn, self._params = self.model.as_function(select_parameters(self.model, chosen), tokens)
+        selected = select_parameters(self.model, chosen)
+        logits_fn, self._params = self.model.as_function(selected, tokens)
+        self._function = ModuleModel(logits_fn, self.model, partial_rows=self.model.partial_rows(selected))
 
     def prompts_of(self, texts: Sequence[tuple[str, ...]]) -> FeatureDataset:
         """Render texts that are to be predicted: their labels are not known, and any will do.
@@ -119,7 +121,7 @@ class PromptKernel:
         """
         arguments, model = self._arguments, self.model
         problem = KernelProblem(
-            model=ModuleModel(self._logits_fn, model),
+            model=self._function,
             params=self._params,
             train=self._examples(self.train),
             x=None if data is None else self._examples(data),

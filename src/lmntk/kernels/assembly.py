@@ -39,6 +39,23 @@ def make_engine(
     return ENGINES[engine](problem, budget, tuning)
 
 
+def assemble_diagonal(parts: Iterable[tuple[tuple[int, ...], Tensor]], problem: KernelProblem) -> Tensor:
+    """Sum the diagonals of tiles and parameter groups into K(x, x) of all X examples.
+
+    Args:
+        parts: The X examples of a tile, and what an engine computes of them, float64 ``[D, x, C, C]``.
+        problem: The kernel that is computed.
+
+    Returns:
+        float64 ``[D, X, C, C]`` on the CPU; zero where there was no part.
+    """
+    c, size = problem.num_logits, len(problem.x_examples)
+    diagonal = torch.zeros(len(problem.formula.directions), size, c, c, dtype=torch.float64)
+    for x, values in parts:
+        diagonal[:, torch.tensor(x)] += values.cpu()
+    return diagonal
+
+
 def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Tensor:
     """Sum the blocks of a kernel, or of one process's share of it, into the whole.
 

@@ -35,6 +35,30 @@ def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> T
     return result
 
 
+def contract_each(gradients: Tensor, directions: Sequence[SignPlacement]) -> Tensor:
+    """Multiply the gradients of each example with one another only: ``einsum("xap,xbp->xab")`` for each direction.
+
+    Args:
+        gradients: ``[x, C, p]``; consecutive along p.
+        directions: Which side takes the sign, for each of the D results.
+
+    Returns:
+        float64 ``[D, x, C, C]``.
+
+    Example:
+        >>> contract_each(torch.tensor([[[1.0, -2.0]]]), [SignPlacement(True, False)])
+        tensor([[[[3.]]]], dtype=torch.float64)
+    """
+    x, c, _ = gradients.shape
+    result = torch.zeros(len(directions), x, c, c, dtype=torch.float64, device=gradients.device)
+    for part in gradients.split(BLOCK, dim=2):
+        signs = part.sign() if any(direction.signed for direction in directions) else part
+        for out, direction in zip(result, directions, strict=True):
+            left, right = signs if direction.sign_train else part, signs if direction.sign_x else part
+            out += torch.bmm(left, right.transpose(1, 2))
+    return result
+
+
 def broken_rows(gradients: Tensor) -> Tensor:
     """Return which rows of gradients, ``[n, p]``, hold NaN or infinity, whose sign would be an ordinary number."""
     # A sum is the fastest test of all numbers.
@@ -53,3 +77,16 @@ def hide_signs_of_broken(block: Tensor, train: Tensor | None, x: Tensor | None) 
         return block
     rows, columns = (broken if broken.dim() == 2 else broken[:, None] for broken in (train, x))
     return block.masked_fill_(rows[:, :, None, None] | columns, torch.nan)
+
+
+def hide_diagonal_of_broken(diagonal: Tensor, broken: Tensor | None) -> Tensor:
+    """Set entries of a diagonal to NaN whose gradients are not finite, as `hide_signs_of_broken` does in a block.
+
+    Args:
+        diagonal: ``[D, x, C, C]``; changed in place.
+        broken: Which gradients are not finite, bool ``[x]`` or ``[x, C]``; None without signs.
+    """
+    if broken is None:
+        return diagonal
+    rows = broken if broken.dim() == 2 else broken[:, None]
+    return diagonal.masked_fill_(rows[:, :, None] | rows[:, None, :], torch.nan)

@@ -1,7 +1,7 @@
 """The kernel to compute, as planners and engines see it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,10 +10,25 @@ from torch import Tensor, nn
 from lmntk.kernels.batching import Batch, Examples, bytes_of
 from lmntk.kernels.formulas import Formula
 from lmntk.kernels.low_rank import LowRankAdapter
-from lmntk.kernels.tiling import Tile
+from lmntk.kernels.tiling import Plan, Tile
 
 Block = tuple[Tile, Tensor]
 Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PartialRows:
+    """Parameters of which a function takes only the rows that both sides of a kernel can have gradients of.
+
+    K(x, x) needs the others too, such as the embeddings of words that no train example has.
+
+    Attributes:
+        names: Their names.
+        of_batch: Returns the function and its parameters with all rows of these that a batch has gradients of.
+    """
+
+    names: frozenset[str]
+    of_batch: Callable[[Batch], tuple[Callable[[Parameters, Batch], Tensor], Parameters]]
 
 
 @dataclass(frozen=True)
@@ -23,9 +38,11 @@ class FunctionModel:
     Attributes:
         logits_fn: `f(params, batch) -> [B, C]`, differentiable by `torch.func`, in which examples do not see each
             other. For a parameter of which only some rows can matter it may take these rows.
+        partial_rows: These parameters; None if it takes all of them whole.
     """
 
     logits_fn: Callable[[Parameters, Batch], Tensor]
+    partial_rows: PartialRows | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,16 @@ class KernelSides:
     def on_diagonal(self, tile: Tile) -> bool:
         """Return whether both sides of a tile are the same examples."""
         return self.x is None and tile.x == tile.train
+
+    def tiles_with_diagonal(self, plan: Plan) -> frozenset[Tile]:
+        """Return the tiles of a plan with which K(x, x) of their X examples is computed: those of the first train tile.
+
+        A kernel of the train examples with themselves has its diagonal in it: none of its tiles.
+        """
+        if self.x is None or not plan.tile_rows:
+            return frozenset()
+        train, x_tiles = plan.tile_rows[0]
+        return frozenset(Tile(train, x) for x in x_tiles)
 
     @property
     def typical_example(self) -> int:

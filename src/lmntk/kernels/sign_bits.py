@@ -164,6 +164,32 @@ def sign_products(left: SignPlanes, right: SignPlanes) -> Tensor:
     return torch.from_numpy(counts[: left.rows, : right.rows])
 
 
+def own_sign_products(planes: SignPlanes, rows_of_one: int) -> Tensor:
+    """Return the inner products of the signs of each example's gradients: int64 ``[x, C, C]``.
+
+    Args:
+        planes: The signs, C rows for each example.
+        rows_of_one: C.
+    """
+    negative = planes.negative.reshape(-1, rows_of_one, planes.negative.shape[1])
+    nonzero = None if planes.nonzero is None else planes.nonzero.reshape(negative.shape)
+    counts = np.empty((len(negative), rows_of_one, rows_of_one), dtype=np.int64)
+    for a in range(rows_of_one):
+        for b in range(a + 1):
+            both = None if nonzero is None else nonzero[:, a] & nonzero[:, b]
+            places = planes.length if both is None else _ones(both)
+            if a != b:
+                differing = negative[:, a] ^ negative[:, b]
+                places = places - 2 * _ones(differing if both is None else differing & both)
+            counts[:, a, b] = counts[:, b, a] = places
+    return torch.from_numpy(counts)
+
+
+def _ones(words: np.ndarray) -> np.ndarray:
+    """Count the ones of each row of words: int64 ``[rows]``."""
+    return np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+
+
 @functools.cache
 def products_per_second() -> float:
     """Measure, once, how many products of two signs are added in a second; what is not compiled yet is compiled."""

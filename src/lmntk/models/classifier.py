@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from lmntk.kernels.problem import PartialRows
 from lmntk.models.factored_layers import register_layers
 from lmntk.models.families import causal_inputs, is_causal
 from lmntk.models.padding import in_equal_lengths, without_padding_warnings
@@ -202,6 +203,17 @@ class PromptClassifier(nn.Module, ABC):
                 return functional_call(self, tensors, kwargs=batch)
 
         return logits_fn, params
+
+    def partial_rows(self, names: Iterable[str]) -> PartialRows:
+        """Return which parameters `as_function` takes some rows of, and the function of all rows that a batch needs.
+
+        Args:
+            names: The parameters to differentiate, by their names in this module.
+        """
+        embedding, chosen = self.lm.get_input_embeddings(), list(names)
+        weight = embedding.weight if type(embedding) is nn.Embedding else None
+        partial = frozenset(name for name, own in self.named_parameters() if own is weight and name in chosen)
+        return PartialRows(partial, lambda batch: self.as_function(chosen, batch["input_ids"].flatten().tolist()))
 
 
 class _EmbeddingRows:

@@ -72,7 +72,9 @@ class KernelPlanner:
         experiment.model.requires_grad_(False)
         selected = select_parameters(experiment.model, parameter_filter(model_args, args))
         tokens = {token for feature in experiment.datasets["train"].features for token in feature.input_ids}
-        self._logits_fn, self._params = experiment.model.as_function(selected, tokens)
+        logits_fn, self._params = experiment.model.as_function(selected, tokens)
+        partial_rows = experiment.model.partial_rows(selected)
+        self._model = ModuleModel(logits_fn, experiment.model, partial_rows=partial_rows)
         self.grad_dim = count_parameters(selected)
         self._engine: Engine | None = None  # of the last kernel
 
@@ -122,7 +124,7 @@ class KernelPlanner:
     def _problem(self, split: str) -> KernelProblem:
         model, args = self._experiment.model, self._args
         return KernelProblem(
-            model=ModuleModel(self._logits_fn, model),
+            model=self._model,
             params=self._params,
             train=self._examples("train"),
             x=None if split == "train" else self._examples(split),

@@ -1,16 +1,32 @@
 """The interface of every engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Container, Iterator
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
 
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, KernelProblem
-from lmntk.kernels.tiling import CostModel, Plan, TileRequest
+from lmntk.kernels.tiling import CostModel, Plan, Tile, TileRequest
 from lmntk.kernels.timing import StageTimer
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 ANY_TILES = TileRequest()
+
+
+class ComputedTile(NamedTuple):
+    """What an engine computes of a tile over one group of the parameters.
+
+    Attributes:
+        tile: The tile.
+        block: Its part of the kernel, float64 ``[S, n, C, x, C]``.
+        diagonal: K(x, x) of its X examples, all parts together, float64 ``[D, x, C, C]``; None where not wanted.
+    """
+
+    tile: Tile
+    block: Tensor
+    diagonal: Tensor | None
 
 
 class Engine(ABC):
@@ -59,13 +75,33 @@ class Engine(ABC):
         for group in range(self.num_parameter_groups(plan)):
             yield from self.blocks_of_group(plan, group)
 
-    @abstractmethod
     def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
+        """Compute the tiles of `plan` over one group of the parameters, see `tiles_of_group`."""
+        return ((tile, block) for tile, block, _ in self.tiles_of_group(plan, group))
+
+    @abstractmethod
+    def tiles_of_group(
+        self, plan: Plan, group: int, with_diagonal: Container[Tile] = frozenset()
+    ) -> Iterator[ComputedTile]:
         """Compute the tiles of `plan` over one group of the parameters.
 
         Args:
             plan: The result of `plan`, or some of its tiles.
-            group: The number of the group; the blocks of a tile's groups add up to the tile.
+            group: The number of the group; the blocks of a tile's groups add up to the tile, and so do the diagonals.
+            with_diagonal: The tiles with which the diagonal of their X examples is computed too.
+        """
+
+    @abstractmethod
+    def diagonal(self, plan: Plan, x: tuple[int, ...], group: int) -> Tensor:
+        """Compute K(x, x) of some X examples alone, over one group of the parameters.
+
+        Args:
+            plan: The result of `plan`.
+            x: The examples, of one of its X tiles.
+            group: The number of the group.
+
+        Returns:
+            float64 ``[D, x, C, C]``.
         """
 
     @abstractmethod

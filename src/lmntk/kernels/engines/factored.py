@@ -15,7 +15,7 @@ it. The layers' classes choose between forming it for a moment and Gram matrices
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels import capture, sign_bits
 from lmntk.kernels.batching import Examples, length_buckets
-from lmntk.kernels.contraction import hide_signs_of_broken
-from lmntk.kernels.engines.base import ANY_TILES, Engine
+from lmntk.kernels.contraction import hide_diagonal_of_broken, hide_signs_of_broken
+from lmntk.kernels.engines.base import ANY_TILES, ComputedTile, Engine
 from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, LayerDemands, SignDemands, tokens_of
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
@@ -35,7 +35,7 @@ from lmntk.kernels.layers.linear import LinearLayer, LinearPair, group_by_shared
 from lmntk.kernels.layers.linear_factors import pack_contiguous
 from lmntk.kernels.low_rank import LowRankLayer
 from lmntk.kernels.memory import MemoryBudget
-from lmntk.kernels.problem import Block, KernelProblem, ModuleModel
+from lmntk.kernels.problem import KernelProblem, ModuleModel
 from lmntk.kernels.tiling import CostModel, Plan, Tile, TileRequest, TileRow
 from lmntk.kernels.timing import StageTimer, product_flops, seconds_of
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
@@ -161,16 +161,26 @@ class FactoredEngine(Engine):
         sign_rate = sign_bits.products_per_second() if self._keeps_signs else None
         return self.planner.cost_model(self._seconds_per_token, rate, fallback, sign_rate)
 
-    def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
+    def tiles_of_group(
+        self, plan: Plan, group: int, with_diagonal: Container[Tile] = frozenset()
+    ) -> Iterator[ComputedTile]:
         """Propagate each train tile once, and each X tile once per train tile, and multiply layer by layer."""
         for row in plan.tile_rows:
-            yield from self._tile_row(row)
+            yield from self._tile_row(row, with_diagonal)
 
-    def _tile_row(self, row: TileRow) -> Iterator[Block]:
+    def diagonal(self, plan: Plan, x: tuple[int, ...], group: int) -> Tensor:
+        """Propagate X examples, and multiply the factors of each layer by layer."""
+        side = self._propagate(self.problem.x_examples, x, self.planner.memory.batch_tokens)
+        found = self._diagonal(side, side.irregular)
+        fallback = self._fallback_beside(side.irregular)
+        del side  # the fallback may need its memory
+        return found if fallback is None else found + _fallback_diagonal(fallback, x).to(found)
+
+    def _tile_row(self, row: TileRow, with_diagonal: Container[Tile]) -> Iterator[ComputedTile]:
         """Compute the tiles of one train tile, whose factors are released before the next one's are computed."""
         side = self._train_factors(row.train)
-        for x in row.x_tiles:
-            yield Tile(row.train, x), self._compute_tile(Tile(row.train, x), side)
+        for tile in (Tile(row.train, x) for x in row.x_tiles):
+            yield self._compute_tile(tile, side, tile in with_diagonal)
 
     def _train_factors(self, train: tuple[int, ...]) -> SideFactors:
         """Return the factors of a train tile, which an earlier kernel may have left, and keep them for the next one."""
@@ -201,22 +211,37 @@ class FactoredEngine(Engine):
             joined[name] = layer.join_signs([layer.signs(batch, self._workspace) for batch in batches], self._workspace)
         return joined
 
-    def _compute_tile(self, tile: Tile, train: SideFactors) -> Tensor:
-        """Compute one tile, float64 ``[S, n, C, x, C]``; the factors of its X examples are released at the end."""
+    def _compute_tile(self, tile: Tile, train: SideFactors, with_diagonal: bool) -> ComputedTile:
+        """Compute one tile; the factors of its X examples are released at the end."""
         batch_tokens = self.planner.memory.batch_tokens
         on_diagonal = self.problem.on_diagonal(tile)
         x = train if on_diagonal else self._propagate(self.problem.x_examples, tile.x, batch_tokens)
         irregular = train.irregular | x.irregular
         broken = train.broken, x.broken
         layers = {name: self._layer(name) for name in self._names if self._module(name) not in irregular}
-        terms = []
-        if layers:
-            terms.append(self.problem.sum_by_slice(self._module_contributions(layers, train.of_layer, x.of_layer)))
+        terms, diagonal = [], None
+        with self._workspace.keeping_diagonals(with_diagonal):
+            if layers:
+                terms.append(self.problem.sum_by_slice(self._module_contributions(layers, train.of_layer, x.of_layer)))
+            if with_diagonal:
+                diagonal = self._diagonal(x, irregular)
         del x  # the fallback may need its memory
         fallback = self._fallback_beside(irregular)
         if fallback is not None:
-            terms.append(_fallback_block(fallback, tile))
-        return hide_signs_of_broken(torch.stack(terms).sum(dim=0), *broken)
+            block, of_fallback = _fallback_tile(fallback, tile, with_diagonal)
+            terms.append(block)
+            if diagonal is not None and of_fallback is not None:
+                diagonal = diagonal + of_fallback.to(diagonal)
+        return ComputedTile(tile, hide_signs_of_broken(torch.stack(terms).sum(dim=0), *broken), diagonal)
+
+    def _diagonal(self, x: SideFactors, irregular: frozenset[str]) -> Tensor:
+        """Return K(x, x) over the parameters of all regular layers, float64 ``[D, x, C, C]``; a 0 if there are none."""
+        directions = self.problem.formula.directions
+        total = torch.zeros((), dtype=torch.float64, device=self._sample.device)
+        for name, layer in self._layers.items():
+            if name not in irregular:
+                total = total + layer.diagonal(x.of_layer[name], directions, self._workspace)
+        return hide_diagonal_of_broken(total, x.broken) if total.dim() else total
 
     def _propagate(self, examples: Examples, indices: Sequence[int], batch_tokens: int) -> SideFactors:
         """Return every layer's factors of some examples, batch by batch of at most so many tokens."""
@@ -354,15 +379,34 @@ class FactoredEngine(Engine):
         return flops >= self.tuning.sign_bits_flops and sign_bits.available(self._sample)
 
 
-def _fallback_block(fallback: JacobianEngine, tile: Tile) -> Tensor:
-    """Return the contribution of the fallback's parameters to a tile, computed in smaller tiles if memory asks."""
+def _fallback_tile(fallback: JacobianEngine, tile: Tile, with_diagonal: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the contribution of the fallback's parameters to a tile, computed in smaller tiles if memory asks.
+
+    Returns:
+        Its block and, if wanted, its diagonal.
+    """
     plan = fallback.plan(TileRequest(len(tile.train), len(tile.x)))
     trains, xs = _cut(tile.train, plan.tile_size.row), _cut(tile.x, plan.tile_size.column)
     plan = replace(plan, tile_rows=tuple(TileRow(train, xs) for train in trains), symmetric=False)
+    with_diagonals = {Tile(trains[0], x) for x in xs} if with_diagonal else set()
     sums: dict[Tile, Tensor] = {}
-    for small, values in fallback.blocks(plan):
-        sums[small] = sums[small] + values if small in sums else values
-    return torch.cat([torch.cat([sums[Tile(train, x)] for x in xs], dim=3) for train in trains], dim=1)
+    diagonals: dict[Tile, Tensor] = {}
+    for group in range(fallback.num_parameter_groups(plan)):
+        for small, values, diagonal in fallback.tiles_of_group(plan, group, with_diagonals):
+            sums[small] = sums[small] + values if small in sums else values
+            if diagonal is not None:
+                diagonals[small] = diagonals[small] + diagonal if small in diagonals else diagonal
+    block = torch.cat([torch.cat([sums[Tile(train, x)] for x in xs], dim=3) for train in trains], dim=1)
+    return block, torch.cat([diagonals[Tile(trains[0], x)] for x in xs], dim=1) if with_diagonal else None
+
+
+def _fallback_diagonal(fallback: JacobianEngine, x: tuple[int, ...]) -> Tensor:
+    """Return the contribution of the fallback's parameters to K(x, x), float64 ``[D, x, C, C]``."""
+    plan = fallback.plan(TileRequest(1, len(x)))
+    groups = range(fallback.num_parameter_groups(plan))
+    small = _cut(x, plan.tile_size.column)
+    found = [[fallback.diagonal(plan, part, group) for part in small] for group in groups]
+    return torch.stack([torch.cat(parts, dim=1) for parts in found]).sum(dim=0)
 
 
 def _cut(indices: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:

@@ -12,17 +12,23 @@ tile and of an X tile are formed whole, by `vmap` of `jacrev`, and multiplied.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lmntk.kernels.batching import Examples, bytes_of, equal_shape_batches
-from lmntk.kernels.contraction import broken_rows, contract, hide_signs_of_broken
-from lmntk.kernels.engines.base import ANY_TILES, Engine, MemoryBudgetError
+from lmntk.kernels.contraction import (
+    broken_rows,
+    contract,
+    contract_each,
+    hide_diagonal_of_broken,
+    hide_signs_of_broken,
+)
+from lmntk.kernels.engines.base import ANY_TILES, ComputedTile, Engine, MemoryBudgetError
 from lmntk.kernels.engines.derivatives import Differentiator
-from lmntk.kernels.problem import Block, Parameters
+from lmntk.kernels.problem import Parameters, PartialRows
 from lmntk.kernels.tiling import (
     CostModel,
     Plan,
@@ -84,14 +90,20 @@ class JacobianEngine(Engine):
         """Bytes of an example's gradients of the largest parameter."""
         return self.problem.num_logits * max(bytes_of([tensor]) for tensor in self.problem.params.values())
 
-    def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
+    def tiles_of_group(
+        self, plan: Plan, group: int, with_diagonal: Container[Tile] = frozenset()
+    ) -> Iterator[ComputedTile]:
         """Form a train tile's gradients for one group of parameters, and multiply them with those of its X tiles."""
         names = self._groups(plan)[group]
         for train, x_tiles in plan.tile_rows:
             train_gradients = self._gradients(self.problem.train, train, names)
-            for x in x_tiles:
-                same = self.problem.on_diagonal(Tile(train, x))
-                yield Tile(train, x), self._block(train_gradients, train, x, names, same)
+            for tile in (Tile(train, x) for x in x_tiles):
+                yield self._tile(train_gradients, tile, names, tile in with_diagonal)
+
+    def diagonal(self, plan: Plan, x: tuple[int, ...], group: int) -> Tensor:
+        """Form the gradients of X examples for one group of parameters, and multiply those of each."""
+        names = self._groups(plan)[group]
+        return self._diagonal(self._gradients(self.problem.x_examples, x, names), x)
 
     def expected_bytes(self, plan: Plan) -> int:
         """Return the bytes of the gradients of both tiles and of what `vmap` forms before it is copied."""
@@ -163,13 +175,43 @@ class JacobianEngine(Engine):
             broken = broken.unflatten(0, (-1, self.problem.num_logits))
         return Gradients(gradients, broken)
 
-    def _block(
-        self, train_side: Gradients, train: tuple[int, ...], x: tuple[int, ...], group: list[str], same: bool
-    ) -> Tensor:
-        x_side = train_side if same else self._gradients(self.problem.x_examples, x, group)
+    def _tile(self, train_side: Gradients, tile: Tile, group: list[str], with_diagonal: bool) -> ComputedTile:
+        same = self.problem.on_diagonal(tile)
+        x_side = train_side if same else self._gradients(self.problem.x_examples, tile.x, group)
+        block = self._block(train_side, x_side, tile)
+        return ComputedTile(tile, block, self._diagonal(x_side, tile.x) if with_diagonal else None)
+
+    def _diagonal(self, side: Gradients, x: tuple[int, ...]) -> Tensor:
+        directions, c, partial = (
+            self.problem.formula.directions,
+            self.problem.num_logits,
+            self.problem.model.partial_rows,
+        )
+        found = [
+            self._diagonal_of_all_rows(name, x, partial)
+            if partial is not None and name in partial.names
+            else contract_each(values.unflatten(0, (-1, c)), directions)
+            for name, values in side.of_parameter.items()
+        ]
+        return hide_diagonal_of_broken(torch.stack(found).sum(dim=0), side.broken)
+
+    def _diagonal_of_all_rows(self, name: str, x: tuple[int, ...], partial: PartialRows) -> Tensor:
+        """Return the contribution of a parameter whose gradients were formed for some of its rows only."""
+        found = []
+        for indices in equal_shape_batches(self.problem.x_examples, x, limit=self.tuning.jacobian_batch):
+            batch = self.problem.x_examples.batch(indices)
+            logits_fn, params = partial.of_batch(batch)
+            own, fixed = {name: params[name]}, {other: params[other] for other in params if other != name}
+            values = Differentiator(logits_fn).jacobian(own, batch, fixed)[name].flatten(2)
+            broken = ~values.isfinite().all(dim=2) if self.problem.formula.signed else None
+            found.append(hide_diagonal_of_broken(contract_each(values, self.problem.formula.directions), broken))
+        return torch.cat(found, dim=1)
+
+    def _block(self, train_side: Gradients, x_side: Gradients, tile: Tile) -> Tensor:
         c = self.problem.num_logits
         total = self.problem.sum_by_slice(self._contributions(train_side.of_parameter, x_side.of_parameter))
-        return hide_signs_of_broken(total.reshape(-1, len(train), c, len(x), c), train_side.broken, x_side.broken)
+        block = total.reshape(-1, len(tile.train), c, len(tile.x), c)
+        return hide_signs_of_broken(block, train_side.broken, x_side.broken)
 
     def _contributions(self, train: Parameters, x: Parameters) -> Iterator[tuple[str, Tensor]]:
         """Yield what each parameter, and the adapter of each weight, adds to a slice: float64 ``[D, n · C, x · C]``."""

@@ -4,24 +4,24 @@ This is Novak et al. 2022's ("Fast Finite Width Neural Tangent Kernel") *NTK-vec
 al. 2023: `K[i, a, :, :] = ∂f(X)/∂θ · v` with `v = ∂f_a(i)/∂θ` or its sign, by forward-mode differentiation. If both
 sides take the sign there is no such product, and the gradients of both tiles are formed.
 
-* Time: C backward passes for each train example, and C forward-mode passes for each of the N · X pairs.
+* Time: C backward passes for each example of both sides, and C forward-mode passes for each of the N · X pairs.
 * Memory: the gradients of one tile, P · C numbers for each of its examples, which are one by default.
 * Used on request, where memory is short and the model unknown. It is the yardstick of the benchmark.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lmntk.kernels.batching import Examples, equal_shape_batches
-from lmntk.kernels.contraction import contract
-from lmntk.kernels.engines.base import ANY_TILES, Engine, MemoryBudgetError
+from lmntk.kernels.contraction import contract, contract_each, hide_diagonal_of_broken
+from lmntk.kernels.engines.base import ANY_TILES, ComputedTile, Engine, MemoryBudgetError
 from lmntk.kernels.engines.derivatives import Differentiator
 from lmntk.kernels.formulas import UNSIGNED, SignPlacement
-from lmntk.kernels.problem import Block, Parameters
+from lmntk.kernels.problem import Parameters
 from lmntk.kernels.tiling import CostModel, Plan, Tile, TileRequest, TileRow, TileSize, make_plan
 from lmntk.kernels.timing import seconds_of
 
@@ -45,14 +45,36 @@ class JvpEngine(Engine):
             raise MemoryBudgetError(needed, self.budget.bytes)
         return plan
 
-    def blocks_of_group(self, plan: Plan, group: int) -> Iterator[Block]:
+    def tiles_of_group(
+        self, plan: Plan, group: int, with_diagonal: Container[Tile] = frozenset()
+    ) -> Iterator[ComputedTile]:
         """Differentiate each train tile once and multiply its gradients with the Jacobians of every X tile."""
         problem = self.problem
         for train, x_tiles in plan.tile_rows:
             train_gradients = self._gradients(problem.train, train)
             for x in x_tiles:
-                found = [self._direction(train_gradients, Tile(train, x), way) for way in problem.formula.directions]
-                yield Tile(train, x), torch.stack(found)
+                tile = Tile(train, x)
+                found = [self._direction(train_gradients, tile, way) for way in problem.formula.directions]
+                diagonal = self.diagonal(plan, x, group) if tile in with_diagonal else None
+                yield ComputedTile(tile, torch.stack(found), diagonal)
+
+    def diagonal(self, plan: Plan, x: tuple[int, ...], group: int) -> Tensor:
+        """Form the gradients of one example after the other, C backward passes each, and multiply them."""
+        return torch.cat([self._own_products(index) for index in x], dim=1)
+
+    def _own_products(self, index: int) -> Tensor:
+        """Return K(x, x) of one X example, float64 ``[D, 1, C, C]``."""
+        batch, partial = self.problem.x_examples.batch([index]), self.problem.model.partial_rows
+        logits_fn, params = (self.problem.model.logits_fn, self.problem.params)
+        if partial is not None:
+            logits_fn, params = partial.of_batch(batch)
+        found_by_name = Differentiator(logits_fn).jacobian(params, batch, {})
+        gradients = [values.flatten(2) for values in found_by_name.values()]
+        found = [contract_each(values, self.problem.formula.directions) for values in gradients]
+        broken = None
+        if self.problem.formula.signed:
+            broken = torch.stack([~values.isfinite().all(dim=2) for values in gradients]).any(dim=0)
+        return hide_diagonal_of_broken(torch.stack(found).sum(dim=0), broken)
 
     def expected_bytes(self, plan: Plan) -> int:
         """Return the bytes of the gradients of the train tile, raw and signed, and of the X tile if they are formed."""

@@ -1,8 +1,9 @@
 """The interface of layer types, through which the factored engine uses them."""
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -50,6 +51,30 @@ class Workspace:
         self._dtype = dtype
         self._device = device
         self._buffers: dict[Buffer, Tensor] = {}
+        self._diagonals: dict[object, Tensor] | None = None
+
+    @contextlib.contextmanager
+    def keeping_diagonals(self, wanted: bool) -> Iterator[None]:
+        """Within this block, if `wanted`, keep the diagonals of gradients that are formed for products anyway."""
+        self._diagonals = {} if wanted else None
+        try:
+            yield
+        finally:
+            self._diagonals = None
+
+    @property
+    def keeps_diagonals(self) -> bool:
+        """Whether diagonals of formed gradients are wanted."""
+        return self._diagonals is not None
+
+    def keep_diagonal(self, key: object, diagonal: Tensor) -> None:
+        """Keep the diagonal ``[D, x, C, C]`` of the X examples whose factors have a key."""
+        if self._diagonals is not None:
+            self._diagonals[key] = diagonal
+
+    def kept_diagonal(self, key: object) -> Tensor | None:
+        """Return what `keep_diagonal` has kept, which is then forgotten; None for nothing."""
+        return self._diagonals.pop(key, None) if self._diagonals else None
 
     def take(self, buffer: Buffer, *shape: int) -> Tensor:
         """Return a buffer in this shape; its previous contents are lost."""
@@ -180,6 +205,22 @@ class Layer(ABC):
         """
         (only,) = self.parameter_names
         return {only: self.kernel(train, x, directions, workspace)}
+
+    def diagonal(self, x: Sequence[Any], directions: Sequence[SignPlacement], workspace: Workspace) -> Tensor:
+        """Return this module's contribution to K(x, x) of the examples of an X tile, after `kernel` of it if any.
+
+        By default it multiplies all pairs of these examples, which is right and takes more time than needed.
+
+        Args:
+            x: The factors of the X tile's batches.
+            directions: Which side takes the sign, for each of the D results.
+            workspace: Buffers that are overwritten.
+
+        Returns:
+            float64 ``[D, x, C, C]``.
+        """
+        pairs = self.kernel(x, x, directions, workspace)
+        return pairs.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # [D, C, C, x] -> [D, x, C, C]
 
 
 def stack_vectors(gradients: Gradients, scale: Tensor | None = None) -> Tensor:

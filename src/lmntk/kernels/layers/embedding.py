@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lmntk.kernels.contraction import contract_each
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Buffer, Gradients, Layer, Workspace
 from lmntk.kernels.layers.token_matching import TokenGradients, match_tokens
@@ -40,6 +41,13 @@ class EmbeddingLayer(Layer):
         if train[0].token.device.type == "cpu":
             return match_tokens(train, x, directions)
         return _match_by_mask(train, x, directions, workspace)
+
+    def diagonal(
+        self, x: Sequence[TokenGradients], directions: Sequence[SignPlacement], workspace: Workspace
+    ) -> Tensor:
+        """Multiply each example's rows, which belong to different tokens: float64 ``[D, x, C, C]``."""
+        rows = [batch.gradients.transpose(1, 2).flatten(2) for batch in x]  # [B, C, L · d]
+        return torch.cat([contract_each(batch, directions) for batch in rows], dim=1)
 
 
 def _match_by_mask(

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lmntk.kernels.contraction import contract_each
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Cost, Gradients, Layer, Workspace, stack_vectors, vector_kernel, with_positions
 from lmntk.kernels.layers.linear_dense import dense, dense_buffer_numel
+from lmntk.kernels.layers.linear_diagonal import weight_diagonal
 from lmntk.kernels.layers.linear_factors import OuterProducts, shape_of, storage_key
 from lmntk.kernels.layers.linear_gram import gram_flops, gram_parts
 from lmntk.kernels.layers.linear_signs import WeightSigns, sign_bytes, sign_kernel
@@ -105,6 +108,17 @@ class LinearLayer(Layer):
         if "bias" in self.parameter_names:
             found["bias"] = vector_kernel(_biases(train), _biases(x), directions)
         return found
+
+    def diagonal(
+        self, x: Sequence[OuterProducts | WeightSigns], directions: Sequence[SignPlacement], workspace: Workspace
+    ) -> Tensor:
+        """Multiply each example's gradients through its own Gram matrices or formed: float64 ``[D, x, C, C]``."""
+        found = []
+        if "weight" in self.parameter_names:
+            found.append(weight_diagonal(x, directions, workspace, self.tuning))
+        if "bias" in self.parameter_names:
+            found.append(contract_each(torch.cat(_biases(x)), directions))
+        return sum(found[1:], start=found[0])
 
 
 @dataclass(frozen=True)

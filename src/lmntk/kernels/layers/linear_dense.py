@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmntk.kernels.contraction import BLOCK
+from lmntk.kernels.contraction import BLOCK, contract_each
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Buffer, Workspace
-from lmntk.kernels.layers.linear_factors import OuterProducts, shape_of
+from lmntk.kernels.layers.linear_factors import OuterProducts, key_of, shape_of
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 
@@ -45,11 +45,12 @@ def dense(
     result = torch.zeros(
         len(directions), c, shape_of(x)[1], c, n, dtype=torch.float64, device=train[0].gradients[0].device
     )
+    diagonal = result.new_zeros(len(directions), result.shape[2], c, c) if workspace.keeps_diagonals else None
     timer = workspace.timer
     for start in range(0, outer, num_rows):
         rows = slice(start, min(start + num_rows, outer))
         with timer.stage("forming"):
-            formed_train = _form(Buffer.TRAIN, train, rows, workspace)
+            formed_train = form(Buffer.TRAIN, train, rows, workspace)
         signed_train = formed_train
         if all(direction.sign_train for direction in directions):
             formed_train.sign_()
@@ -58,8 +59,10 @@ def dense(
         first = 0
         for chunk in chunks:
             with timer.stage("forming"):
-                formed_x = _form(Buffer.X, chunk, rows, workspace)
+                formed_x = form(Buffer.X, chunk, rows, workspace)
             size = formed_x.shape[1]
+            if diagonal is not None:
+                diagonal[:, first : first + size] += formed_products(formed_x, directions)
             # Signs of X are taken in place, so the directions that need them come last, whatever their order is.
             for out, direction in sorted(zip(result, directions, strict=True), key=lambda pair: pair[1].sign_x):
                 if direction.sign_x:
@@ -72,6 +75,8 @@ def dense(
                         torch.mm(x_block, right_block.T, out=product)
                         out[:, first : first + size] += product.view(c, size, c, n)
             first += size
+    if diagonal is not None:
+        workspace.keep_diagonal(key_of(x), diagonal)
     # [D, C, x, C, n] -> [D, C, n, C, x]
     return result.permute(0, 3, 4, 1, 2)
 
@@ -82,7 +87,12 @@ def _rows_in_cache(count: int, d_out: int, d_in: int, element_size: int, tuning:
     return min(outer, max(tuning.min_weight_rows, tuning.cache_bytes // (count * inner * element_size)))
 
 
-def _form(buffer: Buffer, factors: Sequence[OuterProducts], rows: slice, workspace: Workspace) -> Tensor:
+def formed_products(formed: Tensor, directions: Sequence[SignPlacement]) -> Tensor:
+    """Multiply each example's gradients, of which some rows are formed, ``[C, B, rows, inner]``: ``[D, B, C, C]``."""
+    return contract_each(formed.flatten(2).transpose(0, 1), directions)
+
+
+def form(buffer: Buffer, factors: Sequence[OuterProducts], rows: slice, workspace: Workspace) -> Tensor:
     """Form some rows of the gradients, or of the transposed ones if the weight is wide: ``[C, B, rows, inner]``."""
     c, examples, d_out, d_in = shape_of(factors)
     formed = workspace.take(buffer, c, examples, rows.stop - rows.start, min(d_out, d_in))

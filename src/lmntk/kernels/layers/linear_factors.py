@@ -136,6 +136,12 @@ def storage_key(tensor: Tensor) -> tuple[object, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
+def key_of(factors: Sequence[OuterProducts]) -> tuple[object, ...]:
+    """Return a key of a layer's factors of a tile, by which another call knows them while they are held."""
+    both = [(batch.gradients[0], batch.gradients[0] if batch.inputs is None else batch.inputs) for batch in factors]
+    return tuple((storage_key(gradient), storage_key(inputs)) for gradient, inputs in both)
+
+
 def pack_contiguous(factors: MutableMapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     """Copy the batches of every linear layer to consecutive memory; what layers share is shared still.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lmntk.kernels.contraction import contract_each
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Gradients, Layer, Workspace, stack_vectors, vector_kernel
 
@@ -41,6 +42,10 @@ class LayerNormLayer(Layer):
             name: vector_kernel([batch[place] for batch in left], [batch[place] for batch in right], directions)
             for place, name in enumerate(names)
         }
+
+    def diagonal(self, x: Sequence[Tensor], directions: Sequence[SignPlacement], workspace: Workspace) -> Tensor:
+        """Multiply each example's vectors: float64 ``[D, x, C, C]``."""
+        return contract_each(torch.cat(list(x)), directions)
 
     def _normalised(self, inputs: Tensor) -> Tensor:
         return nn.functional.layer_norm(inputs, self.module.normalized_shape, eps=self.module.eps)
