@@ -212,9 +212,10 @@ def test_what_is_announced_counts_the_layers_files(tmp_path: Path) -> None:
         plan = engine.plan()
         work = KernelJob("train × test", engine, plan, engine.estimate_cost(plan), TileStore.open(tmp_path, {}))
         sizes[apart is not None] = work.file_bytes, work.tile_bytes
-    kernel, tiles = sizes[False]
-    assert kernel == tiles == 8 * 3 * 3 * problem.num_logits**2
-    assert sizes[True] == (kernel + 4 * kernel, 4 * tiles)
+    entry = 8 * problem.num_logits**2
+    kernel, diagonal = 3 * 3 * entry, 3 * entry
+    assert sizes[False] == (kernel + diagonal, kernel + diagonal)
+    assert sizes[True] == (kernel + 4 * kernel + diagonal, 4 * kernel + diagonal)
 
 
 def test_the_published_method_cannot_keep_layers_apart(place: Workplace) -> None:

@@ -16,7 +16,7 @@ from lmntk.data.tasks import TASKS, Task, custom_task, described_task, find_task
 from lmntk.errors import FileError, KernelMismatchError
 from lmntk.solvers import problem
 from lmntk.solvers.problem import Array, ClassIds
-from lmntk.storage import kernel_files, kernel_metadata, logits_files
+from lmntk.storage import diagonal_files, kernel_files, kernel_metadata, logits_files
 from lmntk.storage.paths import RunPaths, Split
 from lmntk.storage.readers import read_json
 
@@ -205,6 +205,23 @@ class SavedRun:
         path = self.kernel_paths.kernel(split)
         kernel_metadata.check_one_run(self.kernel_paths.kernel("train"), path)
         return SavedKernel.read(path)
+
+    def diagonal(self, split: str) -> Array | None:
+        """Read K(x, x) of the examples of one of `kernel_splits`: of train from its kernel, else from its own file.
+
+        Returns:
+            float64 [X, C, C], or [2, X, C, C] of an asymmetric formula; None where there is no file.
+
+        Raises:
+            FileError: The file is damaged.
+            KernelMismatchError: The file belongs to another kernel.
+        """
+        kernel = self.kernel(split)
+        if split == "train":
+            return np.moveaxis(np.diagonal(kernel.values, axis1=-4, axis2=-2), -1, -3)
+        path = self.kernel_paths.diagonal(split)
+        found = diagonal_files.load_diagonal(path, kernel.path, kernel.values.shape)
+        return None if found is None else found.numpy()
 
     def untrained_logits(self, split: str) -> Array:
         """Read the untrained model's logits for one of `kernel_splits`, float64 [X, C]; they must match the kernel."""

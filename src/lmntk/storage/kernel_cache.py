@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from lmntk.errors import FileError, KernelMismatchError, UsageError
-from lmntk.storage import kernel_files, kernel_metadata, logits_files
+from lmntk.storage import diagonal_files, kernel_files, kernel_metadata, logits_files
 from lmntk.storage.atomic import write_text
 from lmntk.storage.kernel_files import LayerKernels
 from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT
@@ -279,12 +279,49 @@ class KernelCache:
             logger.warning("%s: nothing shows whether it belongs to the model and texts of %s", path, kernel.name)
         return logits, targets
 
-    def save(self, split: str, kernel: Kernel, layers: LayerKernels, description: Mapping[str, Any]) -> Path:
-        """Write a kernel, its layers' contributions if there are any, and its description; return the kernel's path."""
+    def load_diagonal(self, path: Path, split: str, kernel: Tensor) -> Tensor | None:
+        """Read K(x, x) of a split's examples, float64 ``[X, C, C]`` or ``[2, X, C, C]``; None if there is no file.
+
+        Args:
+            path: The kernel's file.
+            split: The kernel's split.
+            kernel: The kernel in the file.
+
+        Raises:
+            FileError: The file of the diagonal is damaged.
+            KernelMismatchError: It belongs to another kernel.
+        """
+        return diagonal_files.load_diagonal(self.source_paths.diagonal(split), path, tuple(kernel.shape))
+
+    def save_diagonal(self, split: str, diagonal: Tensor) -> None:
+        """Write K(x, x) beside a kernel of the output folder that lies there already."""
+        path = self.paths.diagonal(split)
+        diagonal_files.save_diagonal(path, diagonal)
+        diagonal_files.note_diagonal(self.paths.kernel(split), path)
+
+    def save(
+        self,
+        split: str,
+        kernel: Kernel,
+        layers: LayerKernels,
+        description: Mapping[str, Any],
+        diagonal: Tensor | None = None,
+    ) -> Path:
+        """Write a kernel, its description, and its layers' contributions and diagonal if there are any.
+
+        Returns:
+            The kernel's path.
+        """
         path, beside = self.paths.kernel(split), self.paths.layer_kernels(split)
         if layers:
             kernel_files.save_layer_kernels(beside, layers)
             description = {**description, LAYERS_KEY: list(layers)}
+        own = self.paths.diagonal(split)
+        if diagonal is None:
+            own.unlink(missing_ok=True)
+        else:
+            diagonal_files.save_diagonal(own, diagonal)
+            description = {**description, kernel_metadata.DIAGONAL_HASH_KEY: kernel_metadata.file_hash(own)}
         logits = self.paths.logits(split)
         if logits.is_file():
             description = {**description, kernel_metadata.LOGITS_HASH_KEY: kernel_metadata.file_hash(logits)}

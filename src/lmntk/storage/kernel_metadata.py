@@ -13,6 +13,7 @@ from lmntk.storage.readers import read_json
 
 HASH_KEY = "kernel_sha256"
 LOGITS_HASH_KEY = "logits_sha256"
+DIAGONAL_HASH_KEY = "diagonal_sha256"
 HEAD_KEYS = ("from_linearhead", "linear_head_halved", "linear_head_order", "plain_lbfgs")
 # Keys that all splits of a run share; `task` differs for a second test set.
 SHARED_KEYS = (

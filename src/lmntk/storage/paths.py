@@ -63,6 +63,10 @@ class RunPaths:
         """The contribution of each layer to that kernel."""
         return self._path(split, "{mode}_layer_kernels_{task}.pt")
 
+    def diagonal(self, split: str) -> Path:
+        """K(x, x) of each example of that kernel's second axis; a train kernel has it in itself."""
+        return self._path(split, "{mode}_diagonal_{task}.pt")
+
     def tiles(self, split: str) -> Path:
         """The folder of that kernel's finished tiles, until the kernel is written."""
         return self._path(split, "{mode}_tiles_{task}")
@@ -70,6 +74,10 @@ class RunPaths:
     def logits(self, split: str) -> Path:
         """The logits of the untrained model."""
         return self._path(split, "{mode}_logits_{task}.pt")
+
+    def variance(self, split: str) -> Path:
+        """The table of the Gaussian process's standard deviations and probabilities, one example a row."""
+        return self._path(split, "{mode}_variance_{task}.csv")
 
     def predictions(self, split: str) -> Path:
         """The table of predictions, one example a row."""

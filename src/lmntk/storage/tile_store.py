@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,38 @@ def drop_tiles(folder: Path) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """Which numbers the file of a tile holds: its block and, with some tiles, the diagonal of its X examples.
+
+    Attributes:
+        slices: S, the slices of a block.
+        directions: D, those of a diagonal.
+        logits: C.
+        with_diagonal: The tiles that have a diagonal too.
+    """
+
+    slices: int
+    directions: int
+    logits: int
+    with_diagonal: Container[Tile] = frozenset()
+
+    def count(self, tile: Tile) -> int:
+        """Return how many numbers a tile's file holds; a file of a version without diagonals may hold fewer."""
+        diagonal = self.directions * len(tile.x) if tile in self.with_diagonal else 0
+        return (self.slices * tile.pairs + diagonal) * self.logits**2
+
+    def block(self, numbers: Tensor, tile: Tile) -> Tensor:
+        """Return the block in a tile's numbers, ``[S, n, C, x, C]``."""
+        n, x, c = len(tile.train), len(tile.x), self.logits
+        return numbers[: self.slices * n * x * c**2].reshape(self.slices, n, c, x, c)
+
+    def diagonal(self, numbers: Tensor, tile: Tile) -> Tensor:
+        """Return the diagonal after the block, ``[D, x, C, C]``, of a tile that has one."""
+        c = self.logits
+        return numbers[self.slices * tile.pairs * c**2 :].reshape(self.directions, len(tile.x), c, c)
 
 
 @dataclass(frozen=True)
@@ -163,18 +195,20 @@ class TileStore:
                 )
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def write(self, number: int, group: int, tile: Tile, values: Tensor) -> None:
+    def write(self, number: int, group: int, tile: Tile, block: Tensor, diagonal: Tensor | None = None) -> None:
         """Write one tile of one parameter group.
 
         Args:
             number: The tile's place in the plan.
             group: The number of the parameter group.
             tile: The tile's examples.
-            values: float64 ``[S, n, C, x, C]``.
+            block: float64 ``[S, n, C, x, C]``.
+            diagonal: float64 ``[D, x, C, C]`` of a tile that has one.
 
         Raises:
             FileError: The file system refuses.
         """
+        values = block if diagonal is None else torch.cat([block.reshape(-1), diagonal.to(block).reshape(-1)])
         numbers = values.cpu().contiguous().numpy().astype(NUMBERS, copy=False).reshape(-1).view(np.uint8).data
         digest = self._digest(group, tile, numbers)
         # Not durable: the hash reveals a tile that a power cut has damaged.
@@ -195,12 +229,13 @@ class TileStore:
             return None
         return torch.from_numpy(np.frombuffer(numbers, NUMBERS).astype(np.float64))
 
-    def verified_tiles(self, plan: Plan, groups: int) -> set[tuple[int, int]]:
-        """Return the numbers and groups of the undamaged tiles; warn about damaged ones.
+    def verified_tiles(self, plan: Plan, groups: int, shape: TileShape) -> set[tuple[int, int]]:
+        """Return the numbers and groups of the undamaged and complete tiles; warn about the others.
 
         Args:
             plan: The whole plan.
             groups: The number of parameter groups.
+            shape: What a tile's file holds.
         """
         existing = set(self._files())
         found = set()
@@ -209,25 +244,30 @@ class TileStore:
                 path = self._file(number, group)
                 if path not in existing:
                     continue
-                if self.read(number, group, tile) is None:
+                numbers = self.read(number, group, tile)
+                if numbers is None:
                     logger.warning("%s is cut or damaged: computing the tile again", path)
+                elif len(numbers) != shape.count(tile):
+                    logger.warning("%s comes from a version that kept no K(x, x): computing the tile again", path)
                 else:
                     found.add((number, group))
         return found
 
-    def blocks(self, plan: Plan, groups: int, shape: tuple[int, int], patience: float) -> Iterator[Block]:
+    def blocks(
+        self, plan: Plan, groups: int, shape: TileShape, patience: float, diagonal: Tensor | None = None
+    ) -> Iterator[Block]:
         """Read all tiles, group by group in the order of the plan.
 
         Args:
             plan: The whole plan.
             groups: The number of parameter groups.
-            shape: S and C, the number of slices and of logits.
+            shape: What a tile's file holds.
             patience: How many seconds, in all, to wait for files that other machines have written.
+            diagonal: Zeros ``[D, X, C, C]``, to which the diagonals are added as their tiles are read.
 
         Raises:
             FileError: A tile is missing or damaged.
         """
-        slices, logits = shape
         deadline = time.monotonic() + patience
         for group in range(groups):
             for number, tile in enumerate(plan):
@@ -240,7 +280,9 @@ class TileStore:
                             path=path,
                         )
                     time.sleep(SECONDS_BETWEEN_LOOKS)
-                yield tile, numbers.reshape(slices, len(tile.train), logits, len(tile.x), logits)
+                if diagonal is not None and tile in shape.with_diagonal:
+                    diagonal[:, torch.tensor(tile.x)] += shape.diagonal(numbers, tile)
+                yield tile, shape.block(numbers, tile)
 
     def finished_tiles(self) -> list[int]:
         """Return the number of each tile that exists, once for each group, without reading the files."""

@@ -167,7 +167,7 @@ class KernelTrainer(LoadedKernelTrainer):
 
     def _complete(self, job: KernelJob, split: str, targets: Tensor, num_reused: int, seconds: float) -> SplitKernel:
         """Assemble the kernel from its tiles, write it, and remove the tiles."""
-        values, layers = job.kernel()
+        values, layers, diagonal = job.kernel()
         description = {
             **self._spec(split),
             **job_settings(job.engine, job.plan),
@@ -179,7 +179,7 @@ class KernelTrainer(LoadedKernelTrainer):
         }
         if split == "train":
             clear_own_snapshots(self._cache.paths)  # they are of another kernel
-        path = self._cache.save(split, (values, targets), layers, description)
+        path = self._cache.save(split, (values, targets), layers, description, diagonal)
         self._cache.drop_tiles(split)
         logger.info("wrote the %s kernel to %s", job.name, path)
-        return SplitKernel(values, targets, layers)
+        return SplitKernel(values, targets, layers, diagonal)

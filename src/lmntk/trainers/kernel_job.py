@@ -8,15 +8,16 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lmntk import distributed, interrupts
 from lmntk.kernels import Engine, Plan
-from lmntk.kernels.assembly import assemble
+from lmntk.kernels.assembly import assemble, assemble_diagonal
 from lmntk.kernels.tiling import CostModel, Tile
 from lmntk.storage.kernel_files import LayerKernels
-from lmntk.storage.tile_store import TileStore
+from lmntk.storage.tile_store import TileShape, TileStore
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,8 @@ class KernelJob:
     @property
     def tile_bytes(self) -> int:
         """The disk space of all tiles, until the kernel is assembled."""
-        return (
-            self.engine.num_parameter_groups(self.plan)
-            * self.slices_bytes
-            * self.plan.pairs
-            // (self.plan.train_size * self.plan.x_size)
+        return self.engine.num_parameter_groups(self.plan) * (
+            self.slices_bytes * self.plan.pairs // (self.plan.train_size * self.plan.x_size) + self.diagonal_bytes
         )
 
     @property
@@ -67,10 +65,24 @@ class KernelJob:
         return problem.num_slices * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
 
     @property
+    def tile_shape(self) -> TileShape:
+        """What the file of each tile holds."""
+        problem = self.engine.problem
+        directions, with_diagonal = len(problem.formula.directions), problem.tiles_with_diagonal(self.plan)
+        return TileShape(problem.num_slices, directions, problem.num_logits, with_diagonal)
+
+    @property
+    def diagonal_bytes(self) -> int:
+        """The size of the diagonal; 0 for the train examples with themselves, whose kernel has it."""
+        problem = self.engine.problem
+        entries = len(problem.formula.directions) * self.plan.x_size * problem.num_logits**2
+        return 0 if problem.x is None else 8 * entries
+
+    @property
     def file_bytes(self) -> int:
-        """The size of the kernel's file and of the layers' file beside it."""
+        """The size of the kernel's file, and of the files of the layers and of the diagonal beside it."""
         layers = len(self.engine.problem.parts)
-        return self.slices_bytes // layers + (self.slices_bytes if layers > 1 else 0)
+        return self.slices_bytes // layers + (self.slices_bytes if layers > 1 else 0) + self.diagonal_bytes
 
     @property
     def memory_bytes(self) -> int:
@@ -96,15 +108,16 @@ class KernelJob:
         numbers = {tile: number for number, tile in enumerate(self.plan)}
         parts = self.engine.num_parameter_groups(self.plan)
         distributed.on_all_ranks(self.store.wait_until_created, SECONDS_UNTIL_SEEN)
-        done = distributed.on_rank_zero(self.store.verified_tiles, self.plan, parts)
+        done = distributed.on_rank_zero(self.store.verified_tiles, self.plan, parts, self.tile_shape)
         if done:
             logger.info("%d of %d tiles of a run that was stopped are used", len(done), parts * len(numbers))
         bar = _Progress(self, parts, progress)
         try:
             for part in range(parts):
                 missing = {tile for tile, number in numbers.items() if (number, part) not in done}
-                for tile, values in self.engine.blocks_of_group(self._own_share(missing), part):
-                    self.store.write(numbers[tile], part, tile, values)
+                share, with_diagonal = self._own_share(missing), self.tile_shape.with_diagonal
+                for tile, block, diagonal in self.engine.tiles_of_group(share, part, with_diagonal):
+                    self.store.write(numbers[tile], part, tile, block, diagonal)
                     bar.add(tile)
                     interrupts.check()
             distributed.barrier()
@@ -128,22 +141,33 @@ class KernelJob:
         rest = self.plan.restricted_to(missing)
         return distributed.on_rank_zero(rest.partition, self.pace, distributed.world_size())[distributed.rank()]
 
-    def kernel(self) -> tuple[Tensor, LayerKernels]:
+    def kernel(self) -> tuple[Tensor, LayerKernels, Tensor | None]:
         """Assemble the kernel from the stored tiles; its bits do not depend on which process computed them, or when.
 
         Returns:
-            The kernel, float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric, and the layers'
-            parts of it; no parts if layers are not kept apart.
+            The kernel, float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric; the layers' parts
+            of it, none if layers are not kept apart; and K(x, x), ``[X, C, C]`` or ``[2, X, C, C]``, None for train.
         """
-        problem = self.engine.problem
-        shape = problem.num_slices, problem.num_logits
+        problem, shape = self.engine.problem, self.tile_shape
         patience = 0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN
-        blocks = self.store.blocks(self.plan, self.engine.num_parameter_groups(self.plan), shape, patience)
+        diagonal = None if problem.x is None else assemble_diagonal([], problem)
+        groups = self.engine.num_parameter_groups(self.plan)
+        blocks = self.store.blocks(self.plan, groups, shape, patience, diagonal)
         slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.parts), -1))
         slices = slices if problem.formula.is_asymmetric else slices[:, 0]
+        diagonal = diagonal if diagonal is None or problem.formula.is_asymmetric else diagonal[0]
         if problem.part_of is None:
-            return slices[0], {}
-        return slices.sum(dim=0), dict(zip(problem.parts, slices, strict=True))
+            return slices[0], {}, diagonal
+        return slices.sum(dim=0), dict(zip(problem.parts, slices, strict=True)), diagonal
+
+    def diagonal_alone(self) -> Tensor:
+        """Compute K(x, x) without the kernel, on all processes; they share the X tiles."""
+        problem, x_tiles = self.engine.problem, self.plan.tile_rows[0].x_tiles
+        own = x_tiles[distributed.rank() :: distributed.world_size()]
+        groups = range(self.engine.num_parameter_groups(self.plan))
+        parts = ((x, self.engine.diagonal(self.plan, x, group)) for group in groups for x in own)
+        found = torch.stack(distributed.gather(assemble_diagonal(parts, problem))).sum(dim=0)
+        return found if problem.formula.is_asymmetric else found[0]
 
 
 class _Progress:

@@ -48,11 +48,13 @@ class SplitKernel:
         values: float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric.
         labels: Those of the X examples, ``[X]``.
         layers: The layers' parts of the kernel; empty where they are not wanted.
+        diagonal: K(x, x), float64 ``[X, C, C]`` or ``[2, X, C, C]``; None where it is not there, or X is train.
     """
 
     values: Tensor
     labels: Tensor
     layers: LayerKernels = field(default_factory=dict)
+    diagonal: Tensor | None = None
 
 
 Side = tuple[SplitKernel | None, np.ndarray | None]
