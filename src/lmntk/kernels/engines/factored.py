@@ -28,6 +28,7 @@ from lmntk.kernels.batching import Examples, length_buckets
 from lmntk.kernels.contraction import hide_diagonal_of_broken, hide_signs_of_broken
 from lmntk.kernels.engines.base import ANY_TILES, ComputedTile, Engine
 from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, LayerDemands, SignDemands, tokens_of
+from lmntk.kernels.engines.fallback import fallback_diagonal, fallback_tile
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
 from lmntk.kernels.layers import Layer, Workspace
@@ -174,7 +175,7 @@ class FactoredEngine(Engine):
         found = self._diagonal(side, side.irregular)
         fallback = self._fallback_beside(side.irregular)
         del side  # the fallback may need its memory
-        return found if fallback is None else found + _fallback_diagonal(fallback, x).to(found)
+        return found if fallback is None else found + fallback_diagonal(fallback, x).to(found)
 
     def _tile_row(self, row: TileRow, with_diagonal: Container[Tile]) -> Iterator[ComputedTile]:
         """Compute the tiles of one train tile, whose factors are released before the next one's are computed."""
@@ -228,7 +229,7 @@ class FactoredEngine(Engine):
         del x  # the fallback may need its memory
         fallback = self._fallback_beside(irregular)
         if fallback is not None:
-            block, of_fallback = _fallback_tile(fallback, tile, with_diagonal)
+            block, of_fallback = fallback_tile(fallback, tile, with_diagonal)
             terms.append(block)
             if diagonal is not None and of_fallback is not None:
                 diagonal = diagonal + of_fallback.to(diagonal)
@@ -377,40 +378,6 @@ class FactoredEngine(Engine):
         pairs = len(problem.train) * len(problem.x_examples) / (2 if problem.symmetric else 1)
         flops = 2.0 * demands.dense_numel * problem.num_logits**2 * pairs
         return flops >= self.tuning.sign_bits_flops and sign_bits.available(self._sample)
-
-
-def _fallback_tile(fallback: JacobianEngine, tile: Tile, with_diagonal: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the contribution of the fallback's parameters to a tile, computed in smaller tiles if memory asks.
-
-    Returns:
-        Its block and, if wanted, its diagonal.
-    """
-    plan = fallback.plan(TileRequest(len(tile.train), len(tile.x)))
-    trains, xs = _cut(tile.train, plan.tile_size.row), _cut(tile.x, plan.tile_size.column)
-    plan = replace(plan, tile_rows=tuple(TileRow(train, xs) for train in trains), symmetric=False)
-    with_diagonals = {Tile(trains[0], x) for x in xs} if with_diagonal else set()
-    sums: dict[Tile, Tensor] = {}
-    diagonals: dict[Tile, Tensor] = {}
-    for group in range(fallback.num_parameter_groups(plan)):
-        for small, values, diagonal in fallback.tiles_of_group(plan, group, with_diagonals):
-            sums[small] = sums[small] + values if small in sums else values
-            if diagonal is not None:
-                diagonals[small] = diagonals[small] + diagonal if small in diagonals else diagonal
-    block = torch.cat([torch.cat([sums[Tile(train, x)] for x in xs], dim=3) for train in trains], dim=1)
-    return block, torch.cat([diagonals[Tile(trains[0], x)] for x in xs], dim=1) if with_diagonal else None
-
-
-def _fallback_diagonal(fallback: JacobianEngine, x: tuple[int, ...]) -> Tensor:
-    """Return the contribution of the fallback's parameters to K(x, x), float64 ``[D, x, C, C]``."""
-    plan = fallback.plan(TileRequest(1, len(x)))
-    groups = range(fallback.num_parameter_groups(plan))
-    small = _cut(x, plan.tile_size.column)
-    found = [[fallback.diagonal(plan, part, group) for part in small] for group in groups]
-    return torch.stack([torch.cat(parts, dim=1) for parts in found]).sum(dim=0)
-
-
-def _cut(indices: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def _num_bytes(factors: Sequence[Any]) -> int:
