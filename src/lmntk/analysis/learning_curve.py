@@ -58,6 +58,7 @@ class CurvePoint:
         left_out_score: The score of leave-one-out on the subset itself.
         left_out_loss: Its mean squared error.
         gcv: Generalised cross-validation.
+        drawn: The score of each split, for each draw.
     """
 
     k: int
@@ -66,6 +67,7 @@ class CurvePoint:
     left_out_score: Spread
     left_out_loss: Spread
     gcv: Spread
+    drawn: dict[str, list[float]]
 
 
 def largest_k(classes: ClassIds) -> int:
@@ -179,8 +181,6 @@ def _left_out(run: LeastSquaresRun, part: RidgeProblem) -> dict[str, float]:
 
 def _curve_point(run: LeastSquaresRun, k: int, found: Sequence[dict[str, float]]) -> CurvePoint:
     spreads = {name: Spread.of([each[name] for each in found]) for name in found[0]}
-    unknown = Spread(*[float("nan")] * 4)
-    return CurvePoint(
-        k, len(found), {split: spreads[split] for split in run.x_splits},
-        *(spreads.get(name, unknown) for name in _LEFT_OUT),
-    )  # fmt: skip
+    left_out, loss, gcv = (spreads.get(name, Spread(*[float("nan")] * 4)) for name in _LEFT_OUT)
+    drawn = {split: [each[split] for each in found] for split in run.x_splits}
+    return CurvePoint(k, len(found), {split: spreads[split] for split in drawn}, left_out, loss, gcv, drawn)

@@ -277,22 +277,35 @@ class SavedRun:
         Raises:
             TextsUnavailableError: The description does not name the file, or the file is missing or has changed.
         """
+        try:
+            path = self.data_file(split, data_dir)
+        except FileError as error:
+            raise TextsUnavailableError(f"The sentences are not shown: {error}.", **error.data) from error
+        task = task_of(split, self.task)
+        assert task is not None  # else there is no file
+        return [example.texts for example in read_examples(task, path)]
+
+    def data_file(self, split: str, data_dir: Path | None = None) -> Path:
+        """Return the file that the examples of a kernel were read from; arguments as for `texts`.
+
+        Raises:
+            FileError: The description does not name it, or it is missing or has changed.
+        """
         mode = Split.parse(split).mode
         description = self.kernel(split).description
         name, wanted = (description.get(key, {}).get(mode) for key in ("data_files", "data_sha256"))
-        task = task_of(split, self.task)
         path = data_dir / Path(name).name if data_dir and name else Path(name or "")
         if name is None or wanted is None:
             cause = "the kernel has no description that records them"
-        elif task is None:
+        elif task_of(split, self.task) is None:
             cause = f"the files of the task {self.key} cannot be read"
         elif not path.is_file():
             cause = f"{path} is missing (the setting data_dir names the folder that has them now)"
         elif kernel_metadata.file_hash(path) != wanted:
             cause = f"{path} has changed since the kernel was computed"
         else:
-            return [example.texts for example in read_examples(task, path)]
-        raise TextsUnavailableError(f"The sentences are not shown: {cause}.", path=path)
+            return path
+        raise FileError(cause, path=path)
 
 
 def read_runs(folder: Path) -> list[SavedRun]:

@@ -27,7 +27,6 @@ from lmntk.errors import Bounds, KernelMismatchError, SettingError, check_number
 
 if TYPE_CHECKING:
     from lmntk.analysis.forecast_tables import Forecast, RealKernel
-    from lmntk.analysis.saved_run import SavedRun
     from lmntk.analysis.training_forecast import KernelTraining, RealTraining, TrainingForecast
 
 FORMS = ("text", "markdown", "latex", "csv", "json")
@@ -102,10 +101,11 @@ def _forecast(given: argparse.Namespace) -> "Forecast":
     from lmntk.analysis.forecast_tables import Forecast
     from lmntk.analysis.learning_curve import largest_k, learning_curve, usual_ks
     from lmntk.analysis.least_squares import read_least_squares
+    from lmntk.analysis.only_run import only_run
     from lmntk.analysis.saved_run import distinguishing_names
     from lmntk.analysis.training_forecast import KernelTraining, RealTraining
 
-    run = _only_run(given.folder)
+    run = only_run(given.folder)
     problem = read_least_squares(run, solver_flags(given))
     remarks = []
     trainable, real = None, None
@@ -116,7 +116,7 @@ def _forecast(given: argparse.Namespace) -> "Forecast":
             raise
         remarks.append(str(error))
     if given.training is not None:
-        real = RealTraining.of_run(_only_run(given.training), run)
+        real = RealTraining.of_run(only_run(given.training), run)
         remarks += real.remarks
     ks = given.k or usual_ks(largest_k(problem.problem.classes))
     show = sys.stderr.isatty()
@@ -137,27 +137,17 @@ def _forecast(given: argparse.Namespace) -> "Forecast":
     )
 
 
-def _only_run(folder: Path) -> "SavedRun":
-    from lmntk.analysis.saved_run import read_runs
-
-    runs = read_runs(folder)
-    if len(runs) > 1:
-        tasks = [run.key for run in runs]
-        sentence = f"{folder} holds runs of {' and '.join(tasks)}: move those of one task to another folder"
-        raise KernelMismatchError(sentence, path=folder, differences=tasks)
-    return runs[0]
-
-
 def _real_kernels(given: argparse.Namespace) -> "list[RealKernel]":
     from lmntk.analysis.forecast_tables import RealKernel
     from lmntk.analysis.learning_curve import largest_k
     from lmntk.analysis.least_squares import read_least_squares
+    from lmntk.analysis.only_run import only_run
     from lmntk.analysis.saved_run import distinguishing_names
 
     found = []
     names = distinguishing_names(given.kernel_runs) if given.kernel_runs else []
     for name, folder in zip(names, given.kernel_runs, strict=True):
-        run = read_least_squares(_only_run(folder), solver_flags(given))
+        run = read_least_squares(only_run(folder), solver_flags(given))
         scores = {split: run.score(split, run.predict(split)) for split in run.x_splits}
         found.append(RealKernel(name, largest_k(run.problem.classes), scores))
     return found

@@ -10,8 +10,8 @@ from lmntk import __version__, interrupts
 from lmntk.errors import UnknownNameError, suggest
 
 NAMES = (
-    *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare", "drift", "forecast", "grid"),
-    *("behaviour", "reproduce", "estimate", "download", "embed"),
+    *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare", "drift", "forecast", "select"),
+    *("grid", "behaviour", "reproduce", "estimate", "download", "embed"),
 )
 """The commands in the order of the help; each is the module of that name."""
 

@@ -1,0 +1,125 @@
+"""Examples chosen from a run's train examples: the k-shot folder that is written, its scores, refusals."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernel_folders import Folder
+from lmntk.analysis.example_selection import WAYS, select_examples
+from lmntk.analysis.learning_curve import subset_scores
+from lmntk.analysis.least_squares import read_least_squares
+from lmntk.analysis.saved_run import read_runs
+from lmntk.commands import select as command
+from lmntk.data.examples import read_examples
+from lmntk.data.subsets import subset_files
+from lmntk.data.tasks import TASKS, custom_task
+from lmntk.errors import FileError, SettingError, UsageError
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Folder:
+    folder = Folder(tmp_path, "kernel", noise=2.0, samples=2)
+    folder.write_untrained_logits()
+    folder.record(kernel_regularization=0.01, adjust_for_init=True)
+    return folder
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_the_folder_has_the_chosen_rows_and_the_other_splits_as_they_are(
+    kernel: Folder, tmp_path: Path, by: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "chosen" / "SST-2" / "2-0"
+    argv = [str(kernel.path), "-k", "2", "--by", by, "--draws", "5", "--output_dir", str(output), "--format", "json"]
+    assert command.main(argv) == 0
+    table = json.loads(capsys.readouterr().out)
+    record = json.loads((output / command.RECORD).read_text())
+    indices = [example["index"] for example in record["examples"]]
+    assert (record["by"], record["k"]) == (by, 2) and indices == table["examples"]
+    assert [example["label"] for example in record["examples"]] == ["0", "1", "0", "1"]
+    pool = read_examples(TASKS["SST-2"], kernel.texts("train"))
+    written = read_examples(TASKS["SST-2"], output / "train.tsv")
+    assert written == [pool[index] for index in (*indices[::2], *indices[1::2])], "class by class"
+    for split in ("dev", "test"):
+        assert (output / f"{split}.tsv").read_bytes() == kernel.texts(split).read_bytes()
+    scores = subset_scores(read_least_squares(read_runs(kernel.path)[0], {}), np.array(indices))
+    assert record["scores"] == scores == {row["split"]: row["score"] for row in table["splits"]}
+
+
+def test_the_share_of_worse_random_subsets_counts_ties_half(kernel: Folder) -> None:
+    run = read_least_squares(read_runs(kernel.path)[0], {})
+    found = select_examples(run, "random", 1, seed=0, draws=9)
+    drawn = np.array(found.random.drawn["test"])
+    wanted = ((drawn < found.scores["test"]).sum() + (drawn == found.scores["test"]).sum() / 2) / 9
+    assert found.better_than["test"] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_choice_by_dev_has_no_larger_loss_on_dev_than_others_of_one_a_class(kernel: Folder) -> None:
+    """With one example a class both are tried by brute force: the first alone, the second given the first."""
+    run = read_least_squares(read_runs(kernel.path)[0], {"kernel_regularization": 0.0})
+    chosen = select_examples(run, "dev", 1, seed=0, draws=1).examples
+
+    def loss(examples: list[int]) -> float:
+        part = run.problem.restricted_to(examples)
+        values = run.problem.restrict(run.kernel("dev").values, examples)
+        return part.predict(values, run.kernel("dev").labels, run.f0("dev")).loss
+
+    classes = run.problem.classes
+    first = min(np.flatnonzero(classes == 0), key=lambda example: loss([int(example)]))
+    second = min(np.flatnonzero(classes == 1), key=lambda example: loss([int(first), int(example)]))
+    assert chosen == [first, second]
+
+
+def test_rows_of_a_users_own_json_keep_all_their_fields(tmp_path: Path) -> None:
+    lines = ['{"text": "good", "label": "yes", "id": 7}', '{"id": 8, "text": "bad", "label": "no"}']
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "test.csv").write_text("text,label\nfine,yes\n", encoding="utf-8")
+    files = subset_files(custom_task("text,label", ["yes", "no"]), tmp_path / "train.jsonl", [1])
+    assert files == {"train.jsonl": f"{lines[1]}\n".encode(), "test.csv": b"text,label\nfine,yes\n"}
+
+
+def test_the_table_has_a_row_for_each_split_in_every_form(kernel: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    for form in command.FORMS:
+        assert command.main([str(kernel.path), "-k", "1", "--draws", "2", "--format", form]) == 0
+        out = capsys.readouterr().out
+        assert "dev" in out and "test" in out
+        if form == "csv":
+            assert [row["split"] for row in csv.DictReader(io.StringIO(out))] == ["dev", "test"]
+
+
+def changed(name: str) -> Callable[[Folder], Any]:
+    return lambda folder: (folder.data / name).write_text("sentence\tlabel\nother\t0\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "error", "words"),
+    [
+        (lambda folder: None, ["-k", "5"], SettingError, "`k=5`"),
+        (lambda folder: None, ["-k", "0"], SettingError, "`k`"),
+        (lambda folder: folder.texts("train").unlink(), ["-k", "1"], FileError, "is missing"),
+        (changed("train.tsv"), ["-k", "1"], FileError, "has changed"),
+        (lambda folder: (folder.path / "dev_kernels_sst-2.pt").unlink(), ["-k", "1", "--by", "dev"], FileError, "dev"),
+        (lambda folder: None, ["-k", "1", "--by", "luck"], UsageError, "luck"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_in_a_sentence(
+    kernel: Folder, tmp_path: Path, change: Callable[[Folder], Any], flags: list[str], error: type, words: str
+) -> None:
+    change(kernel)
+    output = tmp_path / "chosen"
+    with pytest.raises(error, match=words):
+        command._select(command.make_parser().read([str(kernel.path), "--output_dir", str(output), *flags]))
+    assert not output.exists()
+
+
+def test_files_of_another_choice_are_not_replaced(kernel: Folder, tmp_path: Path) -> None:
+    argv = [str(kernel.path), "--draws", "2", "--output_dir", str(tmp_path / "chosen"), "-k"]
+    assert command.main([*argv, "1"]) == command.main([*argv, "1"]) == 0
+    before = (tmp_path / "chosen" / "train.tsv").read_bytes()
+    assert command.main([*argv, "2"]) == 2
+    assert (tmp_path / "chosen" / "train.tsv").read_bytes() == before
