@@ -13,6 +13,7 @@ from lmntk.solvers import SOLVERS
 from lmntk.solvers.bounds import SOLVER_BOUNDS
 from lmntk.solvers.candidates import AUTO, read_candidates, settings_grid, used_settings
 from lmntk.solvers.problem import SolverSettings
+from lmntk.storage.part_names import PART_KEYS, read_part_keys
 
 
 def candidates_flag(help: str, default: float, setting: str) -> Any:
@@ -71,6 +72,17 @@ class KernelArguments:
     kernel_per_layer: bool = flag(
         "Also save each layer's part of the kernel, and report how well it predicts on its own.", False
     )
+    kernel_parts: str | None = flag(
+        f"Also save the kernel in parts that sum to it, told apart by {','.join(PART_KEYS)} of the parameters or some "
+        "of these; lmntk subsets makes kernels of subsets of the parameters from them."
+    )
+    kernel_lora_rank: int | None = flag(
+        "Also save the kernels of new LoRA adapters of this rank on each linear layer, which are not put on the model; "
+        "their scale is that of --lora_alpha."
+    )
+    kernel_lora_targets: str | None = flag(
+        "The layers of --kernel_lora_rank: a list of names, or ends of names, such as query,value; default: all."
+    )
     load_kernels: str | None = flag("Take the kernels from this output folder of an earlier run.")
     overwrite_kernels: bool = flag("Compute the kernels in the output folder again.", False)
     exclude_embeddings: bool = flag("Leave out the gradients of the embeddings and their LayerNorm.", False)
@@ -96,6 +108,13 @@ class KernelArguments:
         "after that training."
     )
     dry_run: bool = flag("Estimate time, memory and disk space of the kernels, and exit.", False)
+
+    @property
+    def part_keys(self) -> tuple[str, ...]:
+        """What parameters are told apart by in the parts of the kernel that are kept; empty if none are."""
+        if self.kernel_parts is not None:
+            return read_part_keys(self.kernel_parts)
+        return ("layer",) if self.kernel_per_layer else ()
 
     @property
     def snapshot_steps(self) -> KernelSteps | None:

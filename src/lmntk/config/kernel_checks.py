@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from lmntk.config.arguments import TrainingArguments
 from lmntk.data.tasks import Task
 from lmntk.errors import SettingError
+from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS
 
 
@@ -28,6 +29,27 @@ def check_formula(task: Task, training: TrainingArguments) -> None:
         others = ", ".join(name for name, row in FORMULAS.items() if not row.is_asymmetric)
         problem = f"needs `binary_classification`: {to_two_classes(task)}, or take another formula ({others})"
         refuse(training, "kernel_formula", problem)
+
+
+def check_kernel_parts(training: TrainingArguments) -> None:
+    """Refuse parts of kernels, and kernels of adapters, that the other settings do not allow."""
+    keys = training.part_keys
+    if training.kernel_per_layer and keys != ("layer",):
+        refuse(training, "kernel_per_layer", "keeps layers alone: leave it out beside `kernel_parts`")
+    able = [name for name, engine in ENGINES.items() if engine.keeps_parts_apart]
+    if training.kernel_engine not in ("auto", *able):
+        takes = f"`kernel_engine={training.kernel_engine}`, which takes all layers at once: take {' or '.join(able)}"
+        for setting in ("kernel_per_layer", "kernel_parts", "kernel_lora_rank"):
+            if getattr(training, setting):
+                refuse(training, setting, f"does not work with {takes}")
+    kept = "kernel_parts" if keys and keys != ("layer",) else "kernel_lora_rank"
+    if training.load_kernels is not None and getattr(training, kept) is not None:
+        problem = "needs the model, and `load_kernels` opens none: leave one of the two out"
+        refuse(training, kept, problem)
+    if training.kernel_lora_targets is not None and training.kernel_lora_rank is None:
+        refuse(training, "kernel_lora_targets", "names layers of `kernel_lora_rank`: add it, or leave this out")
+    if training.kernel_lora_rank is not None and training.only_biases:
+        refuse(training, "kernel_lora_rank", "adapts weights, which `only_biases` leaves out: drop one of the two")
 
 
 def check_snapshots(task: Task, training: TrainingArguments) -> None:

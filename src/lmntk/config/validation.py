@@ -8,12 +8,18 @@ from typing import Any, NamedTuple, NoReturn
 
 from lmntk.config import as_published
 from lmntk.config.arguments import ActiveTrainer, DataArguments, ModelArguments, TrainingArguments
-from lmntk.config.kernel_checks import check_formula, check_linearised, check_snapshots, refuse, to_two_classes
+from lmntk.config.kernel_checks import (
+    check_formula,
+    check_kernel_parts,
+    check_linearised,
+    check_snapshots,
+    refuse,
+    to_two_classes,
+)
 from lmntk.config.old_arguments import IGNORED
 from lmntk.config.prompt_settings import TASK_DEFAULTS, task_of
 from lmntk.data.tasks import Task
 from lmntk.errors import Bounds, FileError, SettingError, check_numbers
-from lmntk.kernels.engines import ENGINES
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.prompts.demonstrations import DEMONSTRATION_BOUNDS
 from lmntk.prompts.prompt_files import SOURCE_BOUNDS
@@ -25,6 +31,7 @@ BOUNDS = (
     Bounds("seed", 0, 2**32 - 1),
     Bounds("num_sample", 1),
     Bounds("lora_r", 1),
+    Bounds("kernel_lora_rank", 1),
     Bounds("lora_alpha", 1),
     Bounds("fix_layers", 0),
     Bounds("learning_rate", 0),
@@ -53,7 +60,6 @@ BOUNDS = (
     Bounds("dataloader_prefetch_factor", 1),
     Bounds("data_seed", 0, 2**32 - 1),
 )
-LAYER_ENGINES = [name for name, engine in ENGINES.items() if engine.keeps_parts_apart]
 
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
@@ -74,6 +80,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         _check_folder(training.save_logit_dir or "", "save_logit_dir", task.key)
     check_numbers(BOUNDS, {**vars(model), **vars(data), **vars(training)})
     training.check_solver_settings()
+    if training.kernel_lora_rank is not None and model.apply_lora:
+        refuse(training, "kernel_lora_rank", "is for a model without adapters: leave it or `apply_lora` out")
     _check_classes(task, training)
     if training.active_trainer == ActiveTrainer.KERNEL:
         _check_kernel(task, training)
@@ -160,7 +168,8 @@ CONDITIONS = (
         _trains,
     ),
     Condition(
-        ("kernel_solver", "kernel_regularization", "kernel_engine", "kernel_per_layer", "exclude_embeddings",
+        ("kernel_solver", "kernel_regularization", "kernel_engine", "kernel_per_layer", "kernel_parts",
+         "kernel_lora_rank", "kernel_lora_targets", "exclude_embeddings",
          "exclude_head", "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),
         "`trainer=kernel`",
         _uses_kernel,
@@ -270,9 +279,7 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
         fitting = ", ".join(name for name, other in SOLVERS.items() if other.allows_f0)
         problem = f"does not work with `kernel_solver={training.kernel_solver}`, only with {fitting}"
         refuse(training, "adjust_for_init", problem)
-    if training.kernel_per_layer and training.kernel_engine not in ("auto", *LAYER_ENGINES):
-        problem = f"does not work with `kernel_engine={training.kernel_engine}`, which takes all layers at once: take "
-        refuse(training, "kernel_per_layer", problem + " or ".join(LAYER_ENGINES))
+    check_kernel_parts(training)
     training.check_selection(reads_dev=training.do_eval)
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"
@@ -292,7 +299,8 @@ def _check_training(model: ModelArguments, training: TrainingArguments) -> None:
     if training.save_logit and training.save_logit_dir is None:
         refuse(training, "save_logit", "needs `save_logit_dir`, the folder to write the logits to")
     for setting in ("lora_r", "lora_alpha"):
-        if getattr(model, setting) is not None and not model.apply_lora:
+        draws = setting == "lora_alpha" and training.kernel_lora_rank is not None
+        if getattr(model, setting) is not None and not (model.apply_lora or draws):
             refuse(model, setting, "configures LoRA: add `apply_lora`, or leave it out")
     if training.active_trainer == ActiveTrainer.LINEARISED:
         check_linearised(training)

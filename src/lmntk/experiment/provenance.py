@@ -12,13 +12,15 @@ from torch import nn
 from transformers import PretrainedConfig
 
 import lmntk
-from lmntk.config.arguments import ModelArguments, TrainingArguments
+from lmntk.config.arguments import GENERAL_LORA_ALPHA, ModelArguments, TrainingArguments
 from lmntk.data.tasks import Task
 from lmntk.experiment.experiment import RunInputs
 from lmntk.models.classifier import PromptClassifier
+from lmntk.models.low_rank import LowRankSettings
 from lmntk.models.parameters import ParameterFilter
 from lmntk.prompts.features import FeatureDataset
 from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT, file_hash
+from lmntk.storage.kernel_slices import WantedSlices
 from lmntk.storage.paths import Split
 
 IRRELEVANT_CONFIG_KEYS = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
@@ -34,6 +36,21 @@ def parameter_filter(model_args: ModelArguments, training_args: TrainingArgument
         only_biases=training_args.only_biases,
         exclude_first_layers=training_args.exclude_first_layers,
     )
+
+
+def adapters_of_kernel(model_args: ModelArguments, training_args: TrainingArguments) -> LowRankSettings | None:
+    """Return the adapters whose kernels are kept beside a kernel; None if there are none."""
+    if training_args.kernel_lora_rank is None:
+        return None
+    targets = tuple(word.strip() for word in (training_args.kernel_lora_targets or "").split(",") if word.strip())
+    alpha = model_args.lora_alpha or GENERAL_LORA_ALPHA
+    return LowRankSettings(training_args.kernel_lora_rank, alpha, targets, training_args.seed)
+
+
+def wanted_slices(model_args: ModelArguments, training_args: TrainingArguments) -> WantedSlices:
+    """Return what a run keeps beside each kernel."""
+    lora = adapters_of_kernel(model_args, training_args)
+    return WantedSlices(training_args.part_keys, None if lora is None else lora.description)
 
 
 def fixed_parameters(fix_layers: int, model_args: ModelArguments) -> ParameterFilter:

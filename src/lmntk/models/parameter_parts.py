@@ -1,7 +1,8 @@
 """The part of a kernel that each parameter contributes to: its layer, its kind, weight or bias."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -49,6 +50,33 @@ def parts_of(names: Iterable[str], model: PromptClassifier, keys: Sequence[str])
         return tuple(number for key, number in zip(own, places, strict=True) if key in keys)
 
     return {name: join_part_name([values[name][key] for key in keys]) for name in sorted(values, key=place)}
+
+
+def describe_parts(
+    part_of: Mapping[str, str], sizes: Mapping[str, int], shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """Return what a kernel's description says of its parts.
+
+    Args:
+        part_of: The part of each parameter, from `parts_of`.
+        sizes: The scalars in each parameter.
+        shapes: d_out and d_in of each weight that an adapter could be put on.
+
+    Returns:
+        ``"parameters"``: the scalars in each part; ``"matrices"``: d_out and d_in of each weight in the parts that hold
+        nothing else, for the expectation of the kernel of adapters on them.
+    """
+    members: dict[str, list[str]] = {}
+    for name, part in part_of.items():
+        members.setdefault(part, []).append(name)
+    return {
+        "parameters": {part: sum(sizes[name] for name in names) for part, names in members.items()},
+        "matrices": {
+            part: [list(shapes[name]) for name in names]
+            for part, names in members.items()
+            if all(name in shapes for name in names)
+        },
+    }
 
 
 def kind_of(name: str, model: PromptClassifier) -> str:

@@ -18,12 +18,19 @@ from lmntk.storage import diagonal_files, kernel_files, kernel_metadata, logits_
 from lmntk.storage.atomic import write_text
 from lmntk.storage.kernel_files import LayerKernels
 from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT
+from lmntk.storage.kernel_slices import (
+    LAYERS_KEY,
+    KernelSlices,
+    WantedSlices,
+    check_sum,
+    remove_other_slices,
+    save_slices,
+)
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.tile_store import TileStore, drop_tiles, read_stored_plan
 
 logger = logging.getLogger(__name__)
 
-LAYERS_KEY = "layers"
 LARGEST_ROUNDING = 1e-9  # of the sum of the layers' kernels, relative to the kernel's norm
 _REMEDY = "pass `overwrite_kernels=True` to compute it anew, or another TAG or `output_dir` to keep both"
 
@@ -43,7 +50,7 @@ class KernelCache:
         model: `model_name_or_path`.
         data_dir: `data_dir`.
         missing: Clauses that name what is missing of the data files and the tokenizer, which is therefore not compared.
-        per_layer: `kernel_per_layer`: each kernel must have its layers' contributions.
+        slices: What each kernel must have beside it: `kernel_parts`, `kernel_per_layer`, `kernel_lora_rank`.
     """
 
     output_dir: Path
@@ -53,7 +60,7 @@ class KernelCache:
     model: str = ""
     data_dir: str = ""
     missing: Sequence[str] = ()
-    per_layer: bool = False
+    slices: WantedSlices = WantedSlices()
 
     @property
     def paths(self) -> RunPaths:
@@ -127,9 +134,11 @@ class KernelCache:
                 path=path,
                 differences=differences,
             )
-        if self.per_layer and not self._has_layers(split, stored):
+        lacking = self.slices.lacking(self.paths, split, stored)
+        if lacking:
+            whose = "its layers' parts are" if self.slices.layers_alone else "what that keeps is"
             raise KernelMismatchError(
-                f"{path} was made without `kernel_per_layer=True`, and its layers' parts are missing: {_REMEDY}",
+                f"{path} was made without `{lacking}`, and {whose} missing: {_REMEDY}",
                 path=path,
                 differences=[LAYERS_KEY],
             )
@@ -151,10 +160,6 @@ class KernelCache:
     def _write_progress(self, splits: list[str]) -> None:
         write_text(self._progress_file, json.dumps(splits))
 
-    def _has_layers(self, split: str, stored: Mapping[str, Any]) -> bool:
-        """Whether a kernel has its layers' parts beside it, and not those that another kernel's run left."""
-        return LAYERS_KEY in stored and self.paths.layer_kernels(split).is_file()
-
     def _is_valid(self, path: Path, split: str, wanted: Mapping[str, Any]) -> bool:
         try:
             kernel_files.load_kernel(path)
@@ -162,7 +167,7 @@ class KernelCache:
         except UsageError:
             return False
         same = not kernel_metadata.kernel_differences(stored, wanted)
-        return same and (not self.per_layer or self._has_layers(split, stored))
+        return same and self.slices.lacking(self.paths, split, stored) is None
 
     def _find_to_load(self, split: str, wanted: Mapping[str, Any]) -> Path:
         path = self.source_paths.kernel(split)
@@ -252,8 +257,7 @@ class KernelCache:
         """
         beside = self.source_paths.layer_kernels(split)
         layers = kernel_files.load_layer_kernels(beside)
-        fits = next(iter(layers.values())).shape == kernel.shape
-        if not fits or (sum(layers.values()) - kernel).norm() > LARGEST_ROUNDING * kernel.norm():
+        if not check_sum(layers, list(layers), kernel, LARGEST_ROUNDING):
             raise KernelMismatchError(
                 f"{beside}: the layers' parts do not sum to the kernel in {path.name}: compute both again with "
                 "`overwrite_kernels=True`",
@@ -303,19 +307,17 @@ class KernelCache:
         self,
         split: str,
         kernel: Kernel,
-        layers: LayerKernels,
+        slices: KernelSlices,
         description: Mapping[str, Any],
         diagonal: Tensor | None = None,
     ) -> Path:
-        """Write a kernel, its description, and its layers' contributions and diagonal if there are any.
+        """Write a kernel, its description, and its parts and diagonal if there are any.
 
         Returns:
             The kernel's path.
         """
-        path, beside = self.paths.kernel(split), self.paths.layer_kernels(split)
-        if layers:
-            kernel_files.save_layer_kernels(beside, layers)
-            description = {**description, LAYERS_KEY: list(layers)}
+        path = self.paths.kernel(split)
+        description = {**description, **save_slices(self.paths, split, slices)}
         own = self.paths.diagonal(split)
         if diagonal is None:
             own.unlink(missing_ok=True)
@@ -326,8 +328,7 @@ class KernelCache:
         if logits.is_file():
             description = {**description, kernel_metadata.LOGITS_HASH_KEY: kernel_metadata.file_hash(logits)}
         kernel_files.save_kernel(path, *kernel, description)
-        if not layers:
-            beside.unlink(missing_ok=True)
+        remove_other_slices(self.paths, split, slices)
         overwritten = self._overwritten()
         if overwritten is not None:
             self._write_progress([*overwritten, split])

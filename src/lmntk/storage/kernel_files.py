@@ -84,10 +84,10 @@ def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def save_layer_kernels(path: Path, layers: LayerKernels) -> None:
-    """Write the layers' contributions to a kernel in float64.
+    """Write the layers' contributions to a kernel, or other slices beside it, in float64.
 
     Args:
-        path: From `RunPaths.layer_kernels`.
+        path: From `RunPaths.layer_kernels`, `part_kernels` or `lora_kernels`.
         layers: Tensors of the kernel's shape, by layer.
     """
     write_atomically(
@@ -95,15 +95,18 @@ def save_layer_kernels(path: Path, layers: LayerKernels) -> None:
     )
 
 
-def load_layer_kernels(path: Path) -> LayerKernels:
+def load_layer_kernels(path: Path, lazily: bool = False) -> LayerKernels:
     """Read what `save_layer_kernels` wrote.
+
+    Args:
+        path: The file.
+        lazily: Whether numbers are read from disk where they are used, and not now.
 
     Raises:
         FileError: The file is missing or damaged, or holds something else.
     """
-    parts = read_tensor_file(
-        path, "the layers' parts of a kernel", "`kernel_per_layer` keeps them, with `overwrite_kernels=True`"
-    )
+    remedy = "`kernel_per_layer` keeps them, with `overwrite_kernels=True`"
+    parts = read_tensor_file(path, "the layers' parts of a kernel", remedy, lazily)
     whole = type(parts) is dict and parts and all(type(name) is str for name in parts)
     if not whole or not all(isinstance(part, Tensor) for part in parts.values()):
         raise FileError(f"{path} does not hold kernels by the names of layers: remove it", path=path)

@@ -67,6 +67,14 @@ class RunPaths:
         """K(x, x) of each example of that kernel's second axis; a train kernel has it in itself."""
         return self._path(split, "{mode}_diagonal_{task}.pt")
 
+    def part_kernels(self, split: str) -> Path:
+        """The parts of that kernel, by layer, kind, and weight or bias."""
+        return self._path(split, "{mode}_part_kernels_{task}.pt")
+
+    def lora_kernels(self, split: str) -> Path:
+        """The kernels of LoRA adapters beside that kernel, by the names of the adapted weights."""
+        return self._path(split, "{mode}_lora_kernels_{task}.pt")
+
     def tiles(self, split: str) -> Path:
         """The folder of that kernel's finished tiles, until the kernel is written."""
         return self._path(split, "{mode}_tiles_{task}")

@@ -10,19 +10,20 @@ from torch import Tensor
 from lmntk.errors import FileError
 
 
-def read_tensor_file(path: Path, kind: str, remedy: str) -> Any:
+def read_tensor_file(path: Path, kind: str, remedy: str, lazily: bool = False) -> Any:
     """Read what `torch.save` wrote, without running code from it.
 
     Args:
         path: The file to read.
         kind: What the file should hold, for the error.
         remedy: What helps if the file is missing.
+        lazily: Whether to map the file, so that numbers are read where they are used.
 
     Raises:
         FileError: The file is missing or damaged, or would run code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist: {remedy}", path=path) from error
     # Damaged files make torch raise anything from EOFError to RuntimeError.

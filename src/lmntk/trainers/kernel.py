@@ -167,7 +167,8 @@ class KernelTrainer(LoadedKernelTrainer):
 
     def _complete(self, job: KernelJob, split: str, targets: Tensor, num_reused: int, seconds: float) -> SplitKernel:
         """Assemble the kernel from its tiles, write it, and remove the tiles."""
-        values, layers, diagonal = job.kernel()
+        values, slices, diagonal = job.kernel()
+        slices = self._planner.described(slices)
         description = {
             **self._spec(split),
             **job_settings(job.engine, job.plan),
@@ -179,7 +180,7 @@ class KernelTrainer(LoadedKernelTrainer):
         }
         if split == "train":
             clear_own_snapshots(self._cache.paths)  # they are of another kernel
-        path = self._cache.save(split, (values, targets), layers, description, diagonal)
+        path = self._cache.save(split, (values, targets), slices, description, diagonal)
         self._cache.drop_tiles(split)
         logger.info("wrote the %s kernel to %s", job.name, path)
-        return SplitKernel(values, targets, layers, diagonal)
+        return SplitKernel(values, targets, slices.layers, diagonal)

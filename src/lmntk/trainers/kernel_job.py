@@ -16,7 +16,7 @@ from lmntk import distributed, interrupts
 from lmntk.kernels import Engine, Plan
 from lmntk.kernels.assembly import assemble, assemble_diagonal
 from lmntk.kernels.tiling import CostModel, Tile
-from lmntk.storage.kernel_files import LayerKernels
+from lmntk.storage.kernel_slices import KernelSlices
 from lmntk.storage.tile_store import TileShape, TileStore
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class KernelJob:
 
     @property
     def slices_bytes(self) -> int:
-        """The size of the kernel as slices, one for each layer that is kept apart."""
+        """The size of the kernel as slices, one for each part that is kept apart, and of the adapters' kernels."""
         problem = self.engine.problem
         return problem.num_slices * self.plan.train_size * self.plan.x_size * problem.num_logits**2 * 8
 
@@ -80,9 +80,9 @@ class KernelJob:
 
     @property
     def file_bytes(self) -> int:
-        """The size of the kernel's file, and of the files of the layers and of the diagonal beside it."""
-        layers = len(self.engine.problem.parts)
-        return self.slices_bytes // layers + (self.slices_bytes if layers > 1 else 0) + self.diagonal_bytes
+        """The size of the kernel's file, and of the files of parts, adapters and the diagonal beside it."""
+        slices = len(self.engine.problem.slices)
+        return self.slices_bytes // slices + (self.slices_bytes if slices > 1 else 0) + self.diagonal_bytes
 
     @property
     def memory_bytes(self) -> int:
@@ -141,24 +141,29 @@ class KernelJob:
         rest = self.plan.restricted_to(missing)
         return distributed.on_rank_zero(rest.partition, self.pace, distributed.world_size())[distributed.rank()]
 
-    def kernel(self) -> tuple[Tensor, LayerKernels, Tensor | None]:
+    def kernel(self) -> tuple[Tensor, KernelSlices, Tensor | None]:
         """Assemble the kernel from the stored tiles; its bits do not depend on which process computed them, or when.
 
         Returns:
-            The kernel, float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric; the layers' parts
-            of it, none if layers are not kept apart; and K(x, x), ``[X, C, C]`` or ``[2, X, C, C]``, None for train.
+            The kernel, float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric; what is kept
+            beside it; and K(x, x), ``[X, C, C]`` or ``[2, X, C, C]``, None for train.
         """
         problem, shape = self.engine.problem, self.tile_shape
         patience = 0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN
         diagonal = None if problem.x is None else assemble_diagonal([], problem)
         groups = self.engine.num_parameter_groups(self.plan)
         blocks = self.store.blocks(self.plan, groups, shape, patience, diagonal)
-        slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.parts), -1))
+        slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.slices), -1))
         slices = slices if problem.formula.is_asymmetric else slices[:, 0]
         diagonal = diagonal if diagonal is None or problem.formula.is_asymmetric else diagonal[0]
+        parts, adapters = slices.tensor_split([len(problem.parts)])
+        if problem.low_rank:
+            # Of a view, torch.save would write all of the memory.
+            parts, adapters = parts.clone(), adapters.clone()
+        lora = dict(zip(problem.low_rank or (), adapters, strict=True))
         if problem.part_of is None:
-            return slices[0], {}, diagonal
-        return slices.sum(dim=0), dict(zip(problem.parts, slices, strict=True)), diagonal
+            return parts[0], KernelSlices(lora=lora), diagonal
+        return parts.sum(dim=0), KernelSlices(parts=dict(zip(problem.parts, parts, strict=True)), lora=lora), diagonal
 
     def diagonal_alone(self) -> Tensor:
         """Compute K(x, x) without the kernel, on all processes; they share the X tiles."""

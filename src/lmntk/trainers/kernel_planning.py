@@ -16,6 +16,7 @@ from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import KernelMismatchError, SettingError
 from lmntk.experiment.experiment import Experiment
 from lmntk.experiment.provenance import (
+    adapters_of_kernel,
     hash_of_weights,
     parameter_filter,
     spec_from_arguments,
@@ -26,6 +27,7 @@ from lmntk.kernels import (
     FORMULAS,
     Engine,
     KernelProblem,
+    LowRankAdapter,
     MemoryBudget,
     MemoryBudgetError,
     ModuleModel,
@@ -35,9 +37,12 @@ from lmntk.kernels import (
 )
 from lmntk.kernels.memory import resident_bytes
 from lmntk.kernels.timing import seconds_of
-from lmntk.models.parameters import count_parameters, layers_of, select_parameters
+from lmntk.models.low_rank import draw_adapters, matrix_shapes
+from lmntk.models.parameter_parts import describe_parts, parts_of
+from lmntk.models.parameters import count_parameters, select_parameters
 from lmntk.prompts.features import FeatureDataset, FeatureExamples
 from lmntk.storage.kernel_cache import KernelCache
+from lmntk.storage.kernel_slices import LORA_KEY, PARTS_KEY, KernelSlices
 from lmntk.storage.wording import duration, quantity
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 
@@ -76,6 +81,7 @@ class KernelPlanner:
         partial_rows = experiment.model.partial_rows(selected)
         self._model = ModuleModel(logits_fn, experiment.model, partial_rows=partial_rows)
         self.grad_dim = count_parameters(selected)
+        self._sizes = {name: parameter.numel() for name, parameter in selected.items()}
         self._engine: Engine | None = None  # of the last kernel
 
     def spec(self, split: str) -> dict[str, Any]:
@@ -113,12 +119,15 @@ class KernelPlanner:
 
     def _plan_settings(self) -> dict[str, Any]:
         """Return the settings that a run must share with a stopped one to continue it, as plan.json spells them."""
-        settings = {
+        settings: dict[str, Any] = {
             "per_device_train_batch_size": self._args.tiles.row,
             "per_device_eval_batch_size": self._args.tiles.column,
             "kernel_memory_gb": self._args.kernel_memory_gb,
-            "kernel_per_layer": self._args.kernel_per_layer,
+            "kernel_per_layer": self._cache.slices.layers_alone,
         }
+        wanted = self._cache.slices
+        parts = {} if wanted.layers_alone or not wanted.keys else {"kernel_parts": ",".join(wanted.keys)}
+        settings |= parts | ({} if wanted.lora is None else {"kernel_lora_rank": dict(wanted.lora)})
         return {**{f"--{name}": value for name, value in settings.items()}, "device": self._args.device.type}
 
     def _problem(self, split: str) -> KernelProblem:
@@ -130,8 +139,28 @@ class KernelPlanner:
             x=None if split == "train" else self._examples(split),
             formula=FORMULAS[args.kernel_formula],
             num_logits=1 if args.binary_classification else len(self._experiment.task.labels),
-            part_of=layers_of(self._params, model.base_prefix) if args.kernel_per_layer else None,
+            part_of=parts_of(self._params, model, args.part_keys) if args.part_keys else None,
+            low_rank=self._adapters,
         )
+
+    @functools.cached_property
+    def _adapters(self) -> dict[str, LowRankAdapter] | None:
+        """The adapters whose kernels are kept too."""
+        settings = adapters_of_kernel(self._model_args, self._args)
+        return None if settings is None else draw_adapters(self._experiment.model, self._params, settings)
+
+    def described(self, slices: KernelSlices) -> KernelSlices:
+        """Add to a kernel's slices what its description says of them."""
+        model, wanted = self._experiment.model, self._cache.slices
+        description: dict[str, Any] = {}
+        shapes = matrix_shapes(model, self._sizes)
+        if wanted.keys:
+            part_of = parts_of(self._sizes, model, wanted.keys)
+            description[PARTS_KEY] = {"keys": list(wanted.keys), **describe_parts(part_of, self._sizes, shapes)}
+        if wanted.lora is not None:
+            sizes = {name: wanted.lora["rank"] * sum(shapes[name]) for name in self._adapters or {}}
+            description[LORA_KEY] = {**wanted.lora, "parameters": sizes}
+        return dataclasses.replace(slices, keys=wanted.keys, description=description)
 
     def _examples(self, split: str) -> FeatureExamples:
         experiment = self._experiment
@@ -152,7 +181,7 @@ class KernelPlanner:
                     path=begun,
                     differences=["environment"],
                 ) from error
-            or_jvp = "" if self._args.kernel_per_layer else ", or take `kernel_engine=jvp`"
+            or_jvp = "" if self._args.part_keys or self._adapters else ", or take `kernel_engine=jvp`"
             raise SettingError(
                 f"`kernel_memory_gb`: the tiles take {needed:.2f} GB beside the model, but only {given:.2f} GB are "
                 f"allowed; give at least {needed + 0.005:.2f}, smaller `per_device_train_batch_size` and "

@@ -16,7 +16,7 @@ from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.data.metrics import mean_over_samples
 from lmntk.errors import KernelMismatchError
 from lmntk.experiment.experiment import Evaluation, LoadedKernels, RunInputs
-from lmntk.experiment.provenance import spec_from_arguments, spec_from_data
+from lmntk.experiment.provenance import spec_from_arguments, spec_from_data, wanted_slices
 from lmntk.kernels import FORMULAS
 from lmntk.kernels.memory import resident_bytes
 from lmntk.prompts.features import Collator, FeatureDataset
@@ -95,7 +95,7 @@ class LoadedKernelTrainer(FewShotTrainer):
             model=model_args.model_name_or_path,
             data_dir=inputs.data_dir,
             missing=inputs.missing if isinstance(inputs, LoadedKernels) else (),
-            per_layer=args.kernel_per_layer,
+            slices=wanted_slices(model_args, args),
         )
         self._num_logits = 1 if args.binary_classification else len(inputs.task.labels)
         self._paths = RunPaths(args.output_dir, inputs.task.key)
@@ -191,7 +191,7 @@ class LoadedKernelTrainer(FewShotTrainer):
         values, labels = self._cache.load(path, FORMULAS[self.args.kernel_formula].is_asymmetric, self._num_logits)
         self._check_labels(split, path, labels)
         self._check_whole_numbers(split, path, values)
-        layers = self._cache.load_layers(path, split, values) if self.args.kernel_per_layer else {}
+        layers = self._cache.load_layers(path, split, values) if self._cache.slices.layers_alone else {}
         logger.info("took the train × %s kernel from %s", split, path)
         return SplitKernel(values, labels, layers)
 
@@ -324,7 +324,7 @@ class LoadedKernelTrainer(FewShotTrainer):
         if self.args.kernel_selection is None:
             self._paths.solver_selection().unlink(missing_ok=True)  # of an earlier run
         table = self._paths.layer_results()
-        if self.args.kernel_per_layer:
+        if self._cache.slices.layers_alone:
             write_layer_scores(table, self._layer_solvers, self._layer_scores, self._inputs.task.main_metrics[0])
         else:
             table.unlink(missing_ok=True)  # of an earlier run with another kernel or solver

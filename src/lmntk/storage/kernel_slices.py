@@ -1,0 +1,164 @@
+"""What is kept beside a kernel: its parts, which sum to it, and the kernels of LoRA adapters, which do not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lmntk.errors import FileError, KernelMismatchError
+from lmntk.storage import kernel_files, kernel_metadata
+from lmntk.storage.kernel_files import LayerKernels
+from lmntk.storage.paths import RunPaths
+
+LAYERS_KEY, PARTS_KEY, LORA_KEY = "layers", "parts", "lora_kernels"
+LAYERS_ALONE = ("layer",)
+SHA256 = "sha256"
+
+
+@dataclass(frozen=True)
+class WantedSlices:
+    """What a run keeps beside each kernel.
+
+    Attributes:
+        keys: What parameters of parts are told apart by, see `lmntk.storage.part_names.PART_KEYS`; empty for no parts.
+        lora: The settings of the adapters whose kernels are kept; None for none.
+    """
+
+    keys: tuple[str, ...] = ()
+    lora: Mapping[str, Any] | None = None
+
+    @property
+    def layers_alone(self) -> bool:
+        """Whether the parts are the layers, whose files have another name."""
+        return self.keys == LAYERS_ALONE
+
+    def lacking(self, paths: RunPaths, split: str, stored: Mapping[str, Any]) -> str | None:
+        """Return what a kernel was made without, as a setting in a sentence; None if all is beside it.
+
+        Args:
+            paths: The folder of the kernel.
+            split: The kernel's split.
+            stored: The kernel's description.
+        """
+        if self.layers_alone and not (LAYERS_KEY in stored and paths.layer_kernels(split).is_file()):
+            return "kernel_per_layer=True"
+        if self.keys and not self.layers_alone:
+            kept = (stored.get(PARTS_KEY) or {}).get("keys") or []
+            if not set(self.keys) <= set(kept) or not paths.part_kernels(split).is_file():
+                return f"kernel_parts={','.join(self.keys)}"
+        if self.lora is not None:
+            kept = stored.get(LORA_KEY) or {}
+            if {name: kept.get(name) for name in self.lora} != dict(self.lora) or not (
+                paths.lora_kernels(split).is_file()
+            ):
+                return f"kernel_lora_rank={self.lora['rank']}"
+        return None
+
+
+@dataclass(frozen=True)
+class KernelSlices:
+    """Parts of a kernel and kernels of adapters, with what a description says of them.
+
+    Attributes:
+        keys: What parameters of parts are told apart by; empty if there are no parts.
+        parts: The parts by name, of the kernel's shape.
+        lora: The kernels of adapters by the names of the adapted weights, of the kernel's shape.
+        description: What `lmntk subsets` needs of them: under `PARTS_KEY` and `LORA_KEY`, as JSON can hold it.
+    """
+
+    keys: tuple[str, ...] = ()
+    parts: LayerKernels = field(default_factory=dict)
+    lora: LayerKernels = field(default_factory=dict)
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> LayerKernels:
+        """The layers' parts, where these are kept alone."""
+        return self.parts if self.keys == LAYERS_ALONE else {}
+
+
+def save_slices(paths: RunPaths, split: str, slices: KernelSlices) -> dict[str, Any]:
+    """Write parts and kernels of adapters; return what the kernel's description says of them."""
+    description = dict(slices.description)
+    if slices.layers:
+        kernel_files.save_layer_kernels(paths.layer_kernels(split), slices.layers)
+        description[LAYERS_KEY] = list(slices.layers)
+    elif slices.parts:
+        kernel_files.save_layer_kernels(paths.part_kernels(split), slices.parts)
+    if slices.lora:
+        path = paths.lora_kernels(split)
+        kernel_files.save_layer_kernels(path, slices.lora)
+        description[LORA_KEY] = {**description.get(LORA_KEY, {}), SHA256: kernel_metadata.file_hash(path)}
+    return description
+
+
+def remove_other_slices(paths: RunPaths, split: str, slices: KernelSlices) -> None:
+    """Remove the files beside a kernel that belong to an earlier one."""
+    for path, values in (
+        (paths.layer_kernels(split), slices.layers),
+        (paths.part_kernels(split), {} if slices.layers else slices.parts),
+        (paths.lora_kernels(split), slices.lora),
+    ):
+        if not values:
+            path.unlink(missing_ok=True)
+
+
+def open_parts(paths: RunPaths, split: str, description: Mapping[str, Any]) -> tuple[tuple[str, ...], LayerKernels]:
+    """Open the parts of a kernel; their numbers are read from disk where they are used.
+
+    Args:
+        paths: The folder of the kernel.
+        split: The kernel's split.
+        description: The kernel's description.
+
+    Returns:
+        What parameters are told apart by, and the parts by name; both are empty if the kernel was kept without parts.
+
+    Raises:
+        FileError: A file is damaged, or does not have the parts of the description.
+    """
+    path, keys = paths.part_kernels(split), tuple((description.get(PARTS_KEY) or {}).get("keys") or ())
+    if not path.is_file() or not keys or keys == LAYERS_ALONE:
+        path, keys = paths.layer_kernels(split), LAYERS_ALONE
+        if not path.is_file() or LAYERS_KEY not in description:
+            return (), {}
+    parts = kernel_files.load_layer_kernels(path, lazily=True)
+    known = (description.get(PARTS_KEY) or {}).get("parameters")
+    if known is not None and list(known) != list(parts):
+        raise FileError(
+            f"{path} holds other parts than the description beside the kernel names: compute both again with "
+            "`overwrite_kernels=True`",
+            path=path,
+        )
+    return keys, parts
+
+
+def open_lora(paths: RunPaths, split: str, description: Mapping[str, Any]) -> LayerKernels:
+    """Open the kernels of adapters; their numbers are read from disk where they are used.
+
+    Raises:
+        FileError: The file is damaged.
+        KernelMismatchError: It belongs to another kernel.
+    """
+    path, noted = paths.lora_kernels(split), description.get(LORA_KEY)
+    if not noted or not path.is_file():
+        return {}
+    if kernel_metadata.file_hash(path) != noted.get(SHA256):
+        raise KernelMismatchError(
+            f"{path} does not hold the kernels of adapters that the description beside the kernel names: compute both "
+            "again with `overwrite_kernels=True`",
+            path=path,
+            differences=[LORA_KEY],
+        )
+    return kernel_files.load_layer_kernels(path, lazily=True)
+
+
+def check_sum(parts: LayerKernels, names: Sequence[str], kernel: Tensor, largest: float) -> bool:
+    """Return whether parts have a kernel's shape and sum to it, up to rounding; one is in memory at a time."""
+    if not names or any(parts[name].shape != kernel.shape for name in names):
+        return False
+    total = parts[names[0]].clone()
+    for name in names[1:]:
+        total += parts[name]
+    return bool((total - kernel).norm() <= largest * kernel.norm())

@@ -1,0 +1,71 @@
+"""--kernel_parts and --kernel_lora_rank: the files of a run, what they are refused with, and what serves them again."""
+
+import json
+
+import pytest
+import torch
+
+import oracle
+from command_line import Workplace, read_kernel
+
+PARTS = ("--kernel_parts", "weight-or-bias,kind,layer")
+LORA = ("--kernel_lora_rank", "2", "--kernel_lora_targets", "query,value")
+
+
+def read_slices(folder, kind, split="test"):
+    return torch.load(folder / f"{split}_{kind}_kernels_sst-2.pt", weights_only=True)
+
+
+def test_a_run_keeps_parts_and_adapters_kernels_beside_the_same_kernel(place: Workplace) -> None:
+    plain = place.run(output="plain")
+    kept = place.run(*PARTS, *LORA, output="kept")
+    for split in ("train", "dev", "test"):
+        kernel, parts = read_kernel(kept, split), read_slices(kept, "part", split)
+        assert torch.equal(sum(parts.values()), kernel)
+        # Queries, keys and values are summed in float32 where they are not kept apart.
+        assert oracle.relative_error(kernel, read_kernel(plain, split)) < 1e-7
+        assert {"embeddings/embedding/weight", "layer.1/query/bias", "head/head/weight"} <= parts.keys()
+        described = json.loads((kept / f"{split}_kernels_sst-2.json").read_text(encoding="utf-8"))
+        assert list(described["parts"]["parameters"]) == list(parts)
+        assert sum(described["parts"]["parameters"].values()) == described["grad_dim"]
+        assert described["parts"]["matrices"]["layer.1/query/weight"] == [[16, 16]]
+        lora = read_slices(kept, "lora", split)
+        assert list(described["lora_kernels"]["parameters"]) == list(lora)
+        assert list(described["lora_kernels"]["parameters"].values()) == [2 * (16 + 16)] * 4
+        assert {part.untyped_storage().nbytes() for part in lora.values()} == {4 * kernel.nbytes}, "no other slices"
+    # A second command finds all that it needs; another set of parts, or other adapters, are refused.
+    before = (kept / "test_kernels_sst-2.pt").stat().st_mtime_ns
+    place.run("--kernel_parts", "kind", *LORA, output="kept")
+    assert (kept / "test_kernels_sst-2.pt").stat().st_mtime_ns == before
+    for flags, named in (((*PARTS, "--kernel_lora_rank", "3"), "rank"), (("--kernel_per_layer",), "per_layer")):
+        outcome = place.call(place.argv(*flags, output="kept"))
+        assert outcome.status == 2
+        assert f"was made without --kernel_{named}" in outcome.err.replace("lora_rank", "rank")
+    place.run("--overwrite_kernels", output="kept")
+    assert not [path for path in kept.iterdir() if "part_kernels" in path.name or "lora_kernels" in path.name]
+
+
+def test_layers_as_parts_are_the_files_of_kernel_per_layer(place: Workplace) -> None:
+    one, other = place.run("--kernel_per_layer", output="one"), place.run("--kernel_parts", "layer", output="other")
+    for name in ("train_layer_kernels_sst-2.pt", "test_layer_kernels_sst-2.pt", "layer_results_sst-2.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert not list(other.glob("*_part_kernels_*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--kernel_parts", "colour"), "not told apart by 'colour'; give one or more of layer, kind, weight-or-bias"),
+        ((*PARTS, "--kernel_per_layer"), "--kernel_per_layer keeps layers alone"),
+        ((*PARTS, "--kernel_engine", "jvp"), "does not work with --kernel_engine jvp"),
+        (("--kernel_lora_rank", "2", "--only_biases"), "adapts weights, which --only_biases leaves out"),
+        (("--kernel_lora_rank", "2", "--apply_lora"), "is for a model without adapters"),
+        (("--kernel_lora_rank", "0"), "--kernel_lora_rank is 0, but it must be 1 or more"),
+        (("--kernel_lora_targets", "query"), "names layers of --kernel_lora_rank"),
+        (("--kernel_lora_rank", "2", "--kernel_lora_targets", "colour"), "colour names no linear layer"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(place: Workplace, flags: tuple[str, ...], sentence: str) -> None:
+    outcome = place.call(place.argv(*flags, output="refused"))
+    assert outcome.status == 2
+    assert sentence in outcome.err
