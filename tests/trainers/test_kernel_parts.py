@@ -21,7 +21,7 @@ def test_a_run_keeps_parts_and_adapters_kernels_beside_the_same_kernel(place: Wo
     kept = place.run(*PARTS, *LORA, output="kept")
     for split in ("train", "dev", "test"):
         kernel, parts = read_kernel(kept, split), read_slices(kept, "part", split)
-        assert torch.equal(sum(parts.values()), kernel)
+        assert oracle.relative_error(sum(parts.values()), kernel) < 1e-15, "sums of float64 in two orders"
         # Queries, keys and values are summed in float32 where they are not kept apart.
         assert oracle.relative_error(kernel, read_kernel(plain, split)) < 1e-7
         assert {"embeddings/embedding/weight", "layer.1/query/bias", "head/head/weight"} <= parts.keys()
