@@ -13,6 +13,7 @@ from lmntk.kernels.assembly import make_engine
 from lmntk.models.parameters import ParameterFilter
 from lmntk.storage import kernel_metadata
 from lmntk.storage.kernel_cache import KernelCache
+from lmntk.storage.kernel_slices import KernelSlices
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.tile_store import TileStore
 from lmntk.trainers.kernel_job import KernelJob
@@ -69,10 +70,10 @@ def run(tmp_path: Path) -> SavedRun:
     generator = torch.Generator().manual_seed(1)
     gradients = torch.randn(7, 2, 30, generator=generator, dtype=torch.float64)
     train, x = gradients[:4], gradients[4:]
-    cache.save("train", (torch.einsum("iap,jbp->iajb", train, train), torch.tensor([0, 1, 0, 1])), {}, {})
+    cache.save("train", (torch.einsum("iap,jbp->iajb", train, train), torch.tensor([0, 1, 0, 1])), KernelSlices(), {})
     diagonal = torch.einsum("iap,ibp->iab", x, x)
-    cache.save("test", (torch.einsum("iap,jbp->iajb", train, x), torch.tensor([0, 1, 0])), {}, {}, diagonal)
-    return SavedRun(tmp_path, "sst-2", {}, {})
+    cache.save("test", (torch.einsum("iap,jbp->iajb", train, x), torch.tensor([0, 1, 0])), KernelSlices(), {}, diagonal)
+    return SavedRun(tmp_path, "sst-2", KernelSlices(), {})
 
 
 def test_a_saved_run_reads_the_diagonal_of_train_from_its_kernel(run: SavedRun) -> None:
@@ -112,7 +113,7 @@ def test_a_file_that_holds_no_diagonal_of_the_kernel_is_refused(run: SavedRun) -
 def test_a_kernel_that_is_computed_anew_takes_its_old_diagonal_away(run: SavedRun) -> None:
     cache = KernelCache(run.folder, None, "sst-2", overwrite=True)
     kernel = torch.as_tensor(run.kernel("test").values)
-    cache.save("test", (kernel, torch.tensor([0, 1, 0])), {}, {})
+    cache.save("test", (kernel, torch.tensor([0, 1, 0])), KernelSlices(), {})
     assert run.diagonal("test") is None
     cache.save_diagonal("test", torch.ones(3, 2, 2))
     assert run.diagonal("test") is not None
