@@ -1,5 +1,6 @@
 """Fixtures that tests in several folders share."""
 
+import gc
 from collections import Counter
 from pathlib import Path
 
@@ -7,6 +8,13 @@ import pytest
 
 from command_line import Workplace
 from tiny_models import save_tiny_checkpoint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_garbage_collection() -> None:
+    """Set aside what is there, most of all transformers' million objects, which each collection would go through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def test_half_the_learning_rate_halves_the_distance_from_the_tangent_and_of_the_
     """In float64 over a fixed number of steps, ‖f_T − f_lin‖ / ‖f_T − f₀‖ and ‖K_T − K₀‖ / ‖K₀‖ go to zero with η."""
     rate, flags = OPTIMIZERS[optimizer]
     tangents, kernels = [], []
-    for halvings in range(4):
+    for halvings in range(3):
         own = ("--max_steps", "3", "--kernel_steps", "0,last", "--learning_rate", str(rate / 2**halvings))
         folder = tmp_path / str(halvings)
         trainer_of(place, "standard", folder, *STEPS, *own, *flags).train()
@@ -161,8 +161,8 @@ def test_half_the_learning_rate_halves_the_distance_from_the_tangent_and_of_the_
     for distances in (tangents, kernels):
         assert distances[0] > 1e-4
         ratios = [large / small for large, small in zip(distances[:-1], distances[1:], strict=True)]
-        assert ratios == pytest.approx([2, 2, 2], rel=0.06), distances
-        assert abs(ratios[2] - 2) < abs(ratios[0] - 2) + 0.01, "closer to 2 the smaller the rate"
+        assert ratios == pytest.approx([2, 2], rel=0.06), distances
+        assert abs(ratios[1] - 2) < abs(ratios[0] - 2) + 0.01, "closer to 2 the smaller the rate"
 
 
 def test_results_are_written_as_by_fine_tuning_but_no_model_is(place: Workplace) -> None:

@@ -196,7 +196,7 @@ class ModelMeasurements:
     def __init__(self, settings: Settings, recorder: Recorder, model: str, binary: bool, truth_examples: int) -> None:
         self._recorder = recorder
         sizes = {FEW: 4, MANY: 8} if settings.tiny else TRAIN_SIZES
-        x = 24 if settings.tiny else TEST_SIZE
+        x = 12 if settings.tiny else TEST_SIZE
         self.jobs = {size: settings.job(model, train, x, binary=binary) for size, train in sizes.items()}
         self._inputs: dict[str, Inputs] = {size: load_inputs(job) for size, job in self.jobs.items()}
         self._truth_examples = truth_examples
