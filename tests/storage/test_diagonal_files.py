@@ -73,7 +73,7 @@ def run(tmp_path: Path) -> SavedRun:
     cache.save("train", (torch.einsum("iap,jbp->iajb", train, train), torch.tensor([0, 1, 0, 1])), KernelSlices(), {})
     diagonal = torch.einsum("iap,ibp->iab", x, x)
     cache.save("test", (torch.einsum("iap,jbp->iajb", train, x), torch.tensor([0, 1, 0])), KernelSlices(), {}, diagonal)
-    return SavedRun(tmp_path, "sst-2", KernelSlices(), {})
+    return SavedRun(tmp_path, "sst-2", {}, {})
 
 
 def test_a_saved_run_reads_the_diagonal_of_train_from_its_kernel(run: SavedRun) -> None:
