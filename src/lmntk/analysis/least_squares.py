@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lmntk.analysis.saved_run import SavedKernel, SavedRun
+from lmntk.analysis.saved_run import SavedKernel, SavedRun, read_runs
 from lmntk.analysis.scores import score
 from lmntk.analysis.solver_choice import SolverChoice, choose_solver
 from lmntk.data.metrics import mean_over_samples
-from lmntk.errors import FileError, SolverError
+from lmntk.errors import FileError, KernelMismatchError, SolverError
 from lmntk.solvers.problem import Array, ClassIds, predicted_classes
 from lmntk.solvers.ridge_problem import RidgeProblem
 
@@ -97,3 +98,21 @@ def read_least_squares(run: SavedRun, given: Mapping[str, Any]) -> LeastSquaresR
     f0 = run.untrained_logits("train") if choice.adjust_for_init else None
     problem = RidgeProblem(train.values, train.labels, choice.settings, f0, train.samples_per_example[0])
     return LeastSquaresRun(run, choice, train, problem)
+
+
+def find_kernel_run(folder: Path) -> SavedRun:
+    """Find the one run in a folder that has kernels.
+
+    Raises:
+        FileError: The folder is not that of a run, or holds no kernels.
+        KernelMismatchError: It holds kernels of several tasks.
+    """
+    runs = read_runs(folder)
+    with_kernels = [run for run in runs if run.kernel_splits]
+    if len(with_kernels) > 1:
+        tasks = [run.key for run in with_kernels]
+        sentence = f"{folder} holds kernels of {' and '.join(tasks)}: move those of one task to another folder"
+        raise KernelMismatchError(sentence, path=folder, differences=tasks)
+    if not with_kernels:
+        raise FileError(f"{folder} holds no kernels: give the folder of a run with `trainer=kernel`", path=folder)
+    return with_kernels[0]

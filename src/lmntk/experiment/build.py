@@ -20,7 +20,7 @@ from lmntk.config.prompt_settings import resolve_prompts, task_of
 from lmntk.data.examples import Example, read_examples
 from lmntk.data.tasks import Task
 from lmntk.distributed import on_rank_zero
-from lmntk.errors import SettingError, UsageError
+from lmntk.errors import DataError, SettingError, UsageError
 from lmntk.experiment.experiment import Experiment, LoadedKernels
 from lmntk.experiment.prompting import Prompting
 from lmntk.experiment.run_splits import (
@@ -38,6 +38,7 @@ from lmntk.models.loading import LoadOptions, load_classifier, load_prompt_model
 from lmntk.models.lora_files import LoraSettings
 from lmntk.models.source import GGUF_CACHE, ModelSource, converted_source, find_source, load_config_and_tokenizer
 from lmntk.prompts.features import Collator, FeatureDataset, PromptBuilder, ResampledDemonstrations
+from lmntk.storage.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,38 @@ def build(
     """
     inputs = _read_inputs(model_args, data_args, training_args)
     return inputs if isinstance(inputs, LoadedKernels) else _with_model(inputs, model_args, data_args, training_args)
+
+
+def build_with_queries(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    queries: Sequence[tuple[str, ...]],
+) -> Experiment:
+    """Build a run whose test examples are given texts.
+
+    Args:
+        model_args: The arguments of the model.
+        data_args: The arguments of the data.
+        training_args: The arguments of the run, which reads no split but train.
+        queries: The sentences of each text.
+
+    Raises:
+        UsageError: As `build`, or a text has another number of sentences than the task.
+    """
+    task = task_of(data_args, model_args.few_shot_type)
+    for number, sentences in enumerate(queries):
+        if len(sentences) != task.num_sentences:
+            given = quantity(len(sentences), "sentence")
+            raise DataError(
+                f"`query` has {given}, but an example of {task.name} has {task.num_sentences}: give each sentence in "
+                "quotes of its own",
+                example=number,
+            )
+    examples = [Example(sentences, task.labels[0]) for sentences in queries]
+    inputs = _read_inputs(model_args, data_args, training_args, examples)
+    assert not isinstance(inputs, LoadedKernels)
+    return _with_model(inputs, model_args, data_args, training_args)
 
 
 def check_inputs(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
@@ -81,7 +114,10 @@ class _Inputs:
 
 
 def _read_inputs(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    queries: Sequence[Example] = (),
 ) -> _Inputs | LoadedKernels:
     task = task_of(data_args, model_args.few_shot_type)
     splits = splits_of(task, training_args, data_args.data_dir)
@@ -90,7 +126,9 @@ def _read_inputs(
     shows_others = model_args.few_shot_type == "prompt-demo"
     read = [*splits] if "train" in splits or not shows_others else ["train", *splits]
     data_files = {split: file_of(task, data_args.data_dir, split) for split in read}
-    examples = {split: read_examples(task, path) for split, path in data_files.items()}
+    examples: dict[str, Sequence[Example]] = {split: read_examples(task, path) for split, path in data_files.items()}
+    if queries:
+        splits, examples["test"] = [*splits, "test"], queries
     _warn_of_labels_without_examples(task, examples)
     source, downloads = source_of(model_args), model_args.cache_dir
     if model_args.gguf_file is not None:

@@ -91,6 +91,10 @@ class RunPaths:
         """The table of predictions, one example a row."""
         return self._path(split, "{mode}_predictions_{task}.csv")
 
+    def influence(self, split: str) -> Path:
+        """The table of what train examples do to the predictions of a split; for train, of leave-one-out."""
+        return self._path(split, "influence_{mode}_{task}.csv")
+
     def metrics(self, split: str) -> Path:
         """The metrics of a split; LM-BFF calls those of dev ``eval``."""
         pattern = "eval_results_{task}.txt" if Split.parse(split).mode == "dev" else "{mode}_results_{task}.txt"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
@@ -33,6 +34,7 @@ from lmntk.kernels import (
     ModuleModel,
     Plan,
     TileRequest,
+    assemble,
     make_engine,
 )
 from lmntk.kernels.memory import resident_bytes
@@ -116,6 +118,28 @@ class KernelPlanner:
         plan = distributed.on_rank_zero(self._plan, engine, tiles, self._cache.paths.tiles(split) if begun else None)
         store = distributed.on_rank_zero(self._cache.open_tiles, split, requested | job_settings(engine, plan))
         return KernelJob(f"train × {split}", engine, plan, engine.estimate_cost(plan), store)
+
+    def compute(self, split: str, show_progress: bool = False) -> Tensor:
+        """Compute the train × `split` kernel in memory: no file is read or written.
+
+        Args:
+            split: A key of the experiment's data sets.
+            show_progress: Whether to show a progress bar.
+
+        Returns:
+            float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric.
+
+        Raises:
+            SettingError: The tiles do not fit into `kernel_memory_gb`.
+        """
+        problem = self._problem(split)
+        engine = make_engine(problem, self._args.kernel_engine, MemoryBudget.from_gb(self._memory_gb))
+        plan = self._plan(engine, self._args.tiles, None)
+        total = sum(1 for _ in plan) * engine.num_parameter_groups(plan)
+        name = f"train × {split}"
+        bar = tqdm(engine.blocks(plan), desc=name, total=total, unit="tile", disable=not show_progress, leave=False)
+        kernel = assemble(bar, plan, problem)
+        return kernel if problem.formula.is_asymmetric else kernel[0]
 
     def _plan_settings(self) -> dict[str, Any]:
         """Return the settings that a run must share with a stopped one to continue it, as plan.json spells them."""

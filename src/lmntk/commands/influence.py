@@ -1,0 +1,99 @@
+"""Show which train examples look mislabelled, and which help or hurt a kernel's predictions most.
+
+It reads the folder of a kernel run with lstsq (--output_dir of run.py) and computes no kernel: fits without each train
+example follow in closed form from the stored ones. It prints
+
+  looks mislabelled  train examples whose label a fit to all others contradicts, by margin
+  helps, hurts       train examples without which the mean squared error of --split rises, or falls, most
+
+and writes all numbers to influence_<split>_<task>.csv in that folder: docs/reference/kernel-files.md explains them.
+With --query TEXT it loads the run's model, predicts the text, and prints which train examples push that prediction.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
+from lmntk.errors import SettingError, UnknownNameError, suggest
+
+if TYPE_CHECKING:
+    from lmntk.analysis.least_squares import LeastSquaresRun
+    from lmntk.analysis.scores import Ids
+
+FORMS = ("text", "markdown", "latex", "csv", "json")
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a kernel run")
+    parser.add_argument("--query", nargs="+", metavar="TEXT", help="a text of your own to predict; for tasks of two "
+                        "sentences both, each in quotes")  # fmt: skip
+    parser.add_argument("--split", help="split that examples help or hurt (test, else dev)")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="rows of each table (10)")
+    parser.add_argument("--groups", metavar="FILE", help="leave out groups of train examples: a file with a whole "
+                        "number in each line, one for each train example; or label, for the classes")  # fmt: skip
+    parser.add_argument("--format", choices=FORMS, default="text", help="how to print; csv holds every train example, "
+                        "csv and json all digits (text)")  # fmt: skip
+    parser.add_argument("--data_dir", type=Path, help="where the data files are now (where the kernels record)")
+    parser.add_argument("--output_dir", type=Path, help="write the files here (RUN)")
+    add_solver_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what train examples do to a run's predictions; return the exit status."""
+    return run_tool(make_parser(), _show, argv)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    if arguments.top < 1:
+        raise SettingError(f"`top={arguments.top}`: give 1 or more", setting="top", value=arguments.top)
+    from lmntk.analysis.influence import read_groups, run_influence, write_influence  # here: torch takes seconds
+    from lmntk.analysis.influence_tables import TrainTexts, format_influence
+    from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
+    from lmntk.storage.atomic import prepare_output_dir
+
+    of_run = read_least_squares(find_kernel_run(arguments.folder), solver_flags(arguments))
+    groups = None if arguments.groups is None else read_groups(arguments.groups, of_run.classes("train"))
+    if arguments.query is not None:
+        print(_ask(arguments, of_run, groups), end="")
+        return
+    split = _chosen_split(arguments.split, of_run.x_splits)
+    found = run_influence(of_run, groups, show_progress=sys.stderr.isatty())
+    texts = TrainTexts.read(found, arguments.data_dir)
+    print(format_influence(found, texts, arguments.format, split, arguments.top), end="")
+    if arguments.output_dir is not None:
+        prepare_output_dir(arguments.output_dir)
+    files = write_influence(found, arguments.output_dir)
+    print(f"All numbers: {', '.join(map(str, files))}", file=sys.stderr)
+
+
+def _ask(arguments: argparse.Namespace, of_run: "LeastSquaresRun", groups: "Ids | None") -> str:
+    """Predict a text with the run's model, and return the table of what pushes the prediction."""
+    from lmntk import startup
+
+    startup.import_transformers()
+    from lmntk.analysis.influence import query_influence, run_influence
+    from lmntk.analysis.influence_tables import TrainTexts, format_query
+    from lmntk.trainers.query import query_kernel
+
+    found = run_influence(of_run, groups, splits=())
+    train, run = of_run.train.path, of_run.run
+    kernel, logits = query_kernel(
+        run.record, train, [tuple(arguments.query)], arguments.data_dir, sys.stderr.isatty()
+    )  # fmt: skip
+    asked = query_influence(of_run, kernel, logits if of_run.choice.adjust_for_init else None, groups)
+    return format_query(found, asked, TrainTexts.read(found, arguments.data_dir), arguments.format, arguments.top)
+
+
+def _chosen_split(asked: str | None, splits: Sequence[str]) -> str | None:
+    if asked is None:
+        return next((split for split in ("test", "dev") if split in splits), None)
+    if asked not in splits:
+        sentence = suggest(asked, splits, "split") if splits else f"`split={asked}`: the run has no kernel but train's"
+        raise UnknownNameError(sentence, name=asked, kind="split", options=list(splits))
+    return asked
