@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from lmntk.analysis.least_squares import LeastSquaresRun
-from lmntk.analysis.saved_run import task_of
+from lmntk.analysis.least_squares import LeastSquaresRun, read_least_squares
+from lmntk.analysis.saved_run import read_runs, task_of
 from lmntk.analysis.scores import Ids
 from lmntk.analysis.table_blocks import as_csv
 from lmntk.data.text_files import open_text
@@ -260,6 +260,20 @@ def write_influence(found: RunInfluence, folder: Path | None = None) -> list[Pat
     for split, rows in tables.items():
         write_text(paths.influence(split), as_csv(rows))
     return [paths.influence(split) for split in tables]
+
+
+def influence_of_folder(folder: Path, task_key: str) -> list[Path]:
+    """Compute the influence of a run's train examples and write its tables into its folder; return the files.
+
+    Args:
+        folder: The folder of the run.
+        task_key: The key of its task in file names.
+
+    Raises:
+        UsageError: As `read_least_squares` and `run_influence`.
+    """
+    run = next(run for run in read_runs(folder) if run.key == task_key)
+    return write_influence(run_influence(read_least_squares(run, {})))
 
 
 def train_rows(found: RunInfluence) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lmntk import interrupts, startup
@@ -68,6 +69,20 @@ def _run(argv: list[str]) -> None:
         arguments = model_args, data_args, trainer.args
         on_rank_zero(record_run, inputs, evaluations, *arguments, seconds, trainer.facts())
         trainer.finish()
+        if training_args.kernel_influence and isinstance(trainer, LoadedKernelTrainer):
+            on_rank_zero(_write_influence, training_args.output_dir, inputs.task.key)
+
+
+def _write_influence(folder: str, task_key: str) -> None:
+    """Write what single train examples do to the predictions of a run that is recorded."""
+    from lmntk.analysis.influence import influence_of_folder
+
+    try:
+        files = influence_of_folder(Path(folder), task_key)
+    except UsageError as error:
+        logger.warning("`kernel_influence`: nothing is written: %s", error)
+    else:
+        logger.info("what single train examples do: %s", ", ".join(map(str, files)))
 
 
 @contextlib.contextmanager

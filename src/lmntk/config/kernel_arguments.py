@@ -83,6 +83,11 @@ class KernelArguments:
     kernel_lora_targets: str | None = flag(
         "The layers of --kernel_lora_rank: a list of names, or ends of names, such as query,value; default: all."
     )
+    kernel_influence: bool = flag(
+        "For lstsq: also write what single train examples do to the predictions (influence_<split>_<task>.csv), as "
+        "lmntk influence does.",
+        False,
+    )
     load_kernels: str | None = flag("Take the kernels from this output folder of an earlier run.")
     overwrite_kernels: bool = flag("Compute the kernels in the output folder again.", False)
     exclude_embeddings: bool = flag("Leave out the gradients of the embeddings and their LayerNorm.", False)

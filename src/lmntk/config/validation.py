@@ -174,6 +174,7 @@ CONDITIONS = (
         "`trainer=kernel`",
         _uses_kernel,
     ),
+    Condition(("kernel_influence",), "`trainer=kernel`", _uses_kernel),
     Condition(
         ("eval_steps",),
         "`evaluate_during_training` or `eval_strategy=steps`",
@@ -280,6 +281,9 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
         problem = f"does not work with `kernel_solver={training.kernel_solver}`, only with {fitting}"
         refuse(training, "adjust_for_init", problem)
     check_kernel_parts(training)
+    if training.kernel_influence and training.kernel_solver != "lstsq":
+        problem = f"is for `kernel_solver=lstsq`, not {training.kernel_solver}: take it, or leave it out"
+        refuse(training, "kernel_influence", problem)
     training.check_selection(reads_dev=training.do_eval)
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"

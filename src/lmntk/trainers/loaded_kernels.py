@@ -323,6 +323,8 @@ class LoadedKernelTrainer(FewShotTrainer):
     def _finish(self) -> None:
         if self.args.kernel_selection is None:
             self._paths.solver_selection().unlink(missing_ok=True)  # of an earlier run
+        for split in self._inputs.datasets:
+            self._paths.influence(split).unlink(missing_ok=True)  # the same
         table = self._paths.layer_results()
         if self._cache.slices.layers_alone:
             write_layer_scores(table, self._layer_solvers, self._layer_scores, self._inputs.task.main_metrics[0])
