@@ -122,6 +122,7 @@ TRAINING_FLAGS = {
     "kernel_parts": None,
     "kernel_lora_rank": None,
     "kernel_lora_targets": None,
+    "kernel_influence": False,
     "exclude_first_layers": 0,
     "fine_tuned_model": None,
     "kernel_steps": None,

@@ -105,6 +105,7 @@ def test_the_table_of_files_has_all_that_a_run_leaves(place: Workplace) -> None:
     assert left <= told
     # What is predicted is predicted of dev and test; the rest takes other flags.
     others = {"solver_selection_sst-2.csv", "step-<T>_sst-2.safetensors"}
+    others |= {f"influence_{split}_sst-2.csv" for split in ("train", "dev", "test")}
     assert told - left == {"train_predictions_sst-2.csv", *others}
 
 

@@ -14,6 +14,7 @@ TESTED_BY = {
     "as-published": "config/test_as_published.py",
     "first-kernel": "docs/test_docs_tutorial.py",
     "forecast": "docs/test_docs_forecast.py",
+    "influence": "docs/test_docs_influence.py",
     "kernel-behaviour": "docs/test_docs_behaviour.py",
     "own-data": "docs/test_docs_own_data.py",
     "performance": "docs/test_docs_cost.py",

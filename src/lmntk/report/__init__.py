@@ -13,11 +13,12 @@ from lmntk.analysis.summary import RunSummary, summarise_run, typical_examples
 from lmntk.errors import SettingError
 from lmntk.report.behaviour import behaviour_figure
 from lmntk.report.drift import drift_figure
+from lmntk.report.influence import influence_figure, view_influences
 from lmntk.report.page import Group, Neighbour, Sentence, make_page
 from lmntk.report.trainings import view_trainings
 from lmntk.storage.atomic import prepare_output_dir, write_atomically
 
-__all__ = ["behaviour_figure", "drift_figure", "write_report"]
+__all__ = ["behaviour_figure", "drift_figure", "influence_figure", "write_report"]
 
 NEIGHBOURS = 3
 
@@ -49,7 +50,8 @@ def write_report(
         UsageError: A folder is not that of a run, or damaged; the error names it.
     """
     by_task = _summarise_folders(folders, settings or {}, show_progress)
-    text, files = make_page([_make_group(key, summaries, sentences, data_dir) for key, summaries in by_task.items()])
+    groups = [_make_group(key, summaries, sentences, data_dir, settings or {}) for key, summaries in by_task.items()]
+    text, files = make_page(groups)
     output = prepare_output_dir(output)
     path = output / "report.html"
     for name, content in (files | {path.name: text.encode()}).items():
@@ -70,7 +72,11 @@ def _summarise_folders(
 
 
 def _make_group(
-    key: str, summaries: Sequence[RunSummary], indices: Sequence[int] | None, data_dir: Path | None
+    key: str,
+    summaries: Sequence[RunSummary],
+    indices: Sequence[int] | None,
+    data_dir: Path | None,
+    settings: Mapping[str, Any],
 ) -> Group:
     """Choose the sentences to show of a task's runs; runs on the same data share them."""
     by_data: dict[str, list[RunSummary]] = {}
@@ -90,7 +96,8 @@ def _make_group(
                 texts[split] = ()
                 remarks.append(str(error))
         sentences += [_find_neighbours(index, same_data, texts) for index in chosen]
-    return Group(key, summaries, sentences, list(dict.fromkeys(remarks)), view_trainings(summaries))
+    influences = view_influences(summaries, settings, data_dir)
+    return Group(key, summaries, sentences, list(dict.fromkeys(remarks)), view_trainings(summaries), influences)
 
 
 def _find_neighbours(

@@ -11,6 +11,7 @@ from lmntk.analysis.summary import RunSummary
 from lmntk.report.elements import columns_class, file_name, html_figure, html_table
 from lmntk.report.figures import KINDS, make_overview, shared_scales
 from lmntk.report.formatting import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
+from lmntk.report.influence import InfluenceView, influence_section
 from lmntk.report.plots import LONGEST_NAME
 from lmntk.report.trainings import TrainingView, training_section
 
@@ -61,6 +62,7 @@ class Group:
         sentences: Test examples to show.
         remarks: Reasons for missing sentences.
         trainings: The trainings with snapshots among the runs.
+        influences: What single train examples do in the runs that predict with `lstsq`.
     """
 
     key: str
@@ -68,6 +70,7 @@ class Group:
     sentences: Sequence[Sentence]
     remarks: Sequence[str] = ()
     trainings: Sequence[TrainingView] = ()
+    influences: Sequence[InfluenceView] = ()
 
 
 def make_page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
@@ -109,6 +112,7 @@ def _group(group: Group, files: dict[str, bytes]) -> str:
     parts.append(_kinds(group, files))
     parts += [_layers_table(summary, named=len(summaries) > 1) for summary in summaries]
     parts += [_training(group.key, view, len(summaries) > 1, files) for view in group.trainings]
+    parts += [_influence(group.key, view, len(summaries) > 1, files) for view in group.influences]
     parts.append(_sentences(group))
     return "\n".join(filter(None, parts))
 
@@ -163,6 +167,13 @@ def _training(key: str, view: TrainingView, named: bool, files: dict[str, bytes]
     text, png = training_section(view, named)
     if png is not None:
         files[file_name(key, view.name if named else "", "drift")] = png
+    return text
+
+
+def _influence(key: str, view: InfluenceView, named: bool, files: dict[str, bytes]) -> str:
+    text, png = influence_section(view, named)
+    if png is not None:
+        files[file_name(key, view.name if named else "", "influence")] = png
     return text
 
 
