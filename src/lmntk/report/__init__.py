@@ -97,6 +97,7 @@ def _make_group(
                 remarks.append(str(error))
         sentences += [_find_neighbours(index, same_data, texts) for index in chosen]
     influences = view_influences(summaries, settings, data_dir)
+    remarks += [view.texts.remark for view in influences if view.texts.remark]
     return Group(key, summaries, sentences, list(dict.fromkeys(remarks)), view_trainings(summaries), influences)
 
 

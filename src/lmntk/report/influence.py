@@ -104,8 +104,6 @@ def influence_section(view: InfluenceView, named: bool) -> tuple[str, bytes | No
         alt = f"Leave-one-out margin of each train example against the change of the {split} loss without it"
         caption = f"left of 0: labels that the others contradict; below 0: examples without which {split} is better"
         parts.append(html_figure(Picture(png, alt, caption), view.name if named else ""))
-    if view.texts.remark:
-        parts.append(f'<p class="note">{escaped(view.texts.remark)}</p>')
     return f"<section>{''.join(filter(None, parts))}</section>", png
 
 
@@ -113,7 +111,7 @@ def _mislabelled(view: InfluenceView, found: RunInfluence) -> str:
     names, predicted = label_names(found.of_run.run, max(2, found.left_out.shape[1])), predicted_classes(found.left_out)
     rows = [
         {
-            "train sentence": _text(view, index),
+            "training sentence": _text(view, index),
             "label": escaped(names[found.classes[index]]),
             "without it": escaped(names[predicted[index]]),
             "margin": number(found.margins[index], ".2f"),
@@ -132,7 +130,7 @@ def _harmful(view: InfluenceView, found: RunInfluence, split: str) -> str:
     places = [place for place in found.by_helpfulness(split)[::-1][:SHOWN] if changes[place] < 0]
     rows = []
     for place in places:
-        cells = {"train sentence": _text(view, place), "label": escaped(names[found.classes[place]])}
+        cells = {"training sentence": _text(view, place), "label": escaped(names[found.classes[place]])}
         for one in found.splits.values():
             cells[f"{escaped(one.column)} loss"] = number(one.loss_changes[place], "+.1e")
             cells[f"{escaped(one.column)} {escaped(one.metric)}"] = number(100 * one.score_changes[place], "+.1f")
@@ -148,7 +146,7 @@ def _harmful(view: InfluenceView, found: RunInfluence, split: str) -> str:
 
 def _text(view: InfluenceView, index: int) -> str:
     texts = view.texts.texts
-    return quoted(texts[index]) if index < len(texts) else f"train example {index}"
+    return quoted(texts[index]) if index < len(texts) else f"sentence {index}"
 
 
 def influence_figure(found: RunInfluence, split: str) -> bytes:
