@@ -18,6 +18,7 @@ TESTED_BY = {
     "kernel-behaviour": "docs/test_docs_behaviour.py",
     "own-data": "docs/test_docs_own_data.py",
     "performance": "docs/test_docs_cost.py",
+    "prompts-and-selection": "docs/test_docs_forecast.py",
     "published-kernels": "published/test_install.py",
     "reproduce": "docs/test_docs_behaviour.py",
     "report": "report/test_report.py",

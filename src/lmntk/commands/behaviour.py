@@ -25,7 +25,7 @@ import io
 import itertools
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,8 +104,12 @@ class BehaviourParser(Parser):
         return given
 
 
-def check_further(words: Sequence[str]) -> list[str]:
+def check_further(words: Sequence[str], own_settings: Collection[str] = OWN_SETTINGS) -> list[str]:
     """Return the words for run.py, if every run can have them.
+
+    Args:
+        words: The words.
+        own_settings: The settings that the command itself sets.
 
     Raises:
         SettingError: This command itself sets one of them.
@@ -115,8 +119,8 @@ def check_further(words: Sequence[str]) -> list[str]:
         raise UsageError(f"'{words[0]}' after -- belongs to no flag: flags of run.py follow --", word=words[0])
     for word in filter(is_flag, words):
         name = word[2:].partition("=")[0].replace("-", "_")
-        own = [setting for setting in sorted(OWN_SETTINGS) if setting.startswith(name)]
-        if name in OWN_SETTINGS or (own and name not in RUN_SETTINGS):
+        own = [setting for setting in sorted(own_settings) if setting.startswith(name)]
+        if name in own_settings or (own and name not in RUN_SETTINGS):
             raise SettingError(f"{word} after --: this command sets `{own[0]}` for each run", setting=own[0])
     return [*words]
 

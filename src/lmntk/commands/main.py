@@ -11,7 +11,7 @@ from lmntk.errors import UnknownNameError, suggest
 
 NAMES = (
     *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare", "drift", "forecast", "select"),
-    *("grid", "behaviour", "reproduce", "influence", "estimate", "download", "embed"),
+    *("prompts", "grid", "behaviour", "reproduce", "influence", "estimate", "download", "embed"),
 )
 """The commands in the order of the help; each is the module of that name."""
 

@@ -85,14 +85,8 @@ def choose_prompts(task: Task, sources: PromptSources) -> tuple[list[str], str |
     files = {kind: getattr(sources, f"{kind}_path") for kind in ("template", "mapping", "prompt")}
     if sources.prompt_path is not None:
         line = _Lines.read(sources.prompt_path, "prompt").pick(sources.prompt_id)
-        fields = line.split("\t")
-        if len(fields) != 2:
-            raise TemplateError(
-                f"`prompt_path={sources.prompt_path}`: line {sources.prompt_id} (from 0) is not template, tab, "
-                f"mapping: '{line}'",
-                **{"template": line, "path": sources.prompt_path, "line": sources.prompt_id},
-            )
-        templates, mapping = [fields[0]], fields[1]
+        template, mapping = _split_prompt(line, sources.prompt_path, sources.prompt_id)
+        templates = [template]
     if sources.template_path is not None:
         lines = _Lines.read(sources.template_path, "template")
         lines = lines._replace(lines=[line for line in lines.lines if line][: sources.top_n_template])
@@ -104,6 +98,36 @@ def choose_prompts(task: Task, sources: PromptSources) -> tuple[list[str], str |
         if getattr(sources, kind) is not None and path is not None:
             logger.warning("`%s` is not used: %s takes its place", kind, path)
     return templates, mapping
+
+
+def all_lines(path: str, kind: str) -> list[str]:
+    """Read all templates or mappings of a file, without the scores of LM-BFF's search; blank lines are skipped.
+
+    Args:
+        path: The file.
+        kind: ``"template"`` or ``"mapping"``.
+
+    Raises:
+        FileError: The file cannot be read or is empty.
+        TemplateError: Only some lines begin with a score, or one begins with what may be a score or text.
+    """
+    return [line for line in _Lines.read(path, kind).lines if line]
+
+
+def all_prompts(path: str) -> list[tuple[str, str]]:
+    """Read all pairs of a template and its mapping of a file; errors are those of `all_lines`."""
+    lines = _Lines.read(path, "prompt").lines
+    return [_split_prompt(line, path, number) for number, line in enumerate(lines) if line]
+
+
+def _split_prompt(line: str, path: str, number: int | None) -> tuple[str, str]:
+    template, *rest = line.split("\t")
+    if len(rest) != 1:
+        raise TemplateError(
+            f"`prompt_path={path}`: line {number} (from 0) is not template, tab, mapping: '{line}'",
+            **{"template": line, "path": path, "line": number},
+        )
+    return template, rest[0]
 
 
 def _check_pairs(sources: PromptSources) -> None:
