@@ -123,6 +123,7 @@ TRAINING_FLAGS = {
     "kernel_lora_rank": None,
     "kernel_lora_targets": None,
     "kernel_influence": False,
+    "kernel_variance": False,
     "exclude_first_layers": 0,
     "fine_tuned_model": None,
     "kernel_steps": None,

@@ -73,6 +73,13 @@ def test_an_unknown_task_is_answered_with_the_likely_one_and_the_list() -> None:
         ([], "sts-b", "trainer", "take a task with classes"),
         (["--load_kernels", "no/such/folder"], "mr", "load_kernels", "an earlier run's output folder"),
         (["--optimizer_variant", "signgd"], "mr", "optimizer_variant", "`optimizer=sgd`"),
+        (["--kernel_variance", "--kernel_solver", "svc"], "mr", "kernel_variance", "take lstsq"),
+        (
+            ["--kernel_variance", "--kernel_formula", "asymmetric_signgd", "--binary_classification"],
+            "mr",
+            "kernel_variance",
+            "take `kernel_formula=sgd or signgd`",
+        ),
         (["--kernel_per_layer", "--kernel_engine", "jvp"], "mr", "kernel_per_layer", "take factored or jacobian"),
         (["--adjust_for_init", "--kernel_solver", "logistic"], "mr", "adjust_for_init", "only with lstsq, svr, asym"),
         (["--adjust_for_init", "--kernel_solver", "svc"], "mr", "adjust_for_init", "`kernel_solver=svc`"),

@@ -88,6 +88,11 @@ class KernelArguments:
         "lmntk influence does.",
         False,
     )
+    kernel_variance: bool = flag(
+        "Also report how sure the predictions are, from the Gaussian process of lstsq: nll and ece, and a table of "
+        "standard deviations and class probabilities.",
+        False,
+    )
     load_kernels: str | None = flag("Take the kernels from this output folder of an earlier run.")
     overwrite_kernels: bool = flag("Compute the kernels in the output folder again.", False)
     exclude_embeddings: bool = flag("Leave out the gradients of the embeddings and their LayerNorm.", False)

@@ -61,6 +61,19 @@ def check_snapshots(task: Task, training: TrainingArguments) -> None:
     check_formula(task, training)
 
 
+def check_variance(training: TrainingArguments) -> None:
+    """Refuse the variance of what is not a Gaussian process."""
+    if not training.kernel_variance:
+        return
+    if training.kernel_solver != "lstsq":
+        problem = f"is for `kernel_solver=lstsq`, not {training.kernel_solver}, which is not a Gaussian process: "
+        refuse(training, "kernel_variance", f"{problem}take lstsq, or leave the variance out")
+    if FORMULAS[training.kernel_formula].is_asymmetric:
+        symmetric = " or ".join(name for name, row in FORMULAS.items() if not row.is_asymmetric)
+        problem = "needs a symmetric kernel, as the covariance of a Gaussian process is: take `kernel_formula="
+        refuse(training, "kernel_variance", f"{problem}{symmetric}`")
+
+
 def check_linearised(training: TrainingArguments) -> None:
     """Refuse what training of the linearised model cannot do."""
     for setting in ("evaluate_during_training", "load_best_model_at_end", "resume_from_checkpoint"):

@@ -13,6 +13,7 @@ from lmntk.config.kernel_checks import (
     check_kernel_parts,
     check_linearised,
     check_snapshots,
+    check_variance,
     refuse,
     to_two_classes,
 )
@@ -169,7 +170,7 @@ CONDITIONS = (
     ),
     Condition(
         ("kernel_solver", "kernel_regularization", "kernel_engine", "kernel_per_layer", "kernel_parts",
-         "kernel_lora_rank", "kernel_lora_targets", "exclude_embeddings",
+         "kernel_lora_rank", "kernel_lora_targets", "kernel_variance", "exclude_embeddings",
          "exclude_head", "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),
         "`trainer=kernel`",
         _uses_kernel,
@@ -284,6 +285,7 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
     if training.kernel_influence and training.kernel_solver != "lstsq":
         problem = f"is for `kernel_solver=lstsq`, not {training.kernel_solver}: take it, or leave it out"
         refuse(training, "kernel_influence", problem)
+    check_variance(training)
     training.check_selection(reads_dev=training.do_eval)
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"

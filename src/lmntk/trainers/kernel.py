@@ -61,6 +61,8 @@ class KernelTrainer(LoadedKernelTrainer):
         if path is None:
             kernel = self._compute(split)
         else:
+            if self.args.kernel_variance and self._lacks_diagonal(split):
+                self._compute_diagonal(split)
             kernel = distributed.keep_on_rank_zero(self._load, split, path)
             if self.args.load_kernels is None:
                 distributed.on_rank_zero(self._cache.drop_tiles, split)  # left by a run that was killed just before
@@ -152,6 +154,21 @@ class KernelTrainer(LoadedKernelTrainer):
             seconds = time.perf_counter() - start
             targets = self.untrained_logits(split)[1]
             return distributed.keep_on_rank_zero(self._complete, job, split, targets, num_reused, seconds)
+
+    def _lacks_diagonal(self, split: str) -> bool:
+        """Return whether K(x, x) is to be added to a kernel of the output folder."""
+        if split == "train" or self.args.load_kernels is not None:
+            return False
+        return not distributed.on_rank_zero(self._cache.paths.diagonal(split).is_file)
+
+    def _compute_diagonal(self, split: str) -> None:
+        job = self._planner.job(split)
+        if distributed.is_first():
+            logger.info("computing K(x, x) of %d examples of %s, which the kernel lacks", job.plan.x_size, split)
+        diagonal = job.diagonal_alone()
+        distributed.on_rank_zero(self._cache.save_diagonal, split, diagonal)
+        if distributed.is_first():
+            logger.info("wrote %s", self._cache.paths.diagonal(split))
 
     def _begin(self, job: KernelJob, split: str) -> None:
         """Open the store for the tiles, and check that the disk has room."""

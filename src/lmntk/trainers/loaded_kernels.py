@@ -14,13 +14,14 @@ from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from lmntk import distributed, solvers
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.data.metrics import mean_over_samples
-from lmntk.errors import KernelMismatchError
+from lmntk.errors import FileError, KernelMismatchError
 from lmntk.experiment.experiment import Evaluation, LoadedKernels, RunInputs
 from lmntk.experiment.provenance import spec_from_arguments, spec_from_data, wanted_slices
 from lmntk.kernels import FORMULAS
 from lmntk.kernels.memory import resident_bytes
 from lmntk.prompts.features import Collator, FeatureDataset
 from lmntk.solvers.candidates import numbers_of
+from lmntk.solvers.gaussian_process import GaussianProcess
 from lmntk.solvers.problem import SolverSettings, class_ids
 from lmntk.solvers.ridge_problem import RidgeProblem
 from lmntk.solvers.selection import Examples, Score, Selection, select_by_leave_one_out, select_on_dev
@@ -33,6 +34,7 @@ from lmntk.trainers.base import FewShotTrainer, score
 from lmntk.trainers.kernel_planning import log_total
 from lmntk.trainers.layer_scores import LayerSolver, fit_layers, score_layers, write_layer_scores
 from lmntk.trainers.left_out import leave_one_out_metrics
+from lmntk.trainers.variance import check_one_prompt_each, gaussian_process, score_variance
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +108,13 @@ class LoadedKernelTrainer(FewShotTrainer):
         self._dev_is_ready = False
         self._layer_solvers: dict[str, LayerSolver] = {}
         self._layer_scores: dict[str, dict[str, float]] = {}
+        self._process: GaussianProcess | None = None  # on the first process, with `kernel_variance`
         self._left_out_metrics: Mapping[str, float] = {}  # on the first process
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Fit the solver to the kernel of the train examples with themselves."""
+        if self.args.kernel_variance:
+            distributed.on_all_ranks(self._check_one_prompt_each)
         distributed.on_rank_zero(self._cache.start_overwriting, self._inputs.datasets)
         kernel = self.prepare("train")
         sides = [(kernel, self._f0("train", kernel))]
@@ -136,6 +141,10 @@ class LoadedKernelTrainer(FewShotTrainer):
         evaluation = distributed.on_rank_zero(self._predict_and_score, dataset, kernel, f0, metric_key_prefix)
         self.log(dict(evaluation.metrics))
         return evaluation
+
+    def _check_one_prompt_each(self) -> None:
+        for data in self._inputs.datasets.values():
+            check_one_prompt_each(data)
 
     def _take_dev(self) -> SplitKernel | None:
         """Return the kernel that settings were chosen with, and let it go."""
@@ -192,8 +201,22 @@ class LoadedKernelTrainer(FewShotTrainer):
         self._check_labels(split, path, labels)
         self._check_whole_numbers(split, path, values)
         layers = self._cache.load_layers(path, split, values) if self._cache.slices.layers_alone else {}
+        diagonal = self._load_diagonal(split, path, values) if self.args.kernel_variance else None
         logger.info("took the train × %s kernel from %s", split, path)
-        return SplitKernel(values, labels, layers)
+        return SplitKernel(values, labels, layers, diagonal)
+
+    def _load_diagonal(self, split: str, path: Path, values: Tensor) -> Tensor | None:
+        if split == "train":
+            return None
+        found = self._cache.load_diagonal(path, split, values)
+        if found is None:
+            beside = self._cache.source_paths.diagonal(split)
+            raise FileError(
+                f"`kernel_variance` needs K(x, x) of {split}, and {beside} does not exist: give the command that made "
+                "the kernel again with `kernel_variance=True`, which adds it, or leave `kernel_variance` out",
+                path=beside,
+            )
+        return found
 
     def _describe_file(self, split: str, path: Path) -> None:
         values, _ = self._cache.load(path, FORMULAS[self.args.kernel_formula].is_asymmetric, self._num_logits)
@@ -248,6 +271,8 @@ class LoadedKernelTrainer(FewShotTrainer):
 
         self._solver = fit(kernel.values.numpy()) if selection is None else selection.fitted
         self._left_out_metrics = self._leave_one_out(kernel, f0, settings)
+        if self.args.kernel_variance:
+            self._process = gaussian_process(RidgeProblem(kernel.values.numpy(), labels, settings, f0))
         self._layer_solvers = fit_layers(kernel.layers, fit, progress=not self.args.disable_tqdm)
         return numbers_of(settings), None if selection is None else self._record(selection)
 
@@ -316,6 +341,12 @@ class LoadedKernelTrainer(FewShotTrainer):
         averaged = mean_over_samples(prediction.logits, len(classes))
         metrics = {f"{prefix}_{name}": value for name, value in score(data.task, averaged, classes).items()}
         metrics |= {f"{prefix}_loss": prediction.loss, **prediction.metrics}
+        if self._process is not None:
+            assert kernel.diagonal is not None
+            found = kernel.values.numpy(), kernel.diagonal.numpy(), averaged, classes
+            table = self._paths.variance(data.mode)
+            scores = score_variance(self._process, *found, list(map(str, data.task.labels)), table)
+            metrics |= {f"{prefix}_{name}": value for name, value in scores.items()}
         if kernel.layers:
             self._layer_scores[data.mode] = score_layers(self._layer_solvers, kernel.layers, layer_score)
         return Evaluation(metrics, averaged, classes)
@@ -330,6 +361,9 @@ class LoadedKernelTrainer(FewShotTrainer):
             write_layer_scores(table, self._layer_solvers, self._layer_scores, self._inputs.task.main_metrics[0])
         else:
             table.unlink(missing_ok=True)  # of an earlier run with another kernel or solver
+        if self._process is None:
+            for split in self._inputs.datasets:
+                self._paths.variance(split).unlink(missing_ok=True)  # of an earlier run
         self._cache.finish()
 
 

@@ -1,0 +1,99 @@
+"""--kernel_variance: the metrics and tables of runs, recomputed from their files; kernels with and without K(x, x)."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from command_line import Workplace, read_kernel, read_results, write_rows
+from lmntk.storage import kernel_metadata
+from lmntk.storage.paths import RunPaths
+
+VARIANCE = ("--kernel_variance", "--kernel_regularization", "0.01")
+
+
+@pytest.fixture(scope="module")
+def made(place: Workplace) -> Path:
+    return place.run(*VARIANCE, "--adjust_for_init", output="variance")
+
+
+def table_of(folder: Path, split: str = "test") -> list[dict[str, str]]:
+    with (folder / f"{split}_variance_sst-2.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_metrics_and_the_table_follow_from_the_files_of_the_run(made: Path) -> None:
+    train, test = (read_kernel(made, split).numpy() for split in ("train", "test"))
+    f0, labels = torch.load(made / "train_logits_sst-2.pt", weights_only=True)
+    f0_of_test, classes = (found.numpy() for found in torch.load(made / "test_logits_sst-2.pt", weights_only=True))
+    diagonal = torch.load(made / "test_diagonal_sst-2.pt", weights_only=True).numpy()
+    flat, x = train.reshape(8, 8), test.reshape(8, 12)
+    noise = 0.01 * np.linalg.norm(flat, 2)
+    inverse = np.linalg.inv(flat + noise * np.eye(8))
+    y = (np.eye(2)[labels.numpy()] - f0.double().numpy()).reshape(-1)
+    scale = y @ inverse @ y / 8
+    mean = (x.T @ inverse @ y).reshape(6, 2) + f0_of_test
+    left = x.T @ inverse @ x
+    covariance = scale * np.stack([diagonal[i] - left[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] for i in range(6)])
+    latent = covariance[:, 0, 0] + covariance[:, 1, 1] - 2 * covariance[:, 0, 1]
+    positive = norm.cdf((mean[:, 1] - mean[:, 0]) / np.sqrt(latent + 2 * scale * noise))
+
+    rows = table_of(made)
+    found = [[float(row[name]) for row in rows] for name in ("probability_1", "margin_std", "margin")]
+    np.testing.assert_allclose(found[0], positive, rtol=1e-5)
+    np.testing.assert_allclose(found[1], np.sqrt(latent), rtol=1e-5)
+    np.testing.assert_allclose(found[2], np.abs(mean[:, 1] - mean[:, 0]), rtol=1e-5)
+    results = read_results(made / "test_results_sst-2.txt")
+    assert results["eval_nll"] == pytest.approx(-np.log(np.where(classes == 1, positive, 1 - positive)).mean())
+    assert 0 <= results["eval_ece"] <= 1
+    assert [row["label"] for row in rows] == [str(number) for number in classes]
+    assert (made / "dev_variance_sst-2.csv").is_file() and not (made / "train_variance_sst-2.csv").exists()
+
+
+def test_a_kernel_without_a_diagonal_is_used_and_gets_one_when_it_is_needed(place: Workplace, made: Path) -> None:
+    folder = place.folder / "without"
+    shutil.copytree(made, folder)
+    paths = RunPaths(folder, "sst-2")
+    truth = torch.load(paths.diagonal("test"), weights_only=True)
+    kernel = paths.kernel("test").read_bytes()
+    for split in ("dev", "test"):
+        paths.diagonal(split).unlink()
+        said = kernel_metadata.read_description(paths.kernel(split)) or {}
+        said.pop(kernel_metadata.DIAGONAL_HASH_KEY)
+        kernel_metadata.write_description(paths.kernel(split), said)
+    place.run(output="without")
+    assert not list(folder.glob("*_diagonal_*")) and not list(folder.glob("*_variance_*"))
+    refused = place.call(place.argv(*VARIANCE, "--load_kernels", str(folder), output="loaded"))
+    assert refused.status == 2
+    assert f"{paths.diagonal('dev')} does not exist" in refused.err and "--kernel_variance" in refused.err
+    place.run(*VARIANCE, "--adjust_for_init", output="without")
+    found = torch.load(paths.diagonal("test"), weights_only=True)
+    torch.testing.assert_close(found, truth, rtol=1e-5, atol=0)
+    assert paths.kernel("test").read_bytes() == kernel
+    for own, other in zip(table_of(folder), table_of(made), strict=True):
+        assert float(own["probability_1"]) == pytest.approx(float(other["probability_1"]), rel=1e-4)
+    loaded = place.run(*VARIANCE, "--adjust_for_init", "--load_kernels", str(folder), output="loaded")
+    assert table_of(loaded) == table_of(folder)
+
+
+def test_several_prompts_of_an_example_have_no_variance(place: Workplace) -> None:
+    templates = place.folder / "templates.txt"
+    templates.write_text("*cls**sent_0*_It_was*mask*.*sep+*\n*cls**sent_0*_A*mask*film.*sep+*\n", encoding="utf-8")
+    flags = (*VARIANCE, "--template_path", str(templates), "--num_sample", "1")
+    outcome = place.call(place.argv(*flags, output="templates"))
+    assert outcome.status == 2
+    assert "--kernel_variance needs one prompt for each example, and each of train has 2" in outcome.err
+
+
+def test_a_singular_kernel_predicts_without_a_variance(place: Workplace, tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        write_rows(tmp_path / f"{split}.tsv", [("sentence", "label"), *[("funny", "0"), ("funny", "1")] * 2])
+    outcome = place.call(place.argv("--kernel_variance", "--data_dir", str(tmp_path), output="singular"))
+    assert outcome.status == 0
+    assert "the metrics nll and ece are left out: the train kernel is singular with --kernel_reg" in outcome.messages
+    results = read_results(place.folder / "singular" / "test_results_sst-2.txt")
+    assert "eval_acc" in results and "eval_nll" not in results
