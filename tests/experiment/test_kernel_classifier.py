@@ -24,6 +24,7 @@ from lmntk.errors import (
     DataError,
     ModelError,
     SettingError,
+    SolverError,
     UsageError,
 )
 from lmntk.experiment.prompt_kernel import PromptKernel
@@ -421,3 +422,41 @@ def test_candidates_that_the_solver_does_not_use_are_told(
 ) -> None:
     KernelClassifier("anywhere", **given)._check_selection()
     assert [message.partition(",")[0] for message in caplog.messages] == ([] if words is None else [words])
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_leave_one_out_and_influence_are_those_of_solving_again(
+    make: Callable[..., KernelClassifier], binary: bool
+) -> None:
+    classifier = make(kernel_regularization=0.1, adjust_for_init=True, f0_scaling=10, binary_classification=binary).fit(
+        TEXTS, LABELS
+    )
+    f0 = classifier._prompts.logits(classifier._prompts.train).astype(np.float64) / 10
+    classes = np.array([LABELS.index(label) for label in LABELS])
+    wanted = (2.0 * classes - 1)[:, None] if binary else np.eye(2)[classes]
+    texts = ["a dull plot", *TEXTS]
+    flat, columns = (kernel.reshape(wanted.size, -1) for kernel in (classifier.train_kernel_, classifier.kernel(texts)))
+    ridged = flat + 0.1 * np.linalg.norm(flat, 2) * np.eye(len(flat))
+
+    def predict(kept: np.ndarray) -> np.ndarray:
+        alpha = np.linalg.solve(ridged[kept][:, kept], (wanted - f0).reshape(-1)[kept])
+        return (columns[kept].T @ alpha).reshape(len(texts), -1)
+
+    whole, found = predict(np.ones(len(flat), dtype=bool)), classifier.influence(texts)
+    assert found.shape == (4, 5, 1 if binary else 2)
+    for index in range(4):
+        left = predict(np.repeat(np.arange(4) != index, found.shape[2]))
+        np.testing.assert_allclose(found[index], whole - left, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(classifier.loo_[index], left[1 + index] + f0[index], rtol=0, atol=1e-6)
+    again = copy.copy(classifier)
+    again.__setstate__(classifier.__getstate__())
+    np.testing.assert_array_equal(again.loo_, classifier.loo_)
+
+
+def test_leave_one_out_that_is_not_defined_is_an_error_that_says_why(make: Callable[..., KernelClassifier]) -> None:
+    with pytest.raises(SolverError, match="solver='lstsq'"):
+        _ = make(solver="svr").fit(TEXTS, LABELS).loo_
+    with pytest.raises(SolverError, match="take `kernel_regularization=0.001`"):
+        make().fit([*TEXTS, *TEXTS], [*LABELS, *LABELS]).influence(TEXTS)
+    with pytest.raises(NotFittedError):
+        _ = make().loo_

@@ -18,16 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmntk import solvers
 from lmntk.data.examples import Example
-from lmntk.data.metrics import compute_metrics
 from lmntk.data.tasks import Task, custom_task, find_task
-from lmntk.errors import DataError, ModelError, SettingError, UsageError, suggest
+from lmntk.errors import DataError, ModelError, SettingError, SolverError, UsageError, suggest
+from lmntk.experiment.fit_solver import fit_solver
 from lmntk.experiment.prompt_kernel import PromptKernel
 from lmntk.experiment.provenance import hash_of_weights
 from lmntk.experiment.texts import match_label_words, read_labels, read_texts
 from lmntk.kernels import ENGINES, FORMULAS
-from lmntk.solvers.candidates import Given, numbers_of, settings_grid
-from lmntk.solvers.problem import predicted_classes, signed
-from lmntk.solvers.selection import Examples, select_by_leave_one_out
+from lmntk.solvers.candidates import Given, settings_grid
+from lmntk.solvers.influence import influence
+from lmntk.solvers.problem import predicted_classes
+from lmntk.solvers.ridge_problem import RidgeProblem
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: The labels in the order of the logits.
         train_kernel_: The kernel of the train texts, as `kernel` returns it.
+        loo_: The leave-one-out logits of the train texts, with `lstsq`.
         selected_: The numbers of the solver's settings, by name, of which leave-one-out chose those with candidates.
 
     Example:
@@ -173,13 +175,52 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             prompts = PromptKernel(arguments, *train)
             weights = hash_of_weights(prompts.model)
             kernel = prompts.kernel()
-            solver, chosen = _fitted(arguments, prompts, kernel)
+            solver, chosen, problem = fit_solver(arguments, prompts, kernel)
         # Only now, since a `fit` that fails must leave an earlier one as it was.
         self._train, self._arguments, self._weights, self.classes_ = train, arguments, weights, classes
         self._prompts: PromptKernel | None = prompts
         self._solver: solvers.FittedSolver | None = solver
-        self.train_kernel_, self.selected_ = kernel, chosen
+        self.train_kernel_, self.selected_, self._problem = kernel, chosen, problem
         return self
+
+    @property
+    def loo_(self) -> np.ndarray:
+        """The logits of each train text, predicted by `lstsq` fitted to all others: float64 ``[N, C]``.
+
+        They are exact, in closed form; λ is in units of the largest singular value of the whole kernel.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            SolverError: The solver is another, or the kernel is singular; names a λ that would do.
+        """
+        return self._least_squares("loo_").leave_one_out()
+
+    def influence(self, texts: Any) -> np.ndarray:
+        """Return what each train text adds to the logits of texts: the prediction less that of a fit without it.
+
+        Args:
+            texts: As for `fit`.
+
+        Returns:
+            float64 ``[N, X, C]``, in units of logits: N train texts, X texts, C logits; exact, in closed form.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            SolverError: The solver is another than `lstsq`, or the kernel is singular.
+            UsageError: A text cannot be used.
+        """
+        problem = self._least_squares("influence")
+        problem.left_out.check_regular(problem.settings.regularization)  # before the kernel is computed
+        return influence(problem, self.kernel(texts))
+
+    def _least_squares(self, asked: str) -> RidgeProblem:
+        """Return the least-squares problem that `fit` has solved."""
+        check_is_fitted(self)
+        if self._problem is None:
+            solver = self._arguments.solver
+            sentence = f"`{asked}` is in closed form for `solver='lstsq'` alone, and `fit` took {solver}"
+            raise SolverError(sentence, solver=solver)
+        return self._problem
 
     def kernel(self, texts: Any = None) -> np.ndarray:
         """Compute the kernel of the train texts with others.
@@ -218,7 +259,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         with _arguments_in_sentences():
             prompts = self._loaded()
-            self._solver = self._solver or _fitted(self._arguments, prompts, self.train_kernel_)[0]
+            self._solver = self._solver or fit_solver(self._arguments, prompts, self.train_kernel_)[0]
             data = prompts.prompts_of(read_texts(texts))
             f0 = prompts.logits(data) if self._arguments.adjust_for_init else None
             unknown = np.full(
@@ -329,25 +370,6 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
                 raise ModelError("`model` has other weights than at `fit`: call `fit` again", model=str(self.model))
             self._prompts = prompts
         return self._prompts
-
-
-def _fitted(arguments: Any, prompts: PromptKernel, kernel: np.ndarray) -> tuple[solvers.FittedSolver, dict[str, float]]:
-    """Fit the solver to the kernel of the train texts; return it and its numbers, chosen by leave-one-out."""
-    labels = np.array(prompts.train.labels)
-    labels = signed(labels).astype(np.float32) if arguments.binary_classification else labels
-    f0 = prompts.logits(prompts.train) if arguments.adjust_for_init else None
-    grid = settings_grid(arguments.solver, vars(arguments))
-    if len(grid) == 1:
-        return solvers.fit(arguments.solver, kernel, labels, grid[0], f0), numbers_of(grid[0])
-    classes, task = np.array(prompts.train.labels), prompts.train.task
-
-    def score(logits: np.ndarray) -> float:
-        metrics = compute_metrics(task, predicted_classes(logits), classes)
-        return metrics[f"{task.metric_prefix}{task.main_metrics[0]}"]
-
-    selection = select_by_leave_one_out(grid, Examples(kernel, labels, f0), score)
-    logger.info(selection.sentence(task.main_metrics[0]))
-    return selection.fitted, selection.numbers()
 
 
 @contextlib.contextmanager
