@@ -160,6 +160,21 @@ def test_a_kernel_of_signgd_has_a_curve_and_no_steps(kernel: Folder, tmp_path: P
         command._show(command.make_parser().read([str(kernel.path), "--learning_rate", "0.1"]))
 
 
+def test_without_f0_there_is_a_curve_and_a_remark(kernel: Folder) -> None:
+    (kernel.path / "dev_logits_sst-2.pt").unlink()
+    found = call(kernel.path, "--format", "json", "--draws", "2")
+    assert len(found["curve"]) == 3 and found["forecasts"] == []
+    assert "dev_logits_sst-2.pt is missing" in found["remarks"][0]
+
+
+def test_a_kernel_of_another_prompt_is_not_shown_beside_the_curve(kernel: Folder, tmp_path: Path) -> None:
+    other = Folder(tmp_path, "other")
+    for path in other.path.glob("*_kernels_*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "mapping": {"0": "bad", "1": "good"}}))
+    with pytest.raises(KernelMismatchError, match="`mapping`"):
+        command._show(command.make_parser().read([str(kernel.path), "--kernel_runs", str(other.path)]))
+
+
 def call(folder: Path, *flags: str) -> Any:
     """What the command writes."""
     output = folder.parent / "forecast"
@@ -186,7 +201,7 @@ def test_the_command_says_all_forms_and_draws_the_figure(
 @pytest.mark.parametrize(
     ("change", "flags", "error", "words"),
     [
-        (lambda path: (path / "test_logits_sst-2.pt").unlink(), [], FileError, "from which training starts"),
+        (lambda path: (path / "test_logits_sst-2.pt").unlink(), ["--steps", "9"], FileError, "training starts"),
         (lambda path: None, ["--k", "2,5"], SettingError, "`k=5`: the rarest class has 4"),
         (lambda path: None, ["--draws", "0"], SettingError, "`draws`"),
         (lambda path: None, ["--learning_rate", "0"], SettingError, "`learning_rate`"),

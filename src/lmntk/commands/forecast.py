@@ -16,6 +16,7 @@ largest stable one. Steps are forecast for kernels with --kernel_formula sgd; of
 """
 
 import argparse
+import math
 import operator
 import sys
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
-from lmntk.errors import Bounds, KernelMismatchError, SettingError, check_numbers
+from lmntk.errors import Bounds, FileError, KernelMismatchError, SettingError, check_numbers
 
 if TYPE_CHECKING:
     from lmntk.analysis.forecast_tables import Forecast, RealKernel
+    from lmntk.analysis.saved_run import SavedRun
     from lmntk.analysis.training_forecast import KernelTraining, RealTraining, TrainingForecast
 
 FORMS = ("text", "markdown", "latex", "csv", "json")
@@ -103,32 +105,24 @@ def _forecast(given: argparse.Namespace) -> "Forecast":
     from lmntk.analysis.least_squares import read_least_squares
     from lmntk.analysis.only_run import only_run
     from lmntk.analysis.saved_run import distinguishing_names
-    from lmntk.analysis.training_forecast import KernelTraining, RealTraining
+    from lmntk.analysis.training_forecast import RealTraining
 
     run = only_run(given.folder)
     problem = read_least_squares(run, solver_flags(given))
-    remarks = []
-    trainable, real = None, None
-    try:
-        trainable = KernelTraining.of_run(run)
-    except KernelMismatchError as error:
-        if given.training is not None or given.learning_rate is not None:
-            raise
-        remarks.append(str(error))
-    if given.training is not None:
-        real = RealTraining.of_run(only_run(given.training), run)
-        remarks += real.remarks
+    trainable, remarks = _trainable(given, run)
+    real = None if given.training is None else RealTraining.of_run(only_run(given.training), run)
+    remarks += real.remarks if real else []
     ks = given.k or usual_ks(largest_k(problem.problem.classes))
     show = sys.stderr.isatty()
     curve = learning_curve(problem, ks, given.draws, given.seed, show_progress=show)
-    if any(point.gcv.mean != point.gcv.mean for point in curve):
+    if any(math.isnan(point.gcv.mean) for point in curve):
         remarks.append("leave-one-out and GCV are missing where the kernel of a subset is singular: a larger "
                        "`kernel_regularization` makes it regular")  # fmt: skip
     return Forecast(
         distinguishing_names([given.folder])[0],
         run.task.main_metrics[0] if run.task else "acc",
         curve,
-        _real_kernels(given),
+        _real_kernels(given, run),
         trainable.stable_steps if trainable else None,
         _trainings(given, trainable, real) if trainable else [],
         given.discrete,
@@ -137,17 +131,32 @@ def _forecast(given: argparse.Namespace) -> "Forecast":
     )
 
 
-def _real_kernels(given: argparse.Namespace) -> "list[RealKernel]":
+def _trainable(given: argparse.Namespace, run: "SavedRun") -> "tuple[KernelTraining | None, list[str]]":
+    """Return what training is forecast from, or why it is not; an error where training is asked for."""
+    from lmntk.analysis.training_forecast import KernelTraining
+
+    try:
+        return KernelTraining.of_run(run), []
+    except (KernelMismatchError, FileError) as error:
+        asked = (given.training, given.learning_rate, given.steps, given.loss)
+        if given.discrete or any(value is not None for value in asked):
+            raise
+        return None, [str(error)]
+
+
+def _real_kernels(given: argparse.Namespace, pool: "SavedRun") -> "list[RealKernel]":
     from lmntk.analysis.forecast_tables import RealKernel
     from lmntk.analysis.learning_curve import largest_k
     from lmntk.analysis.least_squares import read_least_squares
     from lmntk.analysis.only_run import only_run
+    from lmntk.analysis.pairing import DATA, check_pair
     from lmntk.analysis.saved_run import distinguishing_names
 
     found = []
     names = distinguishing_names(given.kernel_runs) if given.kernel_runs else []
     for name, folder in zip(names, given.kernel_runs, strict=True):
         run = read_least_squares(only_run(folder), solver_flags(given))
+        check_pair(run.run, pool, run.run.description, pool.description, without=DATA)
         scores = {split: run.score(split, run.predict(split)) for split in run.x_splits}
         found.append(RealKernel(name, largest_k(run.problem.classes), scores))
     return found
@@ -161,6 +170,9 @@ def _trainings(
         if given.loss not in (None, real.loss):
             sentence = f"`loss={given.loss}`: {given.training} was trained with {real.loss}"
             raise SettingError(sentence, setting="loss", value=given.loss)
+        if given.steps is not None and given.steps > len(real.rates):
+            sentence = f"`steps={given.steps}`: {given.training} has {len(real.rates)} steps: take no more"
+            raise SettingError(sentence, setting="steps", value=given.steps)
         rates = list(real.rates)[: given.steps]
         return [kernel.forecast(real.loss, rates, discrete=given.discrete, wanted=real.training.steps)]
     from lmntk.solvers.gradient_flow import LOSSES
