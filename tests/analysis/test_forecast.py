@@ -172,13 +172,13 @@ def test_a_kernel_of_another_prompt_is_not_shown_beside_the_curve(kernel: Folder
     for path in other.path.glob("*_kernels_*.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "mapping": {"0": "bad", "1": "good"}}))
     with pytest.raises(KernelMismatchError, match="`mapping`"):
-        command._show(command.make_parser().read([str(kernel.path), "--kernel_runs", str(other.path)]))
+        command._show(command.make_parser().read([str(kernel.path), "--draws", "2", "--kernel_runs", str(other.path)]))
 
 
 def call(folder: Path, *flags: str) -> Any:
     """What the command writes."""
     output = folder.parent / "forecast"
-    assert command.main([str(folder), *flags, "--output", str(output)]) == 0
+    assert command.main([str(folder), "--draws", "2", *flags, "--output", str(output)]) == 0
     return json.loads(output.read_text(encoding="utf-8"))
 
 
