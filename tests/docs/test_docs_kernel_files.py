@@ -104,7 +104,8 @@ def test_the_table_of_files_has_all_that_a_run_leaves(place: Workplace) -> None:
     left = {path.name for path in (place.folder / SGD).iterdir()}
     assert left <= told
     # What is predicted is predicted of dev and test; the rest takes other flags.
-    others = {"solver_selection_sst-2.csv", "step-<T>_sst-2.safetensors"}
+    slices = {f"{split}_{kind}_kernels_sst-2.pt" for split in ("train", "dev", "test") for kind in ("part", "lora")}
+    others = slices | {"solver_selection_sst-2.csv", "step-<T>_sst-2.safetensors"}
     others |= {f"influence_{split}_sst-2.csv" for split in ("train", "dev", "test")}
     assert told - left == {"train_predictions_sst-2.csv", *others}
 
@@ -125,7 +126,7 @@ def test_the_table_of_the_description_has_all_its_keys(place: Workplace) -> None
     told = [key for first, _ in rows_of(PAGE, "Its description") for key in re.findall(r"`([^`]+)`", first)]
     description = json.loads((place.folder / SGD / "test_kernels_sst-2.json").read_text(encoding="utf-8"))
     assert len(told) == len(set(told))
-    assert set(told) - set(description) == {"custom_columns", "labels", "gguf_file"}
+    assert set(told) - set(description) == {"custom_columns", "labels", "gguf_file", "lora_kernels"}
     assert set(description) <= set(told)
 
 

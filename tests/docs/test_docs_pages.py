@@ -17,6 +17,7 @@ TESTED_BY = {
     "influence": "docs/test_docs_influence.py",
     "kernel-behaviour": "docs/test_docs_behaviour.py",
     "own-data": "docs/test_docs_own_data.py",
+    "parameter-subsets": "docs/test_docs_subsets.py",
     "performance": "docs/test_docs_cost.py",
     "prompts-and-selection": "docs/test_docs_forecast.py",
     "published-kernels": "published/test_install.py",

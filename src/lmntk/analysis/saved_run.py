@@ -16,7 +16,7 @@ from lmntk.data.tasks import TASKS, Task, custom_task, described_task, find_task
 from lmntk.errors import FileError, KernelMismatchError
 from lmntk.solvers import problem
 from lmntk.solvers.problem import Array, ClassIds
-from lmntk.storage import diagonal_files, kernel_files, kernel_metadata, logits_files
+from lmntk.storage import diagonal_files, kernel_files, kernel_metadata, kernel_slices, logits_files
 from lmntk.storage.paths import RunPaths, Split
 from lmntk.storage.readers import read_json
 
@@ -238,6 +238,24 @@ class SavedRun:
         """Return each layer's share of the train kernel's trace, from the input on; empty if layers were not kept."""
         path = self.kernel_paths.layer_kernels("train")
         return kernel_files.trace_shares(kernel_files.load_layer_kernels(path)) if path.is_file() else {}
+
+    def part_names(self, split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return what the parts of a split's kernel are told apart by, and their names; empty if there are none."""
+        keys, parts = kernel_slices.open_parts(self.kernel_paths, split, self._description_of(split))
+        return keys, tuple(parts)
+
+    def part_kernels(self, split: str) -> dict[str, Array]:
+        """Return the parts of a split's kernel by name, read from disk where they are used; empty if none were kept."""
+        _, parts = kernel_slices.open_parts(self.kernel_paths, split, self._description_of(split))
+        return {name: part.numpy() for name, part in parts.items()}
+
+    def lora_kernels(self, split: str) -> dict[str, Array]:
+        """Return the kernels of adapters by the names of their weights, read where they are used; empty if none."""
+        adapters = kernel_slices.open_lora(self.kernel_paths, split, self._description_of(split))
+        return {name: kernel.numpy() for name, kernel in adapters.items()}
+
+    def _description_of(self, split: str) -> Mapping[str, Any]:
+        return kernel_metadata.read_description(self.kernel_paths.kernel(split)) or {}
 
     def layer_results(self) -> list[list[str]]:
         """Return the run's table of what each layer predicts alone, header first; empty if there is none."""

@@ -10,8 +10,8 @@ from lmntk import __version__, interrupts
 from lmntk.errors import UnknownNameError, suggest
 
 NAMES = (
-    *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare", "drift", "forecast", "select"),
-    *("prompts", "grid", "behaviour", "reproduce", "influence", "estimate", "download", "embed"),
+    *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare", "drift", "forecast"),
+    *("subsets", "select", "prompts", "grid", "behaviour", "reproduce", "influence", "estimate", "download", "embed"),
 )
 """The commands in the order of the help; each is the module of that name."""
 
