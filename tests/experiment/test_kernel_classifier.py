@@ -460,3 +460,16 @@ def test_leave_one_out_that_is_not_defined_is_an_error_that_says_why(make: Calla
         make().fit([*TEXTS, *TEXTS], [*LABELS, *LABELS]).influence(TEXTS)
     with pytest.raises(NotFittedError):
         _ = make().loo_
+
+
+def test_parts_sum_to_the_kernel_and_a_word_that_is_no_key_is_named(make: Callable[..., KernelClassifier]) -> None:
+    classifier = make(kernel_parts="kind,layer").fit(TEXTS, LABELS)
+    assert {"embeddings/norm", "layer.1/query", "head/head"} <= classifier.parts_.keys()
+    np.testing.assert_allclose(sum(classifier.parts_.values()), classifier.train_kernel_, rtol=1e-12)
+    alone = make(exclude_embeddings=True, exclude_head=True, exclude_first_layers=1, only_biases=True)
+    biases = make(kernel_parts="layer,weight-or-bias").fit(TEXTS, LABELS).parts_["layer.1/bias"]
+    np.testing.assert_allclose(biases, alone.fit(TEXTS, LABELS).train_kernel_, rtol=1e-5)
+    for wrong in ({"kernel_parts": "colour"}, {"kernel_parts": "kind", "kernel_engine": "jvp"}):
+        with pytest.raises(SettingError) as caught:
+            make(**wrong).fit(TEXTS, LABELS)
+        assert caught.value.data["setting"] == "kernel_parts"

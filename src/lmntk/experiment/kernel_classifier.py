@@ -25,10 +25,12 @@ from lmntk.experiment.prompt_kernel import PromptKernel
 from lmntk.experiment.provenance import hash_of_weights
 from lmntk.experiment.texts import match_label_words, read_labels, read_texts
 from lmntk.kernels import ENGINES, FORMULAS
+from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.solvers.candidates import Given, settings_grid
 from lmntk.solvers.influence import influence
 from lmntk.solvers.problem import predicted_classes
 from lmntk.solvers.ridge_problem import RidgeProblem
+from lmntk.storage.part_names import read_part_keys
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         exclude_head: Whether to leave out the gradients of the language-model head.
         only_biases: Whether to use the gradients of biases alone.
         exclude_first_layers: How many layers' gradients are left out, from the first.
+        kernel_parts: What parameters are told apart by in `parts_`: ``"layer"``, ``"kind"``, ``"weight-or-bias"``, or
+            several of them, separated by commas.
         kernel_engine: ``"auto"``, ``"factored"``, ``"jacobian"`` or ``"jvp"``.
         kernel_dtype: Number type of the model and its gradients, ``"float32"`` or ``"float64"``.
         kernel_memory_gb: Memory in GB that a kernel may take; by default 60% of what is free.
@@ -101,6 +105,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: The labels in the order of the logits.
         train_kernel_: The kernel of the train texts, as `kernel` returns it.
+        parts_: With `kernel_parts`, the parts of `train_kernel_` by name, which sum to it; empty without.
         loo_: The leave-one-out logits of the train texts, with `lstsq`.
         selected_: The numbers of the solver's settings, by name, of which leave-one-out chose those with candidates.
 
@@ -132,6 +137,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     exclude_head: bool = False
     only_biases: bool = False
     exclude_first_layers: int = 0
+    kernel_parts: str | None = None
     kernel_engine: str = "auto"
     kernel_dtype: str = "float32"
     kernel_memory_gb: float | None = None
@@ -166,6 +172,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         """
         with _arguments_in_sentences():
             self._check_arguments()
+            keys = () if self.kernel_parts is None else read_part_keys(self.kernel_parts)
             sentences = read_texts(texts)
             values = read_labels(labels, len(sentences))
             task, words, classes = self._task(values, len(sentences[0]))
@@ -174,13 +181,13 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             arguments = SimpleNamespace(**{field.name: getattr(self, field.name) for field in fields(KernelClassifier)})
             prompts = PromptKernel(arguments, *train)
             weights = hash_of_weights(prompts.model)
-            kernel = prompts.kernel()
+            kernel, parts = prompts.kernel_and_parts(keys) if keys else (prompts.kernel(), {})
             solver, chosen, problem = fit_solver(arguments, prompts, kernel)
         # Only now, since a `fit` that fails must leave an earlier one as it was.
         self._train, self._arguments, self._weights, self.classes_ = train, arguments, weights, classes
         self._prompts: PromptKernel | None = prompts
         self._solver: solvers.FittedSolver | None = solver
-        self.train_kernel_, self.selected_, self._problem = kernel, chosen, problem
+        self.train_kernel_, self.parts_, self.selected_, self._problem = kernel, parts, chosen, problem
         return self
 
     @property
@@ -301,6 +308,9 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
                 raise SettingError(
                     f"`{setting}`: {suggest(str(value), options, setting)}", setting=setting, value=value
                 )
+        if self.kernel_parts is not None and not ENGINES.get(self.kernel_engine, FactoredEngine).keeps_parts_apart:
+            sentence = f"`kernel_parts` does not work with `kernel_engine={self.kernel_engine}`: leave one of them out"
+            raise SettingError(sentence, setting="kernel_parts", value=self.kernel_parts)
         if not isinstance(self.template, str | None):
             raise SettingError(
                 f"`template` is {self.template!r}, not a string", setting="template", value=self.template

@@ -36,6 +36,7 @@ from lmntk.kernels import (
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.given_model import family_of_model
 from lmntk.models.loading import LoadOptions, load_prompt_model
+from lmntk.models.parameter_parts import parts_of
 from lmntk.models.parameters import ParameterFilter, select_parameters
 from lmntk.models.pretrained import check_tokenizer, load_tokenizer
 from lmntk.models.self_check import find_out_about_padding
@@ -119,6 +120,20 @@ class PromptKernel:
         Returns:
             float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` where the formula has two directions.
         """
+        return self.kernel_and_parts((), data)[0]
+
+    def kernel_and_parts(
+        self, keys: Sequence[str], data: FeatureDataset | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Compute a kernel with its parts, which sum to it.
+
+        Args:
+            keys: What the parameters of parts are told apart by; empty for no parts.
+            data: As for `kernel`.
+
+        Returns:
+            The kernel, as `kernel` returns it, and the parts by name, of the same shape.
+        """
         arguments, model = self._arguments, self.model
         problem = KernelProblem(
             model=self._function,
@@ -127,6 +142,7 @@ class PromptKernel:
             x=None if data is None else self._examples(data),
             formula=FORMULAS[arguments.formula],
             num_logits=model.num_logits,
+            part_of=parts_of(self._params, model, keys) if keys else None,
         )
         with torch.inference_mode(False), torch.enable_grad():
             memory_gb = arguments.kernel_memory_gb
@@ -139,8 +155,11 @@ class PromptKernel:
                 raise SettingError(f"`kernel_memory_gb`: {error}", setting="kernel_memory_gb") from error
             total = sum(1 for _ in plan) * engine.num_parameter_groups(plan)
             blocks = tqdm(engine.blocks(plan), total=total, unit="tile", disable=not arguments.verbose)
-            kernel = assemble(blocks, plan, problem).numpy()
-        return kernel if problem.formula.is_asymmetric else kernel[0]
+            slices = assemble(blocks, plan, problem).unflatten(0, (len(problem.parts), -1))
+        slices = slices if problem.formula.is_asymmetric else slices[:, 0]
+        if not keys:
+            return slices[0].numpy(), {}
+        return slices.sum(dim=0).numpy(), dict(zip(problem.parts, slices.numpy(), strict=True))
 
     def logits(self, data: FeatureDataset) -> np.ndarray:
         """Return the logits of the model as it is, ``[X, C]``."""
