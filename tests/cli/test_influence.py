@@ -38,8 +38,19 @@ def test_metrics_of_leave_one_out_are_those_of_the_influence_table(run: Path) ->
     ]
 
 
-def test_a_query_is_predicted_as_the_same_text_of_the_test_set(place: Workplace, run: Path, capsys: Any) -> None:
-    text = sst2_rows(6, "test")[4][0]
+@pytest.fixture(scope="module")
+def with_templates(place: Workplace) -> Path:
+    templates = place.folder / "templates.txt"
+    templates.write_text("*cls**sent_0*_It_was*mask*.*sep+*\n*cls**sent_0*_So*mask*.*sep+*\n", encoding="utf-8")
+    words = ("--mapping", "{'0':'terrible','1':'great'}", "--template_path", str(templates))
+    return place.run(*LAMBDA, *words, "--kernel_influence", "True", output="templates")
+
+
+@pytest.mark.parametrize("name", ["run", "with_templates"])
+def test_a_query_is_predicted_as_the_same_text_of_the_test_set(
+    name: str, capsys: Any, request: pytest.FixtureRequest
+) -> None:
+    run, text = request.getfixturevalue(name), sst2_rows(6, "test")[4][0]
     assert command.main([str(run), "--query", text, "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     row = rows_of(run / "test_predictions_sst-2.csv")[4]

@@ -95,6 +95,10 @@ def test_leave_one_out_spares_dev(place: Workplace, chosen: Path) -> None:
     assert record["kernel_selection"]["by"] == "loo" and record["do_eval"] is False
     assert len(rows) == 25 and {"loo_score", "loo_loss"} <= rows[0].keys()
     assert "chosen by leave-one-out: --kernel_regularization" in outcome.messages
+    (best,) = (row for row in rows if row["chosen"] == "1")
+    results = read_results(folder / "test_results_sst-2.txt")
+    assert results["loo_acc"] == float(best["loo_score"])
+    assert results["loo_loss"] == pytest.approx(float(best["loo_loss"]), rel=1e-9)
 
 
 def test_asym_chooses_gamma_and_lambda_too(place: Workplace) -> None:

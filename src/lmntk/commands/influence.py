@@ -102,6 +102,8 @@ def _ask(arguments: argparse.Namespace, of_run: "LeastSquaresRun", groups: "Ids 
 
     found = run_influence(of_run, groups, splits=())
     train, run = of_run.train.path, of_run.run
+    count, model = len(of_run.classes("train")), run.record.get("model_name_or_path", "the model")
+    print(f"loading {model}: the kernel of {count} train examples with the text takes some seconds", file=sys.stderr)
     kernel, logits = query_kernel(
         run.record, train, [tuple(arguments.query)], arguments.data_dir, sys.stderr.isatty()
     )  # fmt: skip
