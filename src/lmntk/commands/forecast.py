@@ -159,7 +159,7 @@ def _real_kernels(given: argparse.Namespace, pool: "SavedRun") -> "list[RealKern
         check_pair(run.run, pool, run.run.description, pool.description, without=DATA)
         scores = {split: run.score(split, run.predict(split)) for split in run.x_splits}
         found.append(RealKernel(name, largest_k(run.problem.classes), scores))
-    return found
+    return sorted(found, key=lambda one: one.k)
 
 
 def _trainings(

@@ -33,7 +33,7 @@ from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.errors import Bounds, SettingError, UsageError, check_numbers
 from lmntk.interrupts import Stopped
 from lmntk.runs.behaviour_plan import KERNELS, Case
-from lmntk.runs.processes import Outcome, run_all
+from lmntk.runs.processes import run_all
 from lmntk.runs.progress import Bar
 from lmntk.runs.prompt_plan import PromptPlan, PromptRun, PromptSources
 from lmntk.runs.run_hours import estimate, format_estimate, unmeasured
@@ -110,12 +110,7 @@ def _rank(given: argparse.Namespace) -> int:
         f"{len(todo)} to do")  # fmt: skip
     if todo:
         say(format_estimate(estimate([run for run in runs if run not in todo], todo), given.jobs))
-    outcome = _run(todo, given.jobs)
-    problems = {str(run): problem for run, problem in outcome.failures}
-    if outcome.signals:
-        stop = Stopped(signal.Signals(outcome.signals[0]))
-        stop.kept_summary = f"{sum(run.is_done() for run in runs)} of {len(runs)} runs are done"
-        raise stop
+    problems = {str(run): problem for run, problem in _run(todo, runs, given.jobs)}
     return _finish(given, plan, problems, say)
 
 
@@ -134,10 +129,16 @@ def _make_plan(given: argparse.Namespace) -> PromptPlan:
     )  # fmt: skip
 
 
-def _run(runs: Sequence[PromptRun], jobs: int) -> Outcome[PromptRun]:
+def _run(todo: Sequence[PromptRun], runs: Sequence[PromptRun], jobs: int) -> list[tuple[PromptRun, str]]:
+    """Do some of the runs, and return those that failed and why; a signal raises."""
     # Runs differ in length: the mean over all says more than the last few.
-    with tqdm(total=len(runs), unit="run", smoothing=0, disable=not runs) as bar:
-        return run_all(runs, jobs, Bar(bar))
+    with tqdm(total=len(todo), unit="run", smoothing=0, disable=not todo) as bar:
+        outcome = run_all(todo, jobs, Bar(bar))
+    if outcome.signals:
+        stop = Stopped(signal.Signals(outcome.signals[0]))
+        stop.kept_summary = f"{sum(run.is_done() for run in runs)} of {len(runs)} runs are done"
+        raise stop
+    return outcome.failures
 
 
 def _dry_run(plan: PromptPlan, runs: Sequence[PromptRun], jobs: int) -> int:
@@ -147,7 +148,7 @@ def _dry_run(plan: PromptPlan, runs: Sequence[PromptRun], jobs: int) -> int:
     failures = []
     if trials := unmeasured(done, todo):
         print("first one run, which is kept", flush=True)
-        failures = _run(trials, jobs).failures
+        failures = _run(trials, runs, jobs)
         done = [run for run in runs if run.is_done()]
         todo = [run for run in runs if run not in done]
     for prompt in plan.prompts:
