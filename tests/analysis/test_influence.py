@@ -141,6 +141,19 @@ def test_the_command_prints_texts_where_they_are_and_says_where_not(tmp_path: Pa
         assert "looks mislabelled" in capsys.readouterr().out
 
 
+def test_a_nearly_singular_kernel_gets_a_remark(tmp_path: Path, capsys: Any) -> None:
+    folder = Folder(tmp_path)
+    noise = 1e-4 * np.random.default_rng(1).normal(size=(folder.logits, 40))
+    folder.features["train"][1] = folder.features["train"][3] + noise
+    for split in ("train", "dev", "test"):
+        folder.write(split)
+    argv = [str(folder.path), "--format", "json"]
+    assert command.main(argv) == 0
+    assert "nearly singular" in json.loads(capsys.readouterr().out)["remarks"][0]
+    assert command.main([*argv, "--kernel_regularization", "0.001"]) == 0
+    assert not json.loads(capsys.readouterr().out)["remarks"]
+
+
 def singular(folder: Folder) -> None:
     twice = np.tile(folder.kernel("train")[:4, :, :4], (2, 1, 2, 1))
     folder.write("train", twice)

@@ -26,6 +26,9 @@ from lmntk.solvers.problem import Array, ClassIds, predicted_classes
 from lmntk.storage.atomic import write_text
 from lmntk.storage.paths import RunPaths
 
+NEARLY_SINGULAR = 1e8
+"""From this condition number on, a remark says that λ should be larger."""
+
 BY_LABEL = "label"
 """The groups of `read_groups` that are the classes."""
 
@@ -83,6 +86,12 @@ class RunInfluence:
     def is_grouped(self) -> bool:
         """Whether examples leave in groups."""
         return len(np.unique(self.groups)) < len(self.groups)
+
+    @functools.cached_property
+    def condition(self) -> float:
+        """The condition number of K + λ‖K‖₂ I; where it is large, the numbers say little."""
+        problem = self.of_run.problem
+        return problem.left_out.system.condition(problem.settings.regularization)
 
     @functools.cached_property
     def margins(self) -> Array:

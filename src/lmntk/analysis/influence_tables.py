@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lmntk.analysis.influence import QueryInfluence, RunInfluence, train_rows
+from lmntk.analysis.influence import NEARLY_SINGULAR, QueryInfluence, RunInfluence, train_rows
 from lmntk.analysis.saved_run import TextsUnavailableError, label_names
 from lmntk.analysis.scores import METRIC_NAMES
 from lmntk.analysis.table_blocks import Block, Cells, as_csv, as_json, format_blocks, number
@@ -152,7 +152,23 @@ def notes_of_influence(found: RunInfluence, texts: TrainTexts, split: str | None
             f"({quantity(len(one.labels), 'example')}) without {unit} less those with it; without what hurts, the loss "
             "falls"
         )
-    return [*notes, *filter(None, [texts.remark])]
+    return [*notes, *remarks_of_influence(found, texts)]
+
+
+def remarks_of_influence(found: RunInfluence, texts: TrainTexts) -> list[str]:
+    """Return sentences on what is missing or doubtful.
+
+    Args:
+        found: From `lmntk.analysis.influence.run_influence`.
+        texts: The sentences of the train examples.
+    """
+    remarks = [texts.remark] if texts.remark else []
+    if found.condition > NEARLY_SINGULAR:
+        remarks.append(
+            f"the kernel is nearly singular (condition number {found.condition:.0e}), so that these numbers say more "
+            "about nearly equal examples than about labels: a larger kernel_regularization, such as 0.001, is steadier"
+        )
+    return remarks
 
 
 def _as_object(found: RunInfluence, texts: TrainTexts, split: str | None, top: int) -> dict[str, Any]:
@@ -179,7 +195,7 @@ def _as_object(found: RunInfluence, texts: TrainTexts, split: str | None, top: i
                 }
                 for place in places
             ]
-    return facts | {"remarks": list(filter(None, [texts.remark]))}
+    return facts | {"remarks": remarks_of_influence(found, texts)}
 
 
 def format_query(found: RunInfluence, asked: QueryInfluence, texts: TrainTexts, form: str, top: int = 10) -> str:
@@ -222,7 +238,7 @@ def format_query(found: RunInfluence, asked: QueryInfluence, texts: TrainTexts, 
         f"influence: what {unit} adds to the margin of the predicted class over the next one, in units of logits: the "
         "margin with it less the margin of a fit without it"
     )
-    return format_blocks(blocks, [note, *filter(None, [texts.remark])], form)
+    return format_blocks(blocks, [note, *remarks_of_influence(found, texts)], form)
 
 
 def _query_row(

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from pandas import DataFrame
 
 from lmntk.analysis.influence import RunInfluence, run_influence
-from lmntk.analysis.influence_tables import TrainTexts
+from lmntk.analysis.influence_tables import TrainTexts, remarks_of_influence
 from lmntk.analysis.least_squares import read_least_squares
 from lmntk.analysis.saved_run import label_names
 from lmntk.analysis.summary import RunSummary
@@ -104,6 +104,8 @@ def influence_section(view: InfluenceView, named: bool) -> tuple[str, bytes | No
         alt = f"Leave-one-out margin of each train example against the change of the {split} loss without it"
         caption = f"left of 0: labels that the others contradict; below 0: examples without which {split} is better"
         parts.append(html_figure(Picture(png, alt, caption), view.name if named else ""))
+    remarks = [remark for remark in remarks_of_influence(found, view.texts) if remark != view.texts.remark]
+    parts += [f'<p class="note">{escaped(remark[0].upper() + remark[1:])}.</p>' for remark in remarks]
     return f"<section>{''.join(filter(None, parts))}</section>", png
 
 
