@@ -205,7 +205,7 @@ def test_the_command_says_all_forms_and_draws_the_figure(
         (lambda path: None, ["--k", "2,5"], SettingError, "`k=5`: the rarest class has 4"),
         (lambda path: None, ["--draws", "0"], SettingError, "`draws`"),
         (lambda path: None, ["--learning_rate", "0"], SettingError, "`learning_rate`"),
-        (lambda path: None, ["--k", "two"], UsageError, "--k"),
+        (lambda path: None, ["--k", "4,,8"], UsageError, "such as 4,8,16"),
         (lambda path: None, ["--figure", "f.pdf"], SettingError, "PNG"),
         (lambda path: None, ["--kernel_solver", "svr"], UsageError, "lstsq"),
     ],

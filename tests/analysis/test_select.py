@@ -19,7 +19,7 @@ from lmntk.commands import select as command
 from lmntk.data.examples import read_examples
 from lmntk.data.subsets import subset_files
 from lmntk.data.tasks import TASKS, custom_task
-from lmntk.errors import FileError, SettingError, UsageError
+from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError
 
 
 @pytest.fixture
@@ -115,6 +115,15 @@ def test_what_cannot_be_chosen_is_refused_in_a_sentence(
     with pytest.raises(error, match=words):
         command._select(command.make_parser().read([str(kernel.path), "--output_dir", str(output), *flags]))
     assert not output.exists()
+
+
+def test_an_asymmetric_kernel_has_no_covariance_to_choose_by(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, logits=1, asymmetric=True)
+    folder.record()
+    run = read_least_squares(read_runs(folder.path)[0], {})
+    with pytest.raises(KernelMismatchError, match="by herding or at random"):
+        select_examples(run, "loo", 1, seed=0, draws=1)
+    assert len(select_examples(run, "herding", 1, seed=0, draws=1).examples) == 2
 
 
 def test_files_of_another_choice_are_not_replaced(kernel: Folder, tmp_path: Path) -> None:

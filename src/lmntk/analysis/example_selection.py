@@ -12,7 +12,7 @@ from lmntk.analysis.learning_curve import CurvePoint, check_k, draw_balanced, le
 from lmntk.analysis.least_squares import LeastSquaresRun
 from lmntk.analysis.statistics import Array
 from lmntk.analysis.table_blocks import Block, as_csv, as_json, format_blocks, percent, with_deviation
-from lmntk.errors import FileError
+from lmntk.errors import FileError, KernelMismatchError
 from lmntk.solvers.problem import class_ids as class_ids_of
 from lmntk.solvers.problem import divided_f0, targets
 from lmntk.solvers.subset_choice import LEAST_RIDGE, GrowingFit, by_blocks, choose_greedily, herd, in_turn
@@ -64,6 +64,7 @@ def select_examples(
     Raises:
         SettingError: The pool does not have k examples of each class.
         FileError: The choice is by dev, and the run has no kernel of dev.
+        KernelMismatchError: The kernels are asymmetric, and the choice needs a covariance.
     """
     classes = run.problem.classes
     check_k(k, classes)
@@ -73,6 +74,7 @@ def select_examples(
     elif by == "herding":
         chosen = herd(run.train.average_over_samples(statistics.logit_differences(run.train.values)), classes, k)
     else:
+        _check_symmetric(run, by)
         fit = _growing_fit(run, by)
         score: Mapping[str, Callable[[int], float]] = {
             "loo": lambda example: -fit.loss_with(example),
@@ -87,13 +89,22 @@ def select_examples(
     return Selection(by, k, chosen, scores, random, better)
 
 
+def _check_symmetric(run: LeastSquaresRun, by: str) -> None:
+    if run.train.values.ndim == 5:
+        raise KernelMismatchError(
+            f"{run.run.folder} holds asymmetric kernels, of which no one direction is a covariance: `by={by}` is not "
+            "defined; choose by herding or at random, or take kernels of another `kernel_formula`",
+            path=run.run.folder,
+            differences=["kernel_formula"],
+        )
+
+
 def _growing_fit(run: LeastSquaresRun, by: str) -> GrowingFit:
     """Return the fit to none of the pool; λ‖K‖₂ is that of the whole pool."""
     problem, samples = run.problem, run.problem.samples
-    train = problem.kernel[0] if problem.kernel.ndim == 5 else problem.kernel
-    pool = by_blocks(train, samples)
+    pool = by_blocks(problem.kernel, samples)
     wanted = _by_example(problem.targets - problem.offset, samples)
-    norm = float(np.linalg.norm(statistics.flattened(train), 2))
+    norm = float(np.linalg.norm(statistics.flattened(problem.kernel), 2))
     ridge = max(problem.settings.regularization, LEAST_RIDGE) * norm
     if by != "dev":
         return GrowingFit(pool, wanted, ridge)
@@ -102,8 +113,11 @@ def _growing_fit(run: LeastSquaresRun, by: str) -> GrowingFit:
         sentence = f"{path} is missing, by which `by=dev` chooses: choose by loo, or repeat the run with `do_eval`"
         raise FileError(sentence, path=path)
     saved = run.kernel("dev")
-    dev = saved.values[0] if saved.values.ndim == 5 else saved.values
-    others = dev.reshape(samples, len(wanted), dev.shape[1], -1).transpose(1, 0, 2, 3).reshape(*wanted.shape, -1)
+    others = (
+        saved.values.reshape(samples, len(wanted), saved.num_logits, -1)
+        .transpose(1, 0, 2, 3)
+        .reshape(*wanted.shape, -1)
+    )
     logits = targets(class_ids_of(saved.labels, saved.num_logits), saved.num_logits)
     offset = divided_f0(run.f0("dev"), logits.shape, problem.settings.f0_scaling, "dev")
     return GrowingFit(pool, wanted, ridge, others, (logits - offset).reshape(-1))

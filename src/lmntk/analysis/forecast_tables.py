@@ -24,6 +24,9 @@ LOSS_NAMES: dict[Loss, str] = {"squared_error": "squared error", "cross_entropy"
 SHOWN = (1, 2, 5)
 """The steps that a table for readers has: these times powers of ten, the first, the best and the last."""
 
+LARGE = 1e5
+"""Losses from here on, of a training that diverges, are written with an exponent."""
+
 
 @dataclass(frozen=True)
 class RealKernel:
@@ -148,7 +151,7 @@ def _training_block(training: TrainingForecast, real: Sequence[StepNumbers]) -> 
 def _step_cells(found: StepNumbers, prefix: str) -> Cells:
     cells = {}
     for split, loss in found.losses.items():
-        cells[f"{prefix}{split} loss"] = number(loss)
+        cells[f"{prefix}{split} loss"] = number(loss, ".3f" if loss < LARGE else ".2e")
     for split, value in found.scores.items():
         if split != "train":
             cells[f"{prefix}{split}"] = percent(value)

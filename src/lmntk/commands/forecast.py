@@ -62,7 +62,11 @@ def make_parser() -> Parser:
 
 
 def _numbers(text: str) -> list[int]:
-    return sorted({int(word) for word in text.split(",")})
+    try:
+        return sorted({int(word) for word in text.split(",")})
+    except ValueError as error:
+        sentence = f"'{text}' is not a list of whole numbers without spaces, such as 4,8,16"
+        raise argparse.ArgumentTypeError(sentence) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
