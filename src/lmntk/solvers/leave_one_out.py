@@ -1,6 +1,8 @@
 """Leave-one-out predictions of `lstsq` in closed form: exact, without fitting again."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -74,8 +76,9 @@ class LeftOut:
         examples, logits = self._shape
         right_sides = targets.reshape(examples * logits, -1)
         predictions = np.empty_like(right_sides)
-        for _, groups in self._groups:
-            predictions[groups] = self.system.left_out(regularization, right_sides, groups)[groups]
+        with self._others_regular(regularization):
+            for _, groups in self._groups:
+                predictions[groups] = self.system.left_out(regularization, right_sides, groups)[groups]
         return predictions.reshape(targets.shape)
 
     def influence(self, targets: Array, x_kernel: Array, regularization: float = 0.0) -> Array:
@@ -95,8 +98,9 @@ class LeftOut:
         self.check_regular(regularization)
         columns = x_kernel.reshape(targets.size, -1)
         influence = np.empty((sum(len(places) for places, _ in self._groups), columns.shape[1]))
-        for places, groups in self._groups:
-            influence[places] = self.system.influence(regularization, targets.reshape(-1), groups, columns)
+        with self._others_regular(regularization):
+            for places, groups in self._groups:
+                influence[places] = self.system.influence(regularization, targets.reshape(-1), groups, columns)
         return influence.reshape(len(influence), *x_kernel.shape[2:])
 
     def check_regular(self, regularization: float, what: str = "leave-one-out") -> None:
@@ -116,6 +120,20 @@ class LeftOut:
                 solver="lstsq",
                 regularization=regularization,
             )
+
+    @contextlib.contextmanager
+    def _others_regular(self, regularization: float) -> Iterator[None]:
+        """Refuse a kernel that is regular as a whole, but singular without a group, as an indefinite one can be."""
+        try:
+            yield
+        except np.linalg.LinAlgError as error:
+            raise SolverError(
+                f"without one of its examples the train kernel is singular with `kernel_regularization="
+                f"{regularization:g}`, so that leave-one-out is not defined: take a larger one, such as "
+                f"{2 * regularization or AUTO['kernel_regularization'][1]:g}",
+                solver="lstsq",
+                regularization=regularization,
+            ) from error
 
     def remedy(self) -> str:
         """Say which λ makes the kernel regular."""
