@@ -76,7 +76,7 @@ def test_a_kernel_of_zeros_has_no_leave_one_out_at_any_regularization() -> None:
 
 
 def test_a_kernel_that_is_singular_without_an_example_is_refused_too() -> None:
-    indefinite = np.array([[0.0, 1.0], [1.0, 0.0]]).reshape(2, 1, 2, 1)
+    indefinite = np.array([[0.0, 1.0], [2.0, 0.0]]).reshape(2, 1, 2, 1)
     with pytest.raises(SolverError, match="take a larger one, such as 0.001"):
         leave_one_out(indefinite, np.ones((2, 1)))
 
