@@ -20,21 +20,19 @@ computed first.
 
 import argparse
 import csv
-import dataclasses
 import io
 import itertools
 import signal
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from lmntk.config.flag_names import RUN_SETTINGS
-from lmntk.config.legacy_flags import is_flag
-from lmntk.config.tool_parser import Parser, run_tool
-from lmntk.errors import SettingError, UsageError
+from lmntk.config.recorded_settings import recorded_settings
+from lmntk.config.runs_parser import FORMS, OWN_SETTINGS, RESUME, RunsParser, teller
+from lmntk.config.tool_parser import run_tool
+from lmntk.errors import SettingError
 from lmntk.interrupts import Stopped
 from lmntk.runs.behaviour_plan import OPTIMIZERS, BehaviourPlan, BehaviourRun, Case, Pair
 from lmntk.runs.behaviour_runs import Finished, finish_runs, status_of
@@ -50,19 +48,11 @@ from lmntk.storage.wording import quantity
 if TYPE_CHECKING:
     from lmntk.report.behaviour_files import SeedRuns
 
-RESUME = "what is done is kept; the same command goes on from there"
 SEEDS = (13, 21, 42, 87, 100)
-FORMS = ("text", "markdown", "latex", "csv", "json")
-OWN_SETTINGS = frozenset({
-    "adjust_for_init", "data_dir", "do_predict", "do_train", "dry_run", "fine_tuned_model", "kernel_formula",
-    "kernel_steps", "learning_rate", "load_kernels", "max_steps", "model_name_or_path", "num_k", "optimizer",
-    "optimizer_variant", "output_dir", "seed", "sweep", "task_name", "trainer",
-})  # fmt: skip
-"""The settings of run.py that this command sets itself."""
 
 
-class BehaviourParser(Parser):
-    """A parser that leaves the words after ``--`` to run.py."""
+class BehaviourParser(RunsParser):
+    """The parser of the command line."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -91,39 +81,6 @@ class BehaviourParser(Parser):
         add("--kernel_runs", type=Path, nargs="+", metavar="FOLDER", help="kernels that are there")
         add("--fine_tuned_runs", type=Path, nargs="+", metavar="FOLDER", help="trainings that are there")
 
-    def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse a command line; `further` are the words for run.py."""
-        words = sys.argv[1:] if argv is None else [*argv]
-        end = words.index("--") if "--" in words else len(words)
-        given = super().read(words[:end])
-        given.further = check_further(words[end + 1 :])
-        for name in ("jobs", "max_steps", "batch_size"):
-            if getattr(given, name) < 1:
-                value = getattr(given, name)
-                raise SettingError(f"`{name}` is {value}, but it must be 1 or more", setting=name, value=value)
-        return given
-
-
-def check_further(words: Sequence[str], own_settings: Collection[str] = OWN_SETTINGS) -> list[str]:
-    """Return the words for run.py, if every run can have them.
-
-    Args:
-        words: The words.
-        own_settings: The settings that the command itself sets.
-
-    Raises:
-        SettingError: This command itself sets one of them.
-        UsageError: They do not begin with a flag.
-    """
-    if words and not is_flag(words[0]):
-        raise UsageError(f"'{words[0]}' after -- belongs to no flag: flags of run.py follow --", word=words[0])
-    for word in filter(is_flag, words):
-        name = word[2:].partition("=")[0].replace("-", "_")
-        own = [setting for setting in sorted(own_settings) if setting.startswith(name)]
-        if name in own_settings or (own and name not in RUN_SETTINGS):
-            raise SettingError(f"{word} after --: this command sets `{own[0]}` for each run", setting=own[0])
-    return [*words]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs that are missing and the table; return the exit status, 1 if a run failed."""
@@ -147,7 +104,7 @@ def _behaviour(given: argparse.Namespace) -> int:
         return _dry_run(plan, given.jobs)
     status = status_of(plan)
     todo = [*status.todo, *status.waiting]
-    say = _teller(given)
+    say = teller(given.format)
     say(f"{quantity(status.total, 'run')} below {plan.output}: {len(status.done)} done already, {len(todo)} to do")
     if todo:
         say(format_estimate(estimate(status.done, todo, _done(status.waiting)), given.jobs))
@@ -220,12 +177,6 @@ def _done(runs: Sequence[BehaviourRun]) -> list[BehaviourRun]:
     return [run for run in runs if run.is_done()]
 
 
-def _teller(given: argparse.Namespace) -> Callable[[str], None]:
-    """What prints messages: on stderr beside a table for programs, which stdout carries alone."""
-    stream = sys.stdout if given.format == "text" else sys.stderr
-    return lambda text: print(text, file=stream, flush=True)
-
-
 def _write_choices(plan: BehaviourPlan, found: Finished, say: Callable[[str], None]) -> None:
     """Say which learning rates are chosen, and write the metrics on dev of all."""
     lines, rows = dict[str, list[str]](), dict[tuple[object, ...], None]()
@@ -270,7 +221,7 @@ def _of_found_runs(given: argparse.Namespace) -> int:
     todo = [run for run in made.values() if not run.is_done()]
     for run in todo:
         run.take_kernels()
-    say = _teller(given)
+    say = teller(given.format)
     say(f"{quantity(len(pairs), 'training')} with kernels; {quantity(len(todo), 'run')} of snapshots to do")
     with tqdm(total=len(todo), unit="run", smoothing=0, disable=not todo) as bar:
         outcome = run_all(todo, given.jobs, Bar(bar))
@@ -339,18 +290,10 @@ def _snapshot_runs(
     from lmntk.config.kernel_arguments import KernelArguments  # here, since transformers takes its time to load
 
     left_out = {*OWN_SETTINGS, "few_shot_type", "tag", "overwrite_kernels", "kernel_per_layer", "fine_tuned_model"}
-    fields = [
-        field for group in (ModelArguments, DataArguments, KernelArguments) for field in dataclasses.fields(group)
-    ]
-    wanted = {field.name: field.default for field in fields if field.name not in left_out}
+    groups = (ModelArguments, DataArguments, KernelArguments)
     runs = {}
     for pair in pairs:
-        record = pair.kernel.record
-        settings = {
-            name: str(record[name])
-            for name, default in wanted.items()
-            if record.get(name) is not None and record[name] != default and not isinstance(record[name], list | dict)
-        }
+        settings = recorded_settings(pair.kernel.record, groups, left_out)
         settings["kernel_formula"] = pair.formula
         task, split = pair.kernel.data
         folder = output / names[pair].replace(" ", "-").replace(":", "-").replace("/", "_") / split.name
@@ -363,7 +306,7 @@ def _finish(given: argparse.Namespace, runs: Sequence["SeedRuns"], problems: dic
     from lmntk.analysis.behaviour import Thresholds
     from lmntk.report.behaviour_files import ENDINGS, PICTURE, make_rows, write_table
 
-    say = _teller(given)
+    say = teller(given.format)
     thresholds = Thresholds(given.least_ratio, given.least_recovery, given.most_distance, given.standard_errors)
     rows, refused = make_rows(runs, thresholds, given.split)
     problems |= {str(folder): str(error) for folder, error in refused.items()}

@@ -11,7 +11,8 @@ from lmntk.errors import UnknownNameError, suggest
 
 NAMES = (
     *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare", "drift", "forecast"),
-    *("subsets", "select", "prompts", "grid", "behaviour", "reproduce", "influence", "estimate", "download", "embed"),
+    *("subsets", "select", "prompts", "grid", "behaviour", "validate", "reproduce", "influence", "estimate"),
+    *("download", "embed"),
 )
 """The commands in the order of the help; each is the module of that name."""
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lmntk.commands.behaviour import OWN_SETTINGS, check_further
+from lmntk.config.runs_parser import OWN_SETTINGS, check_further
 from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.errors import Bounds, SettingError, UsageError, check_numbers
 from lmntk.interrupts import Stopped
