@@ -30,11 +30,11 @@ def _changes(found: Validation) -> plots.Draw:
 
     def draw(axes: Axes) -> None:
         axes.scatter(predicted, trained, s=6, alpha=0.25, color=plots.COLOURS[0], linewidths=0)
-        ends = np.quantile(np.concatenate([predicted, trained]), [0.002, 0.998])
-        axes.plot(ends, ends, color="black", linewidth=1, linestyle=":")
+        end = max(1.0, float(np.quantile(np.abs([predicted, trained]), 0.996)))
+        axes.plot([-end, end], [-end, end], color="black", linewidth=1, linestyle=":")
         axes.set(
-            xlim=ends,
-            ylim=ends,
+            xlim=(-end, end),
+            ylim=(-end, end),
             xlabel="kernel solved again, in deviations",
             ylabel=f"{found.trainings.optimizer}, in deviations",
         )
