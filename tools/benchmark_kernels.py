@@ -42,10 +42,11 @@ from lmntk.data.tasks import find_task
 from lmntk.errors import Bounds, UsageError, check_numbers
 from lmntk.kernels import ENGINES, FORMULAS, MemoryBudgetError
 from lmntk.storage.atomic import write_atomically
+from lmntk.storage.part_names import read_part_keys
 from lmntk.storage.tables import format_table
 
 BOUNDS = (
-    *(Bounds(name, 1) for name in ("train_examples", "x_examples", "threads")),
+    *(Bounds(name, 1) for name in ("train_examples", "x_examples", "threads", "repeats", "kernel_lora_rank")),
     Bounds("sample_tiles", 0),
     Bounds("memory_gb", 0, above=True),
 )
@@ -69,6 +70,11 @@ def make_parser() -> Parser:
     parser.add_argument("--binary_classification", action="store_true", help="one logit difference, not two logits")
     parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()], help="one or several")
     parser.add_argument("--memory_gb", type=float, help="budget of the engines (default: 60%% of what is free)")
+    parser.add_argument(
+        "--kernel_parts", help="also with parts of the kernel: layer,kind,weight-or-bias or some of these"
+    )
+    parser.add_argument("--kernel_lora_rank", type=int, help="also with parts and kernels of adapters of that rank")
+    parser.add_argument("--repeats", type=int, default=1, help="measure all so often, in turn (default 1)")
     parser.add_argument("--sample_tiles", type=int, default=0, help="time so many tiles and scale up (default: all)")
     parser.add_argument("--times_only", action="store_true", help="neither errors nor the published method")
     parser.add_argument("--quick", action="store_true", help="all engines, a small model, 16 × 64: under a minute")
@@ -100,11 +106,23 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
             memory_gb=given.memory_gb,
             sample_tiles=given.sample_tiles,
             times_only=given.times_only,
+            part_keys=keys,
+            lora_rank=rank,
         )
         for threads in given.threads
         for n in given.train_examples
         for formula in given.formula
+        for _ in range(given.repeats)
+        for keys, rank in _slices(given)
     ]
+
+
+def _slices(given: argparse.Namespace) -> list[tuple[tuple[str, ...], int | None]]:
+    """Return what is kept beside the kernel, in one measurement after the other: nothing, parts, adapters' kernels."""
+    keys = () if given.kernel_parts is None else read_part_keys(given.kernel_parts)
+    found: list[tuple[tuple[str, ...], int | None]] = [((), None)]
+    found += [(keys, None)] if keys else []
+    return found + ([(keys, given.kernel_lora_rank)] if given.kernel_lora_rank is not None else [])
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -198,6 +216,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "N × X": f"{row['n_train']} × {row['n_x']}",
         "C": str(row["logits"]),
         "threads": str(row["threads"]),
+        **({} if row["slices"] == 1 else {"slices": str(row["slices"])}),
         "seconds": f"{row['seconds']:.1f}",
         "CPU s": "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.1f}",
         "× first formula": f"{row['seconds_over_first_formula']:.2f}",

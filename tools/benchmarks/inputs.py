@@ -19,6 +19,8 @@ from lmntk.kernels import FORMULAS, FunctionModel, KernelProblem, MemoryBudget, 
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.models.families import is_causal, max_positions
 from lmntk.models.loading import LoadOptions, load_prompt_model
+from lmntk.models.low_rank import LowRankSettings, draw_adapters
+from lmntk.models.parameter_parts import parts_of
 from lmntk.models.pretrained import load_config, load_tokenizer
 from lmntk.models.prompt_model import PromptModel
 from lmntk.prompts.features import Collator, Feature, FeatureDataset, FeatureExamples, PromptBuilder
@@ -80,6 +82,8 @@ class Job:
         times_only: Measure no errors.
         device: Where the model is, and all that is computed.
         left_out: Ends of the names of parameters that do not count.
+        part_keys: What parameters are told apart by, if the engine keeps parts; empty for none.
+        lora_rank: The rank of the adapters whose kernels are kept too; None for none.
     """
 
     model: str
@@ -97,6 +101,8 @@ class Job:
     times_only: bool
     device: str = "cpu"
     left_out: tuple[str, ...] = ()
+    part_keys: tuple[str, ...] = ()
+    lora_rank: int | None = None
 
     @property
     def torch_device(self) -> torch.device:
@@ -223,7 +229,13 @@ def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool =
         return KernelProblem(**sides, model=FunctionModel(all_logits_fn), params=params)
     tokens = {token for feature in inputs.train.features for token in feature.input_ids}
     logits_fn, params = model.as_function(names, tokens)
-    return KernelProblem(**sides, model=ModuleModel(logits_fn, model), params=params)
+    adapters = None
+    if job.lora_rank is not None:
+        adapters = draw_adapters(model, params, LowRankSettings(job.lora_rank, 2 * job.lora_rank))
+    part_of = parts_of(params, model, job.part_keys) if job.part_keys else None
+    return KernelProblem(
+        **sides, model=ModuleModel(logits_fn, model), params=params, part_of=part_of, low_rank=adapters
+    )
 
 
 def true_kernel(job: Job, inputs: Inputs, models: dict[bool, PromptModel] | None = None) -> Tensor:

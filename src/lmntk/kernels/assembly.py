@@ -1,6 +1,7 @@
 """Choose an engine for a problem, and assemble its blocks to the whole kernel."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +57,29 @@ def assemble_diagonal(parts: Iterable[tuple[tuple[int, ...], Tensor]], problem: 
     return diagonal
 
 
+class _Places(NamedTuple):
+    """Where the examples of tiles stand if each tile's are consecutive, and the place of each example."""
+
+    slices: dict[tuple[int, ...], slice]
+    order: Tensor
+
+
+def _places(tiles: Iterable[tuple[int, ...]], size: int) -> _Places | None:
+    """Put tiles one after the other, and then the examples of none; None if two tiles have an example in common.
+
+    Adding to consecutive examples is many times as fast as adding to scattered ones, which matters for many slices.
+    """
+    slices: dict[tuple[int, ...], slice] = {}
+    placed: list[int] = []
+    for tile in tiles:
+        slices[tile] = slice(len(placed), len(placed) + len(tile))
+        placed += tile
+    missing = sorted({*range(size)} - {*placed})
+    if len(placed) + len(missing) > size:
+        return None
+    return _Places(slices, torch.argsort(torch.tensor([*placed, *missing], dtype=torch.int64)))
+
+
 def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Tensor:
     """Sum the blocks of a kernel, or of one process's share of it, into the whole.
 
@@ -69,6 +93,14 @@ def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Ten
     """
     c = problem.num_logits
     kernel = torch.zeros(problem.num_slices, plan.train_size, c, plan.x_size, c, dtype=torch.float64)
+    rows = _places({row.train: None for row in plan.tile_rows}, plan.train_size)
+    columns = _places({x: None for row in plan.tile_rows for x in row.x_tiles}, plan.x_size)
+    if not plan.symmetric and rows is not None and columns is not None:
+        for tile, values in blocks:
+            kernel[:, rows.slices[tile.train], :, columns.slices[tile.x]] += values.cpu()
+        for part in kernel:
+            part.copy_(part[rows.order][:, :, columns.order])
+        return kernel
     for tile, values in blocks:
         train, x = torch.tensor(tile.train), torch.tensor(tile.x)
         block = values.cpu()
