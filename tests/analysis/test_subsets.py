@@ -34,7 +34,7 @@ ADAPTED = ("lm.layer.0.query.weight", "lm.layer.1.query.weight", "lm.layer.0.den
 TRAIN, DEV, C, LAMBDA = 8, 9, 2, 0.01
 
 
-def write_run(folder: Path, keys=KEYS, names=NAMES, lora: bool = True, description=None) -> Path:
+def write_run(folder: Path, keys=KEYS, names=NAMES, lora: bool = True, asymmetric: bool = False) -> Path:
     """A run whose parts are the kernels of random gradients, of some parameters each."""
     folder.mkdir(exist_ok=True)
     cache = KernelCache(folder, None, "sst-2", overwrite=False)
@@ -46,6 +46,8 @@ def write_run(folder: Path, keys=KEYS, names=NAMES, lora: bool = True, descripti
         kernels = {
             name: torch.einsum("iap,jbp->iajb", values[:TRAIN], values[own]) for name, values in gradients.items()
         }
+        if asymmetric:
+            kernels = {name: torch.stack([kernel, 2 * kernel]) for name, kernel in kernels.items()}
         parts, adapters = {name: kernels[name] for name in names}, {name: kernels[name] for name in ADAPTED}
         said = {"keys": list(keys), "parameters": {name: SIZES.get(name, 1) for name in names}, "matrices": MATRICES}
         of_lora = {"rank": 2, "alpha": 16, "targets": [], "seed": 0, "parameters": dict.fromkeys(ADAPTED, 18)}
@@ -56,7 +58,7 @@ def write_run(folder: Path, keys=KEYS, names=NAMES, lora: bool = True, descripti
         if not names:
             slices = KernelSlices()
         whole = sum(parts.values()) if parts else kernels[ADAPTED[0]]
-        cache.save(split, (whole, labels), slices, {"formula": "sgd", **(description or {})})
+        cache.save(split, (whole, labels), slices, {"formula": "asymmetric_signgd" if asymmetric else "sgd"})
     record = {"trainer": "kernel", "kernel_solver": "lstsq", "kernel_regularization": LAMBDA}
     (folder / "run_sst-2.json").write_text(json.dumps(record), encoding="utf-8")
     return folder
@@ -133,6 +135,14 @@ def test_adapters_are_sums_of_what_was_kept_and_multiples_of_the_weights_parts(f
     traces = [np.einsum("iaia->", run.lora_kernels("train")[name]) for name in ADAPTED[:2]]
     whole = sum(np.einsum("iaia->", part) for part in run.part_kernels("train").values())
     assert numbers.trace_share == pytest.approx(sum(traces) / whole)
+
+
+def test_an_asymmetric_kernel_has_the_numbers_of_its_first_direction(folder: Path, tmp_path: Path) -> None:
+    found, expected = (measured(run, lora=["query"]) for run in (write_run(tmp_path, asymmetric=True), folder))
+    assert set(expected) - set(found) == {"LoRA rank 2, query, expected"}, "signs have no expectation"
+    for name, numbers in found.items():
+        for number in ("trace_share", "effective_rank", "loo_loss"):
+            assert getattr(numbers, number) == pytest.approx(getattr(expected[name], number)), name
 
 
 def test_layers_alone_have_fewer_subsets(tmp_path: Path) -> None:

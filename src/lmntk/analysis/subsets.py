@@ -131,7 +131,7 @@ def measure_subsets(
     slices = {split: _Slices.of(found.run, split) for split in splits}
     for split in splits:
         slices[split].check(found.train.values if split == "train" else found.kernel(split).values)
-    whole = float(np.einsum("...iaia->", found.train.values))
+    whole = _trace(found.train.values)
     bar = tqdm(subsets, desc="subsets", unit="subset", disable=not show_progress)
     return [_measure(found, subset, slices, whole) for subset in bar]
 
@@ -179,7 +179,7 @@ class _Slices:
 
 def _measure(found: LeastSquaresRun, subset: Subset, slices: Mapping[str, _Slices], whole: float) -> SubsetNumbers:
     kernel = slices["train"].sum(subset)
-    trace = float(np.einsum("...iaia->", kernel))
+    trace = _trace(kernel)
     none = SubsetNumbers(subset.group, subset.name, subset.parameters, trace / whole if whole else NAN)
     if not np.any(kernel):
         return none
@@ -204,6 +204,11 @@ def _measure(found: LeastSquaresRun, subset: Subset, slices: Mapping[str, _Slice
         loo_loss=loo_loss,
         scores=scores,
     )
+
+
+def _trace(kernel: Array) -> float:
+    """Return the trace of a train kernel, both directions together."""
+    return float(np.einsum("...iaia->...", kernel).sum())
 
 
 def is_singular(numbers: SubsetNumbers) -> bool:

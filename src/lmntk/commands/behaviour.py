@@ -289,11 +289,14 @@ def _snapshot_runs(
     from lmntk.config.arguments import DataArguments, ModelArguments
     from lmntk.config.kernel_arguments import KernelArguments  # here, since transformers takes its time to load
 
-    left_out = {*OWN_SETTINGS, "few_shot_type", "tag", "overwrite_kernels", "kernel_per_layer", "fine_tuned_model"}
+    left_out = {*OWN_SETTINGS, "few_shot_type", "tag", "overwrite_kernels", "fine_tuned_model"}
+    left_out |= {"kernel_per_layer", "kernel_parts", "kernel_lora_rank", "kernel_lora_targets"}
     groups = (ModelArguments, DataArguments, KernelArguments)
     runs = {}
     for pair in pairs:
         settings = recorded_settings(pair.kernel.record, groups, left_out)
+        if not settings.get("apply_lora"):
+            settings.pop("lora_alpha", None)  # that of `kernel_lora_rank`
         settings["kernel_formula"] = pair.formula
         task, split = pair.kernel.data
         folder = output / names[pair].replace(" ", "-").replace(":", "-").replace("/", "_") / split.name
