@@ -295,8 +295,6 @@ def _snapshot_runs(
     runs = {}
     for pair in pairs:
         settings = recorded_settings(pair.kernel.record, groups, left_out)
-        if not settings.get("apply_lora"):
-            settings.pop("lora_alpha", None)  # that of `kernel_lora_rank`
         settings["kernel_formula"] = pair.formula
         task, split = pair.kernel.data
         folder = output / names[pair].replace(" ", "-").replace(":", "-").replace("/", "_") / split.name

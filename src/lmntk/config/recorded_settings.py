@@ -25,6 +25,8 @@ def recorded_settings(
         >>> recorded_settings({"only_biases": True, "kernel_solver": "lstsq", "seed": 13}, [KernelArguments])
         {'only_biases': 'True'}
     """
+    # Without adapters on the model the scale belongs to `kernel_lora_rank`.
+    left_out = {*left_out} if record.get("apply_lora") else {*left_out, "lora_alpha"}
     fields = [field for group in groups for field in dataclasses.fields(group) if field.name not in left_out]
     return {
         field.name: str(record[field.name])
