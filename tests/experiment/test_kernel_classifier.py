@@ -473,3 +473,17 @@ def test_parts_sum_to_the_kernel_and_a_word_that_is_no_key_is_named(make: Callab
         with pytest.raises(SettingError) as caught:
             make(**wrong).fit(TEXTS, LABELS)
         assert caught.value.data["setting"] == "kernel_parts"
+
+
+def test_the_standard_deviation_is_that_of_the_joint_gaussian(make: Callable[..., KernelClassifier]) -> None:
+    texts = ["a dull plot", "moving and never slow"]
+    classifier = make(kernel_regularization=0.1, kernel_dtype="float64").fit(TEXTS, LABELS)
+    joint = make(kernel_dtype="float64").fit([*TEXTS, *texts], [*LABELS, *LABELS[:2]]).train_kernel_.reshape(12, 12)
+    train = joint[:8, :8]
+    inverse = np.linalg.inv(train + 0.1 * np.linalg.norm(train, 2) * np.eye(8))
+    y = np.eye(2)[[LABELS.index(label) for label in LABELS]].reshape(-1)
+    left = joint[8:, 8:] - joint[8:, :8] @ inverse @ joint[:8, 8:]
+    truth = np.sqrt(y @ inverse @ y / 8 * np.diag(left)).reshape(2, 2)
+    np.testing.assert_allclose(classifier.predict_std(texts), truth, rtol=1e-9)
+    with pytest.raises(SolverError, match="`predict_std` is in closed form for"):
+        make(solver="svc").fit(TEXTS, LABELS).predict_std(texts)

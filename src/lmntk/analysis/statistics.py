@@ -211,6 +211,22 @@ def kernel_components(train: Array, others: Array, axes: int = 2) -> Components:
     return Components(vectors * scale, about_train.T @ vectors * inverse, shares)
 
 
+def cosines(diagonal: Array, column: Array, own: float) -> Array:
+    """Return the cosines of the angles between the gradients of training examples and of another: K̃_ij / √(K̃_ii K̃_jj).
+
+    Args:
+        diagonal: K̃_ii of the training examples, [N]; the cosine of one that is not above 0 is 0.
+        column: K̃_ij, [N].
+        own: K̃_jj.
+
+    Examples:
+        >>> cosines(np.array([1.0, 4.0]), np.array([0.5, 1.0]), 1.0).tolist()
+        [0.5, 0.5]
+    """
+    lengths = np.sqrt(np.maximum(diagonal * own, 0))
+    return np.divide(column, lengths, out=np.zeros(column.shape), where=lengths > 0)
+
+
 def similarities(diagonal: Array, columns: Array) -> Array:
     """Return the similarity of training examples and others: K̃_ij / √K̃_ii, relative to the largest of its column.
 

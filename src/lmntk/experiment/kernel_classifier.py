@@ -27,6 +27,7 @@ from lmntk.experiment.texts import match_label_words, read_labels, read_texts
 from lmntk.kernels import ENGINES, FORMULAS
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.solvers.candidates import Given, settings_grid
+from lmntk.solvers.gaussian_process import GaussianProcess
 from lmntk.solvers.influence import influence
 from lmntk.solvers.problem import predicted_classes
 from lmntk.solvers.ridge_problem import RidgeProblem
@@ -219,6 +220,27 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         problem = self._least_squares("influence")
         problem.left_out.check_regular(problem.settings.regularization)  # before the kernel is computed
         return influence(problem, self.kernel(texts))
+
+    def predict_std(self, texts: Any) -> np.ndarray:
+        """Return how sure the logits of texts are: standard deviations of the Gaussian process of `lstsq`.
+
+        Args:
+            texts: As for `fit`.
+
+        Returns:
+            float64 ``[X, C]``, in units of logits, without the noise; see `lmntk.solvers.gaussian_process`.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            SolverError: The solver is another than `lstsq`, or the kernel is asymmetric or singular.
+            UsageError: A text cannot be used.
+        """
+        process = GaussianProcess(self._least_squares("predict_std"))
+        with _arguments_in_sentences():
+            prompts = self._loaded()
+            data = prompts.prompts_of(read_texts(texts))
+            covariance = process.covariance(prompts.kernel(data), prompts.diagonal(data))
+        return np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
 
     def _least_squares(self, asked: str) -> RidgeProblem:
         """Return the least-squares problem that `fit` has solved."""

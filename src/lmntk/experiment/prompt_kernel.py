@@ -25,14 +25,17 @@ from lmntk.experiment.token_checks import check_tokens
 from lmntk.experiment.untrained_logits import untrained_logits
 from lmntk.kernels import (
     FORMULAS,
+    Engine,
     KernelProblem,
     MemoryBudget,
     MemoryBudgetError,
     ModuleModel,
+    Plan,
     TileRequest,
     assemble,
     make_engine,
 )
+from lmntk.kernels.assembly import assemble_diagonal
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.given_model import family_of_model
 from lmntk.models.loading import LoadOptions, load_prompt_model
@@ -134,32 +137,46 @@ class PromptKernel:
         Returns:
             The kernel, as `kernel` returns it, and the parts by name, of the same shape.
         """
-        arguments, model = self._arguments, self.model
-        problem = KernelProblem(
-            model=self._function,
-            params=self._params,
-            train=self._examples(self.train),
-            x=None if data is None else self._examples(data),
-            formula=FORMULAS[arguments.formula],
-            num_logits=model.num_logits,
-            part_of=parts_of(self._params, model, keys) if keys else None,
-        )
+        problem = self._problem(data, keys)
         with torch.inference_mode(False), torch.enable_grad():
-            memory_gb = arguments.kernel_memory_gb
-            budget = None if memory_gb is None else MemoryBudget.from_gb(memory_gb)
-            engine = make_engine(problem, arguments.kernel_engine, budget)
-            tiles = TileRequest(arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size)
-            try:
-                plan = engine.plan(tiles)
-            except MemoryBudgetError as error:
-                raise SettingError(f"`kernel_memory_gb`: {error}", setting="kernel_memory_gb") from error
+            engine, plan = self._planned(problem)
             total = sum(1 for _ in plan) * engine.num_parameter_groups(plan)
-            blocks = tqdm(engine.blocks(plan), total=total, unit="tile", disable=not arguments.verbose)
+            blocks = tqdm(engine.blocks(plan), total=total, unit="tile", disable=not self._arguments.verbose)
             slices = assemble(blocks, plan, problem).unflatten(0, (len(problem.parts), -1))
         slices = slices if problem.formula.is_asymmetric else slices[:, 0]
         if not keys:
             return slices[0].numpy(), {}
         return slices.sum(dim=0).numpy(), dict(zip(problem.parts, slices.numpy(), strict=True))
+
+    def diagonal(self, data: FeatureDataset) -> np.ndarray:
+        """Compute K(x, x) of texts, float64 ``[X, C, C]``, for a formula of one direction."""
+        problem = self._problem(data)
+        with torch.inference_mode(False), torch.enable_grad():
+            engine, plan = self._planned(problem)
+            groups, x_tiles = range(engine.num_parameter_groups(plan)), plan.tile_rows[0].x_tiles
+            parts = ((x, engine.diagonal(plan, x, group)) for group in groups for x in x_tiles)
+            return assemble_diagonal(parts, problem)[0].numpy()
+
+    def _problem(self, data: FeatureDataset | None, keys: Sequence[str] = ()) -> KernelProblem:
+        return KernelProblem(
+            model=self._function,
+            params=self._params,
+            train=self._examples(self.train),
+            x=None if data is None else self._examples(data),
+            formula=FORMULAS[self._arguments.formula],
+            num_logits=self.model.num_logits,
+            part_of=parts_of(self._params, self.model, keys) if keys else None,
+        )
+
+    def _planned(self, problem: KernelProblem) -> tuple[Engine, Plan]:
+        arguments, memory_gb = self._arguments, self._arguments.kernel_memory_gb
+        budget = None if memory_gb is None else MemoryBudget.from_gb(memory_gb)
+        engine = make_engine(problem, arguments.kernel_engine, budget)
+        tiles = TileRequest(arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size)
+        try:
+            return engine, engine.plan(tiles)
+        except MemoryBudgetError as error:
+            raise SettingError(f"`kernel_memory_gb`: {error}", setting="kernel_memory_gb") from error
 
     def logits(self, data: FeatureDataset) -> np.ndarray:
         """Return the logits of the model as it is, ``[X, C]``."""

@@ -11,6 +11,8 @@ from lmntk.kernels.formulas import SignPlacement
 # over 2**18 still loses one; this one keeps the accuracy of the gradients. It is far below 2**24, up to which float32
 # counts products of signs exactly.
 BLOCK = 2**15
+# Numbers whose signs are copied at a time where each example is multiplied with itself.
+SIGNS_AT_A_TIME = 2**17
 
 
 def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> Tensor:
@@ -51,11 +53,22 @@ def contract_each(gradients: Tensor, directions: Sequence[SignPlacement]) -> Ten
     """
     x, c, _ = gradients.shape
     result = torch.zeros(len(directions), x, c, c, dtype=torch.float64, device=gradients.device)
+    signed = any(direction.signed for direction in directions)
     for part in gradients.split(BLOCK, dim=2):
-        signs = part.sign() if any(direction.signed for direction in directions) else part
-        for out, direction in zip(result, directions, strict=True):
-            left, right = signs if direction.sign_train else part, signs if direction.sign_x else part
-            out += torch.bmm(left, right.transpose(1, 2))
+        # Signs are copies: those of few examples at a time stay in the processor's cache.
+        size = max(1, SIGNS_AT_A_TIME // (c * part.shape[2])) if signed else max(x, 1)
+        for first in range(0, x, size):
+            raw = part[first : first + size]
+            signs = raw.sign() if signed else raw
+            found: dict[SignPlacement, Tensor] = {}
+            for out, direction in zip(result, directions, strict=True):
+                mirrored = found.get(SignPlacement(direction.sign_x, direction.sign_train))
+                if mirrored is None:
+                    left, right = signs if direction.sign_train else raw, signs if direction.sign_x else raw
+                    found[direction] = product = torch.bmm(left, right.transpose(1, 2))
+                else:
+                    product = mirrored.transpose(1, 2)
+                out[first : first + size] += product
     return result
 
 

@@ -116,7 +116,11 @@ def _find_neighbours(
                 value=index,
             )
         names = label_names(summary.run, kernel.num_classes)
-        similarities = statistics.similarities(np.diag(kernel.train), kernel.others["test"][:, [index]])[:, 0]
+        column, own = kernel.others["test"][:, index], _own_kernel(summary, index)
+        if own is None:
+            similarities = statistics.similarities(np.diag(kernel.train), column[:, None])[:, 0]
+        else:
+            similarities = statistics.cosines(np.diag(kernel.train), column, own)
         nearest = np.argsort(-similarities, kind="stable")[:NEIGHBOURS].tolist()
         label = names[int(test.labels[index])]
         neighbours[summary.name] = (
@@ -127,6 +131,17 @@ def _find_neighbours(
             ],
         )
     return Sentence(index, _texts_at(texts["test"], index), label, neighbours)
+
+
+def _own_kernel(summary: RunSummary, index: int) -> float | None:
+    """Return K̃_jj of a test example; None without K(x, x), or where an example has several prompts."""
+    if summary.run.kernel("test").samples_per_example != (1, 1):
+        return None
+    diagonal = summary.run.diagonal("test")
+    if diagonal is None:
+        return None
+    own = diagonal[..., index, :, :]
+    return float(statistics.logit_differences(own[..., None, :, None, :])[0, 0])
 
 
 def _texts_at(texts: Sequence[Sequence[str]], index: int) -> Sequence[str]:

@@ -23,7 +23,7 @@ class Neighbour:
     """A training example that resembles a test example.
 
     Attributes:
-        similarity: Relative to the largest similarity of the test example, -1 to 1.
+        similarity: The cosine, or relative to the largest similarity of the test example; -1 to 1.
         label: The name of its label.
         index: Its place in the file, from 0.
         texts: Its sentences; empty if they cannot be shown.
@@ -212,7 +212,8 @@ def _sentences(group: Group) -> str:
     parts = [
         "<section><h3>Most similar training sentences</h3>",
         '<p class="note">For some test sentences, the training sentences most similar to them by '
-        "K̃<sub>ij</sub>/√K̃<sub>ii</sub>, which ranks them as the cosine does; values are relative to the largest. "
+        "the cosine K̃<sub>ij</sub>/√(K̃<sub>ii</sub>K̃<sub>jj</sub>); a run without K(x, x) of test has values relative "
+        "to the largest. "
         "Numbers count from 0 in the files' order.</p>",
     ]
     shown = [_sentence(sentence, several) for sentence in group.sentences]

@@ -46,8 +46,12 @@ class EmbeddingLayer(Layer):
         self, x: Sequence[TokenGradients], directions: Sequence[SignPlacement], workspace: Workspace
     ) -> Tensor:
         """Multiply each example's rows, which belong to different tokens: float64 ``[D, x, C, C]``."""
-        rows = [batch.gradients.transpose(1, 2).flatten(2) for batch in x]  # [B, C, L · d]
-        return torch.cat([contract_each(batch, directions) for batch in rows], dim=1)
+        # A token's rows of all logits are multiplied, [B · L, C, d] by themselves, and added up over the tokens.
+        found = []
+        for batch in x:
+            products = contract_each(batch.gradients.flatten(0, 1), directions)
+            found.append(products.unflatten(1, batch.token.shape).sum(dim=2))
+        return torch.cat(found, dim=1)
 
 
 def _match_by_mask(
