@@ -10,6 +10,9 @@ import torch
 from scipy.stats import norm
 
 from command_line import Workplace, read_kernel, read_results, write_rows
+from lmntk.analysis.calibration import read_reliability
+from lmntk.analysis.saved_run import read_runs
+from lmntk.report import write_report
 from lmntk.storage import kernel_metadata
 from lmntk.storage.paths import RunPaths
 
@@ -52,6 +55,22 @@ def test_the_metrics_and_the_table_follow_from_the_files_of_the_run(made: Path) 
     assert 0 <= results["eval_ece"] <= 1
     assert [row["label"] for row in rows] == [str(number) for number in classes]
     assert (made / "dev_variance_sst-2.csv").is_file() and not (made / "train_variance_sst-2.csv").exists()
+
+
+def test_the_report_shows_the_reliability_and_true_cosines(made: Path, tmp_path: Path) -> None:
+    (run,) = read_runs(made)
+    found = read_reliability(run, "test")
+    assert found is not None and found.error == pytest.approx(
+        read_results(made / "test_results_sst-2.txt")["eval_ece"], abs=1e-5
+    )
+    page = write_report([made], tmp_path / "report", sentences=[0])
+    assert (tmp_path / "report" / "sst-2-reliability.png").is_file()
+    train, test = (read_kernel(made, split).numpy() for split in ("train", "test"))
+    own = torch.load(made / "test_diagonal_sst-2.pt", weights_only=True).numpy()[0]
+    weights = np.array([[0.5, -0.5], [-0.5, 0.5]])
+    column = np.einsum("ab,iab->i", weights, test[:, :, 0])
+    lengths = np.sqrt([(weights * train[i, :, i]).sum() * (weights * own).sum() for i in range(4)])
+    assert f"{(column / lengths).max():.2f}" in page.read_text(encoding="utf-8")
 
 
 def test_a_kernel_without_a_diagonal_is_used_and_gets_one_when_it_is_needed(place: Workplace, made: Path) -> None:

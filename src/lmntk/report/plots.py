@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from lmntk.analysis.statistics import Components, Spectrum
+from lmntk.solvers.calibration import ReliabilityBin
 from lmntk.solvers.problem import Array, ClassIds
 
 Draw = Callable[[Axes], None]
@@ -217,6 +218,29 @@ def scores_plot(labels: Array | ClassIds, predicted: Array | ClassIds, split: st
         ends = [float(labels.min()), float(labels.max())]
         axes.plot(ends, ends, color="#555555", linestyle=":", label="right")
         axes.set(xlabel=f"label, {split}", ylabel="predicted")
+        axes.legend()
+
+    return draw
+
+
+def reliability_plot(bins: Sequence[ReliabilityBin], lowest: float, split: str) -> Draw:
+    """Draw the accuracy of examples against their largest probability, by bins; the area of a point is their number.
+
+    Args:
+        bins: The bins that have examples.
+        lowest: The left end of the scale, 1 / C.
+        split: The name of the examples.
+    """
+    confidence, accuracy, counts = (
+        [getattr(one, name) for one in bins] for name in ("confidence", "accuracy", "count")
+    )
+
+    def draw(axes: Axes) -> None:
+        axes.plot([lowest, 1], [lowest, 1], color="#777777", linestyle=":", label="calibrated")
+        axes.plot(confidence, accuracy, color=TEST, linewidth=1)
+        axes.scatter(confidence, accuracy, s=[20 + 180 * count / max(counts) for count in counts], color=TEST)
+        axes.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.03, 1.03))
+        axes.set(xlabel="largest probability", ylabel=f"accuracy on {split}")
         axes.legend()
 
     return draw
