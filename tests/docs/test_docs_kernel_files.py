@@ -107,7 +107,18 @@ def test_the_table_of_files_has_all_that_a_run_leaves(place: Workplace) -> None:
     slices = {f"{split}_{kind}_kernels_sst-2.pt" for split in ("train", "dev", "test") for kind in ("part", "lora")}
     others = slices | {"solver_selection_sst-2.csv", "step-<T>_sst-2.safetensors"}
     others |= {f"influence_{split}_sst-2.csv" for split in ("train", "dev", "test")}
-    assert told - left == {"train_predictions_sst-2.csv", *others}
+    others |= {f"{split}_variance_sst-2.csv" for split in ("train", "dev", "test")}
+    assert told - left == {"train_predictions_sst-2.csv", "train_diagonal_sst-2.pt", *others}
+
+
+def test_cosines_of_the_difference_are_those_of_its_gradients(names: dict[str, Any]) -> None:
+    own = [
+        (i, x)
+        for x, text in enumerate(names["texts"]["test"])
+        for i in [*range(4)]
+        if names["texts"]["train"][i] == text
+    ]
+    assert own and [names["cosines"][pair] for pair in own] == pytest.approx([1] * len(own), abs=1e-5)
 
 
 def test_the_changes_of_a_training_are_those_of_its_kernels(place: Workplace, names: dict[str, Any]) -> None:

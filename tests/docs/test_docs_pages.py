@@ -28,6 +28,7 @@ TESTED_BY = {
     "templates": "docs/test_docs_templates.py",
     "training": "docs/test_docs.py",
     "troubleshooting": "docs/test_docs_troubleshooting.py",
+    "uncertainty": "docs/test_docs_uncertainty.py",
     "validation": "docs/test_docs_validation.py",
 }
 """The pages with commands, and who runs them."""

@@ -15,7 +15,7 @@ import demo
 import demo_causal
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.commands import behaviour, compare, gather, report, splits
+from lmntk.commands import behaviour, compare, forecast, gather, influence, report, splits, subsets
 from lmntk.commands.main import NAMES
 from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import find_task
@@ -83,7 +83,7 @@ def test_the_table_of_all_runs_has_a_row_for_each(walked: Workplace, capsys: pyt
     with contextlib.chdir(walked.folder):
         assert gather.main(words[2:]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "| sst-2 " in line]
-    assert len(rows) == len(calls(README)) == 8
+    assert len(rows) == len(calls(README)) == 9
 
 
 def test_the_report_and_the_comparison_are_of_runs_that_the_readme_made(
@@ -96,6 +96,21 @@ def test_the_report_and_the_comparison_are_of_runs_that_the_readme_made(
     page = walked.folder / f"{RESULT}-kernel-kernel-prompting" / "16-42" / "report" / "report.html"
     assert "<h1>" in page.read_text(encoding="utf-8")
     assert "test" in capsys.readouterr().out
+
+
+def test_one_kernel_tells_what_the_readme_asks_it(walked: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    tools = {"influence": influence, "subsets": subsets, "forecast": forecast}
+    said = {}
+    for name, tool in tools.items():
+        (words,) = [words for words in commands(README) if words[1:2] == [f"tools/kernel_{name}.py"]]
+        with contextlib.chdir(walked.folder):
+            assert tool.main(words[2:]) == 0
+        said[name] = capsys.readouterr().out
+    folder = walked.folder / f"{RESULT}-kernel-kernel-parts" / "16-42"
+    assert len((folder / "influence_train_sst-2.csv").read_text(encoding="utf-8").splitlines()) == 1 + 8
+    assert {"loo_acc", "eval_nll", "eval_ece"} <= read_results(folder / "test_results_sst-2.txt").keys()
+    assert "condition" in said["subsets"] and "largest stable learning rate" in said["forecast"]
+    assert (walked.folder / "forecast.png").is_file()
 
 
 def test_the_question_whether_the_kernel_describes_fine_tuning_is_asked_as_the_tool_takes_it() -> None:
@@ -125,6 +140,7 @@ def test_every_command_is_one_that_the_tests_know() -> None:
             assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
         elif words[0] == "python":
             tools = ("generate_k_shot_data", "kernel_behaviour", "gather_result", "report", "compare_kernels")
+            tools += ("kernel_influence", "kernel_subsets", "kernel_forecast")
             assert words[1] in [f"tools/{tool}.py" for tool in tools]
         elif words[0] == "lmntk":
             assert words[1] in NAMES
@@ -138,7 +154,7 @@ def test_every_command_is_one_that_the_tests_know() -> None:
 
 def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
     tool_flags = {"mode", "k", "task", "seed", "data_dir", "output_dir", "condition", "format"}
-    tool_flags |= {"model", "seeds", "jobs"}
+    tool_flags |= {"model", "seeds", "jobs", "figure"}
     assert {flag for flag in re.findall(r"--(\w+)", README) if flag not in flag_names() | tool_flags} == set()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert [link for link in [*links, "requirements.txt"] if not (ROOT / link).is_file()] == []
