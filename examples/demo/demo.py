@@ -245,6 +245,12 @@ class DemoRunner:
             (folder / STAMP).write_text(stamp, encoding="utf-8")
         return page
 
+    def asked_of_influence(self) -> Path | None:
+        """The folder of a run whose kernel, with `lstsq`, tells of its train examples; None if no method is one."""
+        task, seed = self.demo.tasks[0], self.demo.seeds[-1]
+        of_one = (run for run in self.runs if (run.task, run.seed) == (task, seed) and run.method.name == "kernel-sgd")
+        return next((run.folder for run in of_one), None)
+
     def describe(self) -> str | None:
         """Write the table of whether the kernel describes fine-tuning, and return it as text; None without rows."""
         runs = {(run.task, run.method.name, run.seed): run for run in self.runs}
@@ -347,6 +353,10 @@ def show(demo: Demo, given: argparse.Namespace) -> None:
     print(f"What each run left: {runner.output / 'TASK' / 'METHOD' / f'{K}-SEED'}")
     print("The same numbers from the log:")
     print(f"  {shlex.join([*tool, '--format', 'markdown'])} --condition \"{{'task_name': '{TASK_NAME}'}}\"")
+    if (asked := runner.asked_of_influence()) is not None:
+        tool = [sys.executable, str(ROOT / "tools" / "kernel_influence.py"), str(asked)]
+        print(f"Which train examples look mislabelled, help or hurt, by {asked.parent.name}, {asked.name}:")
+        print(f"  {shlex.join(tool)}")
     print(f"Kernels to look at, of {demo.tasks[0]} and seed {demo.seeds[-1]}, in a browser:", flush=True)
     print(f"  {runner.write_report()}", flush=True)
     if (described := runner.describe()) is not None:

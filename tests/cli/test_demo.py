@@ -282,7 +282,12 @@ def test_it_ends_by_writing_a_report_of_some_runs_which_is_written_once(
 ) -> None:
     workplace.run_demo()
     page = workplace.output / "report" / "report.html"
-    assert capsys.readouterr().out.endswith(f"Kernels to look at, of tweets and seed 42, in a browser:\n  {page}\n")
+    folder = workplace.output / "tweets" / "kernel-sgd" / "16-42"
+    tool = f"{sys.executable} {workplace.program / 'tools' / 'kernel_influence.py'}"
+    assert capsys.readouterr().out.endswith(
+        f"Which train examples look mislabelled, help or hurt, by kernel-sgd, 16-42:\n  {tool} {folder}\n"
+        f"Kernels to look at, of tweets and seed 42, in a browser:\n  {page}\n"
+    )
     assert re.findall(r'<th scope="row">(.*?)</th>', page.read_text(encoding="utf-8")) == ["kernel-sgd", "tuning-adam"]
     written = page.stat().st_mtime_ns
     workplace.run_demo()
