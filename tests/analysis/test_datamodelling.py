@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from lmntk.analysis.datamodelling import RankCorrelation, agreement, chance_agreement, half_subsets, margins
+from lmntk.analysis.datamodelling import RankCorrelation, agreement, chance_agreement, half_subsets
 from lmntk.errors import DataError
 
 
@@ -53,12 +53,3 @@ def test_halves_have_half_of_each_class_and_more_of_them_begin_with_the_same() -
     assert (kept != half_subsets(classes, 20, seed=4)).any()
     with pytest.raises(DataError):
         half_subsets(np.array([0, 1]), 2, seed=0)
-
-
-def test_a_margin_is_above_zero_where_the_prediction_is_right() -> None:
-    logits = np.random.default_rng(0).normal(size=(4, 6, 3))
-    classes = np.arange(6) % 3
-    found = margins(logits, classes)
-    np.testing.assert_array_equal(found > 0, logits.argmax(axis=-1) == classes)
-    assert found[1, 2] == logits[1, 2, 2] - logits[1, 2, :2].max()
-    np.testing.assert_array_equal(margins(np.array([[[2.0], [3.0]]]), np.array([0, 1])), [[-2, 3]])

@@ -43,7 +43,7 @@ def without(folder: Folder, out: np.ndarray, split: str, f0: Any = None, regular
 
 def margins_of(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """How far the label's logit is above the largest other one, example by example."""
-    both = np.concatenate([-logits, logits], axis=1) if logits.shape[1] == 1 else logits
+    both = np.concatenate([-logits, logits], axis=1) / 2 if logits.shape[1] == 1 else logits
     return np.array([row[label] - np.delete(row, label).max() for row, label in zip(both, classes, strict=True)])
 
 

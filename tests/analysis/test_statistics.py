@@ -150,11 +150,6 @@ def test_a_confusion_matrix_counts_by_label_and_prediction() -> None:
     assert statistics.confusion([0, 0, 2, 1], [0, 1, 2, 1], 3).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
 
 
-def test_margins_are_those_of_the_two_largest_logits() -> None:
-    assert statistics.margins(np.array([[1.0, 4.0, 2.0], [0.0, 0.0, -1.0]])).tolist() == [2, 0]
-    assert statistics.margins(np.array([[-1.5], [0.5]])).tolist() == [3, 1]
-
-
 def test_a_kernel_compared_with_itself_and_with_its_double() -> None:
     kernel = kernel_of(features(5, 2, 20), features(4, 2, 20, seed=1))
     same, double = statistics.compare(kernel, kernel), statistics.compare(2 * kernel, kernel)

@@ -5,7 +5,7 @@ import pytest
 
 from lmntk.errors import KernelMismatchError, SolverError
 from lmntk.solvers.influence import influence
-from lmntk.solvers.problem import SolverSettings
+from lmntk.solvers.problem import SolverSettings, margins, signed
 from lmntk.solvers.ridge_problem import RidgeProblem
 from random_kernels import CLOSE, Case
 
@@ -85,3 +85,30 @@ def test_a_singular_kernel_has_no_influence_and_other_shapes_are_refused() -> No
         influence(problem_of(case, 0.1), case.test[1:])
     with pytest.raises(KernelMismatchError, match="`groups`"):
         influence(problem_of(case, 0.1), case.test, [0, 1])
+
+
+def test_a_margin_is_above_zero_where_the_prediction_is_right() -> None:
+    logits = np.random.default_rng(0).normal(size=(4, 6, 3))
+    classes = np.arange(6) % 3
+    found = margins(logits, classes)
+    np.testing.assert_array_equal(found > 0, logits.argmax(axis=-1) == classes)
+    assert found[1, 2] == logits[1, 2, 2] - logits[1, 2, :2].max()
+    np.testing.assert_array_equal(margins(np.array([[[2.0], [3.0]]]), np.array([0, 1])), [[-2, 3]])
+
+
+@pytest.mark.parametrize("regularization", [0.0, 0.1])
+def test_one_logit_that_is_the_difference_of_two_has_their_margins_and_influences(regularization: float) -> None:
+    features = np.random.default_rng(0).normal(size=(15, 50))
+    kernel, difference = features @ features.T, np.array([-1.0, 1.0])
+    two = np.einsum("ij,ab->iajb", kernel, np.eye(2))
+    one = np.einsum("iajb,a,b->ij", two, difference, difference)[:, None, :, None]
+    classes, settings = np.arange(15) * 7 % 3 % 2, SolverSettings(regularization=regularization)
+    numbers = []
+    for values, labels in ((two, classes), (one, signed(classes))):
+        problem = RidgeProblem(values[:8, :, :8], labels[:8], settings)
+        predicted = problem.predict(values[:8, :, 8:], labels[8:]).logits
+        without = predicted - influence(problem, values[:8, :, 8:])
+        on_margins = margins(predicted, classes[8:]) - margins(without, classes[8:])
+        numbers.append((margins(problem.leave_one_out(), classes[:8]), on_margins))
+    for of_two, of_one in zip(*numbers, strict=True):
+        np.testing.assert_allclose(of_one, of_two, rtol=0, atol=CLOSE)

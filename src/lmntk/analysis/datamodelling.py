@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 from lmntk.errors import DataError
-from lmntk.solvers.problem import Array, ClassIds, signed
+from lmntk.solvers.problem import Array, ClassIds
 
 Subsets = NDArray[np.bool_]
 FLAT = 1e-6
@@ -71,28 +71,6 @@ def half_subsets(classes: ClassIds, count: int, seed: int) -> Subsets:
         for rows in members:
             row[generator.choice(rows, max(1, len(rows) // 2), replace=False)] = True
     return kept
-
-
-def margins(logits: Array, classes: ClassIds) -> Array:
-    """Return the output of each example: the logit of its class less the largest other one.
-
-    Args:
-        logits: ``[..., X, C]``; a single logit, C = 1, is the difference of class 1 and class 0.
-        classes: The class ids, ``[X]``.
-
-    Returns:
-        ``[..., X]``, above 0 where the prediction is right.
-
-    Examples:
-        >>> margins(np.array([[2.0, 5.0, 1.0], [0.5, 0.0, -1.0]]), np.array([0, 0])).tolist()
-        [-3.0, 0.5]
-    """
-    if logits.shape[-1] == 1:
-        return logits[..., 0] * signed(classes)
-    is_own = np.arange(logits.shape[-1]) == classes[:, None]
-    own = np.where(is_own, logits, 0).sum(axis=-1)
-    other: Array = np.where(is_own, -np.inf, logits).max(axis=-1)
-    return own - other
 
 
 def varies(outputs: Array) -> NDArray[np.bool_]:

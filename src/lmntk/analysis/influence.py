@@ -22,7 +22,7 @@ from lmntk.data.text_files import open_text
 from lmntk.errors import FileError
 from lmntk.solvers import problem as solver_problem
 from lmntk.solvers.influence import influence
-from lmntk.solvers.problem import Array, ClassIds, predicted_classes
+from lmntk.solvers.problem import Array, ClassIds, margins, predicted_classes
 from lmntk.storage.atomic import write_text
 from lmntk.storage.paths import RunPaths
 
@@ -42,7 +42,7 @@ class SplitInfluence:
         metric: The name of its score, ``"acc"``.
         labels: Class ids, ``[X]``.
         logits: The predictions with all train examples, ``[X, C]``.
-        on_margins: What each group adds to the margin of each example, ``[G, X]``; see `label_margins`.
+        on_margins: What each group adds to the margin of each example, ``[G, X]``; see `lmntk.solvers.problem.margins`.
         loss_changes: The mean squared error without each group less that with it, ``[G]``: above 0, the group helps.
         score_changes: The score without each group less that with it, ``[G]``: below 0, the group helps.
     """
@@ -95,8 +95,8 @@ class RunInfluence:
 
     @functools.cached_property
     def margins(self) -> Array:
-        """The margin of each train example in its leave-one-out prediction, ``[E]``; see `label_margins`."""
-        return label_margins(self.left_out, self.classes)
+        """The margin of each train example in its leave-one-out prediction, ``[E]``; see `lmntk.solvers.problem.margins`."""
+        return margins(self.left_out, self.classes)
 
     @functools.cached_property
     def mislabelled(self) -> list[int]:
@@ -127,7 +127,7 @@ class QueryInfluence:
     @property
     def margin(self) -> float:
         """How far the predicted class is above the next one."""
-        return float(label_margins(self.logits[None], np.array([self.predicted]))[0])
+        return float(margins(self.logits[None], np.array([self.predicted]))[0])
 
 
 def query_influence(
@@ -149,32 +149,8 @@ def query_influence(
     logits = problem.predict(x_kernel, any_label, f0, "query").logits.mean(axis=0)
     predicted = predicted_classes(logits[None])
     added = influence(problem, x_kernel, groups, samples)
-    margins = label_margins(logits[None], predicted) - label_margins(logits - added, predicted)
-    return QueryInfluence(logits, int(predicted[0]), margins[:, 0])
-
-
-def label_margins(logits: Array, classes: ClassIds) -> Array:
-    """Return how far the logit of each example's label is above the largest other logit; twice y·f of a single logit f.
-
-    Args:
-        logits: ``[..., X, C]``.
-        classes: Class ids, ``[X]``.
-
-    Returns:
-        ``[..., X]``, below 0 where another class is predicted.
-
-    Examples:
-        >>> label_margins(np.array([[1.0, 3.0, 2.5]]), np.array([2])).tolist()
-        [-0.5]
-        >>> label_margins(np.array([[0.25], [0.25]]), np.array([1, 0])).tolist()
-        [0.5, -0.5]
-    """
-    if logits.shape[-1] == 1:
-        return np.asarray(2 * solver_problem.signed(classes) * logits[..., 0])
-    examples = np.arange(len(classes))
-    others = np.array(logits)
-    others[..., examples, classes] = -np.inf
-    return np.asarray(logits[..., examples, classes] - others.max(axis=-1))
+    on_margin = margins(logits[None], predicted) - margins(logits - added, predicted)
+    return QueryInfluence(logits, int(predicted[0]), on_margin[:, 0])
 
 
 def run_influence(
@@ -208,7 +184,6 @@ def _on_split(of_run: LeastSquaresRun, split: str, groups: Ids) -> SplitInfluenc
     logits = of_run.predict(split)
     added = influence(of_run.problem, kernel.values, groups, kernel.samples_per_example[1])
     without = logits - added
-    margins = label_margins(logits, classes)
     wanted = solver_problem.targets(classes, logits.shape[1])
     loss = solver_problem.squared_error(logits, wanted)
     return SplitInfluence(
@@ -216,7 +191,7 @@ def _on_split(of_run: LeastSquaresRun, split: str, groups: Ids) -> SplitInfluenc
         metric=task.main_metrics[0] if task else "acc",
         labels=classes,
         logits=logits,
-        on_margins=margins - label_margins(without, classes),
+        on_margins=margins(logits, classes) - margins(without, classes),
         loss_changes=((without - wanted) ** 2).mean(axis=(1, 2)) - loss,
         score_changes=np.array([of_run.score(split, each) for each in without]) - of_run.score(split, logits),
     )
@@ -314,7 +289,7 @@ def train_rows(found: RunInfluence) -> list[dict[str, Any]]:
 
 def _split_rows(found: RunInfluence, on: SplitInfluence) -> list[dict[str, Any]]:
     spelled, predicted = _spelled(found, on.split), predicted_classes(on.logits)
-    margins = label_margins(on.logits, on.labels)
+    of_labels = margins(on.logits, on.labels)
     name = "group" if found.is_grouped else "train"
     columns = [f"{name}_{number}" for number in np.unique(found.groups)]
     return [
@@ -322,7 +297,7 @@ def _split_rows(found: RunInfluence, on: SplitInfluence) -> list[dict[str, Any]]
             "index": index,
             "label": spelled[label],
             "prediction": spelled[predicted[index]],
-            "margin": float(margins[index]),
+            "margin": float(of_labels[index]),
             **dict(zip(columns, on.on_margins[:, index].tolist(), strict=True)),
         }
         for index, label in enumerate(on.labels)

@@ -269,19 +269,6 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, count: int) -> Integers
     return counts
 
 
-def margins(logits: Array) -> Array:
-    """Return how far each example's largest logit is above the next one, [X]; twice the size of a single logit.
-
-    Examples:
-        >>> margins(np.array([[1.0, 3.0, 2.5]])).tolist()
-        [0.5]
-    """
-    if logits.shape[1] == 1:
-        return 2 * np.abs(logits[:, 0])
-    ordered = np.sort(logits, axis=1)
-    return ordered[:, -1] - ordered[:, -2]
-
-
 class Comparison(NamedTuple):
     """The distance and similarity of two kernels A and B.
 

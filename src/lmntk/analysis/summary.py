@@ -15,7 +15,7 @@ from lmntk.analysis.solver_choice import SolverChoice, Source, choose_solver
 from lmntk.analysis.statistics import Components, Spectrum
 from lmntk.data.metrics import mean_over_samples
 from lmntk.errors import UsageError
-from lmntk.solvers.problem import Array, ClassIds, predicted_classes
+from lmntk.solvers.problem import Array, ClassIds, margins, predicted_classes
 
 REGULARIZATIONS = (0.0, *(10.0**power for power in range(-8, 1)))
 FEW_REGULARIZATIONS = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
@@ -303,9 +303,9 @@ def typical_examples(found: SplitSummary, each: int = 2) -> list[int]:
         Indices of examples, each once.
     """
     assert found.logits is not None
-    margins = statistics.margins(found.logits)
+    sureness = margins(found.logits, predicted_classes(found.logits))
     right = found.predicted == found.labels
-    surest = np.argsort(-margins, kind="stable")
+    surest = np.argsort(-sureness, kind="stable")
     chosen = [*surest[right[surest]][:each], *surest[~right[surest]][:each]]
     undecided = [index for index in surest[::-1] if index not in chosen][:each]
     return [int(index) for index in [*chosen, *undecided]]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lmntk.analysis.datamodelling import Agreement, Subsets, agreement, chance_agreement, margins
+from lmntk.analysis.datamodelling import Agreement, Subsets, agreement, chance_agreement
 from lmntk.analysis.least_squares import LeastSquaresRun
 from lmntk.data.tasks import Task
 from lmntk.errors import FileError, NotFiniteError, SolverError
 from lmntk.solvers.influence import influence
-from lmntk.solvers.problem import Array, ClassIds, predicted_classes
+from lmntk.solvers.problem import Array, ClassIds, margins, predicted_classes
 
 RESOLVED, ADDED, RETRAINED, CHANCE = "re-solving", "leave-one-out", "another seed", "chance"
 """The kinds of predictions: the kernel solved again on each subset; the sum of the leave-one-out influences of the

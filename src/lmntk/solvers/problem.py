@@ -254,6 +254,30 @@ def predicted_classes(logits: Array) -> ClassIds:
     return two_logits(logits).argmax(axis=1)
 
 
+def margins(logits: Array, classes: ClassIds) -> Array:
+    """Return how far the logit of each example's class is above the largest other one, in units of logits.
+
+    A single logit f stands for the difference of the logits of class 1 and class 0: its margin is f or -f.
+
+    Args:
+        logits: ``[..., X, C]``.
+        classes: Class ids, ``[X]``: the labels, or what is predicted.
+
+    Returns:
+        ``[..., X]``, below 0 where another class is predicted.
+
+    Examples:
+        >>> margins(np.array([[1.0, 3.0, 2.5]]), np.array([2])).tolist()
+        [-0.5]
+        >>> margins(np.array([[0.25], [0.25]]), np.array([1, 0])).tolist()
+        [0.25, -0.25]
+    """
+    if logits.shape[-1] == 1:
+        return np.asarray(signed(classes) * logits[..., 0])
+    is_own = np.arange(logits.shape[-1]) == classes[:, None]
+    return np.asarray(np.where(is_own, logits, 0).sum(axis=-1) - np.where(is_own, -np.inf, logits).max(axis=-1))
+
+
 def check_values(kernel: Array, x_split: str) -> None:
     """Refuse NaN, infinity and values whose squares float64 cannot hold.
 
