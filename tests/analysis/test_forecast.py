@@ -216,3 +216,24 @@ def test_what_cannot_be_forecast_is_refused_in_a_sentence(
     change(kernel.path)
     with pytest.raises(error, match=words):
         command._show(command.make_parser().read([str(kernel.path), *flags]))
+
+
+def test_a_kernel_that_is_singular_without_an_example_has_a_forecast_without_leave_one_out(
+    kernel: Folder, capsys: Any
+) -> None:
+    kernel.write("train", np.fliplr(np.eye(16)).copy().reshape(8, 2, 8, 2))
+    kernel.record(kernel_regularization=0.0)
+    (point,) = learning_curve(read_least_squares(run_of(kernel), {}), [4], draws=1, seed=0)
+    assert np.isnan([point.left_out_score.mean, point.left_out_loss.mean, point.gcv.mean]).all()
+    assert 0 <= point.scores["test"].mean <= 1
+    assert command.main([str(kernel.path), "--k", "4"]) == 0
+    assert "leave-one-out and GCV are missing" in capsys.readouterr().out.replace("Leave", "leave")
+
+
+def test_the_table_has_no_gcv_where_an_example_has_several_prompts(tmp_path: Path, capsys: Any) -> None:
+    folder = Folder(tmp_path, noise=2.0, samples=2)
+    folder.record(kernel_regularization=0.01)
+    assert command.main([str(folder.path), "--k", "4"]) == 0
+    head, *rest = capsys.readouterr().out.splitlines()
+    assert "leave-one-out loss" in head and "GCV" not in head
+    assert any("GCV is left out" in line for line in rest)

@@ -190,3 +190,16 @@ def test_the_command_writes_every_form_and_the_figure(folder: Path, tmp_path: Pa
     assert [float(row["dev"]) for row in rows] == [one["scores"]["dev"] for one in as_json]
     assert all(math.isfinite(float(row["loo_score"])) for row in rows)
     assert subsets.main([str(folder), "--figure", "subsets.pdf"]) == 2
+
+
+def test_a_kernel_that_is_singular_without_an_example_has_scores_but_no_leave_one_out(tmp_path: Path) -> None:
+    cache, name = KernelCache(tmp_path, None, "sst-2", overwrite=False), "head/head/weight"
+    said = {PARTS_KEY: {"keys": list(KEYS), "parameters": {name: 10}, "matrices": {}}}
+    for split, size in (("train", TRAIN), ("dev", DEV)):
+        kernel = torch.eye(TRAIN * C, dtype=torch.float64).flip(0).reshape(TRAIN, C, TRAIN, C)
+        kernel = kernel[:, :, torch.arange(size) % TRAIN].contiguous()
+        slices = KernelSlices(KEYS, {name: kernel}, {}, said)
+        cache.save(split, (kernel, torch.arange(size) % 2), slices, {"formula": "sgd"})
+    (tmp_path / "run_sst-2.json").write_text(json.dumps({"trainer": "kernel"}), encoding="utf-8")
+    for one in measured(tmp_path).values():
+        assert math.isnan(one.loo_score) and math.isnan(one.loo_loss) and one.scores["dev"] == 1

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from kernel_folders import Folder
 from lmntk import solvers
-from lmntk.analysis.prompt_ranking import PromptNumbers, agreement_with_test, ranked
+from lmntk.analysis.prompt_ranking import PromptNumbers, agreement_with_test, prompt_numbers, ranked
+from lmntk.analysis.saved_run import read_runs
 from lmntk.commands import prompts as command
 from lmntk.data.tasks import TASKS
 from lmntk.errors import FileError, SettingError, TemplateError, UsageError
@@ -173,3 +175,11 @@ def test_a_number_that_orders_prompts_as_test_does_correlates_by_one() -> None:
 def test_flags_that_no_ranking_can_have_are_refused(place: list[str], flags: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan_of([*place, *flags]).check()
+
+
+def test_a_kernel_that_is_singular_without_an_example_is_ranked_without_leave_one_out(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write_untrained_logits()
+    folder.write("train", np.fliplr(np.eye(16)).copy().reshape(8, 2, 8, 2))
+    found = prompt_numbers("template", "words", read_runs(folder.path))
+    assert math.isnan(found.loo) and math.isnan(found.loo_loss) and 0 <= found.test <= 1

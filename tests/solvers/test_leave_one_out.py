@@ -1,5 +1,7 @@
 """Leave-one-out in closed form, against really fitting to the other examples, one group at a time."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -75,10 +77,31 @@ def test_a_kernel_of_zeros_has_no_leave_one_out_at_any_regularization() -> None:
         leave_one_out(np.zeros((2, 1, 2, 1)), np.ones((2, 1)), 1.0)
 
 
-def test_a_kernel_that_is_singular_without_an_example_is_refused_too() -> None:
-    indefinite = np.array([[0.0, 1.0], [2.0, 0.0]]).reshape(2, 1, 2, 1)
-    with pytest.raises(SolverError, match="take a larger one, such as 0.001"):
-        leave_one_out(indefinite, np.ones((2, 1)))
+@pytest.mark.parametrize(
+    "kernel", [[[0.0, 1.0], [2.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]], ids=["asymmetric", "symmetric"]
+)
+def test_a_kernel_that_is_singular_without_an_example_is_refused_with_a_remedy_that_does(kernel: Any) -> None:
+    left_out = LeftOut(np.reshape(kernel, (2, 1, 2, 1)))
+    assert left_out.system.is_regular(0) and not left_out.is_defined(0)
+    for ask in (
+        lambda: left_out.predict(np.ones((2, 1))),
+        lambda: left_out.influence(np.ones((2, 1)), np.ones((2, 1, 3, 1))),
+    ):
+        with pytest.raises(SolverError, match="without one of its examples .* take `kernel_regularization=0.001`"):
+            ask()
+    np.testing.assert_allclose(
+        left_out.predict(np.array([[1.0], [3.0]]), 0.001),
+        np.array([[3e3 * kernel[1][0]], [1e3 * kernel[0][1]]]) / left_out.system.norm,
+    )
+
+
+def test_the_regularization_that_is_named_is_checked() -> None:
+    """K + λ‖K‖₂ I is singular, as a whole or without the last example, with each λ that is tried before."""
+    kernel = np.diag([-0.001, -0.01, -0.1, -1.0, 0.0])
+    kernel[4, 0] = kernel[0, 4] = 1e-3
+    left_out = LeftOut(kernel.reshape(5, 1, 5, 1))
+    assert left_out.remedy() == "take `kernel_regularization=2`"
+    assert left_out.is_defined(2)
 
 
 def test_groups_of_another_length_are_refused() -> None:

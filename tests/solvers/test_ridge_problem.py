@@ -66,3 +66,20 @@ def test_a_singular_kernel_names_the_regularisation_that_would_do() -> None:
     for ask in (problem.gcv, problem.leave_one_out):
         with pytest.raises(SolverError, match="take `kernel_regularization="):
             ask()
+
+
+def test_gcv_is_left_out_where_an_example_has_several_samples() -> None:
+    case = Case(2)
+    case.train_labels = np.tile(case.train_labels[:10], 2)
+    assert np.isnan(problem_of(case, 0.1, samples=2).gcv()) and not np.isnan(problem_of(case, 0.1).gcv())
+
+
+@pytest.mark.parametrize("lower", [1.0, 2.0])
+def test_a_kernel_that_is_singular_without_an_example_has_no_leave_one_out(lower: float) -> None:
+    direction = np.array([[0.0, 1.0], [lower, 0.0]])
+    kernel = np.stack([direction, direction.T]).reshape(2, 2, 1, 2, 1)
+    problem = RidgeProblem(kernel if lower > 1 else kernel[0], np.array([-1.0, 1.0]))
+    assert problem.is_regular and not problem.has_leave_one_out
+    assert lower > 1 or np.isnan(problem.gcv())
+    with pytest.raises(SolverError, match="take `kernel_regularization=0.001`"):
+        problem.leave_one_out_loss()

@@ -23,3 +23,12 @@ def test_the_score_of_leave_one_out_is_the_tasks_main_metric(task: str, metric: 
     left_out = problem.leave_one_out()
     assert found[f"loo_{metric}"] == score(row, left_out, case.train_labels)[key]
     assert found["loo_loss"] == pytest.approx(np.mean((left_out - np.eye(2)[case.train_labels]) ** 2))
+
+
+def test_several_prompts_of_an_example_have_no_gcv_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case(2)
+    case.train_labels = np.tile(case.train_labels[:10], 2)
+    problem = RidgeProblem(case.train, case.train_labels, SolverSettings(regularization=0.1), samples=2)
+    with caplog.at_level("INFO"):
+        found = leave_one_out_metrics(problem, "acc", lambda logits: 0.5)
+    assert [*found] == ["loo_acc", "loo_loss"] and "gcv is left out: it takes the prompts" in caplog.text

@@ -1,6 +1,7 @@
 """Tables of a forecast: text, Markdown, LaTeX, CSV and JSON."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,11 @@ class Forecast:
     real: Sequence[StepNumbers]
     remarks: Sequence[str]
 
+    @property
+    def has_gcv(self) -> bool:
+        """Whether generalised cross-validation is defined for any number of examples."""
+        return any(not math.isnan(point.gcv.mean) for point in self.curve)
+
 
 def format_forecast(found: Forecast, form: str) -> str:
     """Write a forecast.
@@ -85,7 +91,7 @@ def format_forecast(found: Forecast, form: str) -> str:
         return as_csv(_lines(found))
     if form == "json":
         return as_json(_as_object(found))
-    blocks = [Block([_curve_cells(point) for point in found.curve], ())]
+    blocks = [Block([_curve_cells(point, found.has_gcv) for point in found.curve], ())]
     blocks.append(Block([_kernel_cells(one) for one in found.kernels], ["kernel"]))
     if found.stable is not None:
         blocks.append(Block(_stable_cells(found.stable), ["largest stable learning rate", "for the linearised model"]))
@@ -93,14 +99,14 @@ def format_forecast(found: Forecast, form: str) -> str:
     return format_blocks(blocks, _notes(found), form)
 
 
-def _curve_cells(point: CurvePoint) -> Cells:
+def _curve_cells(point: CurvePoint, with_gcv: bool) -> Cells:
     cells = {"k": str(point.k), "draws": str(point.draws)}
     for split, spread in point.scores.items():
         cells |= {split: _mean(spread), f"{split} 95 %": _interval(spread)}
     return cells | {
         "leave-one-out": percent(point.left_out_score.mean),
         "leave-one-out loss": number(point.left_out_loss.mean),
-        "GCV": number(point.gcv.mean),
+        **({"GCV": number(point.gcv.mean)} if with_gcv else {}),
     }
 
 
@@ -162,7 +168,8 @@ def _notes(found: Forecast) -> list[str]:
     metric = METRIC_NAMES.get(found.metric, found.metric)
     notes = [
         f"{found.name}: {metric} in percent of balanced random subsets with k examples of each class, mean, standard "
-        "deviation and the interval of 95 % of the draws; leave-one-out and GCV of the subsets, mean.",
+        f"deviation and the interval of 95 % of the draws; leave-one-out{' and GCV' if found.has_gcv else ''} of the "
+        "subsets, mean.",
     ]
     for training in found.trainings:
         rates = training.rates

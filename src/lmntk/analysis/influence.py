@@ -95,7 +95,7 @@ class RunInfluence:
 
     @functools.cached_property
     def margins(self) -> Array:
-        """The margin of each train example in its leave-one-out prediction, ``[E]``; see `lmntk.solvers.problem.margins`."""
+        """The margin of each train example in its leave-one-out prediction, ``[E]``."""
         return margins(self.left_out, self.classes)
 
     @functools.cached_property

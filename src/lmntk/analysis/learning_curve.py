@@ -57,7 +57,7 @@ class CurvePoint:
         scores: The score of each split.
         left_out_score: The score of leave-one-out on the subset itself.
         left_out_loss: Its mean squared error.
-        gcv: Generalised cross-validation.
+        gcv: Generalised cross-validation; NaN with several samples of an example.
         drawn: The score of each split, for each draw.
     """
 
@@ -172,8 +172,8 @@ _LEFT_OUT = ("left_out_score", "left_out_loss", "gcv")
 
 
 def _left_out(run: LeastSquaresRun, part: RidgeProblem) -> dict[str, float]:
-    """Return leave-one-out and GCV of a subset; NaN where K + λ‖K‖₂ I is singular."""
-    if part.num_examples < 2 or not part.is_regular:
+    """Return leave-one-out and GCV of a subset; NaN where they are not defined."""
+    if part.num_examples < 2 or not part.has_leave_one_out:
         return dict.fromkeys(_LEFT_OUT, float("nan"))
     of_score = score(run.run.task, "train", predicted_classes(part.leave_one_out()), part.classes)
     return dict(zip(_LEFT_OUT, (of_score, part.leave_one_out_loss(), part.gcv()), strict=True))

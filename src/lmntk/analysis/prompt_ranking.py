@@ -76,7 +76,7 @@ def _numbers(run: SavedRun) -> dict[str, float]:
     fitted = read_least_squares(run, {})
     problem = fitted.problem
     found = {split: fitted.score(split, fitted.predict(split)) for split in fitted.x_splits}
-    if problem.is_regular:
+    if problem.has_leave_one_out:
         left_out = predicted_classes(problem.leave_one_out())
         found["loo"] = score(run.task, "train", left_out, problem.classes)
         found["loo_loss"] = problem.leave_one_out_loss()

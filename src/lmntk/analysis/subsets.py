@@ -189,7 +189,7 @@ def _measure(found: LeastSquaresRun, subset: Subset, slices: Mapping[str, _Slice
     for split in found.x_splits:
         scores[split] = found.score(split, found.predict(split, problem, slices[split].sum(subset)))
     loo_score, loo_loss = NAN, NAN
-    if problem.is_regular:
+    if problem.has_leave_one_out:
         loo_score = found.score("train", problem.leave_one_out())
         loo_loss = problem.leave_one_out_loss()
     matrix = found.train.average_over_samples(statistics.logit_differences(kernel))

@@ -119,9 +119,11 @@ def _forecast(given: argparse.Namespace) -> "Forecast":
     ks = given.k or usual_ks(largest_k(problem.problem.classes))
     show = sys.stderr.isatty()
     curve = learning_curve(problem, ks, given.draws, given.seed, show_progress=show)
-    if any(math.isnan(point.gcv.mean) for point in curve):
+    if any(math.isnan(point.left_out_loss.mean) for point in curve):
         remarks.append("leave-one-out and GCV are missing where the kernel of a subset is singular: a larger "
                        "`kernel_regularization` makes it regular")  # fmt: skip
+    if problem.problem.samples > 1:
+        remarks.append("GCV is left out: it takes the prompts of an example for independent examples")
     return Forecast(
         distinguishing_names([given.folder])[0],
         run.task.main_metrics[0] if run.task else "acc",

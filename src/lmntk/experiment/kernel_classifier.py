@@ -218,7 +218,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             UsageError: A text cannot be used.
         """
         problem = self._least_squares("influence")
-        problem.left_out.check_regular(problem.settings.regularization)  # before the kernel is computed
+        problem.left_out.check_defined(problem.settings.regularization)  # before the kernel is computed
         return influence(problem, self.kernel(texts))
 
     def predict_std(self, texts: Any) -> np.ndarray:

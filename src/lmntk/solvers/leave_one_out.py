@@ -1,8 +1,7 @@
 """Leave-one-out predictions of `lstsq` in closed form: exact, without fitting again."""
 
-import contextlib
 import copy
-from collections.abc import Iterator
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,6 +10,9 @@ from lmntk.errors import KernelMismatchError, SolverError
 from lmntk.solvers.candidates import AUTO
 from lmntk.solvers.problem import Array, train_directions
 from lmntk.solvers.ridge import RidgeSystem, Rows
+
+SURE = 2.0
+"""A λ above 1, with which K + λ‖K‖₂ I is positive definite, and so regular without any examples, for every K but 0."""
 
 
 class LeftOut:
@@ -70,15 +72,14 @@ class LeftOut:
             Predictions of the shape of `targets`; f₀ / s is still to be added.
 
         Raises:
-            SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
+            SolverError: As `check_defined`.
         """
-        self.check_regular(regularization)
+        self.check_defined(regularization)
         examples, logits = self._shape
         right_sides = targets.reshape(examples * logits, -1)
         predictions = np.empty_like(right_sides)
-        with self._others_regular(regularization):
-            for _, groups in self._groups:
-                predictions[groups] = self.system.left_out(regularization, right_sides, groups)[groups]
+        for _, groups in self._groups:
+            predictions[groups] = self.system.left_out(regularization, right_sides, groups)[groups]
         return predictions.reshape(targets.shape)
 
     def influence(self, targets: Array, x_kernel: Array, regularization: float = 0.0) -> Array:
@@ -93,18 +94,38 @@ class LeftOut:
             float64 ``[G, X, C]``, the groups in the order of their numbers.
 
         Raises:
-            SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
+            SolverError: As `check_defined`.
         """
-        self.check_regular(regularization)
+        self.check_defined(regularization)
         columns = x_kernel.reshape(targets.size, -1)
         influence = np.empty((sum(len(places) for places, _ in self._groups), columns.shape[1]))
-        with self._others_regular(regularization):
-            for places, groups in self._groups:
-                influence[places] = self.system.influence(regularization, targets.reshape(-1), groups, columns)
+        for places, groups in self._groups:
+            influence[places] = self.system.influence(regularization, targets.reshape(-1), groups, columns)
         return influence.reshape(len(influence), *x_kernel.shape[2:])
 
+    def is_defined(self, regularization: float) -> bool:
+        """Return whether K + λ‖K‖₂ I is regular, as a whole and without each group: an indefinite one can be singular.
+
+        Args:
+            regularization: λ.
+        """
+        return self.system.is_regular(regularization) and self._others_regular(regularization)
+
+    def check_defined(self, regularization: float) -> None:
+        """Refuse a λ with which leave-one-out is not defined, see `is_defined`.
+
+        Args:
+            regularization: λ.
+
+        Raises:
+            SolverError: Names a λ that would do.
+        """
+        self.check_regular(regularization)
+        if not self._others_regular(regularization):
+            self._refuse("without one of its examples the train kernel", regularization, "leave-one-out")
+
     def check_regular(self, regularization: float, what: str = "leave-one-out") -> None:
-        """Refuse a λ with which the kernel is singular.
+        """Refuse a λ with which the kernel as a whole is singular.
 
         Args:
             regularization: λ.
@@ -114,31 +135,23 @@ class LeftOut:
             SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
         """
         if not self.system.is_regular(regularization):
-            raise SolverError(
-                f"the train kernel is singular with `kernel_regularization={regularization:g}`, so that {what} "
-                f"is not defined: {self.remedy()}",
-                solver="lstsq",
-                regularization=regularization,
-            )
+            self._refuse("the train kernel", regularization, what)
 
-    @contextlib.contextmanager
-    def _others_regular(self, regularization: float) -> Iterator[None]:
-        """Refuse a kernel that is regular as a whole, but singular without a group, as an indefinite one can be."""
-        try:
-            yield
-        except np.linalg.LinAlgError as error:
-            raise SolverError(
-                f"without one of its examples the train kernel is singular with `kernel_regularization="
-                f"{regularization:g}`, so that leave-one-out is not defined: take a larger one, such as "
-                f"{2 * regularization or AUTO['kernel_regularization'][1]:g}",
-                solver="lstsq",
-                regularization=regularization,
-            ) from error
+    def _others_regular(self, regularization: float) -> bool:
+        return all(self.system.is_regular_without(regularization, groups) for _, groups in self._groups)
+
+    def _refuse(self, singular: str, regularization: float, what: str) -> NoReturn:
+        raise SolverError(
+            f"{singular} is singular with `kernel_regularization={regularization:g}`, so that {what} is not defined: "
+            f"{self.remedy()}",
+            solver="lstsq",
+            regularization=regularization,
+        )
 
     def remedy(self) -> str:
-        """Say which λ makes the kernel regular."""
-        for number in AUTO["kernel_regularization"]:
-            if self.system.is_regular(number):
+        """Say with which λ leave-one-out is defined."""
+        for number in (*AUTO["kernel_regularization"], SURE):
+            if self.is_defined(number):
                 return f"take `kernel_regularization={number:g}`"
         return "all values of the kernel are 0; look at the model's weights, or take `select_by=dev`"
 
@@ -158,7 +171,7 @@ def leave_one_out(
         float64 ``[N, C]``.
 
     Raises:
-        SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
+        SolverError: As `LeftOut.check_defined`.
         KernelMismatchError: The arrays do not match.
 
     Examples:

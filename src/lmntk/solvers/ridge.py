@@ -78,13 +78,34 @@ class RidgeSystem:
         inverse = np.linalg.inv(self._matrix(regularization))
         return inverse @ right_sides, float(np.trace(inverse))
 
+    def is_regular_without(self, regularization: float, groups: Rows) -> bool:
+        """Return whether A is still regular without each group of rows: whether each block B_gg of B = A⁻¹ is.
+
+        The determinant of A without g is that of A times that of B_gg. A block's smallest singular value is compared
+        with ‖B‖₂, by the cut-off of `is_regular`; those of a positive definite A pass as A itself does.
+
+        Args:
+            regularization: λ, such that A is regular.
+            groups: The rows of each group, integers ``[G, g]``; groups are of one size.
+        """
+        if self._is_symmetric and self._shifted(regularization).min() > 0:
+            return True
+        blocks, inverse = self._blocks(regularization, groups)
+        norm = 1 / np.abs(self._shifted(regularization)).min() if inverse is None else np.linalg.norm(inverse, 2)
+        smallest = np.linalg.svd(blocks, compute_uv=False).min()
+        return bool(smallest > _cut_off(self._kernel) * norm)
+
     def gcv(self, regularization: float, right_side: Array) -> float:
-        """Return n ‖(I − KᵀA⁻¹) y‖² / tr(I − KᵀA⁻¹)² for y, ``[n, 1]``; A must be regular."""
+        """Return n ‖(I − KᵀA⁻¹) y‖² / tr(I − KᵀA⁻¹)² for y, ``[n, 1]``; A must be regular; NaN for a trace of 0."""
         alpha, trace = self.inverse(regularization, right_side)
         if self._is_symmetric:  # I − K A⁻¹ = λ‖K‖₂ A⁻¹, whose factor cancels
-            return float(len(alpha) * (alpha**2).sum() / trace**2)
-        residual_trace = len(alpha) - float(np.trace(np.linalg.solve(self._matrix(regularization).T, self._kernel)))
-        return float(len(alpha) * ((right_side - self._kernel.T @ alpha) ** 2).sum() / residual_trace**2)
+            residuals, size = alpha, float(np.abs(1 / self._shifted(regularization)).sum())
+        else:
+            residuals, size = right_side - self._kernel.T @ alpha, float(len(alpha))
+            trace = size - float(np.trace(np.linalg.solve(self._matrix(regularization).T, self._kernel)))
+        if abs(trace) <= _cut_off(self._kernel) * size:
+            return float("nan")
+        return float(len(alpha) * (residuals**2).sum() / trace**2)
 
     def left_out(self, regularization: float, right_sides: Array, groups: Rows) -> Array:
         """Predict each group of rows by the solution that the other rows alone would have.
@@ -132,15 +153,17 @@ class RidgeSystem:
         self, regularization: float, right_sides: Array, groups: Rows
     ) -> tuple[Array, Array, Array | None]:
         """Return B_gg⁻¹ α_g, ``[G, g, s]``, and α, ``[n, s]``; and B, ``[n, n]``, of a K that is not symmetric."""
+        blocks, inverse = self._blocks(regularization, groups)
+        alpha = self.inverse(regularization, right_sides)[0] if inverse is None else inverse @ right_sides
+        return np.asarray(np.linalg.solve(blocks, alpha[groups]), dtype=np.float64), alpha, inverse
+
+    def _blocks(self, regularization: float, groups: Rows) -> tuple[Array, Array | None]:
+        """Return B_gg of each group, ``[G, g, g]``; and B, ``[n, n]``, of a K that is not symmetric."""
         if self._is_symmetric:
             vectors, values = self._vectors[groups], self._shifted(regularization)
-            blocks = (vectors / values) @ vectors.transpose(0, 2, 1)
-            alpha, _ = self.inverse(regularization, right_sides)
-            return np.asarray(np.linalg.solve(blocks, alpha[groups])), alpha, None
+            return np.asarray((vectors / values) @ vectors.transpose(0, 2, 1)), None
         inverse = np.asarray(np.linalg.inv(self._matrix(regularization)), dtype=np.float64)
-        alpha = inverse @ right_sides
-        blocks = inverse[groups[:, :, None], groups[:, None, :]]
-        return np.asarray(np.linalg.solve(blocks, alpha[groups]), dtype=np.float64), alpha, inverse
+        return inverse[groups[:, :, None], groups[:, None, :]], inverse
 
     def _shifted(self, regularization: float) -> Array:
         """The eigenvalues of A, for a symmetric K."""

@@ -79,8 +79,13 @@ class RidgeProblem:
 
     @property
     def is_regular(self) -> bool:
-        """Whether A has full rank in float64, without which leave-one-out is not defined."""
+        """Whether A has full rank in float64."""
         return self.left_out.system.is_regular(self.settings.regularization)
+
+    @property
+    def has_leave_one_out(self) -> bool:
+        """Whether leave-one-out is defined: A has full rank, and without each example too."""
+        return self.left_out.is_defined(self.settings.regularization)
 
     def rows_of(self, values: Sequence[int] | ArrayLike) -> NDArray[Any]:
         """Repeat what each example has for each of its rows: ``[E]`` → ``[N]``."""
@@ -96,7 +101,7 @@ class RidgeProblem:
             Logits, float64 ``[E, C]``, mean over samples.
 
         Raises:
-            SolverError: A is singular; names a λ that would do.
+            SolverError: A is singular, or is so without an example or group; names a λ that would do.
         """
         return self.mean_over_samples(self._left_out_rows(self.left_out_groups(groups)))
 
@@ -125,14 +130,22 @@ class RidgeProblem:
         """Return the generalised cross-validation score, a mean over the n = N·C rows.
 
         It is n ‖(I − H)(y − f₀/s)‖² / tr(I − H)², where H = KᵀA⁻¹ gives the predictions of the train examples: Golub,
-        Heath and Wahba 1979, "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter", equation
-        1.4. For λ = 0 and a symmetric kernel it is the limit of ever smaller λ.
+        Heath and Wahba 1979, "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter". For λ = 0
+        and a symmetric kernel it is the limit of ever smaller λ.
+
+        It takes the rows for independent observations, which the samples of an example are not: each predicts the
+        others, and the score is far below the loss on new examples.
+
+        Returns:
+            The score; NaN where examples have several samples, and where tr(I − H) is 0.
 
         Raises:
             SolverError: A is singular; names a λ that would do.
         """
         regularization = self.settings.regularization
         self.left_out.check_regular(regularization, "generalised cross-validation")
+        if self.samples > 1:
+            return float("nan")
         return self.left_out.system.gcv(regularization, (self.targets - self.offset).reshape(-1, 1))
 
     def restricted_to(self, examples: Sequence[int] | ArrayLike, kernel: Array | None = None) -> "RidgeProblem":

@@ -197,7 +197,7 @@ def select_by_leave_one_out(
         found = []
         for regularization in dict.fromkeys(settings.regularization for settings in grid):
             members = [row for row in inputs if row.settings.regularization == regularization]
-            if not left_out.system.is_regular(regularization):
+            if not left_out.is_defined(regularization):
                 found += [Candidate(row.settings, math.nan, math.nan) for row in members]
                 continue
             residual_targets = np.stack([wanted - row.f0_offset for row in members], axis=2)
@@ -209,7 +209,8 @@ def select_by_leave_one_out(
     if math.isnan(best.score):
         given = ",".join(f"{number:g}" for number in dict.fromkeys(row.regularization for row in grid))
         raise SolverError(
-            f"the train kernel is singular with `kernel_regularization={given}`, so that leave-one-out is not defined: "
+            f"the train kernel is singular, as a whole or without an example, with `kernel_regularization={given}`, so "
+            "that leave-one-out is not defined: "
             f"{left_out.remedy()}",
             solver="lstsq",
             regularization=given,
