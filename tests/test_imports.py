@@ -62,7 +62,7 @@ MAY_REQUIRE = {
     "config/tool_parser": set(),
     "config/legacy_flags": set(),
     "config/command_words": set(),
-    "analysis": {"numpy", "scipy", "tqdm"},
+    "analysis": {"numpy", "scipy", "threadpoolctl", "tqdm"},
     "report": {"numpy", "matplotlib", "pandas"},
     "runs": {"numpy", "pandas", "tqdm"},
     "published": {"tqdm"},

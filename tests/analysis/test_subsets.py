@@ -4,18 +4,24 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from lmntk import solvers
 from lmntk.analysis.least_squares import read_least_squares
 from lmntk.analysis.only_run import only_run
+from lmntk.analysis.subset_tables import format_subsets
 from lmntk.analysis.subsets import measure_subsets, subsets_of
 from lmntk.commands import subsets
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UnknownNameError
+from lmntk.report import subsets as report
 from lmntk.solvers.problem import SolverSettings
 from lmntk.storage.kernel_cache import KernelCache
 from lmntk.storage.kernel_slices import LORA_KEY, PARTS_KEY, KernelSlices
@@ -102,7 +108,10 @@ def test_each_subset_is_the_sum_of_its_parts_and_predicts_as_its_kernel_does(fol
         assert numbers.trace_share == pytest.approx(np.einsum("iaia->", kernel) / whole, rel=1e-12)
         flat = kernel.reshape(TRAIN * C, -1)
         values = np.linalg.eigvalsh(flat)
-        assert numbers.condition == pytest.approx(values[-1] / values[0], rel=1e-6)
+        ridge = LAMBDA * values[-1]
+        assert numbers.condition == pytest.approx((values[-1] + ridge) / (values[0] + ridge), rel=1e-9), "of A, not K"
+        shares = values / values.sum()
+        assert numbers.effective_rank == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
         fitted = solvers.fit("lstsq", kernel, labels["train"], SolverSettings(regularization=LAMBDA))
         logits = fitted.predict(sum(dev[part] for part in parts), labels["dev"], None, "dev").logits
         assert numbers.scores["dev"] == pytest.approx(np.mean(logits.argmax(axis=1) == labels["dev"]))
@@ -115,6 +124,50 @@ def test_each_subset_is_the_sum_of_its_parts_and_predicts_as_its_kernel_does(fol
             left_out.append(flat[np.ix_(range(example * C, example * C + C), rest)] @ alpha)
         score = np.mean(np.argmax(left_out, axis=1) == labels["train"])
         assert numbers.loo_score == pytest.approx(score)
+
+
+def test_one_decomposition_serves_a_subset_and_does_not_wait_for_threads(folder: Path, monkeypatch) -> None:
+    threads = []
+
+    def counted(kernel: np.ndarray, eigh=np.linalg.eigh):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        sizes.append(kernel.shape)
+        return eigh(kernel)
+
+    sizes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(np.linalg, "eigh", counted)
+    for other in ("svdvals", "eigvalsh"):
+        monkeypatch.setattr(f"lmntk.analysis.statistics.{other}", None)
+    with threadpool_limits(limits=2):
+        found = measured(folder)
+    assert len(found) <= len(sizes) == len(subsets_of(only_run(folder), [], [], None))
+    assert {*threads} == {1}
+
+
+def test_a_run_of_train_alone_is_drawn_by_leave_one_out(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run")
+    for path in run.glob("dev_*"):
+        path.unlink()
+    figure = tmp_path / "subsets.png"
+    assert subsets.main([str(run), "--figure", str(figure)]) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert "loo is missing" not in capsys.readouterr().out
+    found = measured(run)["head"]
+    singular = replace(found, condition=math.inf, loo_score=math.nan, loo_loss=math.nan)
+    assert "loo is missing where a kernel is singular" in format_subsets("run", "acc", [found, singular], "text")
+
+
+def test_scores_are_drawn_as_points_with_an_axis_of_their_own(folder: Path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(report.plots, "as_png", lambda *draws, **_: drawn.extend(draws) or b"")
+    found = [*measured(folder).values()]
+    report.subsets_figure(found, "acc")
+    axes = Figure().subplots()
+    drawn[0](axes)
+    assert not axes.patches, "a bar says that its length counts"
+    (points,) = [part for part in axes.collections if isinstance(part, PathCollection)]
+    expected = [[100 * one.scores["dev"], place] for place, one in enumerate(found)]
+    np.testing.assert_allclose(points.get_offsets(), expected)
 
 
 def test_adapters_are_sums_of_what_was_kept_and_multiples_of_the_weights_parts(folder: Path) -> None:

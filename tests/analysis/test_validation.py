@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from kernel_folders import SIZES, Folder
-from lmntk.analysis.datamodelling import half_subsets
+from lmntk.analysis.datamodelling import RankCorrelation, half_subsets
 from lmntk.analysis.least_squares import LeastSquaresRun, read_least_squares
 from lmntk.analysis.saved_run import read_runs
 from lmntk.analysis.table_blocks import FORMS
@@ -22,11 +22,12 @@ from lmntk.analysis.validation import (
     Trainings,
     Validation,
     added_logits,
+    attainable,
     read_logits,
     resolved_logits,
     validate,
 )
-from lmntk.analysis.validation_tables import format_validation
+from lmntk.analysis.validation_tables import CEILING, format_validation
 from lmntk.data.tasks import TASKS
 from lmntk.errors import FileError, NotFiniteError
 from lmntk.report.validation import validation_figure
@@ -112,13 +113,41 @@ def test_a_singular_kernel_has_no_leave_one_out_and_says_why(tmp_path: Path) -> 
     assert "`kernel_regularization=" in found.remarks[0]
 
 
-def test_another_seed_of_training_bounds_the_score(tmp_path: Path) -> None:
+def test_another_seed_of_training_is_compared_one_by_one(tmp_path: Path) -> None:
     found = validation(tmp_path, seeds=3)
     real = found.trainings.logits[..., 0]
     pairs = [(0, 1), (0, 2), (1, 2)]
     expected = [spearmanr(real[:, a, x], real[:, b, x]).statistic for a, b in pairs for x in range(10)]
     assert found.kinds[RETRAINED].of_outputs.score == pytest.approx(np.mean(expected))
     assert found.kinds[RETRAINED].equal == np.mean([(real[:, a] > 0) == (real[:, b] > 0) for a, b in pairs])
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_a_perfect_prediction_reaches_the_ceiling_and_beats_another_seed(seeds: int) -> None:
+    generator = np.random.default_rng(0)
+    signal = generator.normal(size=(200, 40))
+    trained = signal[:, None] + generator.normal(size=(200, 6, 40))
+    reached = RankCorrelation(signal, trained[:, :seeds].mean(axis=1))().mean()
+    single = RankCorrelation(trained[:, 0], trained[:, 5])().mean()
+    assert reached == pytest.approx(attainable(single, seeds), abs=0.03)
+    assert reached > single + 0.15
+    assert np.isnan(attainable(-0.1, seeds))
+
+
+def test_the_ceiling_stands_below_the_seeds_and_dev_says_what_it_chose(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, logits=1)
+    found = read(folder, kernel_regularization=0.1)
+    real = np.random.default_rng(0).normal(size=(12, 1, 1, 1)) + np.random.default_rng(1).normal(size=(12, 2, 6, 1)) / 4
+    of_dev = validate(found, Trainings(SUBSETS, real, "sgd", "1e-2", 100, rate_by_dev=True), "dev", "run", 0)
+    r = of_dev.kinds[RETRAINED].of_outputs.score
+    assert of_dev.ceilings[0] == pytest.approx(np.sqrt(2 * r / (1 + r)))
+    lines = format_validation(of_dev, "text").splitlines()
+    (seed_row,) = [index for index, line in enumerate(lines) if line.startswith("another seed of the training  ")]
+    assert lines[seed_row + 1].startswith(f"{CEILING}  ") and f"{of_dev.ceilings[0]:.3f}" in lines[seed_row + 1]
+    assert sum("dev chose the learning rate" in line for line in lines) == 1
+    given = validate(found, Trainings(SUBSETS, real, "sgd", "1e-2", 100), "dev", "run", 0)
+    assert not given.remarks, "the learning rate was given"
+    assert json.loads(format_validation(given, "json"))["ceilings"]["of_outputs"] == given.ceilings[0]
 
 
 def test_outputs_that_do_not_vary_are_counted(tmp_path: Path) -> None:

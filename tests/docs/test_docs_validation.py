@@ -5,7 +5,7 @@ from pathlib import Path
 
 from doc_commands import commands, page_text
 from lmntk.analysis.datamodelling import PERMUTATIONS, RESAMPLES
-from lmntk.analysis.validation_tables import WHAT
+from lmntk.analysis.validation_tables import CEILING, WHAT
 from lmntk.commands import validate
 from lmntk.config.arguments import flag_names, parse_arguments
 
@@ -34,7 +34,7 @@ def test_the_demos_kernel_is_computed_where_the_tool_looks_for_it() -> None:
 
 
 def test_the_page_explains_every_row_and_the_numbers_of_resamples() -> None:
-    assert all(f"| {row} |" in PAGE for row in WHAT.values())
+    assert all(f"| {row} |" in PAGE for row in (*WHAT.values(), CEILING))
     assert f"{RESAMPLES} bootstrap resamples" in PAGE and f"{PERMUTATIONS} permutations" in PAGE
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmntk.analysis.only_run import the_one
 from lmntk.analysis.saved_run import SavedKernel, SavedRun, read_runs
 from lmntk.analysis.scores import score
 from lmntk.analysis.solver_choice import SolverChoice, choose_solver
 from lmntk.data.metrics import mean_over_samples
-from lmntk.errors import FileError, KernelMismatchError, SolverError
+from lmntk.errors import FileError, SolverError
 from lmntk.solvers.problem import Array, ClassIds, predicted_classes
 from lmntk.solvers.ridge_problem import RidgeProblem
 
@@ -107,12 +108,7 @@ def find_kernel_run(folder: Path) -> SavedRun:
         FileError: The folder is not that of a run, or holds no kernels.
         KernelMismatchError: It holds kernels of several tasks.
     """
-    runs = read_runs(folder)
-    with_kernels = [run for run in runs if run.kernel_splits]
-    if len(with_kernels) > 1:
-        tasks = [run.key for run in with_kernels]
-        sentence = f"{folder} holds kernels of {' and '.join(tasks)}: move those of one task to another folder"
-        raise KernelMismatchError(sentence, path=folder, differences=tasks)
+    with_kernels = [run for run in read_runs(folder) if run.kernel_splits]
     if not with_kernels:
         raise FileError(f"{folder} holds no kernels: give the folder of a run with `trainer=kernel`", path=folder)
-    return with_kernels[0]
+    return the_one(with_kernels, folder, "kernels")

@@ -50,7 +50,8 @@ def _notes(name: str, metric: str, found: Sequence[SubsetNumbers]) -> list[str]:
     notes = [
         f"{name}: each row is lstsq with the kernel of these parameters alone, with the run's λ and f₀. loo, dev, "
         f"test: {measured} in percent, of train examples left out one by one, and of the splits.",
-        "trace: the trace of the train kernel over that of all parameters, in percent; alignment: with the labels.",
+        "trace: the trace of the train kernel over that of all parameters, in percent; alignment: with the labels; "
+        "effective rank: of the kernel K; condition: the condition number of what is solved, K + λ‖K‖₂ I.",
     ]
     if any(map(is_singular, found)):
         notes.append("loo is missing where a kernel is singular: a larger `kernel_regularization` makes it regular.")

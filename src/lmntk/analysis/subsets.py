@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmntk.analysis import statistics
@@ -39,8 +40,8 @@ class SubsetNumbers:
         parameters: How many parameters it has; None if the run does not say.
         trace_share: The trace of its train kernel over that of all parameters.
         alignment: The train kernel's centred alignment with the labels.
-        effective_rank: The effective rank of the matrix that the solver sees.
-        condition: Its condition number.
+        effective_rank: The effective rank of the flattened train kernel K, without λ.
+        condition: The condition number of the matrix that the solver solves, A = K + λ‖K‖₂ I.
         loo_score: The main metric of leave-one-out; NaN where A is singular.
         loo_loss: The mean squared error of leave-one-out.
         scores: The main metric by split.
@@ -133,7 +134,9 @@ def measure_subsets(
         slices[split].check(found.train.values if split == "train" else found.kernel(split).values)
     whole = _trace(found.train.values)
     bar = tqdm(subsets, desc="subsets", unit="subset", disable=not show_progress)
-    return [_measure(found, subset, slices, whole) for subset in bar]
+    # Matrices are small: beside other processes, the threads of a decomposition wait for each other.
+    with threadpool_limits(limits=1):
+        return [_measure(found, subset, slices, whole) for subset in bar]
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _measure(found: LeastSquaresRun, subset: Subset, slices: Mapping[str, _Slice
     if not np.any(kernel):
         return none
     problem = replace(found.problem, kernel=kernel)
-    spectrum = statistics.spectrum(statistics.flattened(kernel))
+    system = problem.left_out.system  # decomposed once: for the spectrum, the condition and leave-one-out
     scores = {}
     for split in found.x_splits:
         scores[split] = found.score(split, found.predict(split, problem, slices[split].sum(subset)))
@@ -198,8 +201,8 @@ def _measure(found: LeastSquaresRun, subset: Subset, slices: Mapping[str, _Slice
     return replace(
         none,
         alignment=statistics.alignment(matrix, targets @ targets.T),
-        effective_rank=spectrum.effective_rank,
-        condition=spectrum.condition,
+        effective_rank=statistics.effective_rank(system.singular_values),
+        condition=system.condition(problem.settings.regularization),
         loo_score=loo_score,
         loo_loss=loo_loss,
         scores=scores,
@@ -213,4 +216,4 @@ def _trace(kernel: Array) -> float:
 
 def is_singular(numbers: SubsetNumbers) -> bool:
     """Whether a subset has a kernel that predicts, but no leave-one-out."""
-    return bool(numbers.scores) and math.isnan(numbers.loo_score)
+    return not math.isnan(numbers.condition) and math.isnan(numbers.loo_score)

@@ -18,8 +18,8 @@ from lmntk.solvers.problem import Array, ClassIds, margins, predicted_classes
 
 RESOLVED, ADDED, RETRAINED, CHANCE = "re-solving", "leave-one-out", "another seed", "chance"
 """The kinds of predictions: the kernel solved again on each subset; the sum of the leave-one-out influences of the
-examples that a subset lacks; a training with another seed, which no prediction can be better than by much; and the
-re-solved predictions in random orders."""
+examples that a subset lacks; a training with another seed, from which `Validation.ceilings` follow; and the re-solved
+predictions in random orders."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Trainings:
         optimizer: The optimizer.
         rate: The learning rate.
         max_steps: The steps.
+        rate_by_dev: Whether dev chose the learning rate.
     """
 
     subsets: Subsets
@@ -39,6 +40,7 @@ class Trainings:
     optimizer: str
     rate: str
     max_steps: int
+    rate_by_dev: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,37 @@ class Validation:
     predicted: Mapping[str, Array]
     kinds: Mapping[str, Kind]
     remarks: Sequence[str]
+
+    @property
+    def ceilings(self) -> tuple[float, float]:
+        """What a prediction without error would reach, of outputs and of scores; NaN with one seed."""
+        kind, seeds = self.kinds.get(RETRAINED), self.trainings.logits.shape[1]
+        if kind is None or kind.of_scores is None:
+            return float("nan"), float("nan")
+        return attainable(kind.of_outputs.score, seeds), attainable(kind.of_scores.score, seeds)
+
+
+def attainable(correlation: float, seeds: int) -> float:
+    """Return what a prediction without error would reach against trainings that differ by their seeds.
+
+    With the correlation r of two trainings, the mean of S of them has the reliability S r / (1 + (S − 1) r) (Spearman
+    1910 and Brown 1910), whose root is its correlation with the mean over all seeds (Spearman 1904, the correction for
+    attenuation). For ranks it is approximate.
+
+    Args:
+        correlation: r.
+        seeds: S.
+
+    Returns:
+        The correlation; NaN where r is not above 0.
+
+    Examples:
+        >>> round(attainable(0.5, 1), 3), round(attainable(0.5, 2), 3)
+        (0.707, 0.816)
+    """
+    if not correlation > 0:
+        return float("nan")
+    return float(np.sqrt(seeds * correlation / (1 + (seeds - 1) * correlation)))
 
 
 def read_logits(path: Path, task: Task, classes: ClassIds) -> Array:
@@ -207,6 +240,8 @@ def validate(
         )
     if np.isnan(kinds[RESOLVED].of_outputs.low):
         remarks.append(f"{len(subsets)} subsets are too few for an interval: some resamples have one subset alone.")
+    if split == "dev" and trainings.rate_by_dev:
+        remarks.append("dev chose the learning rate of the trainings: test is the split that nothing was chosen by.")
     metric = found.run.task.main_metrics[0] if found.run.task is not None else "acc"
     return Validation(
         name, found.run.key, metric, split, trainings, classes, outputs, real_scores.mean(axis=1),

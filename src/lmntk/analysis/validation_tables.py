@@ -18,6 +18,8 @@ WHAT = {
 }
 """The rows by the kind of the prediction."""
 TRAINED = "trained"
+CEILING = "ceiling of any prediction"
+"""The row of `Validation.ceilings`."""
 
 
 def format_validation(found: Validation, form: str) -> str:
@@ -39,7 +41,12 @@ def format_validation(found: Validation, form: str) -> str:
 
 
 def _block(found: Validation) -> Block:
-    rows: list[Cells] = [_row(WHAT[name], found.kinds[name]) for name in WHAT if name in found.kinds]
+    rows: list[Cells] = []
+    for name in (name for name in WHAT if name in found.kinds):
+        rows.append(_row(WHAT[name], found.kinds[name]))
+        if name == RETRAINED:
+            outputs, scores = found.ceilings
+            rows.append({"prediction": CEILING, "LDS": number(outputs), "of scores": number(scores)})
     mean, deviation = found.real_scores.mean(), found.real_scores.std(ddof=1) if len(found.real_scores) > 1 else np.nan
     trained = with_deviation(percent(mean), percent(deviation))
     return Block([*rows, {"prediction": "trained on each subset", "mean score": trained}], ("prediction",))
@@ -78,7 +85,18 @@ def notes_of(found: Validation) -> list[str]:
         f"of scores: Spearman's correlation of predicted and trained {metric} on {found.split}, with its interval; "
         f"mean score: mean {metric} over subsets in percent, for trained models with its standard deviation; equal: "
         "the share of predicted classes that are those of the trained models, in percent.",
+        *_about_ceiling(found),
         *found.remarks,
+    ]
+
+
+def _about_ceiling(found: Validation) -> list[str]:
+    if RETRAINED not in found.kinds:
+        return []
+    return [
+        f"{WHAT[RETRAINED]}: one training against one other, r; {CEILING}: what a prediction without error would reach "
+        "against the mean of S seeds, √(S r / (1 + (S − 1) r)) (Spearman 1904; Spearman 1910, Brown 1910), "
+        "approximately."
     ]
 
 
@@ -101,6 +119,7 @@ def _object(found: Validation) -> dict[str, Any]:
         "name": found.name, "task": found.task, "metric": found.metric, "split": found.split,
         "optimizer": trainings.optimizer, "learning_rate": trainings.rate, "max_steps": trainings.max_steps,
         "train_seeds": trainings.logits.shape[1], "remarks": list(found.remarks),
+        "ceilings": dict(zip(("of_outputs", "of_scores"), found.ceilings, strict=True)),
         "predictions": {name: _kind(kind) for name, kind in found.kinds.items()},
         "subsets": [np.flatnonzero(kept).tolist() for kept in trainings.subsets],
         "classes": found.classes.tolist(),

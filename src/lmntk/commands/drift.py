@@ -17,16 +17,14 @@ count as seeds: their means are shown. For each step:
 """
 
 import argparse
-import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmntk.commands.results import add_figure_flag, add_output_flag, check_figure, write_results
 from lmntk.config.tool_parser import Parser, run_tool
-from lmntk.errors import SettingError
 
 FORMS = ("text", "markdown", "latex", "csv", "json")
-PICTURE = ".png"
 
 
 def make_parser() -> Parser:
@@ -36,8 +34,8 @@ def make_parser() -> Parser:
     parser.add_argument("--split", default="test", help="split of recovery and logits: test, dev or train (test)")
     parser.add_argument("--format", choices=FORMS, default="text", help="how to write the table; csv and json hold all "
                         "digits and each run (text)")  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table here instead of printing it")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the numbers against the step")
+    add_output_flag(parser)
+    add_figure_flag(parser, "draw the numbers against the step")
     return parser
 
 
@@ -47,29 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    figure: Path | None = arguments.figure
-    if figure is not None and figure.suffix.lower() != PICTURE:
-        sentence = f"`figure={figure}`: pictures are PNG files, so give a name that ends with {PICTURE}"
-        raise SettingError(sentence, setting="figure", value=figure)
+    check_figure(arguments)
     from lmntk.analysis.drift import drift_of_runs, find_trainings, mean_drift  # here: torch takes seconds to load
     from lmntk.analysis.drift_tables import format_drift
     from lmntk.analysis.saved_run import distinguishing_names
-    from lmntk.storage.atomic import prepare_output_dir, write_atomically, write_text
 
     folders = list({folder.resolve(): folder for folder in arguments.folders}.values())
     runs = find_trainings(folders)
     drifts = drift_of_runs(runs, distinguishing_names(folders), arguments.split, show_progress=sys.stderr.isatty())
     table = format_drift(drifts, arguments.format)
-    if arguments.output is None:
-        print(table, end="")
-    else:
-        prepare_output_dir(arguments.output.parent, "output")
-        write_text(arguments.output, table)
-        print(f"The table: {arguments.output}")
-    if figure is not None:
+
+    def draw() -> bytes:
         from lmntk.report import drift_figure
 
-        prepare_output_dir(figure.parent, "figure")
-        picture = drift_figure(mean_drift(drifts))
-        write_atomically(figure, operator.methodcaller("write", picture), durable=False)
-        print(f"The figure: {figure}", file=sys.stderr if arguments.output is None else sys.stdout)
+        return drift_figure(mean_drift(drifts))
+
+    write_results(arguments, table, draw)

@@ -17,12 +17,12 @@ largest stable one. Steps are forecast for kernels with --kernel_formula sgd; of
 
 import argparse
 import math
-import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmntk.commands.results import add_figure_flag, add_output_flag, check_figure, write_results
 from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
 from lmntk.errors import Bounds, FileError, KernelMismatchError, SettingError, check_numbers
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from lmntk.analysis.training_forecast import KernelTraining, RealTraining, TrainingForecast
 
 FORMS = ("text", "markdown", "latex", "csv", "json")
-PICTURE = ".png"
 STEPS = 100
 OF_STABLE = 0.5
 """The learning rate of a forecast for which none is given, as a share of the largest stable one."""
@@ -56,8 +55,8 @@ def make_parser() -> Parser:
     add("--loss", choices=("squared_error", "cross_entropy"), help="the loss (that of --training, else both)")
     add("--discrete", action="store_true", help="steps of gradient descent instead of gradient flow")
     add("--format", choices=FORMS, default="text", help="how to write the tables; csv and json hold all digits (text)")
-    add("--output", type=Path, metavar="FILE", help="write the tables here instead of printing them")
-    add("--figure", type=Path, metavar="FILE.png", help="draw the forecast")
+    add_output_flag(parser)
+    add_figure_flag(parser, "draw the forecast")
     return parser
 
 
@@ -75,43 +74,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(given: argparse.Namespace) -> None:
-    figure: Path | None = given.figure
-    if figure is not None and figure.suffix.lower() != PICTURE:
-        sentence = f"`figure={figure}`: pictures are PNG files, so give a name that ends with {PICTURE}"
-        raise SettingError(sentence, setting="figure", value=figure)
+    check_figure(given)
     check_numbers(BOUNDS, vars(given))
     if given.training is not None and given.learning_rate is not None:
         sentence = "`learning_rate` belongs to a forecast alone: `training` has its own learning rates"
         raise SettingError(sentence, setting="learning_rate", value=given.learning_rate)
     from lmntk.analysis.forecast_tables import format_forecast  # here, since torch takes seconds to load
-    from lmntk.storage.atomic import prepare_output_dir, write_atomically, write_text
 
     found = _forecast(given)
     table = format_forecast(found, given.format)
-    if given.output is None:
-        print(table, end="")
-    else:
-        prepare_output_dir(given.output.parent, "output")
-        write_text(given.output, table)
-        print(f"The tables: {given.output}")
-    if figure is not None:
+
+    def draw() -> bytes:
         from lmntk.report.forecast import forecast_figure
 
-        prepare_output_dir(figure.parent, "figure")
-        picture = forecast_figure(found)
-        write_atomically(figure, operator.methodcaller("write", picture), durable=False)
-        print(f"The figure: {figure}", file=sys.stderr if given.output is None else sys.stdout)
+        return forecast_figure(found)
+
+    write_results(given, table, draw)
 
 
 def _forecast(given: argparse.Namespace) -> "Forecast":
     from lmntk.analysis.forecast_tables import Forecast
     from lmntk.analysis.learning_curve import largest_k, learning_curve, usual_ks
-    from lmntk.analysis.least_squares import read_least_squares
+    from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
     from lmntk.analysis.only_run import only_run
     from lmntk.analysis.saved_run import distinguishing_names
     from lmntk.analysis.training_forecast import RealTraining
 
-    run = only_run(given.folder)
+    run = find_kernel_run(given.folder)
     problem = read_least_squares(run, solver_flags(given))
     trainable, remarks = _trainable(given, run)
     real = None if given.training is None else RealTraining.of_run(only_run(given.training), run)
@@ -153,15 +142,14 @@ def _trainable(given: argparse.Namespace, run: "SavedRun") -> "tuple[KernelTrain
 def _real_kernels(given: argparse.Namespace, pool: "SavedRun") -> "list[RealKernel]":
     from lmntk.analysis.forecast_tables import RealKernel
     from lmntk.analysis.learning_curve import largest_k
-    from lmntk.analysis.least_squares import read_least_squares
-    from lmntk.analysis.only_run import only_run
+    from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
     from lmntk.analysis.pairing import DATA, check_pair
     from lmntk.analysis.saved_run import distinguishing_names
 
     found = []
     names = distinguishing_names(given.kernel_runs) if given.kernel_runs else []
     for name, folder in zip(names, given.kernel_runs, strict=True):
-        run = read_least_squares(only_run(folder), solver_flags(given))
+        run = read_least_squares(find_kernel_run(folder), solver_flags(given))
         check_pair(run.run, pool, run.run.description, pool.description, without=DATA)
         scores = {split: run.score(split, run.predict(split)) for split in run.x_splits}
         found.append(RealKernel(name, largest_k(run.problem.classes), scores))

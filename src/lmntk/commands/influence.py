@@ -11,12 +11,12 @@ With --query TEXT it loads the run's model, predicts the text, and prints which 
 """
 
 import argparse
-import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmntk.commands.results import add_figure_flag, check_figure, write_figure
 from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
 from lmntk.errors import SettingError, UnknownNameError, suggest
 
@@ -40,8 +40,7 @@ def make_parser() -> Parser:
                         "number in each line, one for each train example; or label, for the classes")  # fmt: skip
     parser.add_argument("--format", choices=FORMS, default="text", help="how to print; csv holds every train example, "
                         "csv and json all digits (text)")  # fmt: skip
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw each train example's margin against what "
-                        "the loss does without it")  # fmt: skip
+    add_figure_flag(parser, "draw each train example's margin against what the loss does without it")
     parser.add_argument("--data_dir", type=Path, help="where the data files are now (where the kernels record)")
     parser.add_argument("--output_dir", type=Path, help="write the files here (RUN)")
     add_solver_flags(parser)
@@ -56,10 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise SettingError(f"`top={arguments.top}`: give 1 or more", setting="top", value=arguments.top)
-    figure: Path | None = arguments.figure
-    if figure is not None and figure.suffix.lower() != ".png":
-        sentence = f"`figure={figure}`: pictures are PNG files, so give a name that ends with .png"
-        raise SettingError(sentence, setting="figure", value=figure)
+    check_figure(arguments)
     from lmntk.analysis.influence import read_groups, run_influence, write_influence  # here: torch takes seconds
     from lmntk.analysis.influence_tables import TrainTexts, format_influence
     from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
@@ -77,18 +73,18 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.output_dir is not None:
         prepare_output_dir(arguments.output_dir)
     files = write_influence(found, arguments.output_dir)
-    if figure is not None and split is not None:
-        _draw(figure, found, split)
+    if split is not None:
+        _draw(arguments.figure, found, split)
     print(f"All numbers: {', '.join(map(str, files))}", file=sys.stderr)
 
 
-def _draw(figure: Path, found: "RunInfluence", split: str) -> None:
-    from lmntk.report import influence_figure
-    from lmntk.storage.atomic import prepare_output_dir, write_atomically
+def _draw(figure: Path | None, found: "RunInfluence", split: str) -> None:
+    def draw() -> bytes:
+        from lmntk.report import influence_figure
 
-    prepare_output_dir(figure.parent, "figure")
-    write_atomically(figure, operator.methodcaller("write", influence_figure(found, split)), durable=False)
-    print(f"The figure: {figure}", file=sys.stderr)
+        return influence_figure(found, split)
+
+    write_figure(figure, draw)
 
 
 def _ask(arguments: argparse.Namespace, of_run: "LeastSquaresRun", groups: "Ids | None") -> str:

@@ -168,7 +168,9 @@ def _teller(given: argparse.Namespace) -> Callable[[str], None]:
 
 def _finish(given: argparse.Namespace, plan: PromptPlan, problems: dict[str, str], say: Callable[[str], None]) -> int:
     """Write the table, print it, and say what is missing; return the exit status."""
-    from lmntk.analysis.only_run import only_run  # here, since torch takes seconds that --help need not wait
+    from lmntk.analysis.least_squares import (
+        find_kernel_run,
+    )  # here: --help need not wait for torch
     from lmntk.analysis.prompt_ranking import format_prompts, prompt_numbers, ranked
     from lmntk.storage.atomic import prepare_output_dir, write_text
 
@@ -177,7 +179,7 @@ def _finish(given: argparse.Namespace, plan: PromptPlan, problems: dict[str, str
         if not all(run.is_done() for run in runs):
             continue
         try:
-            saved = [only_run(run.folder) for run in runs]
+            saved = [find_kernel_run(run.folder) for run in runs]
             found.append(prompt_numbers(prompt.template, prompt.short_words, saved))
             metric = saved[0].task.main_metrics[0] if saved[0].task else metric
         except UsageError as error:

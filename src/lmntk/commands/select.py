@@ -61,11 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _select(given: argparse.Namespace) -> None:
     check_numbers(BOUNDS, vars(given))
     from lmntk.analysis.example_selection import format_selection, select_examples  # here, since torch takes seconds
-    from lmntk.analysis.least_squares import read_least_squares
-    from lmntk.analysis.only_run import only_run
+    from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
     from lmntk.data.subsets import write_new_files
 
-    run = only_run(given.folder)
+    run = find_kernel_run(given.folder)
     problem = read_least_squares(run, solver_flags(given))
     show = sys.stderr.isatty()
     train = None if given.output_dir is None else run.data_file("train", given.data_dir)

@@ -8,8 +8,8 @@ and the kernel of some of them is the sum of their parts. No model is opened. Fo
   parameters         how many there are
   trace              the trace of the train kernel over that of all parameters
   alignment          centred alignment with the labels (Cortes et al. 2012)
-  effective rank     exp of the entropy of the singular values (Roy and Vetterli 2007)
-  condition          the condition number
+  effective rank     exp of the entropy of the singular values of the kernel (Roy and Vetterli 2007)
+  condition          the condition number of what is solved, the kernel with the regularization
   loo, loo loss      score and loss of train examples that are predicted from the others (exact leave-one-out)
   dev, test          scores with the run's regularization and untrained logits
 
@@ -18,16 +18,15 @@ of the run's seed; "expected" is their mean over A, a multiple of the weights' o
 """
 
 import argparse
-import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmntk.commands.results import add_figure_flag, add_output_flag, check_figure, write_results
 from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
-from lmntk.errors import Bounds, SettingError, check_numbers
+from lmntk.errors import Bounds, check_numbers
 
 FORMS = ("text", "markdown", "latex", "csv", "json")
-PICTURE = ".png"
 BOUNDS = (Bounds("lora_rank", 1),)
 
 
@@ -43,8 +42,8 @@ def make_parser() -> Parser:
     add("--lora_rank", type=int, help="rank of the expectation of LoRA (that of the run's adapters, else 8)")
     add_solver_flags(parser)
     add("--format", choices=FORMS, default="text", help="how to write the tables; csv and json hold all digits (text)")
-    add("--output", type=Path, metavar="FILE", help="write the tables here instead of printing them")
-    add("--figure", type=Path, metavar="FILE.png", help="draw the scores of the subsets")
+    add_output_flag(parser)
+    add_figure_flag(parser, "draw the scores of the subsets")
     return parser
 
 
@@ -54,34 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(given: argparse.Namespace) -> None:
-    figure: Path | None = given.figure
-    if figure is not None and figure.suffix.lower() != PICTURE:
-        sentence = f"`figure={figure}`: pictures are PNG files, so give a name that ends with {PICTURE}"
-        raise SettingError(sentence, setting="figure", value=figure)
+    check_figure(given)
     check_numbers(BOUNDS, vars(given))
-    from lmntk.analysis.least_squares import read_least_squares  # here, since torch takes seconds to load
-    from lmntk.analysis.only_run import only_run
+    from lmntk.analysis.least_squares import find_kernel_run, read_least_squares  # here: torch takes seconds to load
     from lmntk.analysis.saved_run import distinguishing_names
     from lmntk.analysis.subset_tables import format_subsets
     from lmntk.analysis.subsets import measure_subsets, subsets_of
-    from lmntk.storage.atomic import prepare_output_dir, write_atomically, write_text
 
-    run = only_run(given.folder)
+    run = find_kernel_run(given.folder)
     problem = read_least_squares(run, solver_flags(given))
     subsets = subsets_of(run, given.subset, given.lora, given.lora_rank)
     found = measure_subsets(problem, subsets, show_progress=sys.stderr.isatty())
     metric = run.task.main_metrics[0] if run.task else "acc"
     table = format_subsets(distinguishing_names([given.folder])[0], metric, found, given.format)
-    if given.output is None:
-        print(table, end="")
-    else:
-        prepare_output_dir(given.output.parent, "output")
-        write_text(given.output, table)
-        print(f"The tables: {given.output}")
-    if figure is not None:
+
+    def draw() -> bytes:
         from lmntk.report.subsets import subsets_figure
 
-        prepare_output_dir(figure.parent, "figure")
-        picture = subsets_figure(found, metric)
-        write_atomically(figure, operator.methodcaller("write", picture), durable=False)
-        print(f"The figure: {figure}", file=sys.stderr if given.output is None else sys.stdout)
+        return subsets_figure(found, metric)
+
+    write_results(given, table, draw)

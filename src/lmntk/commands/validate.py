@@ -22,7 +22,6 @@ are; it does one if none is there, and keeps it.
 """
 
 import argparse
-import operator
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from lmntk.commands.results import add_figure_flag, check_figure, write_figure
 from lmntk.config.runs_parser import FORMS, OWN_SETTINGS, RESUME, RunsParser, teller
 from lmntk.config.tool_parser import add_solver_flags, run_tool, solver_flags
 from lmntk.errors import FileError, KernelMismatchError, SettingError
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from lmntk.analysis.least_squares import LeastSquaresRun
     from lmntk.analysis.validation import Validation
 
-PICTURE = ".png"
 SHARED = ("binary_classification", "random_model_init")
 """The settings of a training that the run of the kernel has too, besides those of the model and the data."""
 NOT_TRAINED_ALIKE = {
@@ -79,7 +78,7 @@ def make_parser() -> RunsParser:
     add("--split", default="test", choices=("dev", "test"), help="what is predicted (test)")
     add("--format", choices=FORMS, default="text", help="how to print the table; csv has a row for each example, json "
         "everything (text)")  # fmt: skip
-    add("--figure", type=Path, metavar="FILE.png", help="draw changes of outputs and the examples' correlations")
+    add_figure_flag(parser, "draw changes of outputs and the examples' correlations")
     add_solver_flags(parser)
     return parser
 
@@ -90,9 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _validate(given: argparse.Namespace) -> int:
-    if given.figure is not None and given.figure.suffix.lower() != PICTURE:
-        sentence = f"`figure={given.figure}`: pictures are PNG files, so give a name that ends with {PICTURE}"
-        raise SettingError(sentence, setting="figure", value=given.figure)
+    check_figure(given)
     found = _read_run(given)
     plan = _make_plan(given, found)
     plan.check_choice()
@@ -113,14 +110,9 @@ def _validate(given: argparse.Namespace) -> int:
 
 def _read_run(given: argparse.Namespace) -> "LeastSquaresRun":
     """Read the kernels and the record of the run, and check that there is a training of the same kind."""
-    from lmntk.analysis.least_squares import read_least_squares  # here, since torch takes its time to load
-    from lmntk.analysis.saved_run import read_runs
+    from lmntk.analysis.least_squares import find_kernel_run, read_least_squares  # here: torch takes its time to load
 
-    runs = [run for run in read_runs(given.run) if run.kernel_splits]
-    if not runs:
-        sentence = f"{given.run} holds no kernels: give the folder of a run with `trainer=kernel`"
-        raise FileError(sentence, path=given.run)
-    found = read_least_squares(runs[0], solver_flags(given))
+    found = read_least_squares(find_kernel_run(given.run), solver_flags(given))
     run, record = found.run, found.run.record
     if record.get("trainer") != "kernel" or run.task is None:
         path = run.paths.record()
@@ -242,9 +234,14 @@ def _finish(given: argparse.Namespace, plan: ValidationPlan, found: "LeastSquare
 
         say("")
         print(format_validation(validation, given.format), end="", flush=True)
-        if given.figure is not None:
-            _draw(validation, given.figure)
-            say(f"the figure: {given.figure}")
+        shown = validation
+
+        def draw() -> bytes:
+            from lmntk.report.validation import validation_figure
+
+            return validation_figure(shown)
+
+        write_figure(given.figure, draw, sys.stdout if given.format == "text" else sys.stderr)
     if finished.problems:
         say("\n".join(["missing:", *(f"  {name}\n    {text}" for name, text in finished.problems.items())]))
     return 1 if finished.problems or validation is None else 0
@@ -270,15 +267,12 @@ def _compare(
         finished.problems["the table"] = f"{quantity(len(logits), 'subset')} with trainings; two are necessary"
         return None
     trainings = Trainings(
-        plan.subsets[[*logits]], np.array([*logits.values()]), plan.optimizer, finished.choice.rate, plan.max_steps
+        plan.subsets[[*logits]],
+        np.array([*logits.values()]),
+        plan.optimizer,
+        finished.choice.rate,
+        plan.max_steps,
+        rate_by_dev=plan.searches,
     )
     name = distinguishing_names([found.run.folder])[0]
     return validate(found, trainings, given.split, name, given.seed, show_progress=sys.stderr.isatty())
-
-
-def _draw(validation: "Validation", figure: Path) -> None:
-    from lmntk.report.validation import validation_figure
-    from lmntk.storage.atomic import prepare_output_dir, write_atomically
-
-    prepare_output_dir(figure.parent, "figure")
-    write_atomically(figure, operator.methodcaller("write", validation_figure(validation)), durable=False)

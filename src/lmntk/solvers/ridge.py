@@ -42,6 +42,13 @@ class RidgeSystem:
         else:
             self.norm = float(np.linalg.norm(kernel, 2))
 
+    @property
+    def singular_values(self) -> Array:
+        """The singular values of K, ``[n]``, in no order."""
+        if self._is_symmetric:
+            return np.abs(self._values)
+        return np.asarray(np.linalg.svd(self._kernel, compute_uv=False), dtype=np.float64)
+
     def solve(self, regularization: float, right_sides: Array) -> tuple[Array, int]:
         """Solve A α = y for several y: the minimum-norm least-squares solution where A is singular.
 
