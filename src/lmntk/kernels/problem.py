@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lmntk.kernels.batching import Batch, Examples, bytes_of
@@ -14,6 +13,9 @@ from lmntk.kernels.tiling import Plan, Tile
 
 Block = tuple[Tile, Tensor]
 Parameters = dict[str, Tensor]
+
+# Contributions to slices that are held at once while they are added: those of layers that share inputs.
+NUM_CONTRIBUTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,20 @@ class KernelProblem(KernelSides):
         """S, the length of a block's first axis: the directions of every part and of every adapter."""
         return len(self.slices) * len(self.formula.directions)
 
+    def slice_bytes(self, fallback: bool = False) -> int:
+        """Return the bytes that slices add to the memory of a tile, for each pair of its examples.
+
+        Held at once are the block that is computed, the one before it, and some contributions that are being added. One
+        slice is small beside the gradients of its examples, and does not count.
+
+        Args:
+            fallback: Whether two engines compute a block each, one of which is put together from smaller ones.
+        """
+        if len(self.slices) == 1:
+            return 0
+        directions = len(self.formula.directions)
+        return 8 * self.num_logits**2 * (self.num_slices * (4 if fallback else 2) + NUM_CONTRIBUTIONS * directions)
+
     def part_name(self, parameter: str) -> str:
         """Return which of `parts` a parameter belongs to."""
         return "all" if self.part_of is None else self.part_of[parameter]
@@ -163,11 +179,15 @@ class KernelProblem(KernelSides):
         Returns:
             float64 ``[S, n, C, x, C]``.
         """
-        sums: dict[str, Tensor] = {}
+        places = {name: number for number, name in enumerate(self.slices)}
+        sums: Tensor | None = None
         for name, values in contributions:
-            sums[name] = sums[name] + values if name in sums else values
-        some = next(iter(sums.values()))
-        return torch.cat([sums[name] if name in sums else torch.zeros_like(some) for name in self.slices])
+            if sums is None:
+                sums = values.new_zeros(len(places), *values.shape)
+            sums[places[name]] += values
+        if sums is None:
+            raise ValueError("a block without contributions has no shape")
+        return sums.flatten(0, 1)
 
     @property
     def gradient_bytes(self) -> int:

@@ -13,6 +13,7 @@ class Tuning:
     Attributes:
         max_x_tile: Largest X tile of the factored engine, in examples. A larger X tile re-forms the train gradients
             less often, but beyond this the page faults on fresh memory cost more than that saves.
+        min_x_tile: X examples that a train tile is made smaller for, where slices of a kernel are kept apart.
         max_x_tile_bytes: Largest factors of an X tile, in bytes, where most layers form dense gradients.
         gram_x_tile_bytes: The same where most layers take the Gram path, which re-forms nothing.
         batch_tokens: Tokens that are propagated together: enough for large products, few enough for small activations.
@@ -23,6 +24,7 @@ class Tuning:
         activation_factor: Peak activation memory of a forward and backward pass, as a multiple of the factors kept.
         activation_share: Share of the budget that activations may take.
         buffer_share: Share of the budget that each of the three buffers for dense gradients may take.
+        slice_share: Share of the budget that slices of a kernel, kept apart, may take in the jacobian engine.
         fallback_share: Share of the budget for the gradients of parameters of unknown layers, if there are any.
         fragmentation: Memory that many small tensors take, as a multiple of their sizes.
         max_buffer_bytes: Size of a buffer beyond which products get no faster.
@@ -54,6 +56,7 @@ class Tuning:
     """
 
     max_x_tile: int = 256
+    min_x_tile: int = 16
     max_x_tile_bytes: int = 2**31
     gram_x_tile_bytes: int = 2**29
     batch_tokens: int = 1024
@@ -63,6 +66,7 @@ class Tuning:
     activation_factor: float = 2.0
     activation_share: float = 0.15
     buffer_share: float = 0.12
+    slice_share: float = 0.25
     fallback_share: float = 0.25
     fragmentation: float = 1.1
     max_buffer_bytes: int = 2**29

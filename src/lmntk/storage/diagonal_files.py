@@ -29,6 +29,12 @@ def note_diagonal(kernel: Path, diagonal: Path) -> None:
         write_description(kernel, {**said, DIAGONAL_HASH_KEY: file_hash(diagonal)})
 
 
+def is_noted(kernel: Path, diagonal: Path) -> bool:
+    """Return whether a diagonal's file is there and is the one that the description of its kernel names."""
+    noted = (read_description(kernel) or {}).get(DIAGONAL_HASH_KEY)
+    return noted is not None and diagonal.is_file() and noted == file_hash(diagonal)
+
+
 def load_diagonal(path: Path, kernel: Path, kernel_shape: tuple[int, ...]) -> Tensor | None:
     """Read the diagonal that belongs to a kernel.
 

@@ -17,7 +17,6 @@ from lmntk.errors import FileError, KernelMismatchError, UsageError
 from lmntk.storage import diagonal_files, kernel_files, kernel_metadata, logits_files
 from lmntk.storage.atomic import write_text
 from lmntk.storage.kernel_files import LayerKernels
-from lmntk.storage.kernel_metadata import OFF_BY_DEFAULT
 from lmntk.storage.kernel_slices import (
     LAYERS_KEY,
     KernelSlices,
@@ -178,7 +177,7 @@ class KernelCache:
             labels = f", nor its labels ({'; '.join(self.missing)})" if self.missing else "; its labels are compared"
             logger.warning("%s has no description, so its model, texts and template cannot be checked%s", path, labels)
             return path
-        comparable, unchecked = _comparable_part(stored, wanted)
+        comparable, unchecked = kernel_metadata.comparable_part(stored, wanted)
         differences = kernel_metadata.kernel_differences(stored, comparable)
         if differences:
             raise KernelMismatchError(
@@ -297,6 +296,14 @@ class KernelCache:
         """
         return diagonal_files.load_diagonal(self.source_paths.diagonal(split), path, tuple(kernel.shape))
 
+    def lacks_diagonal(self, split: str) -> bool:
+        """Return whether a kernel of the output folder has no K(x, x) of its own beside it.
+
+        A run that was killed before it noted the hash, or an older version of the program that replaced the kernel,
+        leaves a file that nothing ties to the kernel: it counts as missing.
+        """
+        return not diagonal_files.is_noted(self.paths.kernel(split), self.paths.diagonal(split))
+
     def save_diagonal(self, split: str, diagonal: Tensor) -> None:
         """Write K(x, x) beside a kernel of the output folder that lies there already."""
         path = self.paths.diagonal(split)
@@ -355,27 +362,6 @@ class KernelCache:
             logits_files.note_logits(kernel, None)
             logits_files.save_logits(path, logits, targets)
         logits_files.note_logits(kernel, path)
-
-
-def _comparable_part(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the part of `wanted` that a loaded kernel's description can be compared with, and what cannot be.
-
-    A description without a key of `wanted` comes from a version, or a run, that did not know it.
-    """
-    written = {*stored, *OFF_BY_DEFAULT}
-    comparable = {name: value for name, value in wanted.items() if name in written}
-    unchecked = [name for name in stored if name == "label_word_ids" and name not in wanted]
-    limits = stored.get("limits") or {}
-    if "max_seq_length" in limits and "max_seq_length" not in wanted["limits"]:
-        unchecked.append("limits.max_seq_length")
-        comparable["limits"] = {**wanted["limits"], "max_seq_length": limits["max_seq_length"]}
-    for name in kernel_metadata.HASHES_BY_SPLIT:
-        own, now = stored.get(name) or {}, wanted.get(name, {})
-        missing = {mode: value for mode, value in own.items() if mode not in now}
-        unchecked += [f"{name}.{mode}" for mode in missing]
-        if own:
-            comparable[name] = {**missing, **now}
-    return comparable, unchecked
 
 
 def samples_of(labels: Tensor, samples: int, kernel: str) -> int:

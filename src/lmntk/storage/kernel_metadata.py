@@ -103,6 +103,27 @@ def kernel_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     return [line for key in now for line in _differences(key, stored.get(key), now[key])]
 
 
+def comparable_part(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the part of `wanted` that a loaded kernel's description can be compared with, and what cannot be.
+
+    A description without a key of `wanted` comes from a version, or a run, that did not know it.
+    """
+    written = {*stored, *OFF_BY_DEFAULT}
+    comparable = {name: value for name, value in wanted.items() if name in written}
+    unchecked = [name for name in stored if name == "label_word_ids" and name not in wanted]
+    limits = stored.get("limits") or {}
+    if "max_seq_length" in limits and "max_seq_length" not in wanted["limits"]:
+        unchecked.append("limits.max_seq_length")
+        comparable["limits"] = {**wanted["limits"], "max_seq_length": limits["max_seq_length"]}
+    for name in HASHES_BY_SPLIT:
+        own, now = stored.get(name) or {}, wanted.get(name, {})
+        missing = {mode: value for mode, value in own.items() if mode not in now}
+        unchecked += [f"{name}.{mode}" for mode in missing]
+        if own:
+            comparable[name] = {**missing, **now}
+    return comparable, unchecked
+
+
 def check_one_run(train: Path, other: Path) -> None:
     """Check that two kernels of a folder belong to one run, as far as both have descriptions.
 

@@ -208,12 +208,11 @@ class TileStore:
         Raises:
             FileError: The file system refuses.
         """
-        values = block if diagonal is None else torch.cat([block.reshape(-1), diagonal.to(block).reshape(-1)])
-        numbers = values.cpu().contiguous().numpy().astype(NUMBERS, copy=False).reshape(-1).view(np.uint8).data
-        digest = self._digest(group, tile, numbers)
+        numbers = [_bytes_of(values) for values in (block, diagonal) if values is not None]
+        digest = self._digest(group, tile, *numbers)
         # Not durable: the hash reveals a tile that a power cut has damaged.
         path = self._file(number, group)
-        write_atomically(path, lambda file: (file.write(digest), file.write(numbers)), durable=False)
+        write_atomically(path, lambda file: (file.write(digest), [file.write(part) for part in numbers]), durable=False)
 
     def read(self, number: int, group: int, tile: Tile) -> Tensor | None:
         """Return what `write` wrote as a flat float64 tensor; None if it is missing or damaged."""
@@ -294,10 +293,16 @@ class TileStore:
     def _files(self) -> Iterator[Path]:
         return self.folder.glob(f"{self.key[:KEY_LENGTH]}-*.tile")
 
-    def _digest(self, group: int, tile: Tile, numbers: memoryview) -> bytes:
+    def _digest(self, group: int, tile: Tile, *numbers: memoryview) -> bytes:
         digest = hashlib.sha256(json.dumps([self.key, group, tile.train, tile.x]).encode())
-        digest.update(numbers)
+        for part in numbers:
+            digest.update(part)
         return digest.digest()
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    """Return the numbers of a tensor as a tile's file holds them, without a copy if they lie there like that."""
+    return values.cpu().contiguous().numpy().astype(NUMBERS, copy=False).reshape(-1).view(np.uint8).data
 
 
 def _plan_file(folder: Path) -> Path:

@@ -159,7 +159,7 @@ class KernelTrainer(LoadedKernelTrainer):
         """Return whether K(x, x) is to be added to a kernel of the output folder."""
         if split == "train" or self.args.load_kernels is not None:
             return False
-        return not distributed.on_rank_zero(self._cache.paths.diagonal(split).is_file)
+        return distributed.on_rank_zero(self._cache.lacks_diagonal, split)
 
     def _compute_diagonal(self, split: str) -> None:
         job = self._planner.job(split)

@@ -118,6 +118,7 @@ class KernelJob:
                 share, with_diagonal = self._own_share(missing), self.tile_shape.with_diagonal
                 for tile, block, diagonal in self.engine.tiles_of_group(share, part, with_diagonal):
                     self.store.write(numbers[tile], part, tile, block, diagonal)
+                    del block  # the next one may need its memory
                     bar.add(tile)
                     interrupts.check()
             distributed.barrier()

@@ -121,8 +121,9 @@ class FactoredEngine(Engine):
         self._warned_of: frozenset[str] = frozenset()
         self._fallback = self._fallback_for(self._unknown) if self._unknown else None
         fallback = Fallback(self._fallback.budget.bytes, self._fallback.minimum_bytes) if self._fallback else None
+        slice_bytes = problem.slice_bytes(fallback is not None)
         self._keeps_signs = False  # until it is known what factors take
-        self.planner = FactoredPlanner(problem, budget, self._measure_demands(), fallback, tuning)
+        self.planner = FactoredPlanner(problem, budget, self._measure_demands(), fallback, tuning, slice_bytes)
         self._keeps_signs = self.planner.keeps_signs
         if earlier and earlier._keeps_signs != self._keeps_signs:
             self._seconds_per_token = None
@@ -146,7 +147,7 @@ class FactoredEngine(Engine):
         return self.planner.plan(tiles, processes)
 
     def expected_bytes(self, plan: Plan) -> int:
-        """Return the factors of both tiles, the buffers, and the activations of a batch, in bytes."""
+        """Return the factors of both tiles, the buffers, the activations of a batch, and blocks of slices, in bytes."""
         return self.planner.expected_bytes(plan)
 
     def estimate_cost(self, plan: Plan) -> CostModel:
@@ -220,20 +221,22 @@ class FactoredEngine(Engine):
         irregular = train.irregular | x.irregular
         broken = train.broken, x.broken
         layers = {name: self._layer(name) for name in self._names if self._module(name) not in irregular}
-        terms, diagonal = [], None
+        block, diagonal = None, None
         with self._workspace.keeping_diagonals(with_diagonal):
             if layers:
-                terms.append(self.problem.sum_by_slice(self._module_contributions(layers, train.of_layer, x.of_layer)))
+                block = self.problem.sum_by_slice(self._module_contributions(layers, train.of_layer, x.of_layer))
             if with_diagonal:
                 diagonal = self._diagonal(x, irregular)
         del x  # the fallback may need its memory
         fallback = self._fallback_beside(irregular)
         if fallback is not None:
-            block, of_fallback = fallback_tile(fallback, tile, with_diagonal)
-            terms.append(block)
+            own, of_fallback = fallback_tile(fallback, tile, with_diagonal)
+            block = own if block is None else block.add_(own)
             if diagonal is not None and of_fallback is not None:
                 diagonal = diagonal + of_fallback.to(diagonal)
-        return ComputedTile(tile, hide_signs_of_broken(torch.stack(terms).sum(dim=0), *broken), diagonal)
+        if block is None:
+            raise ValueError("no parameter has a gradient to multiply")
+        return ComputedTile(tile, hide_signs_of_broken(block, *broken), diagonal)
 
     def _diagonal(self, x: SideFactors, irregular: frozenset[str]) -> Tensor:
         """Return K(x, x) over the parameters of all regular layers, float64 ``[D, x, C, C]``; a 0 if there are none."""

@@ -126,6 +126,8 @@ class FactoredPlanner:
         demands: What the model's layers need.
         fallback: The memory of the engine that takes the other parameters.
         tuning: Numbers that trade time for memory.
+        slice_bytes: Bytes for each pair of examples of a tile, if slices are kept apart, see
+            `KernelProblem.slice_bytes`.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class FactoredPlanner:
         demands: LayerDemands,
         fallback: Fallback | None = None,
         tuning: Tuning = DEFAULT_TUNING,
+        slice_bytes: int = 0,
     ) -> None:
         self.memory = MemoryModel.divide(budget, demands, sides, tuning)
         self._sides = sides
@@ -143,6 +146,7 @@ class FactoredPlanner:
         self._fallback = fallback
         self._fallback_bytes = fallback.bytes if fallback else 0
         self._tuning = tuning
+        self._slice_bytes = slice_bytes
         self._lengths = side_lengths(sides)
         self._longest = max(self._lengths)
         if demands.signs is not None and self._have_room(demands.signs):
@@ -189,8 +193,8 @@ class FactoredPlanner:
         return self._budget.bytes - self.memory.peak(0, 0) - self._fallback_bytes
 
     def _examples_that_fit(self, tokens: int) -> int:
-        """Return how many examples of so many tokens the budget has room for."""
-        return int(self._room // self.memory.factors(tokens))
+        """Return how many examples of so many tokens the budget has room for, beside the slices of a pair."""
+        return int((self._room - self._slice_bytes) // self.memory.factors(tokens))
 
     def _plan(self, examples: int, tiles: TileRequest, processes: int) -> Plan:
         """Lay tiles where so many examples of both sides together fit."""
@@ -201,23 +205,40 @@ class FactoredPlanner:
         max_train = 3 * examples // 4 if 4 * n <= 3 * examples else examples // 2
         tokens = sum(self._lengths) / len(self._lengths)
         rows, columns = tiles_per_axis(n, m, processes, sides.symmetric, tokens, sides.num_logits)
-        train = min(tiles.row or even_tile_size(max(1, max_train), n, rows), n)
+        max_train = self._with_slices(max(1, min(max_train, n)), examples) if self._slice_bytes else max(1, max_train)
+        train = min(tiles.row or even_tile_size(max_train, n, rows), n)
         max_x = int(self.memory.max_x_bytes // self.memory.factors(tokens))
-        max_x = max(1, min(examples - train, self._tuning.max_x_tile, max_x))
+        max_x = max(1, min(self._beside(train, examples), self._tuning.max_x_tile, max_x))
         x = min(tiles.column or even_tile_size(max_x, m, columns), m)
         return make_plan(sides.train.shapes, sides.x_examples.shapes, TileSize(train, x), sides.symmetric)
 
+    def _beside(self, train: int, examples: int) -> int:
+        """Return how many X examples fit beside a train tile, where so many examples of both sides would fit alone."""
+        if not self._slice_bytes:
+            return examples - train
+        # Each takes its factors and its slices with every train example.
+        factors = self._room / examples
+        return int((self._room - train * factors) / (factors + train * self._slice_bytes))
+
+    def _with_slices(self, train: int, examples: int) -> int:
+        """Return the size of a train tile, made smaller where slices would leave room to few X examples only."""
+        enough = min(self._tuning.min_x_tile, len(self._sides.x_examples))
+        while train > 1 and self._beside(train, examples) < (train if self._sides.symmetric else enough):
+            train -= -(-train // 8)
+        return train
+
     def expected_bytes(self, plan: Plan) -> int:
-        """Return the peak memory: factors of both tiles, buffers, activations of a batch, and the fallback's share."""
+        """Return the peak memory: factors of both tiles, buffers, activations, slices, and the fallback's share."""
         sides = self._sides
         x_tokens = {x: sum(tokens_of(sides.x_examples, x)) for row in plan.tile_rows for x in row.x_tiles}
         needed = 0
         for train, x_tiles in plan.tile_rows:
             # A tile on the diagonal holds the factors of one side only.
-            others = [(x_tokens[x], len(x)) for x in x_tiles if not sides.on_diagonal(Tile(train, x))]
             own = sum(tokens_of(sides.train, train))
-            peaks = [self.memory.peak(own + tokens, len(train) + count) for tokens, count in [*others, (0, 0)]]
-            needed = max(needed, *peaks)
+            for x in x_tiles:
+                tokens, count = (0, 0) if sides.on_diagonal(Tile(train, x)) else (x_tokens[x], len(x))
+                slices = self._slice_bytes * len(train) * len(x)
+                needed = max(needed, self.memory.peak(own + tokens, len(train) + count) + slices)
         return needed + self._fallback_bytes
 
     @property
@@ -272,7 +293,8 @@ class FactoredPlanner:
         tuning = self._tuning
         left = 1 - 3 * tuning.buffer_share - (tuning.fallback_share if self._fallback else 0)
         longest = self.memory.factors(self._longest)
-        own = max(2 * longest / (left - tuning.activation_share), (2 + tuning.activation_factor) * longest / left)
+        pair = 2 * longest + self._slice_bytes
+        own = max(pair / (left - tuning.activation_share), (pair + tuning.activation_factor * longest) / left)
         return max(self._budget_for_fallback, ROUNDING_BYTES + int(own))
 
     @property

@@ -26,6 +26,8 @@ def fallback_tile(fallback: JacobianEngine, tile: Tile, with_diagonal: bool) -> 
             sums[small] = sums[small] + values if small in sums else values
             if diagonal is not None:
                 diagonals[small] = diagonals[small] + diagonal if small in diagonals else diagonal
+    if len(sums) == 1:
+        return sums.popitem()[1], diagonals.popitem()[1] if with_diagonal else None
     block = torch.cat([torch.cat([sums[Tile(train, x)] for x in xs], dim=3) for train in trains], dim=1)
     return block, torch.cat([diagonals[Tile(trains[0], x)] for x in xs], dim=1) if with_diagonal else None
 

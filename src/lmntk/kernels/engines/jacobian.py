@@ -76,6 +76,10 @@ class JacobianEngine(Engine):
         # A parameter larger than all others (the word embeddings) may force smaller tiles than grouping can give.
         while self._bytes(self._largest_gradient, train, x) > self.budget.bytes and train * x > 1:
             train, x = (train, (x + 1) // 2) if x > 1 else ((train + 1) // 2, x)
+        # Each group of parameters forms gradients anew, so that slices must leave most of the memory to these.
+        largest = self.tuning.slice_share * self.budget.bytes
+        while problem.slice_bytes() * train * (train if problem.symmetric else x) > largest and train * x > 1:
+            train, x = (train, (x + 1) // 2) if x > 1 and not problem.symmetric else ((train + 1) // 2, x)
         if self.minimum_bytes > self.budget.bytes:
             raise MemoryBudgetError(self.minimum_bytes, self.budget.bytes)
         return make_plan(problem.train.shapes, problem.x_examples.shapes, TileSize(train, x), problem.symmetric)
@@ -140,8 +144,9 @@ class JacobianEngine(Engine):
         return len(self._groups(plan))
 
     def _bytes(self, per_example: int, train: int, x: int) -> int:
-        """Return the bytes of two tiles' gradients, and of a batch that `vmap` forms before it is copied."""
-        return per_example * (train + x + min(self.tuning.jacobian_batch, max(train, x)))
+        """Return the bytes of two tiles' gradients, of a batch that `vmap` forms before it is copied, and of slices."""
+        gradients = per_example * (train + x + min(self.tuning.jacobian_batch, max(train, x)))
+        return gradients + self.problem.slice_bytes() * train * x
 
     def _groups(self, plan: Plan) -> list[list[str]]:
         """Return groups of parameters whose gradients, of both tiles, fit together."""
