@@ -462,6 +462,44 @@ def test_leave_one_out_that_is_not_defined_is_an_error_that_says_why(make: Calla
         _ = make().loo_
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"binary_classification": True, "adjust_for_init": True}, {"formula": "signgd", "kernel_engine": "jacobian"}],
+    ids=["binary", "signgd"],
+)
+def test_the_deviation_of_logits_is_that_of_the_joint_gaussian(
+    make: Callable[..., KernelClassifier], arguments: dict[str, Any]
+) -> None:
+    """The joint kernel is that of a classifier fitted to all texts."""
+    given = arguments | {"kernel_regularization": 0.1, "kernel_dtype": "float64"}
+    classifier = make(**given).fit(TEXTS, LABELS)
+    texts = ["a dull plot", "funny"]
+    found = classifier.predict_std(texts)
+    joint = make(**given).fit([*TEXTS, *texts], [*LABELS, "bad", "good"]).train_kernel_
+    c = joint.shape[1]
+    n, flat = len(TEXTS) * c, joint.reshape(6 * c, -1)
+    inverse = np.linalg.inv(flat[:n, :n] + 0.1 * np.linalg.norm(flat[:n, :n], 2) * np.eye(n))
+    classes = np.array([0, 1, 0, 1])
+    targets = (2.0 * classes - 1)[:, None] if c == 1 else np.eye(2)[classes]
+    if classifier.adjust_for_init:
+        targets = targets - classifier._prompts.logits(classifier._prompts.train)
+    y = targets.reshape(-1)
+    covariance = y @ inverse @ y / n * (flat[n:, n:] - flat[n:, :n] @ inverse @ flat[:n, n:])
+    assert found.dtype == np.float64 and found.shape == (2, c)
+    np.testing.assert_allclose(found, np.sqrt(np.diag(covariance)).reshape(2, c), rtol=1e-9)
+
+
+def test_a_deviation_that_is_not_defined_is_an_error_that_says_why(make: Callable[..., KernelClassifier]) -> None:
+    for arguments, times, said in (
+        ({"solver": "svr"}, 1, "`predict_std` is in closed form for `solver='lstsq'` alone"),
+        ({}, 2, "take `kernel_regularization=0.001`"),
+        ({"formula": "asymmetric_signgd", "binary_classification": True}, 1, "take `formula=sgd` or signgd"),
+    ):
+        with pytest.raises(SolverError) as caught:
+            make(**arguments).fit(TEXTS * times, LABELS * times).predict_std(TEXTS)
+        assert said in str(caught.value)
+
+
 def test_parts_sum_to_the_kernel_and_a_word_that_is_no_key_is_named(make: Callable[..., KernelClassifier]) -> None:
     classifier = make(kernel_parts="kind,layer").fit(TEXTS, LABELS)
     assert {"embeddings/norm", "layer.1/query", "head/head"} <= classifier.parts_.keys()
@@ -473,17 +511,3 @@ def test_parts_sum_to_the_kernel_and_a_word_that_is_no_key_is_named(make: Callab
         with pytest.raises(SettingError) as caught:
             make(**wrong).fit(TEXTS, LABELS)
         assert caught.value.data["setting"] == "kernel_parts"
-
-
-def test_the_standard_deviation_is_that_of_the_joint_gaussian(make: Callable[..., KernelClassifier]) -> None:
-    texts = ["a dull plot", "moving and never slow"]
-    classifier = make(kernel_regularization=0.1, kernel_dtype="float64").fit(TEXTS, LABELS)
-    joint = make(kernel_dtype="float64").fit([*TEXTS, *texts], [*LABELS, *LABELS[:2]]).train_kernel_.reshape(12, 12)
-    train = joint[:8, :8]
-    inverse = np.linalg.inv(train + 0.1 * np.linalg.norm(train, 2) * np.eye(8))
-    y = np.eye(2)[[LABELS.index(label) for label in LABELS]].reshape(-1)
-    left = joint[8:, 8:] - joint[8:, :8] @ inverse @ joint[:8, 8:]
-    truth = np.sqrt(y @ inverse @ y / 8 * np.diag(left)).reshape(2, 2)
-    np.testing.assert_allclose(classifier.predict_std(texts), truth, rtol=1e-9)
-    with pytest.raises(SolverError, match="`predict_std` is in closed form for"):
-        make(solver="svc").fit(TEXTS, LABELS).predict_std(texts)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmntk.storage.diagonal_files import note_diagonal, save_diagonal
 from lmntk.storage.kernel_files import save_kernel
 from lmntk.storage.logits_files import save_logits
 from lmntk.storage.paths import RunPaths
@@ -88,6 +89,21 @@ class Folder:
         values = torch.from_numpy(self.kernel(split) if kernel is None else kernel)
         save_kernel(path, values, torch.from_numpy(self.labels(split)), description)
         return path
+
+    def diagonal(self, split: str) -> np.ndarray:
+        """K(x, x), [X, C, C], or with a leading 2."""
+        other = self.features[split]
+        if not self.asymmetric:
+            return np.einsum("jaf,jbf->jab", other, other)
+        one = np.einsum("jaf,jbf->jab", np.sign(other), other)
+        return np.stack([one, one.transpose(0, 2, 1)])
+
+    def write_diagonals(self) -> None:
+        """Write K(x, x) beside the kernels of dev and test."""
+        paths = RunPaths(self.path, self.task)
+        for split in ("dev", "test"):
+            save_diagonal(paths.diagonal(split), torch.from_numpy(self.diagonal(split)))
+            note_diagonal(paths.kernel(split), paths.diagonal(split))
 
     def texts(self, split: str) -> Path:
         """The file of a split's texts."""

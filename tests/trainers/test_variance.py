@@ -10,11 +10,14 @@ import torch
 from scipy.stats import norm
 
 from command_line import Workplace, read_kernel, read_results, write_rows
-from lmntk.analysis.calibration import read_reliability
-from lmntk.analysis.saved_run import read_runs
-from lmntk.report import write_report
+from lmntk.analysis.calibration import run_calibration
+from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
+from lmntk.report import plots, write_report
+from lmntk.solvers.gaussian_process import GaussianProcess
+from lmntk.solvers.ridge_problem import RidgeProblem
 from lmntk.storage import kernel_metadata
 from lmntk.storage.paths import RunPaths
+from lmntk.trainers.variance import score_variance
 
 VARIANCE = ("--kernel_variance", "--kernel_regularization", "0.01")
 
@@ -57,12 +60,24 @@ def test_the_metrics_and_the_table_follow_from_the_files_of_the_run(made: Path) 
     assert (made / "dev_variance_sst-2.csv").is_file() and not (made / "train_variance_sst-2.csv").exists()
 
 
-def test_the_report_shows_the_reliability_and_true_cosines(made: Path, tmp_path: Path) -> None:
-    (run,) = read_runs(made)
-    found = read_reliability(run, "test")
-    assert found is not None and found.error == pytest.approx(
-        read_results(made / "test_results_sst-2.txt")["eval_ece"], abs=1e-5
-    )
+def test_the_report_finds_the_numbers_of_the_run_in_its_files(made: Path) -> None:
+    """To the last bit but for the digits that result files keep."""
+    found = run_calibration(read_least_squares(find_kernel_run(made), {}))
+    assert list(found.splits) == ["dev", "test"] and not found.remarks
+    for split, one in found.splits.items():
+        results = read_results(made / f"{'eval' if split == 'dev' else split}_results_sst-2.txt")
+        assert [one.nll, one.ece] == pytest.approx([results["eval_nll"], results["eval_ece"]], rel=1e-12)
+        for row, margin, std, sure in zip(table_of(made, split), one.margins, one.margin_std, one.probabilities,
+                                          strict=True):  # fmt: skip
+            assert [row["margin"], row["margin_std"], row["probability_1"]] == [
+                f"{value:.6g}" for value in (margin, std, sure[1])
+            ]
+
+
+def test_the_report_shows_the_reliability_and_true_cosines(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "as_png", lambda *_, **__: bytes(24))  # pictures take most of a report's time
     page = write_report([made], tmp_path / "report", sentences=[0])
     assert (tmp_path / "report" / "sst-2-reliability.png").is_file()
     train, test = (read_kernel(made, split).numpy() for split in ("train", "test"))
@@ -71,6 +86,23 @@ def test_the_report_shows_the_reliability_and_true_cosines(made: Path, tmp_path:
     column = np.einsum("ab,iab->i", weights, test[:, :, 0])
     lengths = np.sqrt([(weights * train[i, :, i]).sum() * (weights * own).sum() for i in range(4)])
     assert f"{(column / lengths).max():.2f}" in page.read_text(encoding="utf-8")
+
+
+def test_with_three_classes_the_table_predicts_by_the_logits_as_the_run_does(tmp_path: Path) -> None:
+    """The largest logit is of class 0, whose chance of the largest target is one in three: the others vary far more."""
+    kernel, cross = np.eye(9).reshape(3, 3, 3, 3), np.zeros((3, 3, 1, 3))
+    logits = np.array([[0.3, 0.29, 0.28]])
+    for label in range(3):
+        cross[label, label, 0, label] = logits[0, label]
+    process = GaussianProcess(RidgeProblem(kernel, np.arange(3)))
+    diagonal = np.diag([0.09, 9.0, 1.0])[None]
+    score_variance(process, cross, diagonal, logits, np.array([0]), ["a", "b", "c"], tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    sure = [float(row[f"probability_{label}"]) for label in "abc"]
+    assert np.argmax(sure) == 1 and sure[0] < 0.4
+    assert row["prediction"] == "a" and float(row["margin"]) == pytest.approx(0.01)
+    assert float(row["margin_std"]) == pytest.approx(np.sqrt((9 - 0.29**2) / 3), rel=1e-5)
 
 
 def test_a_kernel_without_a_diagonal_is_used_and_gets_one_when_it_is_needed(place: Workplace, made: Path) -> None:

@@ -1,44 +1,64 @@
-"""How well the class probabilities that a run wrote match what happened."""
+"""How sure the predictions of a saved run are: what `kernel_variance` writes, from the files in its folder."""
 
-import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from lmntk.analysis.least_squares import LeastSquaresRun
+from lmntk.errors import SettingError, SolverError
+from lmntk.solvers.gaussian_process import GaussianProcess
+from lmntk.solvers.uncertainty import Uncertainty, split_uncertainty
 
-from lmntk.analysis.saved_run import REPEAT, SavedRun
-from lmntk.errors import FileError
-from lmntk.solvers.calibration import ReliabilityBin, expected_calibration_error, reliability_bins
 
-
-@dataclass(frozen=True)
-class Reliability:
-    """The reliability of a split's probabilities.
+@dataclass(frozen=True, eq=False)
+class RunCalibration:
+    """How sure a run's predictions are.
 
     Attributes:
-        bins: The bins that have examples.
-        error: The expected calibration error.
+        scale: σ², by which the kernel is the prior covariance of the logits.
+        noise: The variance of the noise of each target.
+        splits: By split, its predictions with their covariance and class probabilities.
+        remarks: Why other splits are missing, a sentence each.
     """
 
-    bins: list[ReliabilityBin]
-    error: float
+    scale: float
+    noise: float
+    splits: Mapping[str, Uncertainty]
+    remarks: Sequence[str] = ()
 
 
-def read_reliability(run: SavedRun, split: str) -> Reliability | None:
-    """Read the probabilities that `kernel_variance` wrote of a split; None if there are none.
+def run_calibration(found: LeastSquaresRun) -> RunCalibration:
+    """Compute how sure the predictions of a run's splits are.
 
     Raises:
-        FileError: The table cannot be read.
+        SolverError: The kernel is asymmetric, or singular with the run's λ; names a λ that would do.
+        SettingError: An example has several prompts, whose mean logits need K between the prompts too.
+        FileError: A file is damaged.
+        KernelMismatchError: A diagonal belongs to another kernel.
     """
-    path = run.paths.variance(split)
-    if not path.is_file():
-        return None
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        names = [name for name in rows[0] if name.startswith("probability_")]
-        probabilities = np.array([[float(row[name]) for name in names] for row in rows])
-        classes = np.array([names.index(f"probability_{row['label']}") for row in rows])
-    except (OSError, ValueError, LookupError, csv.Error) as error:
-        raise FileError(f"{path} cannot be read as a table of probabilities: {REPEAT}", path=path) from error
-    error_of = expected_calibration_error(probabilities, classes)
-    return Reliability(reliability_bins(probabilities, classes), error_of)
+    for split in ("train", *found.x_splits):
+        samples = max((found.train if split == "train" else found.kernel(split)).samples_per_example)
+        if samples > 1:
+            raise SettingError(
+                f"how sure the predictions are is known for one prompt of each example, and each of {split} has "
+                f"{samples}: only K(x, x) of each prompt is stored",
+                setting="num_sample",
+                value=samples,
+            )
+    process = GaussianProcess(found.problem)
+    splits, remarks = {}, []
+    for split in found.x_splits:
+        kernel = found.kernel(split)
+        diagonal = found.run.diagonal(split, kernel)
+        if diagonal is None:
+            path = found.run.kernel_paths.diagonal(split)
+            remarks.append(
+                f"K(x, x) of {split} is not stored: {path.name} is missing, which the command that made the kernel "
+                "adds with `kernel_variance=True`"
+            )
+            continue
+        predictions = found.predict(split), kernel.class_ids
+        try:
+            splits[split] = split_uncertainty(process, kernel.values, diagonal, *predictions)
+        except SolverError as error:
+            remarks.append(f"{split}: {error}")
+    return RunCalibration(process.scale, process.noise, splits, remarks)

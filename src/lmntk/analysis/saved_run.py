@@ -206,8 +206,12 @@ class SavedRun:
         kernel_metadata.check_one_run(self.kernel_paths.kernel("train"), path)
         return SavedKernel.read(path)
 
-    def diagonal(self, split: str) -> Array | None:
+    def diagonal(self, split: str, kernel: SavedKernel | None = None) -> Array | None:
         """Read K(x, x) of the examples of one of `kernel_splits`: of train from its kernel, else from its own file.
+
+        Args:
+            split: The split.
+            kernel: Its kernel, if it was read before.
 
         Returns:
             float64 [X, C, C], or [2, X, C, C] of an asymmetric formula; None where there is no file.
@@ -216,7 +220,7 @@ class SavedRun:
             FileError: The file is damaged.
             KernelMismatchError: The file belongs to another kernel.
         """
-        kernel = self.kernel(split)
+        kernel = kernel or self.kernel(split)
         if split == "train":
             return np.moveaxis(np.diagonal(kernel.values, axis1=-4, axis2=-2), -1, -3)
         path = self.kernel_paths.diagonal(split)

@@ -54,6 +54,26 @@ def logit_differences(kernel: ArrayLike) -> Array:
     return np.einsum("iaja->ij", array) - np.einsum("iajb->ij", array) / logits
 
 
+def logit_differences_of_each(diagonal: Array) -> Array:
+    """Return K̃_jj of each example, the diagonal of the kernel of `logit_differences`.
+
+    Args:
+        diagonal: K(x, x), [X, C, C], or [2, X, C, C], whose directions are averaged.
+
+    Returns:
+        Float64 [X].
+
+    Examples:
+        >>> logit_differences_of_each(np.eye(2)[None])
+        array([1.])
+    """
+    array = diagonal.mean(axis=0) if diagonal.ndim == 4 else diagonal
+    logits = array.shape[1]
+    if logits == 1:
+        return array[:, 0, 0]
+    return np.einsum("jaa->j", array) - np.einsum("jab->j", array) / logits
+
+
 def flattened(kernel: ArrayLike) -> Array:
     """Return the matrix that solvers see, [N·C, X·C]: for an asymmetric kernel, its first direction.
 
@@ -211,22 +231,6 @@ def kernel_components(train: Array, others: Array, axes: int = 2) -> Components:
     return Components(vectors * scale, about_train.T @ vectors * inverse, shares)
 
 
-def cosines(diagonal: Array, column: Array, own: float) -> Array:
-    """Return the cosines of the angles between the gradients of training examples and of another: K̃_ij / √(K̃_ii K̃_jj).
-
-    Args:
-        diagonal: K̃_ii of the training examples, [N]; the cosine of one that is not above 0 is 0.
-        column: K̃_ij, [N].
-        own: K̃_jj.
-
-    Examples:
-        >>> cosines(np.array([1.0, 4.0]), np.array([0.5, 1.0]), 1.0).tolist()
-        [0.5, 0.5]
-    """
-    lengths = np.sqrt(np.maximum(diagonal * own, 0))
-    return np.divide(column, lengths, out=np.zeros(column.shape), where=lengths > 0)
-
-
 def similarities(diagonal: Array, columns: Array) -> Array:
     """Return the similarity of training examples and others: K̃_ij / √K̃_ii, relative to the largest of its column.
 
@@ -247,6 +251,37 @@ def similarities(diagonal: Array, columns: Array) -> Array:
     values = np.divide(columns, lengths, out=np.zeros(columns.shape), where=lengths > 0)
     largest = np.abs(values).max(axis=0)
     return np.divide(values, largest, out=np.zeros(columns.shape), where=largest > 0)
+
+
+def cosines(diagonal: Array, columns: Array, own: Array) -> Array:
+    """Return the cosines of training examples and others, K̃_ij / √(K̃_ii K̃_jj).
+
+    Args:
+        diagonal: K̃_ii of the training examples, [N].
+        columns: K̃_ij, [N, X].
+        own: K̃_jj of the others, [X].
+
+    Returns:
+        [N, X], from −1 to 1 but for rounding; 0 where K̃_ii or K̃_jj is not above 0.
+
+    Examples:
+        >>> cosines(np.array([1.0, 4.0]), np.array([[1.0], [1.0]]), np.array([4.0])).tolist()
+        [[0.5], [0.25]]
+    """
+    lengths = np.sqrt(np.maximum(diagonal, 0))[:, None] * np.sqrt(np.maximum(own, 0))
+    return np.divide(columns, lengths, out=np.zeros(columns.shape), where=lengths > 0)
+
+
+def distances(diagonal: Array, columns: Array, own: Array) -> Array:
+    """Return the distances of training examples and others as the kernel has them, √(K̃_ii + K̃_jj − 2 K̃_ij), [N, X].
+
+    Arguments are those of `cosines`; a square that rounding takes below 0 counts as 0.
+
+    Examples:
+        >>> distances(np.array([1.0]), np.array([[2.0]]), np.array([4.0])).tolist()
+        [[1.0]]
+    """
+    return np.sqrt(np.maximum(diagonal[:, None] + own - 2 * columns, 0))
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, count: int) -> Integers:

@@ -70,6 +70,8 @@ class KernelSummary:
         samples_per_example: How many rows of the file stand for each train example.
         train: K̃, [N, N]; see `lmntk.analysis.statistics.logit_differences`.
         others: K̃ of train and each other split, [N, X].
+        own: K̃_jj of the examples of those other splits whose diagonal is stored, [X]; none of an asymmetric kernel,
+            whose K̃ is not an inner product, and none of examples with several samples.
         classes: Class ids by split, train included.
         spectrum: The spectrum of the matrix that solvers see; None for a kernel too large for it.
         alignments: Centred alignment with the labels, by split.
@@ -84,6 +86,7 @@ class KernelSummary:
     samples_per_example: int
     train: Array
     others: Mapping[str, Array]
+    own: Mapping[str, Array]
     classes: Mapping[str, ClassIds]
     spectrum: Spectrum | None
     alignments: Mapping[str, float]
@@ -145,7 +148,8 @@ def summarise_run(
         predictor = _Predictor(run, kernels, choose_solver(run, settings))
         splits = predictor.predict(predictor.solver.settings.regularization)
         scores_by_regularization = _curve(predictor, splits, show_progress) if curve else None
-        kernel = _summarise_kernel(kernels, predictor.solver, scores_by_regularization)
+        own = {split: found for split in kernels if (found := _own_differences(run, split, kernels[split])) is not None}
+        kernel = _summarise_kernel(kernels, own, predictor.solver, scores_by_regularization)
         shares = run.layer_shares()
     except UsageError as error:
         if str(run.kernel_folder) in str(error):
@@ -263,7 +267,17 @@ def _regularizations(train: SavedKernel, solver: str) -> tuple[float, ...]:
     return FEW_REGULARIZATIONS if size <= limit_of_few else ()
 
 
-def _summarise_kernel(kernels: Mapping[str, SavedKernel], solver: SolverChoice, curve: Curve | None) -> KernelSummary:
+def _own_differences(run: SavedRun, split: str, kernel: SavedKernel) -> Array | None:
+    """Return K̃_jj of the examples of a split; None where that is not known."""
+    if split == "train" or kernel.values.ndim == 5 or kernel.samples_per_example[1] > 1:
+        return None
+    diagonal = run.diagonal(split, kernel)
+    return None if diagonal is None else statistics.logit_differences_of_each(diagonal)
+
+
+def _summarise_kernel(
+    kernels: Mapping[str, SavedKernel], own: Mapping[str, Array], solver: SolverChoice, curve: Curve | None
+) -> KernelSummary:
     train = kernels["train"]
     matrices = {
         split: kernel.average_over_samples(statistics.logit_differences(kernel.values))
@@ -280,6 +294,7 @@ def _summarise_kernel(kernels: Mapping[str, SavedKernel], solver: SolverChoice, 
         samples_per_example=train.samples_per_example[0],
         train=matrices["train"],
         others=others,
+        own=own,
         classes=classes,
         spectrum=statistics.spectrum(flat) if len(flat) <= SPECTRUM_LIMIT else None,
         alignments={

@@ -222,7 +222,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         return influence(problem, self.kernel(texts))
 
     def predict_std(self, texts: Any) -> np.ndarray:
-        """Return how sure the logits of texts are: standard deviations of the Gaussian process of `lstsq`.
+        """Return the standard deviations of the logits of texts by the Gaussian process of `lstsq`.
 
         Args:
             texts: As for `fit`.
@@ -232,11 +232,13 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: `fit` was not called.
-            SolverError: The solver is another than `lstsq`, or the kernel is asymmetric or singular.
+            SolverError: The solver is another than `lstsq`, the kernel is asymmetric or singular, or rounding hides the
+                variance.
             UsageError: A text cannot be used.
         """
-        process = GaussianProcess(self._least_squares("predict_std"))
+        problem = self._least_squares("predict_std")
         with _arguments_in_sentences():
+            process = GaussianProcess(problem)  # before the kernel is computed
             prompts = self._loaded()
             data = prompts.prompts_of(read_texts(texts))
             covariance = process.covariance(prompts.kernel(data), prompts.diagonal(data))

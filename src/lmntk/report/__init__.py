@@ -9,13 +9,15 @@ import numpy as np
 
 from lmntk.analysis import statistics
 from lmntk.analysis.saved_run import TextsUnavailableError, distinguishing_names, label_names, read_runs
-from lmntk.analysis.summary import RunSummary, summarise_run, typical_examples
+from lmntk.analysis.summary import KernelSummary, RunSummary, summarise_run, typical_examples
 from lmntk.errors import SettingError
 from lmntk.report.behaviour import behaviour_figure
+from lmntk.report.calibration import view_calibrations
 from lmntk.report.drift import drift_figure
 from lmntk.report.influence import influence_figure, view_influences
 from lmntk.report.page import Group, Neighbour, Sentence, make_page
 from lmntk.report.trainings import view_trainings
+from lmntk.solvers.problem import Array
 from lmntk.storage.atomic import prepare_output_dir, write_atomically
 
 __all__ = ["behaviour_figure", "drift_figure", "influence_figure", "write_report"]
@@ -98,7 +100,9 @@ def _make_group(
         sentences += [_find_neighbours(index, same_data, texts) for index in chosen]
     influences = view_influences(summaries, settings, data_dir)
     remarks += [view.texts.remark for view in influences if view.texts.remark]
-    return Group(key, summaries, sentences, list(dict.fromkeys(remarks)), view_trainings(summaries), influences)
+    remarks = list(dict.fromkeys(remarks))
+    calibrations = view_calibrations(summaries, settings)
+    return Group(key, summaries, sentences, remarks, view_trainings(summaries), influences, calibrations)
 
 
 def _find_neighbours(
@@ -116,32 +120,35 @@ def _find_neighbours(
                 value=index,
             )
         names = label_names(summary.run, kernel.num_classes)
-        column, own = kernel.others["test"][:, index], _own_kernel(summary, index)
-        if own is None:
-            similarities = statistics.similarities(np.diag(kernel.train), column[:, None])[:, 0]
-        else:
-            similarities = statistics.cosines(np.diag(kernel.train), column, own)
+        similarities, distances = _similarities(kernel, index)
         nearest = np.argsort(-similarities, kind="stable")[:NEIGHBOURS].tolist()
         label = names[int(test.labels[index])]
         neighbours[summary.name] = (
             names[int(test.predicted[index])],
             [
-                Neighbour(similarities[i], names[kernel.classes["train"][i]], i, _texts_at(texts["train"], i))
+                Neighbour(
+                    similarities[i],
+                    None if distances is None else distances[i],
+                    names[kernel.classes["train"][i]],
+                    i,
+                    _texts_at(texts["train"], i),
+                )
                 for i in nearest
             ],
         )
     return Sentence(index, _texts_at(texts["test"], index), label, neighbours)
 
 
-def _own_kernel(summary: RunSummary, index: int) -> float | None:
-    """Return K̃_jj of a test example; None without K(x, x), or where an example has several prompts."""
-    if summary.run.kernel("test").samples_per_example != (1, 1):
-        return None
-    diagonal = summary.run.diagonal("test")
-    if diagonal is None:
-        return None
-    own = diagonal[..., index, :, :]
-    return float(statistics.logit_differences(own[..., None, :, None, :])[0, 0])
+def _similarities(kernel: KernelSummary, index: int) -> tuple[Array, Array | None]:
+    """Return the cosine and the distance of each training example and a test example.
+
+    Without K̃_jj of the test example it is the similarity that ranks as the cosine does, and None.
+    """
+    diagonal, columns = np.diag(kernel.train), kernel.others["test"][:, [index]]
+    if "test" not in kernel.own:
+        return statistics.similarities(diagonal, columns)[:, 0], None
+    own = kernel.own["test"][[index]]
+    return statistics.cosines(diagonal, columns, own)[:, 0], statistics.distances(diagonal, columns, own)[:, 0]
 
 
 def _texts_at(texts: Sequence[Sequence[str]], index: int) -> Sequence[str]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmntk.analysis import statistics
-from lmntk.analysis.calibration import read_reliability
 from lmntk.analysis.saved_run import label_names
 from lmntk.analysis.summary import KernelSummary, RunSummary
 from lmntk.report import plots
@@ -135,17 +134,6 @@ def _curve(summary: RunSummary, scales: Scales) -> Picture | None:
     return Picture(png, f"{metric_of(summary)} on dev and test against regularisation", caption)
 
 
-def _reliability(summary: RunSummary, scales: Scales) -> Picture | None:
-    split = "test" if summary.run.paths.variance("test").is_file() else "dev"
-    found = read_reliability(summary.run, split)
-    if found is None:
-        return None
-    png = plots.as_png(plots.reliability_plot(found.bins, 1 / len(_names(summary)), split))
-    return Picture(
-        png, f"Accuracy on {split} against the largest probability", f"expected calibration error {found.error:.3f}"
-    )
-
-
 def _layers(summary: RunSummary, scales: Scales) -> Picture | None:
     if not summary.layer_shares:
         return None
@@ -195,13 +183,6 @@ KINDS = (
         "Scores against regularisation",
         "The same solver is fitted again to K + λ‖K‖₂ I for each λ.",
         _curve,
-    ),
-    Kind(
-        "reliability",
-        "Are the probabilities right?",
-        "Examples by their largest class probability, in 15 bins of equal width; larger points are more examples. "
-        "Probabilities are those of the Gaussian process of lstsq.",
-        _reliability,
     ),
     Kind(
         "layers",

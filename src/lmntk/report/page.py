@@ -8,12 +8,23 @@ from pandas import DataFrame
 
 import lmntk
 from lmntk.analysis.summary import RunSummary
+from lmntk.report.calibration import CalibrationView, calibration_section
 from lmntk.report.elements import columns_class, file_name, html_figure, html_table
 from lmntk.report.figures import KINDS, make_overview, shared_scales
 from lmntk.report.formatting import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
 from lmntk.report.influence import InfluenceView, influence_section
 from lmntk.report.plots import LONGEST_NAME
 from lmntk.report.trainings import TrainingView, training_section
+
+COSINE = (
+    "by the cosine K̃<sub>ij</sub>/√(K̃<sub>ii</sub> K̃<sub>jj</sub>), with the distance "
+    "√(K̃<sub>ii</sub> + K̃<sub>jj</sub> − 2K̃<sub>ij</sub>)"
+)
+RANKED = (
+    "by K̃<sub>ij</sub>/√K̃<sub>ii</sub>, which ranks them as the cosine does; values are relative to the largest. The "
+    "cosine itself needs K̃<sub>jj</sub>, which is known where K(x, x) is stored, the kernel is symmetric and each "
+    "example has one prompt"
+)
 
 CSS = "\n" + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
@@ -23,13 +34,15 @@ class Neighbour:
     """A training example that resembles a test example.
 
     Attributes:
-        similarity: The cosine, or relative to the largest similarity of the test example; -1 to 1.
+        similarity: The cosine; without a distance, relative to the largest similarity of the test example; -1 to 1.
+        distance: Their distance as the kernel has it; None where K(x, x) of the test example is not stored.
         label: The name of its label.
         index: Its place in the file, from 0.
         texts: Its sentences; empty if they cannot be shown.
     """
 
     similarity: float
+    distance: float | None
     label: str
     index: int
     texts: Sequence[str]
@@ -63,6 +76,7 @@ class Group:
         remarks: Reasons for missing sentences.
         trainings: The trainings with snapshots among the runs.
         influences: What single train examples do in the runs that predict with `lstsq`.
+        calibrations: How sure the predictions of these runs are.
     """
 
     key: str
@@ -71,6 +85,7 @@ class Group:
     remarks: Sequence[str] = ()
     trainings: Sequence[TrainingView] = ()
     influences: Sequence[InfluenceView] = ()
+    calibrations: Sequence[CalibrationView] = ()
 
 
 def make_page(groups: Sequence[Group]) -> tuple[str, dict[str, bytes]]:
@@ -113,6 +128,7 @@ def _group(group: Group, files: dict[str, bytes]) -> str:
     parts += [_layers_table(summary, named=len(summaries) > 1) for summary in summaries]
     parts += [_training(group.key, view, len(summaries) > 1, files) for view in group.trainings]
     parts += [_influence(group.key, view, len(summaries) > 1, files) for view in group.influences]
+    parts += [_calibration(group.key, view, len(summaries) > 1, files) for view in group.calibrations]
     parts.append(_sentences(group))
     return "\n".join(filter(None, parts))
 
@@ -177,6 +193,13 @@ def _influence(key: str, view: InfluenceView, named: bool, files: dict[str, byte
     return text
 
 
+def _calibration(key: str, view: CalibrationView, named: bool, files: dict[str, bytes]) -> str:
+    text, png = calibration_section(view, named)
+    if png is not None:
+        files[file_name(key, view.name if named else "", "reliability")] = png
+    return text
+
+
 def _kinds(group: Group, files: dict[str, bytes]) -> str:
     summaries, scales = group.summaries, shared_scales(group.summaries)
     named = len(summaries) > 1
@@ -209,16 +232,22 @@ def _sentences(group: Group) -> str:
     if not group.sentences:
         return ""
     several = len(group.summaries) > 1
+    lists = [rows for sentence in group.sentences for _, rows in sentence.neighbours.values()]
+    ways = dict.fromkeys(RANKED if row.distance is None else COSINE for rows in lists for row in rows)
     parts = [
         "<section><h3>Most similar training sentences</h3>",
-        '<p class="note">For some test sentences, the training sentences most similar to them by '
-        "the cosine K̃<sub>ij</sub>/√(K̃<sub>ii</sub>K̃<sub>jj</sub>); a run without K(x, x) of test has values relative "
-        "to the largest. "
+        f'<p class="note">For some test sentences, the training sentences most similar to them {"; or ".join(ways)}. '
         "Numbers count from 0 in the files' order.</p>",
     ]
     shown = [_sentence(sentence, several) for sentence in group.sentences]
     joined = "\n".join(shown)
     return "\n".join([*parts, joined if several else f'<div class="grid alone">{joined}</div>', "</section>"])
+
+
+def _similarity(row: Neighbour) -> dict[str, str]:
+    if row.distance is None:
+        return {"similarity": f"{row.similarity:.2f}"}
+    return {"cosine": f"{row.similarity:.2f}", "distance": short(row.distance)}
 
 
 def _kept_together(label: str) -> str:
@@ -232,7 +261,7 @@ def _sentence(sentence: Sentence, several: bool) -> str:
         caption = f"{f'<strong>{escaped(name)}</strong>: ' if several else ''}predicted {escaped(predicted)}, {right}"
         cells = [
             {
-                "similarity": f"{row.similarity:.2f}",
+                **_similarity(row),
                 "label": _kept_together(row.label),
                 "training sentence": quoted(row.texts) or f"sentence {row.index}",
             }

@@ -223,29 +223,6 @@ def scores_plot(labels: Array | ClassIds, predicted: Array | ClassIds, split: st
     return draw
 
 
-def reliability_plot(bins: Sequence[ReliabilityBin], lowest: float, split: str) -> Draw:
-    """Draw the accuracy of examples against their largest probability, by bins; the area of a point is their number.
-
-    Args:
-        bins: The bins that have examples.
-        lowest: The left end of the scale, 1 / C.
-        split: The name of the examples.
-    """
-    confidence, accuracy, counts = (
-        [getattr(one, name) for one in bins] for name in ("confidence", "accuracy", "count")
-    )
-
-    def draw(axes: Axes) -> None:
-        axes.plot([lowest, 1], [lowest, 1], color="#777777", linestyle=":", label="calibrated")
-        axes.plot(confidence, accuracy, color=TEST, linewidth=1)
-        axes.scatter(confidence, accuracy, s=[20 + 180 * count / max(counts) for count in counts], color=TEST)
-        axes.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.03, 1.03))
-        axes.set(xlabel="largest probability", ylabel=f"accuracy on {split}")
-        axes.legend()
-
-    return draw
-
-
 def curve_plot(
     values: Sequence[float], scores: Mapping[str, Sequence[float]], own: float, metric: str, limits: tuple[float, float]
 ) -> Draw:
@@ -279,6 +256,31 @@ def curve_plot(
         axes.grid(axis="y", color="#DDDDDD")
         axes.set_axisbelow(True)
         axes.legend()
+
+    return draw
+
+
+def reliability_plot(bins: Sequence[ReliabilityBin], split: str) -> Draw:
+    """Draw the accuracy of the examples in each bin of confidence, with their number, and the line of equality.
+
+    Args:
+        bins: From `lmntk.solvers.calibration.reliability_bins`.
+        split: The split of the examples.
+    """
+
+    def draw(axes: Axes) -> None:
+        lows = [100 * one.low for one in bins]
+        widths = [100 * (one.high - one.low) for one in bins]
+        bars = axes.bar(
+            lows, [100 * one.accuracy for one in bins], widths, align="edge", color=TEST, alpha=0.55, edgecolor="white"
+        )
+        axes.bar_label(bars, [f"{one.count}" for one in bins], padding=2, fontsize=8.5)
+        sure, right = ([100 * getattr(one, name) for one in bins] for name in ("confidence", "accuracy"))
+        axes.plot(sure, right, ls="", marker="o", ms=4, color=TEST, label="mean confidence")
+        axes.plot([0, 100], [0, 100], color="#555555", linestyle=":", label="confidence = accuracy")
+        lowest = min(lows, default=0)
+        axes.set(xlim=(lowest, 100), ylim=(0, 108), xlabel=f"confidence, percent, {split}", ylabel="accuracy, percent")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, columnspacing=1.2, handletextpad=0.4)
 
     return draw
 

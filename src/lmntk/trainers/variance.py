@@ -4,15 +4,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lmntk.errors import SettingError, SolverError
 from lmntk.prompts.features import FeatureDataset
-from lmntk.solvers.calibration import expected_calibration_error, negative_log_likelihood
-from lmntk.solvers.gaussian_process import GaussianProcess, class_probabilities, difference_std
+from lmntk.solvers.gaussian_process import GaussianProcess
 from lmntk.solvers.problem import Array, ClassIds
 from lmntk.solvers.ridge_problem import RidgeProblem
+from lmntk.solvers.uncertainty import split_uncertainty
 from lmntk.storage.atomic import write_text
 from lmntk.storage.tables import format_table
 
@@ -70,34 +69,23 @@ def score_variance(
         ``nll`` and ``ece``; nothing, and no table, where rounding hides the variance.
     """
     try:
-        with threadpool_limits(limits=1):
-            covariance = process.covariance(kernel, diagonal)
+        found = split_uncertainty(process, kernel, diagonal, logits, classes)
     except SolverError as error:
         logger.warning("the metrics nll and ece are left out: %s", error)
         table.unlink(missing_ok=True)  # of an earlier run
         return {}
-    probabilities = class_probabilities(logits, covariance, process.noise)
-    predicted = probabilities.argmax(axis=1)
-    ordered = np.argsort(probabilities, axis=1, kind="stable")
-    second, first = ordered[:, -2], ordered[:, -1]
-    rows = np.arange(len(classes))
-    margins = np.abs(logits[:, 0]) if logits.shape[1] == 1 else logits[rows, first] - logits[rows, second]
-    of_margin = difference_std(covariance, 0.0, first, second)
     columns = {
         "index": range(len(classes)),
         "label": [labels[number] for number in classes],
-        "prediction": [labels[number] for number in predicted],
-        "margin": [f"{value:.6g}" for value in margins],
-        "margin_std": [f"{value:.6g}" for value in of_margin],
+        "prediction": [labels[number] for number in found.predicted],
+        "margin": [f"{value:.6g}" for value in found.margins],
+        "margin_std": [f"{value:.6g}" for value in found.margin_std],
         **{
             f"probability_{label}": [f"{value:.6g}" for value in values]
-            for label, values in zip(labels, probabilities.T, strict=True)
+            for label, values in zip(labels, found.probabilities.T, strict=True)
         },
     }
     cells = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     write_text(table, format_table(cells, "csv"))
     logger.info("standard deviations and probabilities → %s", table)
-    return {
-        "nll": negative_log_likelihood(probabilities, classes),
-        "ece": expected_calibration_error(probabilities, classes),
-    }
+    return {"nll": found.nll, "ece": found.ece}
