@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lmntk.commands import forecast as command
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError
 from lmntk.report import forecast as picture
 from lmntk.solvers.problem import SolverSettings, predicted_classes
+from lmntk.trainers.base import class_loss
 from training_folders import split_of, write_training
 
 
@@ -112,7 +114,7 @@ def trained(kernel: Folder, rate: float, **record: Any) -> SavedRun:
             splits[split] = split_of(kernel.classes[split], logits + training.run.untrained_logits(split))
         snapshots[step] = (splits, None)
     facts = {"l2_loss": True, "learning_rate": rate, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-    facts |= {"per_device_train_batch_size": 8, "max_steps": 4, "data_dir": None}
+    facts |= {"per_device_train_batch_size": 8, "max_steps": 4, "data_dir": None, "dropout": {}}
     return write_training(kernel.path.parent / "training", snapshots, **{**facts, **record})
 
 
@@ -145,9 +147,50 @@ def test_a_training_whose_steps_the_kernel_does_not_predict_is_refused(
 
 
 def test_what_a_trainings_steps_do_otherwise_is_remarked(kernel: Folder) -> None:
-    real = trained(kernel, 0.01, per_device_train_batch_size=2, max_grad_norm=1.0, weight_decay=0.1)
+    others = {"processes": 3, "dropout": {"dropout": 0.1, "hidden": 0.25}}
+    real = trained(kernel, 0.01, per_device_train_batch_size=2, max_grad_norm=1.0, weight_decay=0.1, **others)
     found = RealTraining.of_run(real, run_of(kernel)).remarks
-    assert len(found) == 3 and "2 of 8 examples" in found[0] and "norm 1" in found[1] and "weight decay" in found[2]
+    assert "6 of 8 examples" in found[0] and "norm 1" in found[1] and "weight decay" in found[2]
+    assert "draws dropout (0.1, 0.25)" in found[3] and len(found) == 4
+
+
+@pytest.mark.parametrize(("trainer", "said"), [("standard", 1), ("linearised", 0)])
+def test_dropout_that_is_not_recorded_is_said_to_be_unknown(kernel: Folder, trainer: str, said: int) -> None:
+    found = RealTraining.of_run(trained(kernel, 0.01, dropout=None, trainer=trainer), run_of(kernel)).remarks
+    assert sum("dropout is not recorded" in remark for remark in found) == said == len(found)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_losses_are_means_over_prompts_and_scores_those_of_mean_logits(tmp_path: Path, squared: bool) -> None:
+    folder = Folder(tmp_path, "kernel", noise=2.0, samples=3)
+    untrained = folder.write_untrained_logits()
+    folder.record(kernel_regularization=0.01)
+    loss = "squared_error" if squared else "cross_entropy"
+    start = KernelTraining.of_run(run_of(folder)).forecast(loss, [1e-9], discrete=True).steps[0]
+    for split, logits in untrained.items():
+        labels = torch.from_numpy(folder.labels(split))
+        of_trainer = class_loss(torch.from_numpy(logits), labels, squared).item()
+        assert start.losses[split] == pytest.approx(of_trainer, rel=1e-12)
+        means = logits.reshape(3, SIZES[split], -1).mean(axis=0)
+        assert start.scores[split] == np.mean(predicted_classes(means) == folder.classes[split])
+    means = {split: split_of(folder.classes[split], logits.reshape(3, SIZES[split], -1).mean(axis=0))
+             for split, logits in untrained.items()}  # fmt: skip
+    facts = {"learning_rate": 0.1, "l2_loss": squared, "data_dir": None, "dropout": {}}
+    facts["template"] = ["*cls**sent_0*_It_was*mask*.*sep+*"] * 3
+    real = write_training(tmp_path / "real", {0: (means, None)}, descriptions={0: {"train_loss": 1.5}}, **facts)
+    of_run = RealTraining.of_run(real, run_of(folder))
+    assert of_run.steps[0].losses == {"train": 1.5} and {*of_run.steps[0].scores} == {*SIZES}
+    assert "real losses of dev and test are missing" in of_run.remarks[-1]
+
+
+def test_a_run_of_train_alone_is_drawn_without_a_warning(kernel: Folder, tmp_path: Path) -> None:
+    for split in ("dev", "test"):
+        for path in kernel.path.glob(f"{split}_*"):
+            path.unlink()
+    figure = tmp_path / "f.png"
+    with warnings.catch_warnings(action="error"):
+        assert command.main([str(kernel.path), "--draws", "2", "--steps", "3", "--figure", str(figure)]) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_kernel_of_signgd_has_a_curve_and_no_steps(kernel: Folder, tmp_path: Path) -> None:

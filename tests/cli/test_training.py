@@ -44,6 +44,7 @@ def test_the_log_line_of_a_fine_tuning_run_has_its_flags_and_its_numbers(place: 
         4,
         1e-2,
     )
+    assert (record["processes"], record["dropout"]) == (1, {"dropout": 0.1})
     assert {"time", "seconds", "versions", "seed", "num_k", "optimizer", "few_shot_type", "template"} <= record.keys()
 
 

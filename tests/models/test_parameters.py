@@ -3,7 +3,7 @@
 import pytest
 
 from lmntk.errors import SettingError
-from lmntk.models.parameters import ParameterFilter, count_parameters, select_parameters
+from lmntk.models.parameters import ParameterFilter, count_parameters, dropout_probabilities, select_parameters
 from tiny_models import ARCHITECTURES, CAUSAL, MASKED, TYPICAL_CAUSAL, WITHOUT_BIASES, tiny_prompt_model
 
 HEADS = {
@@ -79,6 +79,15 @@ def test_filters_combine():
         name for name, _ in model.named_parameters() if ".encoder.layer.1." in name and name.endswith("bias")
     }
     assert count_parameters(kept) == 8 * 16 + 24 - 16
+
+
+def test_dropout_is_found_in_modules_and_in_numbers_that_layers_keep():
+    assert dropout_probabilities(tiny_prompt_model("bert")) == {"dropout": 0.1}
+    model = tiny_prompt_model("modernbert")
+    assert dropout_probabilities(model) == {}
+    for layer in model.lm.model.layers:
+        layer.attn.attention_dropout = 0.25
+    assert dropout_probabilities(model) == {"attention_dropout": 0.25}
 
 
 def test_an_empty_selection_names_the_settings():

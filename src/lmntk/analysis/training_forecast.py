@@ -25,12 +25,13 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear")
 
 
 class StepNumbers(NamedTuple):
-    """A training after some steps; logits are those of examples, averaged over their samples.
+    """A training after some steps.
 
     Attributes:
         step: The number of steps.
-        losses: The loss of each split, train included.
-        scores: The score of each split.
+        losses: The loss of each split, train included: a mean over its prompts, several of an example with several
+            templates, as the trainers have it.
+        scores: The score of each split, of logits averaged over the prompts of an example.
     """
 
     step: int
@@ -151,10 +152,9 @@ class KernelTraining:
         """Return the loss and the score of a split for each set of coefficients."""
         saved = self.run.kernel(split)
         rows = logits_of(alpha, saved.values, self.run.untrained_logits(split))
-        logits = np.stack([mean_over_samples(each, len(saved.class_ids)) for each in rows])
-        return mean_loss(loss, logits, saved.class_ids), [
-            _score(self.run, split, each, saved.class_ids) for each in logits
-        ]
+        losses = mean_loss(loss, rows, class_ids(saved.labels, saved.num_logits))  # over rows, as the trainers have it
+        means = (mean_over_samples(each, len(saved.class_ids)) for each in rows)
+        return losses, [_score(self.run, split, each, saved.class_ids) for each in means]
 
 
 def _score(run: SavedRun, split: str, logits: Array, classes: ClassIds) -> float:
@@ -170,13 +170,15 @@ class RealTraining:
         training: The training.
         loss: Its loss.
         rates: The learning rate of each of its steps.
-        remarks: In what its steps differ from gradient descent on all train examples.
+        remarks: In what its steps differ from gradient descent on all train examples, and what is missing.
+        samples: How many prompts each train example has.
     """
 
     training: Training
     loss: Loss
     rates: Sequence[float]
     remarks: Sequence[str]
+    samples: int = 1
 
     @classmethod
     def of_run(cls, run: SavedRun, kernel: SavedRun) -> "RealTraining":
@@ -206,7 +208,8 @@ class RealTraining:
         last = training.steps[-1]
         total = max(int(training.read(last).description.get("last_step", last)), last)
         loss: Loss = "squared_error" if record.get("l2_loss") else "cross_entropy"
-        return cls(training, loss, learning_rates(record, total), _remarks(record, training))
+        samples = kernel.kernel("train").samples_per_example[0]
+        return cls(training, loss, learning_rates(record, total), _remarks(record, training, samples), samples)
 
     @property
     def steps(self) -> list[StepNumbers]:
@@ -217,7 +220,10 @@ class RealTraining:
             losses, scores = {}, {}
             for split in sorted(snapshot.splits, key=MODES.index):
                 of_split = self.training.split(snapshot, split)
-                losses[split] = float(mean_loss(self.loss, of_split.logits, of_split.labels))
+                if self.samples == 1:
+                    losses[split] = float(mean_loss(self.loss, of_split.logits, of_split.labels))
+                elif split == "train" and "train_loss" in snapshot.description:
+                    losses[split] = float(snapshot.description["train_loss"])  # the snapshot's logits are means
                 scores[split] = _score(self.training.run, split, of_split.logits, of_split.labels)
             found.append(StepNumbers(step, losses, scores))
         return found
@@ -261,13 +267,15 @@ def learning_rates(record: Mapping[str, Any], steps: int) -> list[float]:
     return [rate * share for share in shares]
 
 
-def _remarks(record: Mapping[str, Any], training: Training) -> list[str]:
+def _remarks(record: Mapping[str, Any], training: Training, samples: int) -> list[str]:
     """Say in what a training's steps differ from those of gradient descent on all examples."""
-    rows = len(training.first.splits["train"].labels) if "train" in training.first.splits else None
-    batch = int(record.get("per_device_train_batch_size") or 0) * int(record.get("gradient_accumulation_steps") or 1)
+    train = training.first.splits.get("train")
     found = []
-    if rows is not None and 0 < batch < rows:
-        found.append(f"the training takes {batch} of {rows} examples a step, the forecast all")
+    sizes = ("per_device_train_batch_size", 0), ("gradient_accumulation_steps", 1), ("processes", 1)
+    batch = math.prod(int(record.get(name) or usual) for name, usual in sizes)
+    if train is not None and 0 < batch < (rows := samples * len(train.labels)):
+        what = "examples" if samples == 1 else "prompts"
+        found.append(f"the training takes {batch} of {rows} {what} a step, the forecast all")
     if float(record.get("max_grad_norm") or 0) > 0:
         found.append(
             f"the training clips gradients to the norm {float(record['max_grad_norm']):g}, the forecast does not"
@@ -275,4 +283,19 @@ def _remarks(record: Mapping[str, Any], training: Training) -> list[str]:
     for name, what in (("weight_decay", "weight decay"), ("label_smoothing_factor", "label smoothing")):
         if float(record.get(name) or 0) != 0:
             found.append(f"the training has {what}, the forecast has none")
+    found += _about_dropout(record)
+    if samples > 1:
+        found.append("real losses of dev and test are missing: the training keeps means over the prompts of an example")
     return found
+
+
+def _about_dropout(record: Mapping[str, Any]) -> list[str]:
+    if record.get("trainer") == "linearised":
+        return []
+    dropout = record.get("dropout")
+    if dropout is None:
+        return ["whether the training draws dropout is not recorded; the forecast does not"]
+    shares = sorted({float(share) for share in dropout.values()})
+    if not shares:
+        return []
+    return [f"the training draws dropout ({', '.join(f'{share:g}' for share in shares)}), the forecast does not"]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from lmntk.errors import SettingError
 from lmntk.models.classifier import PromptClassifier
@@ -117,6 +118,31 @@ def inside_layer(name: str) -> str | None:
     """
     layer = _LAYER.search(name)
     return name[layer.end() :] if layer else None
+
+
+def dropout_probabilities(model: nn.Module) -> dict[str, float]:
+    """Return the probabilities above 0 with which a model in training drops values.
+
+    Args:
+        model: The model.
+
+    Returns:
+        By name, sorted: those of dropout modules by the last part of their names, and those that modules keep as
+        numbers, such as the `attention_dropout` of ModernBERT; the largest of equal names.
+
+    Examples:
+        >>> dropout_probabilities(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.25), nn.Dropout(0.0)))
+        {'1': 0.25}
+    """
+    found: dict[str, float] = {}
+    for name, module in model.named_modules():
+        own = {key: value for key, value in vars(module).items() if "dropout" in key and isinstance(value, float)}
+        if isinstance(module, _DropoutNd):
+            own[name.rpartition(".")[2]] = float(module.p)
+        for key, value in own.items():
+            if value > 0:
+                found[key] = max(found.get(key, 0.0), value)
+    return dict(sorted(found.items()))
 
 
 def count_parameters(selected: dict[str, nn.Parameter]) -> int:

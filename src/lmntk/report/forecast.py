@@ -30,7 +30,7 @@ def forecast_figure(found: Forecast) -> bytes:
     for training in found.trainings:
         pictures.append(_losses(training, found.real))
         titles.append(LOSS_NAMES[training.loss])
-    if found.trainings:
+    if any(_without_train(training.steps[0]) for training in found.trainings):
         pictures.append(_scores(found, metric))
         titles.append(f"{metric} while it trains")
     return plots.as_png(*pictures, titles=titles, columns=2 if len(pictures) == 4 else None, height=HEIGHT)
@@ -110,4 +110,5 @@ def _finish(axes: Axes, across: str, up: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y", color="#DDDDDD")
     axes.set_axisbelow(True)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, columnspacing=1.2, handlelength=2.0)
+    if axes.get_legend_handles_labels()[0]:  # a run of train alone may have nothing to draw
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, columnspacing=1.2, handlelength=2.0)

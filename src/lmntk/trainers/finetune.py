@@ -25,7 +25,7 @@ from lmntk.interrupts import Stopped
 from lmntk.kernels.memory import retain_freed_memory
 from lmntk.models.checkpoints import restore_checkpoint, save_checkpoint, save_tokenizer
 from lmntk.models.classifier import PromptClassifier
-from lmntk.models.parameters import count_parameters, select_parameters
+from lmntk.models.parameters import count_parameters, dropout_probabilities, select_parameters
 from lmntk.prompts.features import ResampledDemonstrations
 from lmntk.storage.atomic import cause_in_file_system, write_atomically
 from lmntk.storage.paths import RunPaths
@@ -161,10 +161,12 @@ class FineTuneTrainer(FewShotTrainer):
             distributed.on_rank_zero(self._remove, [path for path in found if not self._starts_from(path)])
 
     def facts(self) -> dict[str, Any]:
-        """Return T, the step of the model that is kept, and the hashes of prompts and data."""
+        """Return T, the step of the kept model, processes, dropout, and the hashes of prompts and data."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         step = self.state.global_step if best is None else step_of(Path(best))
-        return {"last_step": step, **hashes_of_data(self._experiment)}
+        drawn = {} if self.is_linear else dropout_probabilities(self._experiment.model)
+        facts = {"last_step": step, "processes": distributed.world_size(), "dropout": drawn}
+        return {**facts, **hashes_of_data(self._experiment)}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer; SignGD takes the sign of the gradient after it is clipped and before the step."""
