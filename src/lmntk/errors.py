@@ -83,6 +83,10 @@ class SolverError(UsageError):
     """A solver cannot work with this kernel or these labels; data: ``solver``."""
 
 
+class NoLeaveOneOutError(SolverError, AttributeError):
+    """A classifier has no ``loo_`` with its solver or kernel: `hasattr` answers False; data: ``solver``."""
+
+
 class ReportedElsewhereError(UsageError):
     """An error that another process prints."""
 

@@ -1,6 +1,7 @@
 """What single train examples do to a saved run: tables against solving again, its command, and what that refuses."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -183,10 +184,79 @@ def test_what_cannot_be_answered_is_refused_with_a_way_out(
     assert facts in refusal(capsys, command.main, [str(folder.path), *flags])
 
 
-@pytest.mark.parametrize("text", ["1 2 3", "a " * 8, "1.5 " * 8])
+@pytest.mark.parametrize("text", ["1 2 3", "a " * 8, "1.5 " * 8, "4 " * 8])
 def test_groups_that_are_not_a_whole_number_for_each_example_are_refused(
     tmp_path: Path, capsys: Any, text: str
 ) -> None:
     (tmp_path / "groups").write_text(text, encoding="utf-8")
     argv = [str(Folder(tmp_path).path), "--groups", str(tmp_path / "groups")]
     assert "--groups" in refusal(capsys, command.main, argv)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--kernel_regularization", "1"], ["--groups", "GROUPS"], ["--kernel_solver", "lstsq"]]
+)
+def test_other_questions_than_the_runs_own_leave_its_tables_as_they_are(
+    tmp_path: Path, capsys: Any, flags: list[str]
+) -> None:
+    folder, out = Folder(tmp_path), tmp_path / "out"
+    folder.record(kernel_regularization=0.01)
+    (tmp_path / "groups").write_text("1 1 1 2 2 2 3 3", encoding="utf-8")
+    assert command.main([str(folder.path)]) == 0
+    before = {path.name: path.read_bytes() for path in folder.path.glob("influence_*")}
+    argv = [str(folder.path), *(str(tmp_path / "groups") if flag == "GROUPS" else flag for flag in flags)]
+    if "lstsq" in flags:
+        folder.record(kernel_regularization=0.01, kernel_solver="svr")
+    capsys.readouterr()
+    assert command.main(argv) == 0
+    assert "no files are written" in capsys.readouterr().err
+    assert "--output_dir" in refusal(capsys, command.main, [*argv, "--output_dir", str(folder.path)])
+    assert before == {path.name: path.read_bytes() for path in folder.path.glob("influence_*")} and before
+    assert command.main([*argv, "--output_dir", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == before.keys()
+    assert (out / "influence_train_sst-2.csv").read_bytes() != before["influence_train_sst-2.csv"] or "lstsq" in flags
+
+
+def test_own_settings_written_as_flags_are_the_runs_own(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.record(kernel_regularization=0.01)
+    assert command.main([str(folder.path), "--kernel_regularization", "0.01"]) == 0
+    assert len(list(folder.path.glob("influence_*"))) == 3
+
+
+def test_labels_of_a_class_that_leaves_as_a_whole_are_not_judged(tmp_path: Path, capsys: Any) -> None:
+    folder = Folder(tmp_path, noise=3.0)
+    assert command.main([str(folder.path), "--groups", "label"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "looks mislabelled" not in printed
+    assert "nothing is said about the labels of 8 of 8 train examples" in printed
+    found = influence_of(folder, groups=np.array([0, 1, 0, 2, 0, 2, 0, 2]))
+    assert found.judged.tolist() == [False, True] + [False, True] * 3
+    assert found.mislabelled == [index for index in np.argsort(found.margins) if index % 2 and found.margins[index] < 0]
+
+
+def test_margins_that_are_rounding_contradict_no_label(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    found = influence_of(folder)
+    logits = np.tile([[0.5, 0.5]], (8, 1))
+    logits[0] += [2.7e-14, 0]
+    logits[1] += [2.7e-14, 0]
+    logits[3] += [1e-6, 0]
+    assert dataclasses.replace(found, left_out=logits).mislabelled == [3]
+
+
+def test_what_was_chosen_by_looking_at_test_is_said_below_the_table(tmp_path: Path, capsys: Any) -> None:
+    folder = Folder(tmp_path)
+    for split, is_said in (("test", True), ("dev", False)):
+        assert command.main([str(folder.path), "--split", split]) == 0
+        assert ("chosen by looking at test" in " ".join(capsys.readouterr().out.split())) == is_said
+
+
+def test_a_figure_of_a_run_without_dev_and_test_is_refused(tmp_path: Path, capsys: Any) -> None:
+    folder = Folder(tmp_path)
+    for split in ("dev", "test"):
+        for path in folder.path.glob(f"{split}_kernels*"):
+            path.unlink()
+    argv = [str(folder.path), "--figure", str(tmp_path / "figure.png")]
+    assert "--figure" in refusal(capsys, command.main, argv) and not (tmp_path / "figure.png").exists()
+    assert command.main(argv[:1]) == 0

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from command_line import refusal
 from kernel_folders import Folder
 from lmntk.analysis.example_selection import WAYS, select_examples
 from lmntk.analysis.learning_curve import subset_scores
@@ -132,3 +133,19 @@ def test_files_of_another_choice_are_not_replaced(kernel: Folder, tmp_path: Path
     before = (tmp_path / "chosen" / "train.tsv").read_bytes()
     assert command.main([*argv, "2"]) == 2
     assert (tmp_path / "chosen" / "train.tsv").read_bytes() == before
+
+
+@pytest.mark.parametrize("by", ["dev", "herding"])
+def test_a_choice_by_dev_says_that_dev_does_not_judge_it(
+    kernel: Folder, capsys: pytest.CaptureFixture[str], by: str
+) -> None:
+    assert command.main([str(kernel.path), "-k", "1", "--by", by, "--draws", "2"]) == 0
+    assert ("dev chose the examples" in capsys.readouterr().out) == (by == "dev")
+
+
+def test_the_flag_for_moved_data_is_named(kernel: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = tmp_path / "moved"
+    kernel.data.rename(moved)
+    argv = [str(kernel.path), "-k", "1", "--draws", "2", "--output_dir", str(tmp_path / "chosen")]
+    assert "is missing: give --data_dir, the folder" in refusal(capsys, command.main, argv)
+    assert command.main([*argv, "--data_dir", str(moved)]) == 0

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,17 @@ def test_tables_of_an_earlier_run_do_not_stay(place: Workplace, run: Path) -> No
     assert rows_of(folder / "influence_train_sst-2.csv") == rows_of(run / "influence_train_sst-2.csv")
     place.run(*loaded, output="again")
     assert not list(folder.glob("influence_*"))
+
+
+def test_a_query_to_a_run_whose_data_moved_names_the_flag(
+    place: Workplace, run: Path, capsys: Any, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, tmp_path / "run")
+    record = json.loads((run / "run_sst-2.json").read_text(encoding="utf-8")) | {"data_dir": str(tmp_path / "gone")}
+    (tmp_path / "run" / "run_sst-2.json").write_text(json.dumps(record), encoding="utf-8")
+    argv = [str(tmp_path / "run"), "--query", "a text"]
+    told = refusal(capsys, command.main, argv)
+    assert "give --data_dir, the folder" in told and "generate_k_shot" not in told
+    shutil.copytree(place.data, moved)
+    assert command.main([*argv, "--data_dir", str(moved)]) == 0

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import inspect
 import pickle
 import shutil
 from collections.abc import Callable
@@ -454,10 +455,15 @@ def test_leave_one_out_and_influence_are_those_of_solving_again(
 
 
 def test_leave_one_out_that_is_not_defined_is_an_error_that_says_why(make: Callable[..., KernelClassifier]) -> None:
+    other = make(solver="svr").fit(TEXTS, LABELS)
     with pytest.raises(SolverError, match="solver='lstsq'"):
-        _ = make(solver="svr").fit(TEXTS, LABELS).loo_
+        _ = other.loo_
+    singular = make().fit([*TEXTS, *TEXTS], [*LABELS, *LABELS])
     with pytest.raises(SolverError, match="take `kernel_regularization=0.001`"):
-        make().fit([*TEXTS, *TEXTS], [*LABELS, *LABELS]).influence(TEXTS)
+        singular.influence(TEXTS)
+    for classifier in (other, singular):
+        assert not hasattr(classifier, "loo_")
+        assert "loo_" not in dict(inspect.getmembers(classifier))
     with pytest.raises(NotFittedError):
         _ = make().loo_
 

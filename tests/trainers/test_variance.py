@@ -1,6 +1,7 @@
 """--kernel_variance: the metrics and tables of runs, recomputed from their files; kernels with and without K(x, x)."""
 
 import csv
+import itertools
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,13 @@ def test_the_metrics_and_the_table_follow_from_the_files_of_the_run(made: Path) 
     np.testing.assert_allclose(found[2], np.abs(mean[:, 1] - mean[:, 0]), rtol=1e-5)
     results = read_results(made / "test_results_sst-2.txt")
     assert results["eval_nll"] == pytest.approx(-np.log(np.where(classes == 1, positive, 1 - positive)).mean())
-    assert 0 <= results["eval_ece"] <= 1
+    confidence, right = np.maximum(positive, 1 - positive), (positive > 0.5) == (classes == 1)
+    edges = np.linspace(0, 1, 16)  # 15 bins, each with its upper edge
+    gaps = [
+        abs((right[own].astype(float) - confidence[own]).sum())
+        for own in ((confidence > low) & (confidence <= high) for low, high in itertools.pairwise(edges))
+    ]
+    assert results["eval_ece"] == pytest.approx(sum(gaps) / 6, rel=1e-6) and results["eval_ece"] > 0
     assert [row["label"] for row in rows] == [str(number) for number in classes]
     assert (made / "dev_variance_sst-2.csv").is_file() and not (made / "train_variance_sst-2.csv").exists()
 

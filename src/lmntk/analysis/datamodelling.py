@@ -2,7 +2,7 @@
 
 A model is trained again on m random subsets of the train examples. For each test example, Spearman's correlation over
 the subsets of the predicted output and the real one; the score is its mean over test examples: Park et al. 2023,
-"TRAK: Attributing Model Behavior at Scale", definition 2.3; for datamodels Ilyas et al. 2022.
+"TRAK: Attributing Model Behavior at Scale"; for datamodels Ilyas et al. 2022.
 
 Letters: E train examples, m subsets, X test examples, C logits.
 """
@@ -134,8 +134,9 @@ class RankCorrelation:
 def agreement(real: Array, predicted: Array, seed: int) -> Agreement:
     """Compare predicted with real outputs, with a 95 % interval by the bootstrap over subsets.
 
-    Resamples hold subsets twice, which lowers rank correlations: the basic interval (Davison and Hinkley 1997, equation
-    5.6), which turns the errors of the resamples around, covers the truth where percentiles and BCa are too low.
+    Resamples hold subsets twice, which lowers rank correlations: the basic interval (Davison and Hinkley 1997,
+    "Bootstrap Methods and their Application"), which turns the errors of the resamples around, covers the truth where
+    percentiles and BCa are too low.
 
     Args:
         real: The real outputs, ``[m, X]``.

@@ -169,4 +169,7 @@ def format_selection(found: Selection, form: str) -> str:
     ]
     what = f"{len(found.examples)} examples, {found.k} of each class, chosen by {found.by}: {WAYS[found.by]}."
     draws = f"At random: the mean (standard deviation) of {found.random.draws} subsets of as many."
-    return format_blocks([Block(rows, ["split"])], [what, draws], form)
+    notes = [what, draws]
+    if found.by == "dev":
+        notes.append("dev chose the examples, so that its score is no fair test of them: read that of test.")
+    return format_blocks([Block(rows, ["split"])], notes, form)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from lmntk.analysis.least_squares import LeastSquaresRun, read_least_squares
@@ -19,7 +19,7 @@ from lmntk.analysis.saved_run import read_runs, task_of
 from lmntk.analysis.scores import Ids
 from lmntk.analysis.table_blocks import as_csv
 from lmntk.data.text_files import open_text
-from lmntk.errors import FileError
+from lmntk.errors import FileError, SettingError
 from lmntk.solvers import problem as solver_problem
 from lmntk.solvers.influence import influence
 from lmntk.solvers.problem import Array, ClassIds, margins, predicted_classes
@@ -28,6 +28,9 @@ from lmntk.storage.paths import RunPaths
 
 NEARLY_SINGULAR = 1e8
 """From this condition number on, a remark says that λ should be larger."""
+
+TIE = 1e-9
+"""A margin below this, over the largest logit, is rounding: neither class is above the other."""
 
 BY_LABEL = "label"
 """The groups of `read_groups` that are the classes."""
@@ -99,9 +102,20 @@ class RunInfluence:
         return margins(self.left_out, self.classes)
 
     @functools.cached_property
+    def judged(self) -> NDArray[np.bool_]:
+        """Whether leave-one-out can speak about each label, ``[E]``: its group does not take a whole class along."""
+        judged = np.ones(len(self.classes), dtype=bool)
+        for label in np.unique(self.classes):
+            holders = np.unique(self.groups[self.classes == label])
+            if len(holders) == 1:
+                judged[self.groups == holders[0]] = False
+        return judged
+
+    @functools.cached_property
     def mislabelled(self) -> list[int]:
-        """The train examples whose label leave-one-out contradicts, by margin, the most negative first."""
-        contradicted = np.flatnonzero(predicted_classes(self.left_out) != self.classes)
+        """The judged train examples whose label leave-one-out contradicts, by margin, the most negative first."""
+        is_below = self.margins < -TIE * np.abs(self.left_out).max()
+        contradicted = np.flatnonzero(self.judged & is_below)
         order = np.argsort(self.margins[contradicted], kind="stable")
         return [int(index) for index in contradicted[order]]
 
@@ -168,11 +182,18 @@ def run_influence(
         show_progress: Whether to show a progress bar.
 
     Raises:
+        SettingError: All examples are in one group.
         SolverError: K + λ‖K‖₂ I is singular; names a λ that would do.
         UsageError: A kernel is damaged, or of another run.
     """
     problem = of_run.problem
     numbers = np.arange(problem.num_examples) if groups is None else np.asarray(groups)
+    if groups is not None and len(np.unique(numbers)) < 2:
+        raise SettingError(
+            "`groups` puts all train examples into one group, without which nothing is left to fit: give two groups or "
+            "more",
+            setting="groups",
+        )
     left_out = problem.leave_one_out(numbers)
     chosen = of_run.x_splits if splits is None else list(splits)
     bar = tqdm(chosen, desc="influence", unit="split", disable=not show_progress, leave=False)

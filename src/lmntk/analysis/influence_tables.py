@@ -90,7 +90,7 @@ def blocks_of_influence(found: RunInfluence, texts: TrainTexts, split: str | Non
         }
         for index in found.mislabelled[:top]
     ]
-    blocks = [Block(doubtful, WORDS)]
+    blocks = [Block(doubtful, WORDS)] if found.judged.any() else []
     if split is not None:
         for title, places in _helping_and_hurting(found, split, top).items():
             blocks.append(Block([_cells_of_group(found, texts, names, title, split, place) for place in places], WORDS))
@@ -137,13 +137,14 @@ def notes_of_influence(found: RunInfluence, texts: TrainTexts, split: str | None
         split: One of `found.splits`; None where there is none.
     """
     count, what = len(found.classes), "its group" if found.is_grouped else "it"
-    score = float(np.mean(predicted_classes(found.left_out) == found.classes))
-    doubtful = len(found.mislabelled)
-    notes = [
-        f"looks mislabelled: fitted without {what}, the kernel contradicts the label of {doubtful} of "
-        f"{quantity(count, 'train example')} (accuracy {100 * score:.1f} %); margin: the label's logit less the "
-        "largest other one; the most negative come first"
-    ]
+    notes = []
+    if found.judged.any():
+        score = float(np.mean(predicted_classes(found.left_out) == found.classes))
+        notes.append(
+            f"looks mislabelled: fitted without {what}, the kernel contradicts the label of "
+            f"{len(found.mislabelled)} of {quantity(count, 'train example')} (accuracy {100 * score:.1f} %); margin: "
+            "the label's logit less the largest other one; the most negative come first"
+        )
     if split is not None:
         one = found.splits[split]
         unit = "a group" if found.is_grouped else "an example"
@@ -152,6 +153,11 @@ def notes_of_influence(found: RunInfluence, texts: TrainTexts, split: str | None
             f"({quantity(len(one.labels), 'example')}) without {unit} less those with it; without what hurts, the loss "
             "falls"
         )
+        if split != "dev":
+            notes.append(
+                f"what helps and hurts is chosen by looking at {split}: a score on {split} without it is no fair test; "
+                "choose on dev for that"
+            )
     return [*notes, *remarks_of_influence(found, texts)]
 
 
@@ -163,6 +169,12 @@ def remarks_of_influence(found: RunInfluence, texts: TrainTexts) -> list[str]:
         texts: The sentences of the train examples.
     """
     remarks = [texts.remark] if texts.remark else []
+    if unjudged := int(np.sum(~found.judged)):
+        groups = "with their group" if found.is_grouped else "with the example"
+        remarks.append(
+            f"nothing is said about the labels of {unjudged} of {quantity(len(found.classes), 'train example')}: "
+            f"{groups} a whole class leaves, so that the fit without it cannot predict that class"
+        )
     if found.condition > NEARLY_SINGULAR:
         remarks.append(
             f"the kernel is nearly singular (condition number {found.condition:.0e}), so that these numbers say more "

@@ -322,7 +322,7 @@ class SavedRun:
         elif task_of(split, self.task) is None:
             cause = f"the files of the task {self.key} cannot be read"
         elif not path.is_file():
-            cause = f"{path} is missing (the setting data_dir names the folder that has them now)"
+            cause = f"{path} is missing: give `data_dir`, the folder that has the data files now"
         elif kernel_metadata.file_hash(path) != wanted:
             cause = f"{path} has changed since the kernel was computed"
         else:

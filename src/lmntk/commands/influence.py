@@ -7,10 +7,12 @@ example follow in closed form from the stored ones. It prints
   helps, hurts       train examples without which the mean squared error of --split rises, or falls, most
 
 and writes all numbers to influence_<split>_<task>.csv in that folder: docs/reference/kernel-files.md explains them.
+With other solver settings than the run's, or with --groups, it writes files only where --output_dir names a folder.
 With --query TEXT it loads the run's model, predicts the text, and prints which train examples push that prediction.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +44,8 @@ def make_parser() -> Parser:
                         "csv and json all digits (text)")  # fmt: skip
     add_figure_flag(parser, "draw each train example's margin against what the loss does without it")
     parser.add_argument("--data_dir", type=Path, help="where the data files are now (where the kernels record)")
-    parser.add_argument("--output_dir", type=Path, help="write the files here (RUN)")
+    parser.add_argument("--output_dir", type=Path, help="write the files here (RUN; nowhere with --groups or other "
+                        "settings than the run's)")  # fmt: skip
     add_solver_flags(parser)
     return parser
 
@@ -67,15 +70,46 @@ def _show(arguments: argparse.Namespace) -> None:
         print(_ask(arguments, of_run, groups), end="")
         return
     split = _chosen_split(arguments.split, of_run.x_splits)
+    if arguments.figure is not None and split is None:
+        sentence = "the run has no kernel of dev or test, on which train examples help or hurt: leave it out"
+        raise SettingError(f"`figure={arguments.figure}`: {sentence}", setting="figure", value=arguments.figure)
+    writes = _check_output(arguments, of_run)
     found = run_influence(of_run, groups, show_progress=sys.stderr.isatty())
     texts = TrainTexts.read(found, arguments.data_dir)
     print(format_influence(found, texts, arguments.format, split, arguments.top), end="")
-    if arguments.output_dir is not None:
-        prepare_output_dir(arguments.output_dir)
-    files = write_influence(found, arguments.output_dir)
+    if writes:
+        if arguments.output_dir is not None:
+            prepare_output_dir(arguments.output_dir)
+        files = write_influence(found, arguments.output_dir)
     if split is not None:
         _draw(arguments.figure, found, split)
-    print(f"All numbers: {', '.join(map(str, files))}", file=sys.stderr)
+    if writes:
+        print(f"All numbers: {', '.join(map(str, files))}", file=sys.stderr)
+    else:
+        what = "These are not the run's own settings and examples, so that no files are written"
+        print(f"{what}: --output_dir DIR keeps all numbers", file=sys.stderr)
+
+
+def _check_output(arguments: argparse.Namespace, of_run: "LeastSquaresRun") -> bool:
+    """Return whether to write files: those of the run's own settings into its folder, others where a folder is named.
+
+    Raises:
+        SettingError: The folder is the run's, whose own files would be replaced by answers to another question.
+    """
+    from lmntk.analysis.solver_choice import choose_solver
+
+    folder: Path | None = arguments.output_dir
+    own = dataclasses.replace(choose_solver(of_run.run, {}), source=of_run.choice.source)
+    if arguments.groups is None and of_run.choice == own:
+        return True
+    if folder is not None and folder.resolve() == of_run.run.folder.resolve():
+        raise SettingError(
+            f"`output_dir={folder}` is the run's folder, whose tables are those of its own settings and single train "
+            "examples: give another one",
+            setting="output_dir",
+            value=folder,
+        )
+    return folder is not None
 
 
 def _draw(figure: Path | None, found: "RunInfluence", split: str) -> None:

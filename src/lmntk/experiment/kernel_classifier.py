@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmntk import solvers
 from lmntk.data.examples import Example
 from lmntk.data.tasks import Task, custom_task, find_task
-from lmntk.errors import DataError, ModelError, SettingError, SolverError, UsageError, suggest
+from lmntk.errors import DataError, ModelError, NoLeaveOneOutError, SettingError, SolverError, UsageError, suggest
 from lmntk.experiment.fit_solver import fit_solver
 from lmntk.experiment.prompt_kernel import PromptKernel
 from lmntk.experiment.provenance import hash_of_weights
@@ -199,9 +199,12 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: `fit` was not called.
-            SolverError: The solver is another, or the kernel is singular; names a λ that would do.
+            NoLeaveOneOutError: The solver is another, or the kernel is singular; names a λ that would do.
         """
-        return self._least_squares("loo_").leave_one_out()
+        try:
+            return self._least_squares("loo_").leave_one_out()
+        except SolverError as error:
+            raise NoLeaveOneOutError(str(error), **error.data) from error
 
     def influence(self, texts: Any) -> np.ndarray:
         """Return what each train text adds to the logits of texts: the prediction less that of a fit without it.

@@ -2,7 +2,7 @@
 
 With the kernel K of the train examples at θ₀, a step of plain gradient descent on all of them with learning rate η
 moves the logits of every example x by −η K(x, X) ∂L/∂f, where f are the logits of the train examples (Jacot et al.
-2018; Lee et al. 2019, equations 5 and 6). All of it is carried by coefficients α, f(x) = f₀(x) + K(x, X) α: one
+2018; Lee et al. 2019). All of it is carried by coefficients α, f(x) = f₀(x) + K(x, X) α: one
 trajectory of α gives the logits of train and of every other split. Gradient flow is the limit of small steps; its time
 is η times the number of steps.
 

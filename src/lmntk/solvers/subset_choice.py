@@ -144,7 +144,7 @@ def choose_greedily(
 def herd(similarities: Array, classes: ClassIds, k: int) -> list[int]:
     """Choose k examples of each class whose mean feature is close to that of their class in the pool.
 
-    Kernel herding (Chen, Welling and Smola 2010, equations 5 and 8), without repetition, for features of any length:
+    Kernel herding (Chen, Welling and Smola 2010), without repetition, for features of any length:
     each example brings the mean of the chosen ones as near to the class's mean as one example can.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lmntk.config.record_arguments import arguments_of_record
-from lmntk.errors import FileError, KernelMismatchError
+from lmntk.errors import FileError, KernelMismatchError, MissingSplitError
 from lmntk.experiment.build import build_with_queries
 from lmntk.experiment.untrained_logits import untrained_logits
 from lmntk.prompts.features import FeatureExamples
@@ -50,7 +50,14 @@ def query_kernel(
             path=train_kernel,
         )
     model_args, data_args, args = arguments_of_record(record, data_dir=None if data_dir is None else str(data_dir))
-    experiment = build_with_queries(model_args, data_args, args, queries)
+    try:
+        experiment = build_with_queries(model_args, data_args, args, queries)
+    except MissingSplitError as error:
+        raise FileError(
+            f"{error.data['path']}, which the run's kernels were computed from, is missing: give `data_dir`, the "
+            "folder that has the data files now",
+            path=error.data["path"],
+        ) from error
     experiment.model.to(args.device)
     if args.fits_linear_head:
         fit_linear_head(experiment, args.device, HeadSettings.of(args))
