@@ -23,6 +23,7 @@ from lmntk.commands import subsets
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UnknownNameError
 from lmntk.report import subsets as report
 from lmntk.solvers.problem import SolverSettings
+from lmntk.storage import kernel_metadata
 from lmntk.storage.kernel_cache import KernelCache
 from lmntk.storage.kernel_slices import LORA_KEY, PARTS_KEY, KernelSlices
 
@@ -219,6 +220,11 @@ def test_what_a_run_does_not_have_is_said_in_a_sentence(folder: Path, tmp_path: 
     mixed = write_run(tmp_path / "mixed")
     path = mixed / "dev_part_kernels_sst-2.pt"
     torch.save({name: 2 * part for name, part in torch.load(path, weights_only=True).items()}, path)
+    with pytest.raises(KernelMismatchError, match="does not hold the parts of the kernel beside it"):
+        measured(mixed)
+    said = kernel_metadata.read_description(mixed / "dev_kernels_sst-2.pt") or {}
+    del said["parts_sha256"]  # an earlier version notes none
+    kernel_metadata.write_description(mixed / "dev_kernels_sst-2.pt", said)
     with pytest.raises(KernelMismatchError, match="dev kernel do not sum"):
         measured(mixed)
     path = mixed / "train_lora_kernels_sst-2.pt"

@@ -20,6 +20,7 @@ from lmntk.kernels.layers import LAYERS
 from lmntk.models.factored_layers import LabelWordDecoder
 from lmntk.models.parameters import ParameterFilter, layer_of, layers_of
 from lmntk.solvers.problem import SolverSettings
+from lmntk.storage import kernel_metadata
 from lmntk.storage.tile_store import TileStore
 from lmntk.trainers.kernel_job import KernelJob
 from lmntk.trainers.layer_scores import fit_layers
@@ -180,6 +181,13 @@ def test_parts_that_do_not_sum_to_the_kernel_are_refused(place: Workplace) -> No
     folder = place.run(PER_LAYER, output="mixed")
     path = folder / "train_layer_kernels_sst-2.pt"
     torch.save({name: 2 * part for name, part in read_layers(folder, "train").items()}, path)
+    outcome = place.call(place.argv(PER_LAYER, output="mixed"))
+    assert outcome.status == 2
+    assert f"{path} does not hold the parts of the kernel beside it" in outcome.err
+    kernel = folder / "train_kernels_sst-2.pt"
+    said = kernel_metadata.read_description(kernel) or {}
+    del said["parts_sha256"]  # an earlier version notes none
+    kernel_metadata.write_description(kernel, said)
     outcome = place.call(place.argv(PER_LAYER, output="mixed"))
     assert outcome.status == 2
     assert "do not sum to the kernel in train_kernels_sst-2.pt" in outcome.err

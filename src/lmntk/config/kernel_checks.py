@@ -48,6 +48,9 @@ def check_kernel_parts(training: TrainingArguments) -> None:
         refuse(training, kept, problem)
     if training.kernel_lora_targets is not None and training.kernel_lora_rank is None:
         refuse(training, "kernel_lora_targets", "names layers of `kernel_lora_rank`: add it, or leave this out")
+    targets = training.kernel_lora_targets
+    if targets is not None and not any(word.strip() for word in targets.split(",")):
+        refuse(training, "kernel_lora_targets", "names no layer: give names, or leave it out for all linear layers")
     if training.kernel_lora_rank is not None and training.only_biases:
         refuse(training, "kernel_lora_rank", "adapts weights, which `only_biases` leaves out: drop one of the two")
 

@@ -67,9 +67,16 @@ def draw_adapters(
     chosen = [name for name in modules if not settings.targets or _is_named(name, settings.targets)]
     unknown = [end for end in settings.targets if not any(_is_named(name, [end]) for name in modules)]
     if unknown or not chosen:
+        if not modules:
+            raise SettingError(
+                f"`kernel_lora_rank={settings.rank}`: no parameter that counts in this kernel is the weight of a "
+                "linear layer, which an adapter could be put on",
+                setting="kernel_lora_rank",
+                value=settings.rank,
+            )
         ends = ", ".join(sorted({name.rpartition(".")[2] for name in modules})) or "none"
         raise SettingError(
-            f"`kernel_lora_targets={','.join(settings.targets)}`: {unknown[0] if unknown else 'the kernel'} names no "
+            f"`kernel_lora_targets={','.join(settings.targets)}`: {unknown[0]} names no "
             f"linear layer whose weight counts in this kernel; there are {ends}",
             setting="kernel_lora_targets",
             value=",".join(settings.targets),

@@ -21,7 +21,9 @@ from lmntk.storage.kernel_slices import (
     LAYERS_KEY,
     KernelSlices,
     WantedSlices,
+    check_hash,
     check_sum,
+    kept_keys,
     remove_other_slices,
     save_slices,
 )
@@ -82,9 +84,9 @@ class KernelCache:
         """Record that the command has all its kernels: the next one with `overwrite_kernels` starts over."""
         self._progress_file.unlink(missing_ok=True)
 
-    def stored_plan(self, split: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    def stored_plan(self, split: str, wanted: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any] | None:
         """Return the plan of a split's tiles that a stopped run left, see `read_stored_plan`."""
-        return read_stored_plan(self.paths.tiles(split), wanted, self.overwrite)
+        return read_stored_plan(self.paths.tiles(split), wanted, self.overwrite, left_out)
 
     def open_tiles(self, split: str, plan: Mapping[str, Any]) -> TileStore:
         """Return the store of a split's tiles of a plan."""
@@ -136,10 +138,19 @@ class KernelCache:
         lacking = self.slices.lacking(self.paths, split, stored)
         if lacking:
             whose = "its layers' parts are" if self.slices.layers_alone else "what that keeps is"
+            sums = self.slices.layers_alone and "layer" in kept_keys(stored) and LAYERS_KEY not in stored
+            hint = " (its finer parts sum to them: lmntk subsets makes the kernel of a layer)" if sums else ""
             raise KernelMismatchError(
-                f"{path} was made without `{lacking}`, and {whose} missing: {_REMEDY}",
+                f"{path} was made without `{lacking}`, and {whose} missing{hint}: {_REMEDY}",
                 path=path,
                 differences=[LAYERS_KEY],
+            )
+        other = self.slices.other_adapters(stored)
+        if other:
+            raise KernelMismatchError(
+                f"{path} was made with other adapters beside it ({other}): {_REMEDY}",
+                path=path,
+                differences=[other],
             )
         return path
 
@@ -166,7 +177,8 @@ class KernelCache:
         except UsageError:
             return False
         same = not kernel_metadata.kernel_differences(stored, wanted)
-        return same and self.slices.lacking(self.paths, split, stored) is None
+        lacking = self.slices.lacking(self.paths, split, stored) or self.slices.other_adapters(stored)
+        return same and lacking is None
 
     def _find_to_load(self, split: str, wanted: Mapping[str, Any]) -> Path:
         path = self.source_paths.kernel(split)
@@ -256,6 +268,7 @@ class KernelCache:
         """
         beside = self.source_paths.layer_kernels(split)
         layers = kernel_files.load_layer_kernels(beside)
+        check_hash(beside, kernel_metadata.read_description(path) or {})
         if not check_sum(layers, list(layers), kernel, LARGEST_ROUNDING):
             raise KernelMismatchError(
                 f"{beside}: the layers' parts do not sum to the kernel in {path.name}: compute both again with "

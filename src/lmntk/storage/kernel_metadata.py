@@ -64,6 +64,11 @@ def _texts_by_name(value: Any) -> bool:
     return isinstance(value, dict) and _texts(list(value.values()))
 
 
+def _objects(value: dict[str, Any]) -> bool:
+    """Whether what a description says of parts or adapters by name is an object."""
+    return all(isinstance(value.get(key, {}), dict) for key in ("parameters", "matrices"))
+
+
 # The types of the values that the program uses rather than only compares.
 _FORMS: dict[str, Callable[[Any], bool]] = {
     "formula": lambda value: isinstance(value, str),
@@ -77,6 +82,9 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     "data_sha256": _texts_by_name,
     "tokens_sha256": _texts_by_name,
     "limits": lambda value: isinstance(value, dict),
+    "layers": _texts,
+    "parts": lambda value: isinstance(value, dict) and _texts(value.get("keys", [])) and _objects(value),
+    "lora_kernels": lambda value: isinstance(value, dict) and _objects(value),
     "demonstrations": lambda value: isinstance(value, dict) and _is_count(value.get("draws", 1)),
 }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from lmntk.storage.paths import RunPaths
 LAYERS_KEY, PARTS_KEY, LORA_KEY = "layers", "parts", "lora_kernels"
 LAYERS_ALONE = ("layer",)
 SHA256 = "sha256"
+PARTS_HASH_KEY = "parts_sha256"
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,41 @@ class WantedSlices:
         """
         if self.layers_alone and not (LAYERS_KEY in stored and paths.layer_kernels(split).is_file()):
             return "kernel_per_layer=True"
-        if self.keys and not self.layers_alone:
-            kept = (stored.get(PARTS_KEY) or {}).get("keys") or []
-            if not set(self.keys) <= set(kept) or not paths.part_kernels(split).is_file():
-                return f"kernel_parts={','.join(self.keys)}"
-        if self.lora is not None:
-            kept = stored.get(LORA_KEY) or {}
-            if {name: kept.get(name) for name in self.lora} != dict(self.lora) or not (
-                paths.lora_kernels(split).is_file()
-            ):
-                return f"kernel_lora_rank={self.lora['rank']}"
+        kept = set(self.keys) <= set(kept_keys(stored)) and paths.part_kernels(split).is_file()
+        if self.keys and not self.layers_alone and not kept:
+            return f"kernel_parts={','.join(self.keys)}"
+        if self.lora is not None and not (LORA_KEY in stored and paths.lora_kernels(split).is_file()):
+            return f"kernel_lora_rank={self.lora['rank']}"
         return None
+
+    def other_adapters(self, stored: Mapping[str, Any]) -> str | None:
+        """Return how the adapters beside a kernel differ from the wanted ones; None if they are the same.
+
+        Args:
+            stored: The kernel's description, which has adapters if any are wanted.
+        """
+        kept = stored.get(LORA_KEY) or {}
+        for name, wanted in (self.lora or {}).items():
+            own, now = (_in_order(value) for value in (kept.get(name), wanted))
+            if own != now:
+                return f"{name}: stored {_shown(own)}, now {_shown(now)}"
+        return None
+
+
+def kept_keys(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the parts beside a kernel are told apart by, from its description; empty if there are none."""
+    return tuple((description.get(PARTS_KEY) or {}).get("keys") or ())
+
+
+def _in_order(value: Any) -> Any:
+    """Names of layers have no order."""
+    return sorted(value) if isinstance(value, (list, tuple)) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "all linear layers"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -84,8 +110,10 @@ def save_slices(paths: RunPaths, split: str, slices: KernelSlices) -> dict[str, 
     if slices.layers:
         kernel_files.save_layer_kernels(paths.layer_kernels(split), slices.layers)
         description[LAYERS_KEY] = list(slices.layers)
+        description[PARTS_HASH_KEY] = kernel_metadata.file_hash(paths.layer_kernels(split))
     elif slices.parts:
         kernel_files.save_layer_kernels(paths.part_kernels(split), slices.parts)
+        description[PARTS_HASH_KEY] = kernel_metadata.file_hash(paths.part_kernels(split))
     if slices.lora:
         path = paths.lora_kernels(split)
         kernel_files.save_layer_kernels(path, slices.lora)
@@ -117,13 +145,15 @@ def open_parts(paths: RunPaths, split: str, description: Mapping[str, Any]) -> t
 
     Raises:
         FileError: A file is damaged, or does not have the parts of the description.
+        KernelMismatchError: A file belongs to another kernel.
     """
-    path, keys = paths.part_kernels(split), tuple((description.get(PARTS_KEY) or {}).get("keys") or ())
+    path, keys = paths.part_kernels(split), kept_keys(description)
     if not path.is_file() or not keys or keys == LAYERS_ALONE:
         path, keys = paths.layer_kernels(split), LAYERS_ALONE
         if not path.is_file() or LAYERS_KEY not in description:
             return (), {}
     parts = kernel_files.load_layer_kernels(path, lazily=True)
+    check_hash(path, description)
     known = (description.get(PARTS_KEY) or {}).get("parameters")
     if known is not None and list(known) != list(parts):
         raise FileError(
@@ -132,6 +162,26 @@ def open_parts(paths: RunPaths, split: str, description: Mapping[str, Any]) -> t
             path=path,
         )
     return keys, parts
+
+
+def check_hash(path: Path, description: Mapping[str, Any]) -> None:
+    """Check that a file of layers or parts is the one that a kernel was written with.
+
+    Args:
+        path: The file.
+        description: The kernel's description; that of an earlier version of the program has no hash to compare.
+
+    Raises:
+        KernelMismatchError: It is another file.
+    """
+    noted = description.get(PARTS_HASH_KEY)
+    if noted is not None and path.is_file() and kernel_metadata.file_hash(path) != noted:
+        raise KernelMismatchError(
+            f"{path} does not hold the parts of the kernel beside it, whose description names another file: compute "
+            "both again with `overwrite_kernels=True`",
+            path=path,
+            differences=[PARTS_HASH_KEY],
+        )
 
 
 def open_lora(paths: RunPaths, split: str, description: Mapping[str, Any]) -> LayerKernels:

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,16 @@ NUMBERS = np.dtype("<f8")
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def read_stored_plan(folder: Path, wanted: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
+def read_stored_plan(
+    folder: Path, wanted: Mapping[str, Any], overwrite: bool = False, left_out: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """Return the plan that an unfinished run left in a folder of tiles; None if there is none that can be read.
 
     Args:
         folder: The folder of the tiles.
         wanted: What defines the kernel now wanted, and the settings of its plan.
         overwrite: Return None for another kernel's plan, too.
+        left_out: Keys that `wanted` lacks where they do not apply: a plan that has one then is another's.
 
     Raises:
         KernelMismatchError: The tiles belong to another kernel or to a plan of other settings.
@@ -59,7 +62,7 @@ def read_stored_plan(folder: Path, wanted: Mapping[str, Any], overwrite: bool = 
     except (OSError, ValueError) as error:
         logger.warning("%s cannot be read (%s); the tiles beside it that match are used", path, error)
         return None
-    differences = kernel_differences(stored, _with_version(wanted))
+    differences = kernel_differences(stored, {**dict.fromkeys(left_out), **_with_version(wanted)})
     if not differences:
         return stored
     if overwrite:

@@ -56,6 +56,10 @@ NUM_TIMED_PROMPTS = 32
 LOGITS_OF_SNAPSHOTS = 5
 
 
+# Settings of `_plan_settings` that a plan leaves out where they are not given.
+SLICE_SETTINGS = ("kernel_parts", "kernel_lora_rank")
+
+
 class KernelPlanner:
     """Plans the kernels of an experiment.
 
@@ -106,7 +110,8 @@ class KernelPlanner:
             KernelMismatchError: Another command has left tiles of this kernel.
         """
         requested = distributed.on_rank_zero(lambda: self.spec(split) | self._plan_settings())
-        begun = distributed.on_rank_zero(self._cache.stored_plan, split, requested) or {}
+        left_out = [f"--{name}" for name in SLICE_SETTINGS]
+        begun = distributed.on_rank_zero(self._cache.stored_plan, split, requested, left_out) or {}
         budget = MemoryBudget.from_gb(begun.get("memory_gb") or self._memory_gb)
         name = begun.get("engine", self._args.kernel_engine)
         engine = make_engine(self._problem(split), name, budget, earlier=self._engine)
