@@ -13,7 +13,7 @@ from lmntk.solvers.calibration import (
     reliability_bins,
 )
 from lmntk.solvers.gaussian_process import GaussianProcess, class_probabilities, difference_std
-from lmntk.solvers.problem import Array, ClassIds, predicted_classes
+from lmntk.solvers.problem import Array, ClassIds, margins, predicted_classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +54,7 @@ class Uncertainty:
 
         A single logit is a difference already.
         """
-        if self.logits.shape[1] == 1:
-            return np.abs(self.logits[:, 0])
-        rows = np.arange(len(self.logits))
-        return self.logits[rows, self.predicted] - self.logits[rows, self.runners_up]
+        return margins(self.logits, self.predicted)
 
     @functools.cached_property
     def margin_std(self) -> Array:
