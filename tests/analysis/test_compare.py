@@ -13,7 +13,7 @@ from kernel_folders import Folder
 from lmntk import solvers
 from lmntk.analysis import statistics
 from lmntk.analysis.compare import _note_different_texts, compare_paths
-from lmntk.analysis.saved_run import SavedKernel
+from lmntk.analysis.saved_kernel import SavedKernel
 from lmntk.commands import compare
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError
 from lmntk.solvers.problem import SolverSettings

@@ -9,7 +9,7 @@ import oracle
 from engine_problems import TOLERANCE, gradients_by_name, names_of, problem_of, sides
 from lmntk.kernels import Tuning, assemble, make_engine
 from lmntk.kernels.layers import LAYERS
-from lmntk.models.parameter_parts import parts_of
+from lmntk.models.parameter_parts import kind_of, parts_of
 from lmntk.models.parameters import ParameterFilter
 from lmntk.storage.part_names import PART_KEYS, split_part_name
 from tiny_models import ARCHITECTURES, tiny_prompt_model
@@ -91,3 +91,29 @@ def test_every_parameter_has_the_kind_that_its_architecture_gives_it(architectur
         weights = [name for name, own in inside.items() if own == kind and name.endswith("weight")]
         assert len(weights) == count, kind
     assert len([name for name, own in inside.items() if own == "feed-forward" and name.endswith("weight")]) in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("encoder.albert_layer_groups.0.albert_layers.0.attention.query.weight", (4, 4), "query"),
+        ("encoder.albert_layer_groups.0.albert_layers.0.attention.dense.bias", (4,), "output"),
+        ("encoder.albert_layer_groups.0.albert_layers.0.ffn_output.weight", (4, 4), "feed-forward"),
+        ("encoder.layer.1.attention.self.q_bias", (4,), "query"),
+        ("encoder.layer.1.attention.self.v_bias", (4,), "value"),
+        ("layers.1.mlp.experts.gate_up_proj", (2, 4, 4), "feed-forward"),
+        ("layers.1.block_sparse_moe.input_linear.weight", (2, 4, 4), "feed-forward"),
+        ("layers.1.conv.weight", (4, 1, 2), "other"),
+    ],
+)
+def test_shared_layers_lone_biases_and_experts_have_the_kind_of_their_place(name, shape, kind) -> None:
+    model = torch.nn.Module()
+    place, (*path, own) = model, f"lm.base.{name}".split(".")
+    for part in path:
+        place.add_module(part, torch.nn.Module())
+        place = place.get_submodule(part)
+    place.register_parameter(own, torch.nn.Parameter(torch.zeros(shape)))
+    if own == "bias":
+        place.weight = torch.nn.Parameter(torch.zeros(4, 4))
+    model.base_prefix = "lm.base."
+    assert kind_of(f"lm.base.{name}", model) == kind

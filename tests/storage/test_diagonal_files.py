@@ -51,6 +51,7 @@ def test_a_stopped_run_goes_on_to_the_same_kernel_and_diagonal(tmp_path: Path, f
         elif number < 3:
             stopped.store.write(number, 0, tile, block, own)
     again = job_of(tmp_path / "stopped", formula)
+    assert again.store.finished_tiles() and sorted(again.store.complete_tiles(again.plan, again.tile_shape)) == [1, 2]
     assert again.compute(progress=False) == 2
     found = again.kernel()
     assert torch.equal(found[0], kernel)

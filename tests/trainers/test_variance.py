@@ -128,6 +128,8 @@ def test_a_kernel_without_a_diagonal_is_used_and_gets_one_when_it_is_needed(plac
     refused = place.call(place.argv(*VARIANCE, "--load_kernels", str(folder), output="loaded"))
     assert refused.status == 2
     assert f"{paths.diagonal('dev')} does not exist" in refused.err and "--kernel_variance" in refused.err
+    dry = place.call(place.argv(*VARIANCE, "--dry_run", output="without"))
+    assert "would compute K(x, x) of 6 examples of test, which the kernel lacks" in dry.messages
     # A run that is killed at once after it has written a diagonal leaves it without a hash in the description.
     torch.save(truth + 1, paths.diagonal("test"))
     place.run(*VARIANCE, "--adjust_for_init", output="without")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from lmntk.analysis import statistics
-from lmntk.analysis.saved_run import SavedKernel, SavedRun, read_runs
+from lmntk.analysis.saved_kernel import SavedKernel
+from lmntk.analysis.saved_run import SavedRun, read_runs
 from lmntk.analysis.statistics import Array, Comparison
 from lmntk.analysis.summary import RunSummary, summarise_run
 from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageError

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lmntk.analysis.only_run import the_one
-from lmntk.analysis.saved_run import SavedKernel, SavedRun, read_runs
+from lmntk.analysis.saved_kernel import SavedKernel
+from lmntk.analysis.saved_run import SavedRun, read_runs
 from lmntk.analysis.scores import score
 from lmntk.analysis.solver_choice import SolverChoice, choose_solver
 from lmntk.data.metrics import mean_over_samples

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from lmntk.analysis.saved_kernel import SavedKernel
 from lmntk.data.examples import read_examples
 from lmntk.data.tasks import TASKS, Task, custom_task, described_task, find_task
-from lmntk.errors import FileError, KernelMismatchError
-from lmntk.solvers import problem
-from lmntk.solvers.problem import Array, ClassIds
+from lmntk.errors import FileError
+from lmntk.solvers.problem import Array
 from lmntk.storage import diagonal_files, kernel_files, kernel_metadata, kernel_slices, logits_files
 from lmntk.storage.paths import RunPaths, Split
 from lmntk.storage.readers import read_json
@@ -27,72 +27,10 @@ _OTHERS = (
     r"(step)-\d+_(.+)\.safetensors",
 )
 REPEAT = "repeat the run's command"
-RECOMPUTE = "repeat the command that made it, with `overwrite_kernels=True`"
 
 
 class TextsUnavailableError(FileError):
     """The sentences of a kernel's examples cannot be shown; data: ``path``."""
-
-
-@dataclass(frozen=True)
-class SavedKernel:
-    """A kernel file and its description.
-
-    Attributes:
-        path: The file.
-        values: The kernel, float64 [N, C, X, C] or [2, N, C, X, C].
-        labels: The labels as the file has them, [X].
-        description: The contents of the description beside the file; empty if there is none.
-    """
-
-    path: Path
-    values: Array
-    labels: Array
-    description: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: Path) -> "SavedKernel":
-        """Read a kernel file and its description."""
-        values, labels = kernel_files.load_kernel(path)
-        return cls(path, values.numpy(), labels.numpy(), kernel_metadata.read_description(path) or {})
-
-    @property
-    def num_logits(self) -> int:
-        """Logits per example, C."""
-        return self.values.shape[-1]
-
-    @property
-    def samples_per_example(self) -> tuple[int, int]:
-        """How many rows stand for each train example, and columns for each other one: one for each template and draw.
-
-        Raises:
-            KernelMismatchError: The kernel's size is not a multiple of the number that its description implies.
-        """
-        templates = self.description.get("template")
-        of_train = len(templates) if isinstance(templates, list) else 1
-        draws = (self.description.get("demonstrations") or {}).get("draws", 1)
-        of_x = of_train if self.path.name.startswith("train_") else of_train * draws
-        rows, columns = self.values.shape[-4], self.values.shape[-2]
-        if rows % of_train or columns % of_x:
-            raise KernelMismatchError(
-                f"{self.path} has {rows} × {columns} examples, but its description implies {of_train} and {of_x} "
-                f"samples of each: {RECOMPUTE}",
-                path=self.path,
-                differences=["samples"],
-            )
-        return of_train, of_x
-
-    @property
-    def class_ids(self) -> ClassIds:
-        """The class ids of the examples, one for each example whatever the number of samples."""
-        return problem.class_ids(self.labels, self.num_logits)[: len(self.labels) // self.samples_per_example[1]]
-
-    def average_over_samples(self, matrix: Array) -> Array:
-        """Average a matrix [N, X] of all pairs over the samples of each example: the kernel of their mean logits."""
-        of_train, of_x = self.samples_per_example
-        rows, columns = matrix.shape
-        parts = matrix.reshape(of_train, rows // of_train, of_x, columns // of_x)
-        return parts.mean(axis=(0, 2))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from lmntk import solvers
 from lmntk.analysis import statistics
-from lmntk.analysis.saved_run import SavedKernel, SavedRun, second_splits
+from lmntk.analysis.saved_kernel import SavedKernel
+from lmntk.analysis.saved_run import SavedRun, second_splits
 from lmntk.analysis.scores import score
 from lmntk.analysis.solver_choice import SolverChoice, Source, choose_solver
 from lmntk.analysis.statistics import Components, Spectrum

@@ -21,6 +21,10 @@ _PROJECTIONS = {
 }
 _ATTENTION = re.compile(r"attn|att(ention)?(_|\b)")
 _FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|moe|expert|\bff\b|\bintermediate\b|\bfc\d|\blin\d|^output\.dense$")
+_OWN_BIASES = {"q_bias": "query", "k_bias": "key", "v_bias": "value"}
+"""Biases that a module of the attention holds apart from its projections, as in DeBERTa."""
+# ALBERT's layers are shared, so that the number in their names is not that of a layer.
+_SHARED_LAYER = re.compile(r"\.albert_layers\.\d+\.")
 _NORM = re.compile(r"norm|^ln_", re.IGNORECASE)
 
 
@@ -100,6 +104,12 @@ def kind_of(name: str, model: PromptClassifier) -> str:
     if isinstance(module, nn.Embedding):
         return "embedding"
     within = inside_layer(prefix)
+    if within is None and (shared := _SHARED_LAYER.search(prefix)):
+        within = prefix[shared.end() :]
+    if within is not None and own in _OWN_BIASES and _ATTENTION.search(within):
+        return _OWN_BIASES[own]
+    if within is not None and getattr(module, own).dim() == 3 and _FEED_FORWARD.search(within):
+        return "feed-forward"  # the matrices of several experts in one
     weight = getattr(module, "weight", None)
     if within is None or weight is None or weight.dim() != 2 or own not in ("weight", "bias"):
         return "other"

@@ -105,7 +105,7 @@ def load_layer_kernels(path: Path, lazily: bool = False) -> LayerKernels:
     Raises:
         FileError: The file is missing or damaged, or holds something else.
     """
-    remedy = "`kernel_per_layer` keeps them, with `overwrite_kernels=True`"
+    remedy = "`kernel_per_layer` or `kernel_parts` keeps them, with `overwrite_kernels=True`"
     parts = read_tensor_file(path, "the layers' parts of a kernel", remedy, lazily)
     whole = type(parts) is dict and parts and all(type(name) is str for name in parts)
     if not whole or not all(isinstance(part, Tensor) for part in parts.values()):

@@ -290,6 +290,12 @@ class TileStore:
         """Return the number of each tile that exists, once for each group, without reading the files."""
         return [int(path.name.split("-")[1]) for path in self._files()]
 
+    def complete_tiles(self, plan: Plan, shape: TileShape) -> list[int]:
+        """Return those of `finished_tiles` whose files are as long as what they are to hold, without reading them."""
+        sizes = [DIGEST_BYTES + NUMBERS.itemsize * shape.count(tile) for tile in plan]
+        numbers = ((int(path.name.split("-")[1]), path.stat().st_size) for path in self._files())
+        return [number for number, size in numbers if size == sizes[number]]
+
     def _file(self, number: int, group: int) -> Path:
         return self.folder / f"{self.key[:KEY_LENGTH]}-{number:06d}-{group}.tile"
 

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,13 @@ class KernelTrainer(LoadedKernelTrainer):
         Args:
             started: When the program started, by `time.perf_counter`.
         """
-        self._planner.dry_run(self._find_kernel, self._describe_file, self.logits, started, self._last_step())
+        self._planner.dry_run(self._find_kernel, self._describe_kernel, self.logits, started, self._last_step())
+
+    def _describe_kernel(self, split: str, path: Path) -> None:
+        self._describe_file(split, path)
+        if self.args.kernel_variance and self._lacks_diagonal(split):
+            number = len(self._experiment.datasets[split])
+            logger.info("would compute K(x, x) of %d examples of %s, which the kernel lacks", number, split)
 
     def _last_step(self) -> int | None:
         return None if self._fine_tuned is None else self._fine_tuned.step

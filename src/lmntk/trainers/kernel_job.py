@@ -91,7 +91,7 @@ class KernelJob:
 
     def seconds(self) -> float:
         """Estimate how long the tiles that are not stored yet take all processes together."""
-        there = Counter(self.store.finished_tiles())
+        there = Counter(self.store.complete_tiles(self.plan, self.tile_shape))
         parts = self.engine.num_parameter_groups(self.plan)
         rest = self.plan.restricted_to({tile for number, tile in enumerate(self.plan) if there[number] < parts})
         return max(share.seconds(self.pace) for share in rest.partition(self.pace, distributed.world_size()))
