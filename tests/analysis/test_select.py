@@ -93,6 +93,13 @@ def test_the_table_has_a_row_for_each_split_in_every_form(kernel: Folder, capsys
             assert [row["split"] for row in csv.DictReader(io.StringIO(out))] == ["dev", "test"]
 
 
+def test_the_figure_has_the_choice_beside_random_subsets(kernel: Folder, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "choice.png"
+    assert command.main([str(kernel.path), "-k", "2", "--draws", "5", "--figure", str(file)]) == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert command.main([str(kernel.path), "-k", "2", "--figure", "choice.pdf"]) == 2
+
+
 def changed(name: str) -> Callable[[Folder], Any]:
     return lambda folder: (folder.data / name).write_text("sentence\tlabel\nother\t0\n")
 

@@ -5,10 +5,13 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from kernel_folders import Folder
 from lmntk import solvers
@@ -17,6 +20,7 @@ from lmntk.analysis.saved_run import read_runs
 from lmntk.commands import prompts as command
 from lmntk.data.tasks import TASKS
 from lmntk.errors import FileError, SettingError, TemplateError, UsageError
+from lmntk.report import prompts as picture
 from lmntk.runs import processes
 from lmntk.runs.processes import Outcome
 from lmntk.runs.prompt_plan import Prompt, PromptRun, PromptSources
@@ -154,6 +158,22 @@ def test_prompts_stand_in_the_order_of_the_number_and_of_the_left_out_loss_where
                numbers(loo=0.75, loo_loss=1.0)]  # fmt: skip
     assert [prompts.index(prompt) for prompt in ranked(prompts, "loo")] == [3, 2, 0, 1]
     assert ranked(prompts, "loo_loss")[0].loo_loss == 0.5
+
+
+def test_the_figure_has_a_point_for_each_prompt_against_test_or_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, list[Any]] = {}
+    monkeypatch.setattr(picture.plots, "as_png", lambda *draws, titles, **_: drawn.update(draws=draws, titles=titles))
+    found = [numbers(loo_loss=loss, loo=1 - loss, dev=1 - loss**2, test=1 - loss) for loss in (0.1, 0.4, 0.2, 0.9)]
+    picture.prompts_figure(found, "acc")
+    assert drawn["titles"] == ["ρ = 1.00"] * 3
+    axes = Figure().subplots()
+    drawn["draws"][0](axes)
+    points = axes.collections[0].get_offsets()
+    np.testing.assert_allclose(points, [(one.loo_loss, 100 * one.test) for one in found])
+    picture.prompts_figure([replace(one, test=math.nan) for one in found], "acc")
+    assert len(drawn["draws"]) == 2
+    drawn["draws"][1](axes := Figure().subplots())
+    assert axes.get_ylabel().endswith("on dev, percent")
 
 
 def test_a_number_that_orders_prompts_as_test_does_correlates_by_one() -> None:

@@ -13,9 +13,9 @@ from lmntk.analysis.least_squares import LeastSquaresRun
 from lmntk.analysis.statistics import Array
 from lmntk.analysis.table_blocks import Block, as_csv, as_json, format_blocks, percent, with_deviation
 from lmntk.errors import FileError, KernelMismatchError
+from lmntk.solvers.greedy_choice import LEAST_RIDGE, GrowingFit, by_blocks, choose_greedily, herd, in_turn
 from lmntk.solvers.problem import class_ids as class_ids_of
 from lmntk.solvers.problem import divided_f0, targets
-from lmntk.solvers.subset_choice import LEAST_RIDGE, GrowingFit, by_blocks, choose_greedily, herd, in_turn
 
 WAYS: Mapping[str, str] = {
     "loo": "the least mean squared error over the pool, each example predicted by the other chosen ones",

@@ -115,13 +115,22 @@ def ranked(prompts: Sequence[PromptNumbers], by: str) -> list[PromptNumbers]:
 
 
 def agreement_with_test(prompts: Sequence[PromptNumbers]) -> dict[str, float]:
-    """Return Spearman's correlation over prompts of each number with the score on test, large for a good ranking.
+    """Return `agreement_with` test."""
+    return agreement_with(prompts, "test")
+
+
+def agreement_with(prompts: Sequence[PromptNumbers], target: str) -> dict[str, float]:
+    """Return Spearman's correlation over prompts of each number with a score, large for a good ranking.
+
+    Args:
+        prompts: The prompts.
+        target: The field of the score: ``"test"`` or ``"dev"``.
 
     Returns:
         By number; those of which a correlation is not defined are left out.
     """
     found = {}
-    test = np.array([prompt.test for prompt in prompts])
+    test = np.array([getattr(prompt, target) for prompt in prompts])
     for name in RANKINGS:
         values = np.array([getattr(prompt, name) for prompt in prompts])
         both = np.isfinite(values) & np.isfinite(test)

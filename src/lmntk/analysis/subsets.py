@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from lmntk.analysis import statistics
 from lmntk.analysis.least_squares import LeastSquaresRun
-from lmntk.analysis.saved_run import SavedRun
-from lmntk.analysis.subset_choice import (
+from lmntk.analysis.parameter_subsets import (
     Parts,
     Subset,
     expected_subset,
@@ -20,6 +19,7 @@ from lmntk.analysis.subset_choice import (
     sampled_subsets,
     usual_subsets,
 )
+from lmntk.analysis.saved_run import SavedRun
 from lmntk.errors import FileError, KernelMismatchError, SettingError
 from lmntk.solvers.problem import Array
 from lmntk.storage.kernel_slices import LORA_KEY, PARTS_KEY
@@ -64,7 +64,7 @@ def subsets_of(run: SavedRun, own: Sequence[str], lora: Sequence[str], rank: int
 
     Args:
         run: The run.
-        own: Patterns of parts, as `lmntk.analysis.subset_choice.own_subset` takes them, one for each subset.
+        own: Patterns of parts, as `lmntk.analysis.parameter_subsets.own_subset` takes them, one for each subset.
         lora: Names of adapted layers or kinds, separated by commas, one text for each subset; those of the usual
             adapters if there are none.
         rank: The rank of adapters whose expectation is shown; that of the kept adapters if None.

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lmntk.commands.results import add_figure_flag, check_figure, write_figure
 from lmntk.config.runs_parser import OWN_SETTINGS, check_further
 from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.errors import Bounds, SettingError, UsageError, check_numbers
@@ -76,6 +77,7 @@ class PromptsParser(Parser):
         add("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
         add("--dry_run", action="store_true", help="list the prompts, and say how long they take")
         add("--format", choices=[*ENDINGS], default="text", help="how to print the table (text)")
+        add_figure_flag(self, "draw leave-one-out and dev against test, or against dev without --with_test")
 
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line; `further` are the words for run.py."""
@@ -98,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rank(given: argparse.Namespace) -> int:
+    check_figure(given)
     plan = _make_plan(given)
     plan.check()
     runs = [run for of_prompt in plan.runs.values() for run in of_prompt]
@@ -193,6 +196,13 @@ def _finish(given: argparse.Namespace, plan: PromptPlan, problems: dict[str, str
         say("")
         print(tables[given.format], end="", flush=True)
         say("")
+
+        def draw() -> bytes:
+            from lmntk.report.prompts import prompts_figure
+
+            return prompts_figure(order, metric)
+
+        write_figure(given.figure, draw, sys.stdout if given.format == "text" else sys.stderr)
     if problems:
         say("\n".join(["missing:", *(f"  {name}\n    {problem}" for name, problem in problems.items())]))
     if order:

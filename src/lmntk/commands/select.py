@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmntk.commands.results import add_figure_flag, check_figure, write_figure
 from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
 from lmntk.errors import Bounds, check_numbers
 
@@ -50,6 +51,7 @@ def make_parser() -> Parser:
     add("--draws", type=int, default=100, help="random subsets to compare with (100)")
     add_solver_flags(parser)
     add("--format", choices=FORMS, default="text", help="how to write the table (text)")
+    add_figure_flag(parser, "draw the scores of the choice beside those of random subsets")
     return parser
 
 
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _select(given: argparse.Namespace) -> None:
     check_numbers(BOUNDS, vars(given))
+    check_figure(given)
     from lmntk.analysis.example_selection import format_selection, select_examples  # here, since torch takes seconds
     from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
     from lmntk.data.subsets import write_new_files
@@ -72,8 +75,16 @@ def _select(given: argparse.Namespace) -> None:
     if train is not None:
         write_new_files(given.output_dir, _files(given, run, train, found))
     print(format_selection(found, given.format), end="")
+    stream = sys.stdout if given.format == "text" else sys.stderr
+    metric = run.task.main_metrics[0] if run.task else "acc"
+
+    def draw() -> bytes:
+        from lmntk.report.prompts import selection_figure
+
+        return selection_figure(found, metric)
+
+    write_figure(given.figure, draw, stream)
     if train is not None:
-        stream = sys.stdout if given.format == "text" else sys.stderr
         print(f"The k-shot folder: {given.output_dir}", file=stream)
 
 

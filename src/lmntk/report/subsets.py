@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from lmntk.analysis.parameter_subsets import WHOLE
 from lmntk.analysis.scores import METRIC_NAMES
-from lmntk.analysis.subset_choice import WHOLE
 from lmntk.analysis.subsets import SubsetNumbers
 from lmntk.report import plots
 

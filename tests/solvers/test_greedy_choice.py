@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmntk.solvers.subset_choice import GrowingFit, by_blocks, choose_greedily, herd, in_turn
+from lmntk.solvers.greedy_choice import GrowingFit, by_blocks, choose_greedily, herd, in_turn
 
 E, Z, RIDGE = 8, 5, 0.05
 CLOSE = 1e-9
