@@ -165,7 +165,7 @@ def test_the_figure_has_a_point_for_each_prompt_against_test_or_dev(monkeypatch:
     monkeypatch.setattr(picture.plots, "as_png", lambda *draws, titles, **_: drawn.update(draws=draws, titles=titles))
     found = [numbers(loo_loss=loss, loo=1 - loss, dev=1 - loss**2, test=1 - loss) for loss in (0.1, 0.4, 0.2, 0.9)]
     picture.prompts_figure(found, "acc")
-    assert drawn["titles"] == ["ρ = 1.00"] * 3
+    assert drawn["titles"] == ["Spearman's ρ = 1.00"] * 3
     axes = Figure().subplots()
     drawn["draws"][0](axes)
     points = axes.collections[0].get_offsets()

@@ -27,13 +27,14 @@ def prompts_figure(found: Sequence[PromptNumbers], metric: str) -> bytes:
     target = "test" if any(np.isfinite(prompt.test) for prompt in found) else "dev"
     shown = ("loo_loss", "loo", "dev")[: 3 if target == "test" else 2]
     order, name = agreement_with(found, target), METRIC_NAMES.get(metric, metric)
-    titles = [f"ρ = {order[number]:.2f}" if number in order else "" for number in shown]
+    titles = [f"Spearman's ρ = {order[number]:.2f}" if number in order else "" for number in shown]
     return plots.as_png(*(_against(found, number, target, name) for number in shown), titles=titles, height=HEIGHT)
 
 
 def _against(found: Sequence[PromptNumbers], number: str, target: str, metric: str) -> plots.Draw:
     unit = 1 if number == "loo_loss" else 100
-    label = "loss of leave-one-out" if number == "loo_loss" else f"{metric} of {COLUMNS[number]}, percent"
+    of = "on" if number == "dev" else "of"
+    label = "loss of leave-one-out" if number == "loo_loss" else f"{metric} {of} {COLUMNS[number]}, percent"
 
     def draw(axes: Axes) -> None:
         points = np.array([(unit * getattr(one, number), 100 * getattr(one, target)) for one in found])
