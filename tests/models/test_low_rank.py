@@ -9,8 +9,9 @@ import torch
 
 import oracle
 from engine_problems import oracle_gradients, problem_of, sides
+from lmntk.analysis.subset_choice import Parts, expected_subset
 from lmntk.errors import SettingError
-from lmntk.kernels import LowRankAdapter, assemble, make_engine
+from lmntk.kernels import assemble, make_engine
 from lmntk.kernels.layers import LAYERS
 from lmntk.models.loading import LoadOptions, load_prompt_model
 from lmntk.models.lora import is_adapter
@@ -18,6 +19,7 @@ from lmntk.models.lora_files import LoraSettings
 from lmntk.models.low_rank import LowRankSettings, draw_adapters
 from lmntk.models.pretrained import load_config
 from lmntk.models.prompt_model import PromptModel
+from lmntk.storage.part_names import PART_KEYS
 from tiny_models import LABEL_WORDS, save_tiny_checkpoint, tiny_lm, tiny_prompt_model
 
 RANK, ALPHA = 3, 12
@@ -113,20 +115,22 @@ def test_the_mean_over_a_is_a_multiple_of_the_weights_own_part() -> None:
     weight = "lm.bert.encoder.layer.1.attention.self.value.weight"
     names = [name for name, _ in model.named_parameters()]
     parts = {name: name for name in names}
-    d_in, draws = 16, 400
-    generator = torch.Generator().manual_seed(0)
+    draws, part = 300, "layer.1/value/weight"
     whole = slices_of(model, None, parts=parts)[weight][0]
-    # Kaiming's uniform distribution with a = √5, as peft draws A: within ± 1/√d_in, of variance 1 / (3 d_in).
-    drawn = (torch.rand(draws, RANK, d_in, generator=generator, dtype=torch.float64) * 2 - 1) / d_in**0.5
-    gradients = oracle_gradients(model, [weight], sides("bert")[0]).unflatten(-1, (16, d_in))
-    assert whole.shape[0] == len(gradients)
+    own = oracle_gradients(model, [weight], sides("bert")[0]).flatten(0, 1)
+    assert whole.shape[0] * whole.shape[1] == len(own)
     each = []
-    for a in drawn:
-        adapted = LowRankAdapter(a, ALPHA / RANK)
-        rows = adapted.gradients(gradients.flatten(0, 1).flatten(1))
+    for seed in range(draws):
+        (adapter,) = draw_adapters(
+            model, names, LowRankSettings(RANK, ALPHA, ("1.attention.self.value",), seed)
+        ).values()
+        rows = adapter.gradients(own)
         each.append(rows @ rows.T)
-    own = gradients.flatten(0, 1).flatten(1)
-    expected = (ALPHA / RANK) ** 2 * RANK / (3 * d_in) * own @ own.T
+    # The weight with which `lmntk subsets` takes the expectation from the part of the same parameters.
+    described = Parts(PART_KEYS, (part,), {part: 256}, {part: [[16, 16]]})
+    expectation = expected_subset(described, ["value"], RANK, ALPHA)
+    assert expectation is not None
+    expected = expectation.weights[part] * own @ own.T
     mean, spread = torch.stack(each).mean(0), torch.stack(each).std(0) / draws**0.5
     assert ((mean - expected).abs() / spread).max() < 4.5, "standard errors"
     assert (spread.diagonal() / expected.diagonal()).max() < 0.05, "narrow enough to tell a factor"
