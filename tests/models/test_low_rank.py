@@ -9,7 +9,7 @@ import torch
 
 import oracle
 from engine_problems import oracle_gradients, problem_of, sides
-from lmntk.analysis.subset_choice import Parts, expected_subset
+from lmntk.analysis.parameter_subsets import Parts, expected_subset
 from lmntk.errors import SettingError
 from lmntk.kernels import assemble, make_engine
 from lmntk.kernels.layers import LAYERS
