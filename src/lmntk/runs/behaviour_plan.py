@@ -15,8 +15,9 @@ from pathlib import Path
 from lmntk.data.examples import find_user_file
 from lmntk.data.tasks import TASKS
 from lmntk.errors import FileError, SettingError, UnknownNameError, suggest
+from lmntk.runs.case_run import CaseRun
 from lmntk.runs.grid import base
-from lmntk.runs.script_run import ScriptRun, hashes, num_gpu, weight_files
+from lmntk.runs.script_run import hashes, weight_files
 from lmntk.solvers import SOLVERS
 
 OPTIMIZERS = {
@@ -137,7 +138,7 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
-class BehaviourRun(ScriptRun):
+class BehaviourRun(CaseRun):
     """One of the runs.
 
     Attributes:
@@ -168,19 +169,9 @@ class BehaviourRun(ScriptRun):
         return self.plan.output / self.cell.case.name / self.name / self.split.name
 
     @property
-    def split(self) -> Path:
-        """The folder of the k-shot split."""
-        return self.cell.case.split(self.cell.k, self.cell.seed)
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """All variables of the script."""
-        cell = self.cell
-        return {
-            "TASK": cell.case.task, "SEED": str(cell.seed), "K": str(cell.k), "MODEL": self.plan.model,
-            "TYPE": "prompt", "TRAINER": self.trainer, "TAG": f"behaviour-{cell.case.name}-{self.name}",
-            "NUM_GPU": num_gpu(self.trainer),
-        }  # fmt: skip
+    def tag(self) -> str:
+        """TAG of run_fewshot.sh."""
+        return f"behaviour-{self.cell.case.name}-{self.name}"
 
     @property
     def flags(self) -> list[str]:
@@ -191,11 +182,6 @@ class BehaviourRun(ScriptRun):
         settings = [(name, value) for name, value in own.items() if self.plan.given(name) is None]
         words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in settings]
         return [*words, *self.plan.further]
-
-    @property
-    def inputs(self) -> object:
-        """The hashes of the model's files."""
-        return self.plan.model_hashes
 
     @property
     def evaluated(self) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ from lmntk.data.examples import split_file
 from lmntk.data.tasks import TASKS, Task
 from lmntk.errors import FileError
 from lmntk.runs.behaviour_plan import Case
+from lmntk.runs.case_run import CaseRun
 from lmntk.runs.grid import DEFAULTS, Grid, base, read_grids
-from lmntk.runs.script_run import ScriptRun, hashes, num_gpu, weight_files
+from lmntk.runs.script_run import hashes, weight_files
 
 TABLES = ("main-table", "no-prompt", "subsets", "512-shot", "solvers")
 """The tables; each is a file of examples/paper."""
@@ -160,7 +161,7 @@ class PaperCell:
 
 
 @dataclass(frozen=True, eq=False)
-class PaperRun(ScriptRun):
+class PaperRun(CaseRun):
     """One of the runs.
 
     Attributes:
@@ -200,19 +201,14 @@ class PaperRun(ScriptRun):
         return self.plan.output / self.cell.case.name / name / self.split.name
 
     @property
-    def split(self) -> Path:
-        """The folder of the k-shot split."""
-        return self.cell.case.split(self.cell.k, self.cell.seed)
+    def few_shot_type(self) -> str:
+        """TYPE of run_fewshot.sh."""
+        return self.cell.method.few_shot_type
 
     @property
-    def variables(self) -> dict[str, str]:
-        """All variables of the script."""
-        cell = self.cell
-        return {
-            "TASK": cell.case.task, "SEED": str(cell.seed), "K": str(cell.k), "MODEL": self.plan.model,
-            "TYPE": cell.method.few_shot_type, "TRAINER": self.trainer, "TAG": f"paper-{cell.method.name}",
-            "NUM_GPU": num_gpu(self.trainer),
-        }  # fmt: skip
+    def tag(self) -> str:
+        """TAG of run_fewshot.sh."""
+        return f"paper-{self.cell.method.name}"
 
     @property
     def flags(self) -> list[str]:
@@ -222,11 +218,6 @@ class PaperRun(ScriptRun):
         settings |= {"learning_rate": self.rate} if self.rate else {}
         settings |= {"load_kernels": str(self.kernels)} if self.kernels else {}
         return [f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items()]
-
-    @property
-    def inputs(self) -> object:
-        """The hashes of the model's files."""
-        return self.plan.model_hashes
 
 
 @dataclass(frozen=True)

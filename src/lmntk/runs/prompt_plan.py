@@ -12,7 +12,8 @@ from lmntk.prompts.label_words import parse_mapping, read_mapping
 from lmntk.prompts.prompt_files import all_lines, all_prompts
 from lmntk.prompts.templates import Template
 from lmntk.runs.behaviour_plan import Case
-from lmntk.runs.script_run import ScriptRun, digest, hashes, num_gpu, weight_files
+from lmntk.runs.case_run import CaseRun
+from lmntk.runs.script_run import digest, hashes, weight_files
 
 _TASK_KEYS = {task.key: task for task in TASKS.values()}
 
@@ -111,7 +112,7 @@ class PromptCell:
 
 
 @dataclass(frozen=True, eq=False)
-class PromptRun(ScriptRun):
+class PromptRun(CaseRun):
     """The kernel run of a prompt.
 
     Attributes:
@@ -139,19 +140,9 @@ class PromptRun(ScriptRun):
         return self.plan.output / self.cell.case.name / self.cell.prompt.name / self.split.name
 
     @property
-    def split(self) -> Path:
-        """The folder of the k-shot split."""
-        return self.cell.case.split(self.cell.k, self.cell.seed)
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """All variables of the script."""
-        cell = self.cell
-        return {
-            "TASK": cell.case.task, "SEED": str(cell.seed), "K": str(cell.k), "MODEL": self.plan.model,
-            "TYPE": "prompt", "TRAINER": self.trainer, "TAG": f"prompts-{cell.case.name}-{cell.prompt.name}",
-            "NUM_GPU": num_gpu(self.trainer),
-        }  # fmt: skip
+    def tag(self) -> str:
+        """TAG of run_fewshot.sh."""
+        return f"prompts-{self.cell.case.name}-{self.cell.prompt.name}"
 
     @property
     def flags(self) -> list[str]:
@@ -162,11 +153,6 @@ class PromptRun(ScriptRun):
             "do_predict": str("test" in self.evaluated),
         }  # fmt: skip
         return [*(f"--{name}={value}" for name, value in own.items()), *self.plan.further]
-
-    @property
-    def inputs(self) -> object:
-        """The hashes of the model's files."""
-        return self.plan.model_hashes
 
     @property
     def evaluated(self) -> tuple[str, ...]:
