@@ -10,9 +10,9 @@ from lmntk import __version__, interrupts
 from lmntk.errors import UnknownNameError, suggest
 
 NAMES = (
-    *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare", "drift", "forecast"),
-    *("subsets", "select", "prompts", "grid", "behaviour", "validate", "reproduce", "influence", "estimate"),
-    *("download", "embed"),
+    *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare"),
+    *("influence", "subsets", "forecast", "select", "prompts", "behaviour", "drift", "validate", "reproduce"),
+    *("grid", "estimate", "download", "embed"),
 )
 """The commands in the order of the help; each is the module of that name."""
 
