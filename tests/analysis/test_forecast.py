@@ -198,7 +198,7 @@ def test_a_kernel_of_signgd_has_a_curve_and_no_steps(kernel: Folder, tmp_path: P
         path.write_text(json.dumps({**json.loads(path.read_text()), "formula": "signgd"}))
     found = call(kernel.path, "--format", "json", "--draws", "2")
     assert len(found["curve"]) == 3 and found["forecasts"] == [] and found["stable_steps"] is None
-    assert "`kernel_formula=signgd`" in found["remarks"][0]
+    assert "--kernel_formula signgd" in found["remarks"][0]
     with pytest.raises(KernelMismatchError, match="needs `kernel_formula=sgd`"):
         command._show(command.make_parser().read([str(kernel.path), "--learning_rate", "0.1"]))
 
@@ -246,6 +246,7 @@ def test_the_command_says_all_forms_and_draws_the_figure(
     [
         (lambda path: (path / "test_logits_sst-2.pt").unlink(), ["--steps", "9"], FileError, "training starts"),
         (lambda path: None, ["--k", "2,5"], SettingError, "`k=5`: the rarest class has 4"),
+        (lambda path: None, ["--k", "0"], SettingError, "`k=0`: the rarest class has 4"),
         (lambda path: None, ["--draws", "0"], SettingError, "`draws`"),
         (lambda path: None, ["--learning_rate", "0"], SettingError, "`learning_rate`"),
         (lambda path: None, ["--k", "4,,8"], UsageError, "such as 4,8,16"),
@@ -270,7 +271,8 @@ def test_a_kernel_that_is_singular_without_an_example_has_a_forecast_without_lea
     assert np.isnan([point.left_out_score.mean, point.left_out_loss.mean, point.gcv.mean]).all()
     assert 0 <= point.scores["test"].mean <= 1
     assert command.main([str(kernel.path), "--k", "4"]) == 0
-    assert "leave-one-out and GCV are missing" in capsys.readouterr().out.replace("Leave", "leave")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Leave-one-out and GCV are missing" in printed and "a larger --kernel_regularization" in printed
 
 
 def test_the_table_has_no_gcv_where_an_example_has_several_prompts(tmp_path: Path, capsys: Any) -> None:

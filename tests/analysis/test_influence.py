@@ -12,9 +12,10 @@ import pytest
 
 from command_line import refusal
 from kernel_folders import Folder
-from lmntk.analysis.influence import RunInfluence, query_influence, run_influence
+from lmntk.analysis.influence import RunInfluence, query_influence, read_groups, run_influence
 from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
 from lmntk.commands import influence as command
+from lmntk.errors import FileError
 from lmntk.solvers import fit
 from lmntk.solvers.problem import SolverSettings
 
@@ -173,6 +174,11 @@ def other_solver(folder: Folder) -> None:
         (None, ["--top", "0"], "--top 0: give 1 or more"),
         (None, ["--groups", "missing.txt"], "--groups missing.txt cannot be read"),
         (None, ["--query", "a text"], "leave out --query"),
+        (None, ["--query", " "], "--query has a blank sentence"),
+        (None, ["--query", "a", "b"], "--query has 2 sentences, but an example of SST-2 has 1"),
+        (None, ["--query", "a", "--figure", "q.png"], "--figure q.png has no effect with --query"),
+        (None, ["--query", "a", "--split", "dev"], "--split dev has no effect with --query"),
+        (None, ["--query", "a", "--output_dir", "o"], "--output_dir o has no effect with --query"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_a_way_out(
@@ -182,6 +188,24 @@ def test_what_cannot_be_answered_is_refused_with_a_way_out(
     if change is not None:
         change(folder)
     assert facts in refusal(capsys, command.main, [str(folder.path), *flags])
+
+
+def test_a_word_among_groups_is_shown_with_its_line(tmp_path: Path) -> None:
+    for word in ("b", "9" * 30):
+        (tmp_path / "groups").write_text(f"1\n2\n\n{word}\n", encoding="utf-8")
+        with pytest.raises(FileError, match=f"holds '{word}' in line 4: give a whole number"):
+            read_groups(str(tmp_path / "groups"), np.zeros(8, dtype=int))
+
+
+def test_a_folder_without_a_record_has_a_note_on_the_regularization_taken(tmp_path: Path, caplog: Any) -> None:
+    folder = Folder(tmp_path)
+    influence_of(folder, kernel_solver="lstsq")
+    assert f"{folder.path} records no solver settings: lstsq with `kernel_regularization=0`" in caplog.text
+    caplog.clear()
+    influence_of(folder, kernel_regularization=0.1)
+    folder.record()
+    influence_of(folder)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("text", ["1 2 3", "a " * 8, "1.5 " * 8, "4 " * 8])

@@ -108,7 +108,7 @@ def changed(name: str) -> Callable[[Folder], Any]:
     ("change", "flags", "error", "words"),
     [
         (lambda folder: None, ["-k", "5"], SettingError, "`k=5`"),
-        (lambda folder: None, ["-k", "0"], SettingError, "`k`"),
+        (lambda folder: None, ["-k", "0"], SettingError, "`k=0`: the rarest class has 4"),
         (lambda folder: folder.texts("train").unlink(), ["-k", "1"], FileError, "is missing"),
         (changed("train.tsv"), ["-k", "1"], FileError, "has changed"),
         (lambda folder: (folder.path / "dev_kernels_sst-2.pt").unlink(), ["-k", "1", "--by", "dev"], FileError, "dev"),
@@ -140,6 +140,24 @@ def test_files_of_another_choice_are_not_replaced(kernel: Folder, tmp_path: Path
     before = (tmp_path / "chosen" / "train.tsv").read_bytes()
     assert command.main([*argv, "2"]) == 2
     assert (tmp_path / "chosen" / "train.tsv").read_bytes() == before
+
+
+def test_a_run_is_not_overwritten_by_a_choice(
+    kernel: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Folder(tmp_path, "other")
+    for folder in (kernel, other):
+        argv = [str(kernel.path), "-k", "1", "--output_dir", str(folder.path)]
+        assert f"--output_dir {folder.path} holds a run" in refusal(capsys, command.main, argv)
+        assert not (folder.path / "train.tsv").exists()
+
+
+def test_the_whole_pool_is_not_compared_with_itself(kernel: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([str(kernel.path), "-k", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "the whole pool" in printed and printed.splitlines()[1].count("–") == 3 and "of 1 subset" not in printed
+    assert command.main([str(kernel.path), "-k", "4", "--format", "json"]) == 0
+    assert {row["better_than"] for row in json.loads(capsys.readouterr().out)["splits"]} == {None}
 
 
 @pytest.mark.parametrize("by", ["dev", "herding"])

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from lmntk import solvers
 from lmntk.analysis.least_squares import read_least_squares
 from lmntk.analysis.only_run import only_run
+from lmntk.analysis.solver_choice import SolverChoice
 from lmntk.analysis.subset_tables import format_subsets
 from lmntk.analysis.subsets import measure_subsets, subsets_of
 from lmntk.commands import subsets
@@ -155,7 +156,9 @@ def test_a_run_of_train_alone_is_drawn_by_leave_one_out(tmp_path: Path, capsys) 
     assert "loo is missing" not in capsys.readouterr().out
     found = measured(run)["head"]
     singular = replace(found, condition=math.inf, loo_score=math.nan, loo_loss=math.nan)
-    assert "loo is missing where a kernel is singular" in format_subsets("run", "acc", [found, singular], "text")
+    assert "loo is missing where a kernel is singular" in format_subsets(
+        "run", "acc", SolverChoice(), [found, singular], "text"
+    )
 
 
 def test_scores_are_drawn_as_points_with_an_axis_of_their_own(folder: Path, monkeypatch) -> None:
@@ -211,9 +214,14 @@ def test_what_a_run_does_not_have_is_said_in_a_sentence(folder: Path, tmp_path: 
     with pytest.raises(UnknownNameError) as unknown:
         subsets_of(run, ["layer.7/*"], [], None)
     assert unknown.value.data["options"] == [*NAMES]
-    with pytest.raises(SettingError) as lora:
+    assert "kind: embedding, norm, query, feed-forward, head; weight-or-bias: weight, bias" in str(unknown.value)
+    with pytest.raises(SettingError, match="this run allows query, dense") as lora:
         subsets_of(run, [], ["colour"], None)
     assert lora.value.data["setting"] == "lora"
+    with pytest.raises(SettingError, match="`lora` names no layer"):
+        subsets_of(run, [], [" "], None)
+    with pytest.raises(SettingError, match="`subset` has a blank pattern"):
+        subsets_of(run, [""], [], None)
     bare = write_run(tmp_path / "bare", (), (), lora=False)
     with pytest.raises(FileError, match="kernel_parts=layer,kind,weight-or-bias"):
         subsets_of(only_run(bare), [], [], None)
@@ -239,7 +247,11 @@ def test_the_command_writes_every_form_and_the_figure(folder: Path, tmp_path: Pa
     arguments = [str(folder), "--subset", "layer.0/*", "--lora", "query"]
     for form in ("text", "markdown", "latex"):
         assert subsets.main([*arguments, "--format", form]) == 0
-        assert "LoRA rank 2, query, expected" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "LoRA rank 2, query, expected" in printed
+        assert (
+            " ".join(printed.replace("%", " ").split()).count(f"of these parameters alone, with λ = {LAMBDA}. loo") == 1
+        )
     assert subsets.main([*arguments, "--format", "json", "--figure", str(figure)]) == 0
     as_json = json.loads(capsys.readouterr().out)["subsets"]
     assert figure.read_bytes().startswith(b"\x89PNG")

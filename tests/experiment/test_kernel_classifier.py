@@ -464,8 +464,9 @@ def test_leave_one_out_that_is_not_defined_is_an_error_that_says_why(make: Calla
     for classifier in (other, singular):
         assert not hasattr(classifier, "loo_")
         assert "loo_" not in dict(inspect.getmembers(classifier))
-    with pytest.raises(NotFittedError):
-        _ = make().loo_
+    for attribute in ("loo_", "parts_"):
+        with pytest.raises(NotFittedError):
+            getattr(make(), attribute)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +514,7 @@ def test_parts_sum_to_the_kernel_and_a_word_that_is_no_key_is_named(make: Callab
     alone = make(exclude_embeddings=True, exclude_head=True, exclude_first_layers=1, only_biases=True)
     biases = make(kernel_parts="layer,weight-or-bias").fit(TEXTS, LABELS).parts_["layer.1/bias"]
     np.testing.assert_allclose(biases, alone.fit(TEXTS, LABELS).train_kernel_, rtol=1e-5)
-    for wrong in ({"kernel_parts": "colour"}, {"kernel_parts": "kind", "kernel_engine": "jvp"}):
+    for wrong in ({"kernel_parts": "colour"}, {"kernel_parts": " "}, {"kernel_parts": "kind", "kernel_engine": "jvp"}):
         with pytest.raises(SettingError) as caught:
             make(**wrong).fit(TEXTS, LABELS)
         assert caught.value.data["setting"] == "kernel_parts"

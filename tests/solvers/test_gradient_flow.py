@@ -121,4 +121,5 @@ def test_the_losses_are_those_of_the_trainers(logits: int) -> None:
     model = Model(logits)
     for loss in LOSSES:
         wanted = model.loss(loss, torch.from_numpy(model.f0[:N])).item()
+        assert not np.signbit(mean_loss(loss, np.array([[900.0, 0.0]]), np.array([0])))
         assert mean_loss(loss, model.f0[:N], model.classes[:N]) == pytest.approx(wanted, rel=1e-12)

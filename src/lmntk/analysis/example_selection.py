@@ -1,5 +1,6 @@
 """Choosing k examples of each class from the train examples of a kernel run, and how well they do."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,12 @@ from lmntk.analysis import statistics
 from lmntk.analysis.learning_curve import CurvePoint, check_k, draw_balanced, learning_curve, subset_scores
 from lmntk.analysis.least_squares import LeastSquaresRun
 from lmntk.analysis.statistics import Array
-from lmntk.analysis.table_blocks import Block, as_csv, as_json, format_blocks, percent, with_deviation
+from lmntk.analysis.table_blocks import UNKNOWN, Block, as_csv, as_json, format_blocks, percent, with_deviation
 from lmntk.errors import FileError, KernelMismatchError
 from lmntk.solvers.greedy_choice import LEAST_RIDGE, GrowingFit, by_blocks, choose_greedily, herd, in_turn
 from lmntk.solvers.problem import class_ids as class_ids_of
 from lmntk.solvers.problem import divided_f0, targets
+from lmntk.storage.wording import quantity
 
 WAYS: Mapping[str, str] = {
     "loo": "the least mean squared error over the pool, each example predicted by the other chosen ones",
@@ -37,7 +39,7 @@ class Selection:
         examples: Their indices in the pool, in the order of choice; classes take turns.
         scores: The score of each split with `lstsq` fitted to them.
         random: The scores of random subsets of as many.
-        better_than: The share of these that each split's score is above; ties count half.
+        better_than: The share of these that each split's score is above; ties count half. NaN for the whole pool.
     """
 
     by: str
@@ -133,11 +135,24 @@ def _compare(
     run: LeastSquaresRun, k: int, scores: Mapping[str, float], draws: int, seed: int, show_progress: bool
 ) -> tuple[list[CurvePoint], dict[str, float]]:
     points = learning_curve(run, [k], draws, seed, left_out=False, show_progress=show_progress)
-    shares = {}
+    shares, classes = {}, run.problem.classes
+    is_whole = k * len(np.unique(classes)) == len(classes)
     for split, value in scores.items():
         others = np.array(points[0].drawn[split])
-        shares[split] = float(np.mean(others < value) + np.mean(others == value) / 2)
+        shares[split] = float("nan") if is_whole else float(np.mean(others < value) + np.mean(others == value) / 2)
     return points, shares
+
+
+_COMPARED = ("at random", "95 % of them", "better than")
+
+
+def _beside_random(line: Mapping[str, Any]) -> dict[str, str]:
+    cells = (
+        with_deviation(percent(line["random_mean"]), percent(line["random_deviation"])),
+        f"{percent(line['random_low'])} to {percent(line['random_high'])}",
+        f"{percent(line['better_than'])} %",
+    )
+    return dict(zip(_COMPARED, cells, strict=True))
 
 
 def format_selection(found: Selection, form: str) -> str:
@@ -157,18 +172,19 @@ def format_selection(found: Selection, form: str) -> str:
         return as_csv(lines)
     if form == "json":
         return as_json({"by": found.by, "k": found.k, "examples": found.examples, "splits": lines})
+    is_whole = any(map(math.isnan, found.better_than.values()))
     rows = [
         {
             "split": line["split"],
             f"by {found.by}": percent(line["score"]),
-            "at random": with_deviation(percent(line["random_mean"]), percent(line["random_deviation"])),
-            "95 % of them": f"{percent(line['random_low'])} to {percent(line['random_high'])}",
-            "better than": f"{percent(line['better_than'])} %",
+            **(dict.fromkeys(_COMPARED, UNKNOWN) if is_whole else _beside_random(line)),
         }
         for line in lines
     ]
     what = f"{len(found.examples)} examples, {found.k} of each class, chosen by {found.by}: {WAYS[found.by]}."
-    draws = f"At random: the mean (standard deviation) of {found.random.draws} subsets of as many."
+    draws = f"At random: the mean (standard deviation) of {quantity(found.random.draws, 'subset')} of as many."
+    if is_whole:
+        draws = "These are the whole pool, so that there is nothing to choose, and no other subset to compare with."
     notes = [what, draws]
     if found.by == "dev":
         notes.append("dev chose the examples, so that its score is no fair test of them: read that of test.")

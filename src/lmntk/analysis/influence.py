@@ -235,11 +235,16 @@ def read_groups(given: str, classes: ClassIds) -> Ids:
         return classes
     path = Path(given)
     with open_text(path, "groups") as file:
-        lines = file.read().split()
-    try:
-        numbers = np.array([int(line) for line in lines], dtype=np.int64)
-    except (ValueError, OverflowError) as error:
-        raise FileError(f"`groups={given}` holds a line that is not a whole number: {error}", path=path) from error
+        words = [(number, word) for number, line in enumerate(file, 1) for word in line.split()]
+    numbers = np.zeros(len(words), dtype=np.int64)
+    for place, (number, word) in enumerate(words):
+        try:
+            numbers[place] = int(word)
+        except (ValueError, OverflowError) as error:
+            sentence = (
+                f"`groups={given}` holds {word[:40]!r} in line {number}: give a whole number for each train example"
+            )
+            raise FileError(sentence, path=path) from error
     if len(numbers) != len(classes):
         raise FileError(
             f"`groups={given}` holds {len(numbers)} numbers for {len(classes)} train examples: give a number for each, "

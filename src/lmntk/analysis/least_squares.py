@@ -1,6 +1,7 @@
 """The least-squares problem of a saved run: what leave-one-out, influence, forecasts and selections stand on."""
 
 import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from lmntk.analysis.only_run import the_one
 from lmntk.analysis.saved_kernel import SavedKernel
 from lmntk.analysis.saved_run import SavedRun, read_runs
 from lmntk.analysis.scores import score
-from lmntk.analysis.solver_choice import SolverChoice, choose_solver
+from lmntk.analysis.solver_choice import SolverChoice, choose_solver, records_solver
 from lmntk.data.metrics import mean_over_samples
 from lmntk.errors import FileError, SolverError
 from lmntk.solvers.problem import Array, ClassIds, predicted_classes
 from lmntk.solvers.ridge_problem import RidgeProblem
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +98,12 @@ def read_least_squares(run: SavedRun, given: Mapping[str, Any]) -> LeastSquaresR
             f"{run.folder} predicts with `kernel_solver={choice.solver}`, but this is closed form for lstsq alone: "
             "give `kernel_solver=lstsq` to see what lstsq makes of its kernel",
             solver=choice.solver,
+        )
+    if not records_solver(run) and given.get("kernel_regularization") is None:
+        logger.warning(
+            "%s records no solver settings: lstsq with `kernel_regularization=%g` is taken; give the run's own",
+            run.folder,
+            choice.settings.regularization,
         )
     train = run.kernel("train")
     f0 = run.untrained_logits("train") if choice.adjust_for_init else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from lmntk.errors import UnknownNameError
+from lmntk.errors import SettingError, UnknownNameError
 from lmntk.storage.part_names import KINDS, layer_number, split_part_name
 
 LAYERS, KINDS_GROUP, LAST, BIASES, LEFT_OUT, LORA, OWN = (
@@ -108,16 +108,20 @@ def own_subset(parts: Parts, patterns: str) -> Subset:
         patterns: Patterns such as ``layer.3/*/bias``, separated by commas; ``*`` stands for any letters, / included.
 
     Raises:
+        SettingError: A pattern is blank.
         UnknownNameError: A pattern matches no part.
     """
     chosen: dict[str, None] = {}
     for pattern in patterns.split(","):
         own = [name for name in parts.names if fnmatchcase(name.replace(" ", "."), pattern.strip())]
         if not own:
-            shown = ", ".join(parts.names[:8]) + (" …" if len(parts.names) > 8 else "")
+            if not pattern.strip():
+                sentence = "`subset` has a blank pattern: give patterns of parts, such as layer.3/*"
+                raise SettingError(sentence, setting="subset", value=patterns)
+            shown = "; ".join(f"{key}: {', '.join(parts.values(key))}" for key in parts.keys)
             raise UnknownNameError(
-                f"`subset={patterns}`: {pattern.strip()!r} matches none of the parts that are told apart by "
-                f"{', '.join(parts.keys)}: {shown}",
+                f"`subset={patterns}`: {pattern.strip()!r} matches none of the parts, whose names are "
+                f"{'/'.join(parts.keys)} with {shown}",
                 name=pattern,
                 kind="part",
                 options=list(parts.names),

@@ -280,8 +280,7 @@ def read_runs(folder: Path) -> list[SavedRun]:
     if not folder.is_dir():
         cause = "is a file" if folder.exists() else "does not exist"
         raise FileError(f"{folder} {cause}: give the folder of a run", path=folder)
-    names = [path.name for path in folder.iterdir()]
-    matches = [found for name in names for pattern in (_KERNEL, *_OTHERS) if (found := re.fullmatch(pattern, name))]
+    matches = _files_of_runs(folder)
     keys = sorted({found[2] for found in matches})
     second = {split.other_task for key in keys for split in second_splits(key) if split.other_task in keys}
     # The second test set of a task is part of its run; alone, or with a train kernel of its own, it is a task.
@@ -296,6 +295,16 @@ def read_runs(folder: Path) -> list[SavedRun]:
             path=folder,
         )
     return runs
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder, which need not exist, holds kernels or results of a run."""
+    return folder.is_dir() and bool(_files_of_runs(folder))
+
+
+def _files_of_runs(folder: Path) -> list[re.Match[str]]:
+    names = [path.name for path in folder.iterdir()]
+    return [found for name in names for pattern in (_KERNEL, *_OTHERS) if (found := re.fullmatch(pattern, name))]
 
 
 def _read_run(folder: Path, key: str) -> SavedRun:

@@ -41,6 +41,11 @@ class SolverChoice:
     source: Source = Source.DEFAULT
 
 
+def records_solver(run: SavedRun) -> bool:
+    """Whether a folder records how its kernels predict; one with kernels alone does not."""
+    return run.record.get("trainer") == "kernel"
+
+
 def choose_solver(run: SavedRun, given: Mapping[str, Any]) -> SolverChoice:
     """Return how a run predicted from its kernels, with given settings in place of the run's own.
 
@@ -52,7 +57,7 @@ def choose_solver(run: SavedRun, given: Mapping[str, Any]) -> SolverChoice:
         FileError: The run's record holds solver settings that are not numbers.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    record = run.record if run.record.get("trainer") == "kernel" else {}
+    record = run.record if records_solver(run) else {}
     settings = {**record, **given}
     try:
         numbers: dict[str, Any] = {field: float(settings[name]) for name, field in _FIELDS.items() if name in settings}

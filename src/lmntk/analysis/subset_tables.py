@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmntk.analysis.scores import METRIC_NAMES
+from lmntk.analysis.solver_choice import SolverChoice
 from lmntk.analysis.subsets import SubsetNumbers, is_singular
 from lmntk.analysis.table_blocks import Block, Cells, as_csv, as_json, format_blocks, number, percent
 
 
-def format_subsets(name: str, metric: str, found: Sequence[SubsetNumbers], form: str) -> str:
+def format_subsets(name: str, metric: str, choice: SolverChoice, found: Sequence[SubsetNumbers], form: str) -> str:
     """Write the numbers of subsets as tables, one for each group.
 
     Args:
         name: The name of the run.
         metric: The main metric of its task.
+        choice: How the kernels predict.
         found: From `lmntk.analysis.subsets.measure_subsets`.
         form: One of ``text``, ``markdown``, ``latex``, ``csv``, ``json``. CSV and JSON hold all digits, and fractions
             instead of percent.
@@ -28,7 +30,7 @@ def format_subsets(name: str, metric: str, found: Sequence[SubsetNumbers], form:
         return as_json({"run": name, "metric": metric, "subsets": [dataclasses.asdict(subset) for subset in found]})
     groups = dict.fromkeys(subset.group for subset in found)
     blocks = [Block([_cells(one) for one in found if one.group == group], {"subset"}) for group in groups]
-    return format_blocks(blocks, _notes(name, metric, found), form)
+    return format_blocks(blocks, _notes(name, metric, choice, found), form)
 
 
 def _cells(subset: SubsetNumbers) -> Cells:
@@ -45,10 +47,11 @@ def _cells(subset: SubsetNumbers) -> Cells:
     }
 
 
-def _notes(name: str, metric: str, found: Sequence[SubsetNumbers]) -> list[str]:
+def _notes(name: str, metric: str, choice: SolverChoice, found: Sequence[SubsetNumbers]) -> list[str]:
     measured = METRIC_NAMES.get(metric, metric)
+    solved = f"λ = {choice.settings.regularization:g}{' and f₀' if choice.adjust_for_init else ''}"
     notes = [
-        f"{name}: each row is lstsq with the kernel of these parameters alone, with the run's λ and f₀. loo, dev, "
+        f"{name}: each row is lstsq with the kernel of these parameters alone, with {solved}. loo, dev, "
         f"test: {measured} in percent, of train examples left out one by one, and of the splits.",
         "trace: the trace of the train kernel over that of all parameters, in percent; alignment: with the labels; "
         "effective rank: of the kernel K; condition: the condition number of what is solved, K + λ‖K‖₂ I.",

@@ -82,7 +82,7 @@ def subsets_of(run: SavedRun, own: Sequence[str], lora: Sequence[str], rank: int
             path=run.kernel_folder,
         )
     found = usual_subsets(parts) if parts.names else []
-    chosen = [[word.strip() for word in text.split(",")] for text in lora]
+    chosen = [_names_of_adapters(text) for text in lora]
     usual = chosen or [*([name] for name in _ends(kept or {})), *map(list, APART)]
     of_adapters = sampled_subsets(kept, usual) if kept else []
     rank = rank or (kept or {}).get("rank", GENERAL_RANK)
@@ -95,11 +95,28 @@ def subsets_of(run: SavedRun, own: Sequence[str], lora: Sequence[str], rank: int
             raise SettingError(
                 f"`lora={','.join(names)}`: the run has no kernels of adapters on such layers (`kernel_lora_rank` "
                 "keeps them), and their expectation needs `kernel_parts` with kind and weight-or-bias, a kernel of "
-                "sgd, and kinds whose matrices have inputs of one width, as query and value have",
+                "sgd, and kinds whose matrices have inputs of one width; "
+                f"this run allows {', '.join(_possible_adapters(run, parts, kept)) or 'none'}",
                 setting="lora",
                 value=",".join(names),
             )
     return [*found, *of_adapters, *(own_subset(parts, text) for text in own)]
+
+
+def _names_of_adapters(text: str) -> list[str]:
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    if not names:
+        raise SettingError(
+            "`lora` names no layer: give layers or kinds, such as query,value", setting="lora", value=text
+        )
+    return names
+
+
+def _possible_adapters(run: SavedRun, parts: Parts, kept: Mapping[str, Any] | None) -> list[str]:
+    """Return the layers and kinds whose adapters have a kernel, drawn or expected."""
+    kinds = parts.values("kind") if run.description.get("formula", "sgd") == "sgd" else []
+    of_parts = [kind for kind in kinds if expected_subset(parts, [kind], GENERAL_RANK, GENERAL_ALPHA) is not None]
+    return list(dict.fromkeys([*of_parts, *_ends(kept or {})]))
 
 
 def _ends(lora: Mapping[str, Any]) -> list[str]:

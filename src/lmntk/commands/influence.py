@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lmntk.analysis.least_squares import LeastSquaresRun
     from lmntk.analysis.scores import Ids
 
+WITHOUT_QUERY = ("split", "figure", "output_dir")
+"""The flags that have no effect beside `query`, which draws and writes nothing."""
 FORMS = ("text", "markdown", "latex", "csv", "json")
 
 
@@ -59,12 +61,18 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise SettingError(f"`top={arguments.top}`: give 1 or more", setting="top", value=arguments.top)
     check_figure(arguments)
+    _check_query(arguments)
     from lmntk.analysis.influence import read_groups, run_influence, write_influence  # here: torch takes seconds
     from lmntk.analysis.influence_tables import TrainTexts, format_influence
     from lmntk.analysis.least_squares import find_kernel_run, read_least_squares
     from lmntk.storage.atomic import prepare_output_dir
 
-    of_run = read_least_squares(find_kernel_run(arguments.folder), solver_flags(arguments))
+    run = find_kernel_run(arguments.folder)
+    if arguments.query is not None and run.task is not None:
+        from lmntk.data.examples import check_queries
+
+        check_queries(run.task, [tuple(arguments.query)])  # before the model is loaded, which takes long
+    of_run = read_least_squares(run, solver_flags(arguments))
     groups = None if arguments.groups is None else read_groups(arguments.groups, of_run.classes("train"))
     if arguments.query is not None:
         print(_ask(arguments, of_run, groups), end="")
@@ -88,6 +96,18 @@ def _show(arguments: argparse.Namespace) -> None:
     else:
         what = "These are not the run's own settings and examples, so that no files are written"
         print(f"{what}: --output_dir DIR keeps all numbers", file=sys.stderr)
+
+
+def _check_query(arguments: argparse.Namespace) -> None:
+    """Refuse flags that have no effect beside a query."""
+    if arguments.query is None:
+        return
+    for name in WITHOUT_QUERY:
+        if (value := getattr(arguments, name)) is not None:
+            sentence = (
+                f"`{name}={value}` has no effect with `query`, whose table is only printed: leave one of them out"
+            )
+            raise SettingError(sentence, setting=name, value=value)
 
 
 def _check_output(arguments: argparse.Namespace, of_run: "LeastSquaresRun") -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from lmntk.config.flag_names import RUN_SETTINGS, in_flags
 from lmntk.config.tool_parser import Parser
 from lmntk.errors import SettingError
 
@@ -58,7 +59,7 @@ def write_figure(figure: Path | None, draw: Callable[[], bytes], stream: TextIO 
 
 
 def write_results(given: argparse.Namespace, table: str, draw: Callable[[], bytes]) -> None:
-    """Print a table, or write it to `output`; then draw the figure, if one is asked for.
+    """Print a table, or write it to `output`, with settings as flags; then draw the figure, if one is asked for.
 
     Args:
         given: The flags, with `output` and `figure`.
@@ -67,6 +68,7 @@ def write_results(given: argparse.Namespace, table: str, draw: Callable[[], byte
     """
     from lmntk.storage.atomic import prepare_output_dir, write_text
 
+    table = in_flags(table, RUN_SETTINGS)  # notes name settings
     if given.output is None:
         print(table, end="", flush=True)
     else:

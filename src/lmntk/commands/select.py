@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from lmntk.commands.results import add_figure_flag, check_figure, write_figure
 from lmntk.config.tool_parser import Parser, add_solver_flags, run_tool, solver_flags
-from lmntk.errors import Bounds, check_numbers
+from lmntk.errors import Bounds, SettingError, check_numbers
 
 if TYPE_CHECKING:
     from lmntk.analysis.example_selection import Selection
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FORMS = ("text", "markdown", "latex", "csv", "json")
 RECORD = "selection.json"
-BOUNDS = (Bounds("draws", 1), Bounds("k", 1), Bounds("seed", 0))
+BOUNDS = (Bounds("draws", 1), Bounds("seed", 0))
 BY = ("loo", "dev", "variance", "herding", "random")
 
 
@@ -43,7 +43,7 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="RUN", help="folder of a run with --trainer kernel, whose train set is the pool")
-    add("-k", "--k", type=int, required=True, help="examples of each class")
+    add("--k", "-k", type=int, required=True, help="examples of each class")
     add("--by", choices=BY, default="loo", help="how to choose (loo)")
     add("--output_dir", type=Path, metavar="DIR", help="the k-shot folder to write; without it only the table is shown")
     add("--data_dir", type=Path, metavar="DIR", help="where the data files of the run are now (where it records)")
@@ -68,6 +68,7 @@ def _select(given: argparse.Namespace) -> None:
     from lmntk.data.subsets import write_new_files
 
     run = find_kernel_run(given.folder)
+    _check_output(given.output_dir)
     problem = read_least_squares(run, solver_flags(given))
     show = sys.stderr.isatty()
     train = None if given.output_dir is None else run.data_file("train", given.data_dir)
@@ -86,6 +87,15 @@ def _select(given: argparse.Namespace) -> None:
     write_figure(given.figure, draw, stream)
     if train is not None:
         print(f"The k-shot folder: {given.output_dir}", file=stream)
+
+
+def _check_output(folder: Path | None) -> None:
+    """Refuse the folder of a run, whose files a k-shot folder would lie among."""
+    from lmntk.analysis.saved_run import holds_run
+
+    if folder is not None and holds_run(folder):
+        sentence = f"`output_dir={folder}` holds a run: give a folder of its own for the chosen examples"
+        raise SettingError(sentence, setting="output_dir", value=folder)
 
 
 def _files(given: argparse.Namespace, run: "SavedRun", train: Path, found: "Selection") -> dict[str, bytes]:

@@ -65,7 +65,7 @@ def _show(given: argparse.Namespace) -> None:
     subsets = subsets_of(run, given.subset, given.lora, given.lora_rank)
     found = measure_subsets(problem, subsets, show_progress=sys.stderr.isatty())
     metric = run.task.main_metrics[0] if run.task else "acc"
-    table = format_subsets(distinguishing_names([given.folder])[0], metric, found, given.format)
+    table = format_subsets(distinguishing_names([given.folder])[0], metric, problem.choice, found, given.format)
 
     def draw() -> bytes:
         from lmntk.report.subsets import subsets_figure

@@ -34,6 +34,28 @@ class Example:
     label: str
 
 
+def check_queries(task: Task, queries: Iterable[tuple[str, ...]]) -> None:
+    """Refuse texts of a user's own that cannot be an example of a task.
+
+    Args:
+        task: The task.
+        queries: The sentences of each text.
+
+    Raises:
+        DataError: A text has another number of sentences than the task, or a sentence is blank.
+    """
+    for number, sentences in enumerate(queries):
+        if len(sentences) != task.num_sentences:
+            given = quantity(len(sentences), "sentence")
+            raise DataError(
+                f"`query` has {given}, but an example of {task.name} has {task.num_sentences}: give each sentence in "
+                "quotes of its own",
+                example=number,
+            )
+        if not all(sentence.strip() for sentence in sentences):
+            raise DataError("`query` has a blank sentence: give a text", example=number)
+
+
 def read_examples(task: Task, path: str | Path) -> list[Example]:
     r"""Read the examples of a file, in its order.
 

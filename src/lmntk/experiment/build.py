@@ -17,10 +17,10 @@ from lmntk.config.arguments import (
     TrainingArguments,
 )
 from lmntk.config.prompt_settings import resolve_prompts, task_of
-from lmntk.data.examples import Example, read_examples
+from lmntk.data.examples import Example, check_queries, read_examples
 from lmntk.data.tasks import Task
 from lmntk.distributed import on_rank_zero
-from lmntk.errors import DataError, SettingError, UsageError
+from lmntk.errors import SettingError, UsageError
 from lmntk.experiment.experiment import Experiment, LoadedKernels
 from lmntk.experiment.prompting import Prompting
 from lmntk.experiment.run_splits import (
@@ -38,7 +38,6 @@ from lmntk.models.loading import LoadOptions, load_classifier, load_prompt_model
 from lmntk.models.lora_files import LoraSettings
 from lmntk.models.source import GGUF_CACHE, ModelSource, converted_source, find_source, load_config_and_tokenizer
 from lmntk.prompts.features import Collator, FeatureDataset, PromptBuilder, ResampledDemonstrations
-from lmntk.storage.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -75,17 +74,10 @@ def build_with_queries(
         queries: The sentences of each text.
 
     Raises:
-        UsageError: As `build`, or a text has another number of sentences than the task.
+        UsageError: As `build`, or a text is blank or has another number of sentences than the task.
     """
     task = task_of(data_args, model_args.few_shot_type)
-    for number, sentences in enumerate(queries):
-        if len(sentences) != task.num_sentences:
-            given = quantity(len(sentences), "sentence")
-            raise DataError(
-                f"`query` has {given}, but an example of {task.name} has {task.num_sentences}: give each sentence in "
-                "quotes of its own",
-                example=number,
-            )
+    check_queries(task, queries)
     examples = [Example(sentences, task.labels[0]) for sentences in queries]
     inputs = _read_inputs(model_args, data_args, training_args, examples)
     assert not isinstance(inputs, LoadedKernels)

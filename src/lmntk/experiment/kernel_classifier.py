@@ -188,8 +188,18 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         self._train, self._arguments, self._weights, self.classes_ = train, arguments, weights, classes
         self._prompts: PromptKernel | None = prompts
         self._solver: solvers.FittedSolver | None = solver
-        self.train_kernel_, self.parts_, self.selected_, self._problem = kernel, parts, chosen, problem
+        self.train_kernel_, self._parts, self.selected_, self._problem = kernel, parts, chosen, problem
         return self
+
+    @property
+    def parts_(self) -> dict[str, np.ndarray]:
+        """With `kernel_parts`, the parts of `train_kernel_` by name, which sum to it; empty without.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+        """
+        check_is_fitted(self)
+        return self._parts
 
     @property
     def loo_(self) -> np.ndarray:

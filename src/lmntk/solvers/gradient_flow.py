@@ -241,7 +241,8 @@ def mean_loss(loss: Loss, logits: Array, classes: ClassIds) -> Array:
         if loss == "squared_error":
             return np.mean((logits - targets(classes, logits.shape[-1])) ** 2, axis=(-2, -1))
         both = np.concatenate([np.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
-        return -np.mean(log_softmax(both, axis=-1)[..., np.arange(len(classes)), classes], axis=-1)
+        own = log_softmax(both, axis=-1)[..., np.arange(len(classes)), classes]
+        return 0 - np.mean(own, axis=-1)  # not −: that makes −0 of 0
 
 
 def _probabilities(logits: Array) -> Array:

@@ -30,6 +30,9 @@ def read_part_keys(text: str) -> tuple[str, ...]:
         ('layer', 'kind')
     """
     words = [word.strip().replace("_", "-") for word in text.split(",")]
+    if not any(words):
+        sentence = f"`kernel_parts` names nothing: give one or more of {', '.join(PART_KEYS)}, separated by commas"
+        raise SettingError(sentence, setting="kernel_parts", value=text)
     unknown = [word for word in words if word not in PART_KEYS]
     if unknown:
         raise SettingError(
