@@ -110,7 +110,7 @@ def small_tiles(job, engine, problem):
 
     made = ENGINES[engine](problem, job.budget)
     plan = made.planner.plan
-    made.planner.plan = lambda tiles, processes: plan(TileRequest(column=6), processes)
+    made.planner.plan = lambda tiles, processes: plan(TileRequest(column=3), processes)
     return made
 
 

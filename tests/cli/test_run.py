@@ -33,13 +33,14 @@ from lmntk.kernels import MemoryBudget
 FLOAT32, FLOAT64 = 2e-6, 1e-12
 FILES = {
     *(f"{split}_{what}" for split in SIZES for what in ("kernels_sst-2.pt", "kernels_sst-2.json", "logits_sst-2.pt")),
+    *("dev_diagonal_sst-2.pt", "test_diagonal_sst-2.pt"),
     "eval_results_sst-2.txt",
     "test_results_sst-2.txt",
     "dev_predictions_sst-2.csv",
     "test_predictions_sst-2.csv",
     "run_sst-2.json",
 }
-RESULTS = {name for name in FILES if "kernels" not in name and "logits" not in name}
+RESULTS = {name for name in FILES if not any(what in name for what in ("kernels", "logits", "diagonal"))}
 
 
 @pytest.fixture(scope="module")
