@@ -7,6 +7,17 @@ print while they are imported belongs to every run. The worker computes nothing,
 OpenMP's threads and their locks do not survive that. It ends when its standard input ends, and its runs with it.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # As run.py has them; Python's safe path has no folder of a script. Before all other imports, since the folder of
+    # this script has a module `select`, and so has Python.
+    _folders = [str(folder) for folder in Path(__file__).resolve().parents]
+    if sys.path[:1] == _folders[:1]:
+        sys.path[0] = _folders[3]
+    sys.path.insert(0, _folders[2])
+
 import atexit
 import contextlib
 import ctypes
@@ -20,19 +31,10 @@ import runpy
 import selectors
 import signal
 import socket
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
-
-if __name__ == "__main__":
-    # As run.py has them; Python's safe path has no folder of a script.
-    _folders = [str(folder) for folder in Path(__file__).resolve().parents]
-    if sys.path[:1] == _folders[:1]:
-        sys.path[0] = _folders[3]
-    sys.path.insert(0, _folders[2])
 
 from lmntk import interrupts, startup
 
