@@ -1,4 +1,9 @@
-"""Products of Jacobians in blocks, so that float32 keeps the accuracy of the gradients."""
+"""Products of Jacobians in blocks, so that float32 keeps the accuracy of the gradients.
+
+bfloat16 has 8 significant bits. A product of bfloat16 matrices adds in float32 and returns bfloat16: a sum over
+thousands of positions or parameters would be rounded to 8 bits each time it is added to another. Every sum here is of
+`widened` numbers, so that bfloat16 goes in, float32 adds, and float64 comes out.
+"""
 
 from collections.abc import Sequence
 
@@ -15,8 +20,28 @@ BLOCK = 2**15
 SIGNS_AT_A_TIME = 2**17
 
 
+def summation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which products of a dtype's numbers are added: float32 for those of half its size.
+
+    Example:
+        >>> summation_dtype(torch.bfloat16), summation_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return numbers in their `summation_dtype`: a copy of bfloat16, the same tensor of float32 and float64.
+
+    A product of widened bfloat16 numbers is exact in float32, and so is rounded only as it is added.
+    """
+    return tensor.to(summation_dtype(tensor.dtype))
+
+
 def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> Tensor:
     """Sum products of gradients over one group of parameters: ``einsum("np,mp->nm")`` for each direction.
+
+    Blocks of p are widened before they are multiplied: bfloat16 gradients are added in float32, and blocks in float64.
 
     Args:
         train: Gradients, one a row, ``[n, p]``.
@@ -33,12 +58,15 @@ def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> T
     result = torch.zeros(len(directions), len(train), len(x), dtype=torch.float64, device=train.device)
     for out, direction in zip(result, directions, strict=True):
         for left, right in zip(train.split(BLOCK, dim=1), x.split(BLOCK, dim=1), strict=True):
-            out += (left.sign() if direction.sign_train else left) @ (right.sign() if direction.sign_x else right).T
+            a, b = widened(left), widened(right)
+            out += (a.sign() if direction.sign_train else a) @ (b.sign() if direction.sign_x else b).T
     return result
 
 
 def contract_each(gradients: Tensor, directions: Sequence[SignPlacement]) -> Tensor:
     """Multiply the gradients of each example with one another only: ``einsum("xap,xbp->xab")`` for each direction.
+
+    bfloat16 is widened as in `contract`.
 
     Args:
         gradients: ``[x, C, p]``; consecutive along p.
@@ -58,7 +86,7 @@ def contract_each(gradients: Tensor, directions: Sequence[SignPlacement]) -> Ten
         # Signs are copies: those of few examples at a time stay in the processor's cache.
         size = max(1, SIGNS_AT_A_TIME // (c * part.shape[2])) if signed else max(x, 1)
         for first in range(0, x, size):
-            raw = part[first : first + size]
+            raw = widened(part[first : first + size])
             signs = raw.sign() if signed else raw
             found: dict[SignPlacement, Tensor] = {}
             for out, direction in zip(result, directions, strict=True):
