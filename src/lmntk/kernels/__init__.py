@@ -14,17 +14,19 @@ The letters, everywhere in this package:
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.batching import BatchedExamples, Examples
 from lmntk.kernels.empirical import empirical_ntk
-from lmntk.kernels.engines import ENGINES, Engine
+from lmntk.kernels.engines import ENGINES, ESTIMATES, Engine
 from lmntk.kernels.engines.base import MemoryBudgetError
 from lmntk.kernels.formulas import FORMULAS, Formula
 from lmntk.kernels.low_rank import LowRankAdapter
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import FunctionModel, KernelProblem, ModuleModel
+from lmntk.kernels.projection import Projection
 from lmntk.kernels.tiling import Plan, TileRequest
 from lmntk.kernels.tuning import Tuning
 
 __all__ = [
     "ENGINES",
+    "ESTIMATES",
     "FORMULAS",
     "BatchedExamples",
     "Engine",
@@ -37,6 +39,7 @@ __all__ = [
     "MemoryBudgetError",
     "ModuleModel",
     "Plan",
+    "Projection",
     "TileRequest",
     "Tuning",
     "assemble",

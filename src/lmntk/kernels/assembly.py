@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmntk.kernels.engines import ENGINES, Engine
+from lmntk.kernels.engines import ENGINES, ESTIMATES, Engine
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, KernelProblem, ModuleModel
@@ -25,7 +25,7 @@ def make_engine(
 
     Args:
         problem: The kernel to compute.
-        engine: A key of `ENGINES`, or ``"auto"`` for the fastest: `factored`, or `jacobian` if there is no module.
+        engine: A key of `ENGINES` or `ESTIMATES`, or ``"auto"`` for the fastest: `factored`, or `jacobian` if there is no module.
         budget: The memory that it may take beside the model itself; by default `MemoryBudget.default`.
         tuning: Numbers that trade time for memory.
         earlier: An engine that has computed another kernel of the same model, train examples and formula: what it has
@@ -35,9 +35,11 @@ def make_engine(
         budget = MemoryBudget.default(next(iter(problem.params.values())).device)
     if engine == "auto":
         engine = "factored" if isinstance(problem.model, ModuleModel) else "jacobian"
-    if ENGINES[engine] is FactoredEngine:
-        return FactoredEngine(problem, budget, tuning, earlier=earlier if isinstance(earlier, FactoredEngine) else None)
-    return ENGINES[engine](problem, budget, tuning)
+    chosen = (ENGINES | ESTIMATES)[engine]
+    if issubclass(chosen, FactoredEngine):
+        same = isinstance(earlier, FactoredEngine) and type(earlier) is chosen
+        return chosen(problem, budget, tuning, earlier=earlier if same else None)
+    return chosen(problem, budget, tuning)
 
 
 def assemble_diagonal(parts: Iterable[tuple[tuple[int, ...], Tensor]], problem: KernelProblem) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from lmntk.kernels import functional
 from lmntk.kernels.assembly import assemble, make_engine
 from lmntk.kernels.batching import Batch
-from lmntk.kernels.engines import ENGINES
+from lmntk.kernels.engines import ENGINES, ESTIMATES
 from lmntk.kernels.formulas import FORMULAS, Formula
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, FunctionModel, KernelProblem, ModuleModel, Parameters
+from lmntk.kernels.projection import Projection
 from lmntk.kernels.tiling import TileRequest
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 from lmntk.kernels.user_batches import read_batches
@@ -28,6 +29,7 @@ def empirical_ntk(
     params: Parameters | None = None,
     formula: str = "sgd",
     engine: str = "auto",
+    projection: Projection | None = None,
     train_tile: int | None = None,
     x_tile: int | None = None,
     memory_gb: float | None = None,
@@ -44,7 +46,8 @@ def empirical_ntk(
         x_batches: The examples along the other axis; None for the kernel of the train examples with themselves.
         params: The parameters θ over which gradients are taken, and their values; by default all of a module's.
         formula: ``"sgd"``, ``"signgd"`` or ``"asymmetric_signgd"`` (see `lmntk.kernels.formulas`).
-        engine: ``"auto"``, or a key of `ENGINES`.
+        engine: ``"auto"``, or a key of `ENGINES`; ``"projected"`` for an estimate.
+        projection: The width and seed of the estimate, for the ``"projected"`` engine; by default `Projection()`.
         train_tile: Train examples in a tile; chosen by the engine by default. Tiles change the result by rounding only.
         x_tile: Examples of the other axis in a tile.
         memory_gb: Memory beside the model itself, in 2**30 bytes; by default that of `MemoryBudget.default`.
@@ -71,9 +74,13 @@ def empirical_ntk(
         tensor([[ 6., 12.],
                 [12., 26.]], dtype=torch.float64)
     """
-    for name, known, what in ((formula, FORMULAS, "formula"), (engine, ("auto", *ENGINES), "engine")):
+    for name, known, what in ((formula, FORMULAS, "formula"), (engine, ("auto", *ENGINES, *ESTIMATES), "engine")):
         if name not in known:
             raise ValueError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
+    if engine in ESTIMATES:
+        projection = projection or Projection()
+    elif projection is not None:
+        raise ValueError(f"`projection` is for the projected engine, and the engine is {engine}")
     # Other parameters of the model, or tensors that a function closes over, may require gradients.
     with torch.inference_mode(False), torch.no_grad():
         problem = _problem(model, train_batches, x_batches, params, FORMULAS[formula])
@@ -83,7 +90,7 @@ def empirical_ntk(
             if isinstance(problem.model, ModuleModel) and not functional.holds_values(problem.model.module, values):
                 # Calling the module would compute at its own parameters.
                 problem = replace(problem, model=FunctionModel(problem.model.logits_fn))
-            problem = replace(problem, num_logits=_number_of_logits(problem))
+            problem = replace(problem, num_logits=_number_of_logits(problem), projection=projection)
             budget = None if memory_gb is None else MemoryBudget.from_gb(memory_gb)
             chosen = make_engine(problem, engine, budget, tuning)
             plan = chosen.plan(TileRequest(train_tile, x_tile))

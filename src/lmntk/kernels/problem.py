@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lmntk.kernels.batching import Batch, Examples, bytes_of
 from lmntk.kernels.formulas import Formula
 from lmntk.kernels.low_rank import LowRankAdapter
+from lmntk.kernels.projection import Projection
 from lmntk.kernels.tiling import Plan, Tile
 
 Block = tuple[Tile, Tensor]
@@ -130,12 +131,14 @@ class KernelProblem(KernelSides):
         part_of: The part of the kernel that each parameter contributes to, if parts are kept apart, such as its layer.
         low_rank: LoRA adapters, by the names of the weights in `params` that they would adapt: each has a kernel of its
             own beside the parts, which is not in their sum.
+        projection: How the `projected` engine estimates the kernel; None for an exact one.
     """
 
     model: FunctionModel
     params: Parameters
     part_of: Mapping[str, str] | None = None
     low_rank: Mapping[str, LowRankAdapter] | None = None
+    projection: Projection | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

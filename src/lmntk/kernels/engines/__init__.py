@@ -10,8 +10,23 @@ from lmntk.kernels.engines.base import Engine
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.jvp import JvpEngine
+from lmntk.kernels.engines.projected import ProjectedEngine
 from lmntk.kernels.problem import Block, KernelProblem
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (FactoredEngine, JacobianEngine, JvpEngine)}
+"""The engines that compute one and the same kernel."""
 
-__all__ = ["ENGINES", "Block", "Engine", "FactoredEngine", "JacobianEngine", "JvpEngine", "KernelProblem"]
+ESTIMATES: dict[str, type[Engine]] = {ProjectedEngine.name: ProjectedEngine}
+"""The engines that estimate it; they are never chosen by themselves."""
+
+__all__ = [
+    "ENGINES",
+    "ESTIMATES",
+    "Block",
+    "Engine",
+    "FactoredEngine",
+    "JacobianEngine",
+    "JvpEngine",
+    "KernelProblem",
+    "ProjectedEngine",
+]

@@ -27,7 +27,7 @@ from lmntk.kernels import capture, sign_bits
 from lmntk.kernels.batching import Examples, length_buckets
 from lmntk.kernels.contraction import hide_diagonal_of_broken, hide_signs_of_broken
 from lmntk.kernels.engines.base import ANY_TILES, ComputedTile, Engine
-from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, LayerDemands, SignDemands, tokens_of
+from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, KeptDemands, LayerDemands, tokens_of
 from lmntk.kernels.engines.fallback import fallback_diagonal, fallback_tile
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
@@ -106,15 +106,18 @@ class FactoredEngine(Engine):
             raise ValueError("the factored engine needs the module, not a function alone")
         self._model = problem.model
         self._sample = next(problem.model.module.parameters())
-        known = earlier._layers if earlier else None
+        known = earlier._found if earlier else None
         if earlier:
             earlier._workspace.release()
-        self._layers: dict[str, Layer]
-        self._layers, self._unknown = find_layers(problem, self._model, budget, tuning, known)
+        self._found, self._unknown = find_layers(problem, self._model, budget, tuning, known)
+        self._layers = self._layers_to_keep(self._found)
         self._adapters = self._find_adapters()
         self._row: TrainRow | None = None
         self._seconds_per_token: float | None = None
-        if earlier and known == self._layers and earlier.problem.low_rank is problem.low_rank:
+        same_definition = earlier is not None and (
+            earlier.problem.low_rank is problem.low_rank and earlier.problem.projection == problem.projection
+        )
+        if earlier and known == self._found and same_definition:
             self._row, self._seconds_per_token = earlier._row, earlier._seconds_per_token
             earlier._row = None
         self._fallbacks: dict[tuple[str, ...], JacobianEngine] = {}
@@ -129,6 +132,10 @@ class FactoredEngine(Engine):
             self._seconds_per_token = None
         capacity = self.planner.memory.buffer // self._sample.element_size()
         self._workspace: Workspace = Workspace(capacity, self._sample.dtype, self._sample.device, self.timer)
+
+    def _layers_to_keep(self, found: dict[str, Layer]) -> dict[str, Layer]:
+        """Return the layers, by module name, whose factors are kept and multiplied, of those that were found."""
+        return found
 
     def summary(self, plan: Plan) -> str:
         """Return the engine's name, and how many parameters no layer type knows."""
@@ -358,7 +365,7 @@ class FactoredEngine(Engine):
         tokens = tokens_of(problem.train, one)[0]
         buffer = max((layer.buffer(factors, n) for layer, factors in found), default=0)
         demands = LayerDemands(
-            per_token=max(1, -(-_num_bytes([factors for _, factors in found]) // tokens)),
+            per_token=max(1, -(-num_bytes([factors for _, factors in found]) // tokens)),
             buffer_bytes=buffer * self._sample.element_size(),
             dense_numel=sum(cost.dense_numel for cost in costs),
             gram_flops=sum(cost.gram_flops_per_position_pair for cost in costs),
@@ -367,8 +374,8 @@ class FactoredEngine(Engine):
             return demands
         others = [factors for layer, factors in found if not layer.sign_bytes(factors)]
         planes = [layer.sign_bytes(factors) for layer, factors in found]
-        signs = SignDemands(sum(planes), per_token=_num_bytes(others) // tokens, largest=max(planes, default=0))
-        return replace(demands, signs=signs)
+        signs = KeptDemands(sum(planes), per_token=num_bytes(others) // tokens, largest=max(planes, default=0))
+        return replace(demands, kept=signs)
 
     def _signs_pay(self, demands: LayerDemands) -> bool:
         """Return whether signs are all that counts, can be bits, and are multiplied so often that it saves time.
@@ -383,7 +390,7 @@ class FactoredEngine(Engine):
         return flops >= self.tuning.sign_bits_flops and sign_bits.available(self._sample)
 
 
-def _num_bytes(factors: Sequence[Any]) -> int:
+def num_bytes(factors: Sequence[Any]) -> int:
     """Return the bytes of the factors of several layers, whose inputs may be one tensor."""
     storages = [tensor.untyped_storage() for of_layer in factors for tensor in _tensors(of_layer)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

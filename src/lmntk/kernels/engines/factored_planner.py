@@ -17,18 +17,22 @@ SAVED_BY_BITS = 0.8
 
 
 @dataclass(frozen=True)
-class SignDemands:
-    """What stays of factors where linear layers keep the signs of their gradients as bits.
+class KeptDemands:
+    """What stays of a batch's factors where linear layers keep something else in their place.
+
+    That are the signs of their gradients, as two planes of bits, or the projections of these.
 
     Attributes:
-        per_example: Bytes of both planes of an example in all layers together.
+        per_example: Bytes of an example's signs or projections in all layers together.
         per_token: Bytes of the other factors of one token in all layers together.
-        largest: Bytes of both planes of an example in the largest layer, whose batches are joined.
+        largest: Those of an example in the largest layer, whose batches are joined.
+        optional: Whether factors are kept if there is no room.
     """
 
     per_example: int
     per_token: int
     largest: int = 0
+    optional: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,14 @@ class LayerDemands:
         buffer_bytes: Best size of the largest buffer for dense gradients, in bytes.
         dense_numel: Numbers in an example's gradient of one logit in all layers that form it.
         gram_flops: Flops for each pair of positions in all layers that do not.
-        signs: What signs would need in place of factors; None if these are kept in any case.
+        kept: What would be kept in place of factors; None if these are kept in any case.
     """
 
     per_token: int
     buffer_bytes: int
     dense_numel: int
     gram_flops: float = 0.0
-    signs: SignDemands | None = None
+    kept: KeptDemands | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class MemoryModel:
         buffer: Bytes of each of the three buffers for dense gradients: of the train side, of X, of the train signs.
         batch_tokens: Tokens that are propagated together.
         max_x_bytes: Largest factors of an X tile in bytes.
-        signs: What is kept of the factors once a batch is propagated; None if all are.
+        kept: What is kept of a batch once it is propagated; None if all factors are.
         tuning: Allowances for activations and for fragmentation.
     """
 
@@ -80,7 +84,7 @@ class MemoryModel:
     buffer: int
     batch_tokens: int
     max_x_bytes: int
-    signs: SignDemands | None = None
+    kept: KeptDemands | None = None
     tuning: Tuning = DEFAULT_TUNING
 
     @classmethod
@@ -106,10 +110,10 @@ class MemoryModel:
 
     def factors(self, tokens: float, examples: int = 1) -> float:
         """Return the bytes of the factors of so many examples that have so many tokens together."""
-        if self.signs is None:
+        if self.kept is None:
             return self.tuning.fragmentation * self.per_token * tokens
-        per_example = self.signs.per_example + self.signs.largest
-        return self.tuning.fragmentation * (self.signs.per_token * tokens + per_example * examples)
+        per_example = self.kept.per_example + self.kept.largest
+        return self.tuning.fragmentation * (self.kept.per_token * tokens + per_example * examples)
 
     def peak(self, tokens: int, examples: int) -> int:
         """Return the peak with the factors of so many examples of both sides together."""
@@ -149,8 +153,9 @@ class FactoredPlanner:
         self._slice_bytes = slice_bytes
         self._lengths = side_lengths(sides)
         self._longest = max(self._lengths)
-        if demands.signs is not None and self._have_room(demands.signs):
-            self.memory = replace(self.memory, signs=demands.signs)
+        kept = demands.kept
+        if kept is not None and (not kept.optional or self._have_room(kept)):
+            self.memory = replace(self.memory, kept=kept)
 
     def plan(self, tiles: TileRequest, processes: int) -> Plan:
         """Lay the tiles, train examples first, whose factors stay.
@@ -175,13 +180,13 @@ class FactoredPlanner:
             raise MemoryBudgetError(self.expected_bytes(plan), self._budget.bytes)
         return plan
 
-    def _have_room(self, signs: SignDemands) -> bool:
+    def _have_room(self, signs: KeptDemands) -> bool:
         """Return whether signs take no more than factors, or the train tiles that they fit into are large enough.
 
         For each train tile of n examples, X is propagated and its gradients are formed again: 2 · L · (1 + 2 C) flops
         for each weight and example. Products of floating-point signs would take 2 · n · C² instead of next to nothing.
         """
-        with_signs, c = replace(self.memory, signs=signs), self._sides.num_logits
+        with_signs, c = replace(self.memory, kept=signs), self._sides.num_logits
         tokens = sum(self._lengths) / len(self._lengths)
         enough = min(len(self._sides.train), tokens * (1 + 2 * c) / (SAVED_BY_BITS * c**2))
         train_tile = 3 / 4 * self._room / with_signs.factors(tokens)
@@ -244,7 +249,12 @@ class FactoredPlanner:
     @property
     def keeps_signs(self) -> bool:
         """Whether linear layers keep the signs of their gradients, in place of factors."""
-        return self.memory.signs is not None
+        return self.memory.kept is not None and self.memory.kept.optional
+
+    @property
+    def keeps_projections(self) -> bool:
+        """Whether linear layers keep projections of their gradients, which no product forms again."""
+        return self.memory.kept is not None and not self.memory.kept.optional
 
     def cost_model(
         self,
@@ -256,8 +266,8 @@ class FactoredPlanner:
         """Return how long tiles take: propagation is given, products are counted.
 
         Args:
-            seconds_per_token: Seconds to propagate a token, forward and backward for each logit, and to take signs if
-                they are kept.
+            seconds_per_token: Seconds to propagate a token, forward and backward for each logit, and to take signs or
+                projections if they are kept.
             product_flops: Rate of large matrix products, in floating-point operations a second.
             fallback: The cost of the parameters of unknown layers.
             sign_rate: Products of two signs in a second, if signs are kept.
@@ -275,7 +285,7 @@ class FactoredPlanner:
             if sign_rate is not None:
                 seconds += self.demands.dense_numel * logits**2 * tile.pairs / sign_rate
             else:
-                formed = train_tokens + propagated
+                formed = 0 if self.keeps_projections else train_tokens + propagated
                 flops = 2.0 * self.demands.dense_numel * logits * (formed + logits * tile.pairs * directions)
                 # Gram matrices' products are larger, and nearer to the best rate.
                 flops += efficiency * self.demands.gram_flops * train_tokens * x_tokens
