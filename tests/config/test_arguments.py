@@ -116,6 +116,8 @@ TRAINING_FLAGS = {
     "adjust_for_init": False,
     "f0_scaling": 1.0,
     "kernel_engine": "auto",
+    "projection_width": None,
+    "projection_seed": 0,
     "kernel_dtype": "float32",
     "kernel_memory_gb": None,
     "kernel_per_layer": False,

@@ -22,12 +22,12 @@ RUN_SETTINGS = (
     "no_task_defaults", "no_train", "num_demo", "num_k", "num_sample", "num_train_epochs", "only_biases", "optimizer",
     "optimizer_variant", "other_sent_limit", "output_dir", "overwrite_cache", "overwrite_kernels",
     "overwrite_output_dir", "past_index", "per_device_eval_batch_size", "per_device_train_batch_size", "plain_lbfgs",
-    "prompt_id", "prompt_path", "random_model_init", "random_segment", "report_to", "resume_from_checkpoint",
-    "save_at_last", "save_logit", "save_logit_dir", "save_logit_pairs", "save_strategy", "seed", "segments",
-    "select_by", "sharded_ddp", "sweep", "tag", "task_defaults", "task_name", "template", "template_id",
-    "template_path", "tokenizer_name", "top_n_template", "tpu_metrics_debug", "tpu_num_cores", "trainer",
-    "truncate_demonstrations_only", "truncate_head", "use_cache", "use_full_length", "use_task_word", "warmup_ratio",
-    "weight_decay",
+    "projection_seed", "projection_width", "prompt_id", "prompt_path", "random_model_init", "random_segment",
+    "report_to", "resume_from_checkpoint", "save_at_last", "save_logit", "save_logit_dir", "save_logit_pairs",
+    "save_strategy", "seed", "segments", "select_by", "sharded_ddp", "sweep", "tag", "task_defaults", "task_name",
+    "template", "template_id", "template_path", "tokenizer_name", "top_n_template", "tpu_metrics_debug",
+    "tpu_num_cores", "trainer", "truncate_demonstrations_only", "truncate_head", "use_cache", "use_full_length",
+    "use_task_word", "warmup_ratio", "weight_decay",
 )
 # fmt: on
 """The settings of run.py that sentences may name: all but those of transformers that no sentence names.

@@ -6,9 +6,10 @@ from typing import Any
 from lmntk.config.flag_fields import flag
 from lmntk.config.kernel_steps import KernelSteps
 from lmntk.errors import SettingError, check_numbers
-from lmntk.kernels.engines import ENGINES
+from lmntk.kernels.engines import ENGINES, ESTIMATES, projection_of
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.kernels.memory import MemoryBudget
+from lmntk.kernels.projection import DEFAULT_WIDTH, Projection
 from lmntk.solvers import SOLVERS
 from lmntk.solvers.bounds import SOLVER_BOUNDS
 from lmntk.solvers.candidates import AUTO, read_candidates, settings_grid, used_settings
@@ -101,10 +102,15 @@ class KernelArguments:
     exclude_first_layers: int = flag("Leave out the gradients of the first n layers.", 0)
     kernel_engine: str = flag(
         "factored: layer by layer, fastest; jacobian: whole gradients; jvp: the published method, least memory; auto: "
-        "factored. All take any model and agree.",
+        "factored. All of these take any model and agree. projected: an estimate, for thousands of examples.",
         "auto",
-        ("auto", *ENGINES),
+        ("auto", *ENGINES, *ESTIMATES),
     )
+    projection_width: int | None = flag(
+        "For --kernel_engine projected: the numbers that are left of each side of a weight's gradient; default: "
+        f"{DEFAULT_WIDTH}."
+    )
+    projection_seed: int = flag("For --kernel_engine projected: the seed of the random matrices.", 0)
     kernel_dtype: str = flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
     kernel_memory_gb: float | None = flag(
         f"Memory for kernels, in GB; default: {MemoryBudget.DEFAULT_FRACTION:.0%}% of the free memory."
@@ -125,6 +131,11 @@ class KernelArguments:
         if self.kernel_parts is not None:
             return read_part_keys(self.kernel_parts)
         return ("layer",) if self.kernel_per_layer else ()
+
+    @property
+    def projection(self) -> Projection | None:
+        """How the kernel is estimated; None for an exact one."""
+        return projection_of(self.kernel_engine, self.projection_width, self.projection_seed)
 
     @property
     def snapshot_steps(self) -> KernelSteps | None:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 from lmntk.config.arguments import TrainingArguments
 from lmntk.data.tasks import Task
 from lmntk.errors import SettingError
-from lmntk.kernels.engines import ENGINES
+from lmntk.kernels.engines import ENGINES, ESTIMATES
 from lmntk.kernels.formulas import FORMULAS
 
 
@@ -37,7 +37,7 @@ def check_kernel_parts(training: TrainingArguments) -> None:
     if training.kernel_per_layer and keys != ("layer",):
         refuse(training, "kernel_per_layer", "keeps layers alone: leave it out beside `kernel_parts`")
     able = [name for name, engine in ENGINES.items() if engine.keeps_parts_apart]
-    if training.kernel_engine not in ("auto", *able):
+    if training.kernel_engine not in ("auto", *able, *ESTIMATES):
         takes = f"`kernel_engine={training.kernel_engine}`, which takes all layers at once: take {' or '.join(able)}"
         for setting in ("kernel_per_layer", "kernel_parts", "kernel_lora_rank"):
             if getattr(training, setting):
@@ -53,6 +53,23 @@ def check_kernel_parts(training: TrainingArguments) -> None:
         refuse(training, "kernel_lora_targets", "names no layer: give names, or leave it out for all linear layers")
     if training.kernel_lora_rank is not None and training.only_biases:
         refuse(training, "kernel_lora_rank", "adapts weights, which `only_biases` leaves out: drop one of the two")
+
+
+def check_projection(training: TrainingArguments) -> None:
+    """Refuse settings of a projection that nothing is projected with, and what a projection cannot keep."""
+    if training.kernel_engine not in ESTIMATES:
+        for setting, default in (("projection_width", None), ("projection_seed", 0)):
+            if getattr(training, setting) != default:
+                refuse(training, setting, "is for `kernel_engine=projected`: add it, or leave this out")
+        return
+    if FORMULAS[training.kernel_formula].signed:
+        problem = "needs the sign of every number of a gradient, which a projection does not keep: take "
+        refuse(training, "kernel_formula", f"{problem}`kernel_formula=sgd`, or another `kernel_engine`")
+    if training.kernel_lora_rank is not None:
+        problem = "needs the factors of every weight's gradient, which a projection does not keep: leave it out, or "
+        refuse(training, "kernel_lora_rank", f"{problem}take another `kernel_engine`")
+    if training.projection_width is not None and training.projection_width < 1:
+        refuse(training, "projection_width", "keeps nothing of a gradient: take 1 or more, such as 64")
 
 
 def check_snapshots(task: Task, training: TrainingArguments) -> None:

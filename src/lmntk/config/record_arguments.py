@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmntk.config.arguments import DataArguments, ModelArguments, TrainingArguments
+from lmntk.kernels.engines import ESTIMATES
 
 OF_THE_KERNEL = (
     *("kernel_formula", "binary_classification", "kernel_dtype", "kernel_memory_gb"),
@@ -13,6 +14,9 @@ OF_THE_KERNEL = (
     *("seed", "use_cpu"),
 )
 """The settings of a run that define its kernel, besides those of the model and of the data."""
+
+OF_AN_ESTIMATE = ("kernel_engine", "projection_width", "projection_seed")
+"""Those that define it if it is an estimate."""
 
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 
@@ -31,7 +35,8 @@ def arguments_of_record(record: Mapping[str, Any], **changes: Any) -> Arguments:
         {field.name: known[field.name] for field in dataclasses.fields(group) if field.name in known}
         for group in (ModelArguments, DataArguments)
     )
-    of_kernel = {name: known[name] for name in OF_THE_KERNEL if name in known}
+    estimated = OF_AN_ESTIMATE if known.get("kernel_engine") in ESTIMATES else ()
+    of_kernel = {name: known[name] for name in (*OF_THE_KERNEL, *estimated) if name in known}
     training = TrainingArguments(
         output_dir=str(known.get("output_dir", ".")), trainer="kernel", do_train=True, report_to="none", **of_kernel
     )

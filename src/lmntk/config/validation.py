@@ -12,6 +12,7 @@ from lmntk.config.kernel_checks import (
     check_formula,
     check_kernel_parts,
     check_linearised,
+    check_projection,
     check_snapshots,
     check_variance,
     refuse,
@@ -169,7 +170,8 @@ CONDITIONS = (
         _trains,
     ),
     Condition(
-        ("kernel_solver", "kernel_regularization", "kernel_engine", "kernel_per_layer", "kernel_parts",
+        ("kernel_solver", "kernel_regularization", "kernel_engine", "projection_width", "projection_seed",
+         "kernel_per_layer", "kernel_parts",
          "kernel_lora_rank", "kernel_lora_targets", "kernel_variance", "exclude_embeddings",
          "exclude_head", "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),
         "`trainer=kernel`",
@@ -282,6 +284,7 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
         problem = f"does not work with `kernel_solver={training.kernel_solver}`, only with {fitting}"
         refuse(training, "adjust_for_init", problem)
     check_kernel_parts(training)
+    check_projection(training)
     if training.kernel_influence and training.kernel_solver != "lstsq":
         problem = f"is for `kernel_solver=lstsq`, not {training.kernel_solver}: take it, or leave it out"
         refuse(training, "kernel_influence", problem)

@@ -24,7 +24,7 @@ from lmntk.experiment.fit_solver import fit_solver
 from lmntk.experiment.prompt_kernel import PromptKernel
 from lmntk.experiment.provenance import hash_of_weights
 from lmntk.experiment.texts import match_label_words, read_labels, read_texts
-from lmntk.kernels import ENGINES, FORMULAS
+from lmntk.kernels import ENGINES, ESTIMATES, FORMULAS
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.solvers.candidates import Given, settings_grid
 from lmntk.solvers.gaussian_process import GaussianProcess
@@ -81,7 +81,9 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         exclude_first_layers: How many layers' gradients are left out, from the first.
         kernel_parts: What parameters are told apart by in `parts_`: ``"layer"``, ``"kind"``, ``"weight-or-bias"``, or
             several of them, separated by commas.
-        kernel_engine: ``"auto"``, ``"factored"``, ``"jacobian"`` or ``"jvp"``.
+        kernel_engine: ``"auto"``, ``"factored"``, ``"jacobian"`` or ``"jvp"``; ``"projected"`` for an estimate.
+        projection_width: The width of the estimate, 64 by default.
+        projection_seed: The seed of its random matrices.
         kernel_dtype: Number type of the model and its gradients, ``"float32"`` or ``"float64"``.
         kernel_memory_gb: Memory in GB that a kernel may take; by default 60% of what is free.
         per_device_train_batch_size: Train texts in a tile of the kernel; by default what suits the engine.
@@ -140,6 +142,8 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     exclude_first_layers: int = 0
     kernel_parts: str | None = None
     kernel_engine: str = "auto"
+    projection_width: int | None = None
+    projection_seed: int = 0
     kernel_dtype: str = "float32"
     kernel_memory_gb: float | None = None
     per_device_train_batch_size: int | None = None
@@ -331,12 +335,26 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         state = super().__getstate__()
         return state | {name: None for name in ("_prompts", "_solver") if name in state}
 
+    def _check_projection(self) -> None:
+        """Refuse a projection that nothing uses, and what it cannot keep."""
+        if self.kernel_engine in ESTIMATES:
+            if FORMULAS[self.formula].signed:
+                sentence = f"`formula={self.formula}` needs signs, which a projection does not keep: take `formula=sgd`"
+                raise SettingError(sentence, setting="formula", value=self.formula)
+            if self.projection_width is not None and self.projection_width < 1:
+                sentence = f"`projection_width={self.projection_width}` keeps nothing of a gradient: take 1 or more"
+                raise SettingError(sentence, setting="projection_width", value=self.projection_width)
+        elif (self.projection_width, self.projection_seed) != (None, 0):
+            setting = "projection_seed" if self.projection_width is None else "projection_width"
+            sentence = f"`{setting}` is for `kernel_engine=projected`: add it, or leave this out"
+            raise SettingError(sentence, setting=setting)
+
     def _check_arguments(self) -> None:
         """Find what cannot work before anything is loaded."""
         for setting, value, known in (
             ("formula", self.formula, FORMULAS),
             ("solver", self.solver, solvers.SOLVERS),
-            ("kernel_engine", self.kernel_engine, ("auto", *ENGINES)),
+            ("kernel_engine", self.kernel_engine, ("auto", *ENGINES, *ESTIMATES)),
             ("kernel_dtype", self.kernel_dtype, ("float32", "float64")),
             ("model_family", self.model_family, (None, "masked", "causal")),
         ):
@@ -348,6 +366,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         if self.kernel_parts is not None and not ENGINES.get(self.kernel_engine, FactoredEngine).keeps_parts_apart:
             sentence = f"`kernel_parts` does not work with `kernel_engine={self.kernel_engine}`: leave one of them out"
             raise SettingError(sentence, setting="kernel_parts", value=self.kernel_parts)
+        self._check_projection()
         if not isinstance(self.template, str | None):
             raise SettingError(
                 f"`template` is {self.template!r}, not a string", setting="template", value=self.template

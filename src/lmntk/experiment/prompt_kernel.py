@@ -36,6 +36,7 @@ from lmntk.kernels import (
     make_engine,
 )
 from lmntk.kernels.assembly import assemble_diagonal
+from lmntk.kernels.engines import projection_of
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.given_model import family_of_model
 from lmntk.models.loading import LoadOptions, load_prompt_model
@@ -166,6 +167,9 @@ class PromptKernel:
             formula=FORMULAS[self._arguments.formula],
             num_logits=self.model.num_logits,
             part_of=parts_of(self._params, self.model, keys) if keys else None,
+            projection=projection_of(
+                self._arguments.kernel_engine, self._arguments.projection_width, self._arguments.projection_seed
+            ),
         )
 
     def _planned(self, problem: KernelProblem) -> tuple[Engine, Plan]:

@@ -1,5 +1,6 @@
 """The description of a kernel file: everything that defines its numbers, and how they were computed."""
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -88,6 +89,7 @@ def spec_from_arguments(
         **({"from_linearhead": True, **_linear_head(task, training_args)} if training_args.from_linearhead else {}),
         **({} if inputs.segments is not False else {"segments": "left out"}),
         **({"random_model_init": True} if training_args.random_model_init else {}),
+        **({} if training_args.projection is None else {"projection": dataclasses.asdict(training_args.projection)}),
         **({} if inputs.lora is None else {"lora": inputs.lora.description}),
         **(
             {}

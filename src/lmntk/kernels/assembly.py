@@ -25,7 +25,8 @@ def make_engine(
 
     Args:
         problem: The kernel to compute.
-        engine: A key of `ENGINES` or `ESTIMATES`, or ``"auto"`` for the fastest: `factored`, or `jacobian` if there is no module.
+        engine: A key of `ENGINES` or `ESTIMATES`, or ``"auto"`` for the fastest that is exact: `factored`, or
+            `jacobian` if there is no module.
         budget: The memory that it may take beside the model itself; by default `MemoryBudget.default`.
         tuning: Numbers that trade time for memory.
         earlier: An engine that has computed another kernel of the same model, train examples and formula: what it has
@@ -37,8 +38,8 @@ def make_engine(
         engine = "factored" if isinstance(problem.model, ModuleModel) else "jacobian"
     chosen = (ENGINES | ESTIMATES)[engine]
     if issubclass(chosen, FactoredEngine):
-        same = isinstance(earlier, FactoredEngine) and type(earlier) is chosen
-        return chosen(problem, budget, tuning, earlier=earlier if same else None)
+        known = earlier if isinstance(earlier, FactoredEngine) and type(earlier) is chosen else None
+        return chosen(problem, budget, tuning, earlier=known)
     return chosen(problem, budget, tuning)
 
 

@@ -49,7 +49,7 @@ class Projection:
         return min(self.width, d_out) * min(self.width, d_in)
 
     def matrix(self, layer: str, side: Side, size: int) -> Tensor | None:
-        """Return R, float64 ``[size, k]`` on the CPU, with RᵀR = size / k · I; None where k keeps all: R would be square.
+        """Return R, float64 ``[size, k]`` on the CPU, with RᵀR = size / k · I; None where k is not below the size.
 
         R spans a uniformly distributed random subspace: an orthonormal basis of the columns of independent normal
         numbers, times √(size / k), for which E R Rᵀ = I.

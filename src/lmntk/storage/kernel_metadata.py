@@ -19,12 +19,12 @@ HEAD_KEYS = ("from_linearhead", "linear_head_halved", "linear_head_order", "plai
 SHARED_KEYS = (
     *("formula", "binary_classification", "parameters", "few_shot_type", "template", "mapping", "dtype"),
     *(*HEAD_KEYS, "segments", "random_model_init", "lora", "demonstrations", "grad_dim", "weights_sha256"),
-    *("config_sha256", "label_word_ids", "limits"),
+    *("config_sha256", "label_word_ids", "limits", "projection"),
 )
 HASHES_BY_SPLIT = ("data_sha256", "tokens_sha256")
 """Hashes of a description by split."""
 # Null or missing if they do not apply: earlier versions did not write all of them.
-OFF_BY_DEFAULT = (*HEAD_KEYS, "segments", "random_model_init", "lora", "demonstrations")
+OFF_BY_DEFAULT = (*HEAD_KEYS, "segments", "random_model_init", "lora", "demonstrations", "projection")
 
 
 def read_description(path: Path) -> dict[str, Any] | None:

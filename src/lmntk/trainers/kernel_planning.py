@@ -170,6 +170,7 @@ class KernelPlanner:
             num_logits=1 if args.binary_classification else len(self._experiment.task.labels),
             part_of=parts_of(self._params, model, args.part_keys) if args.part_keys else None,
             low_rank=self._adapters,
+            projection=args.projection,
         )
 
     @functools.cached_property

@@ -12,12 +12,25 @@ from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.jvp import JvpEngine
 from lmntk.kernels.engines.projected import ProjectedEngine
 from lmntk.kernels.problem import Block, KernelProblem
+from lmntk.kernels.projection import DEFAULT_WIDTH, Projection
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (FactoredEngine, JacobianEngine, JvpEngine)}
 """The engines that compute one and the same kernel."""
 
 ESTIMATES: dict[str, type[Engine]] = {ProjectedEngine.name: ProjectedEngine}
 """The engines that estimate it; they are never chosen by themselves."""
+
+
+def projection_of(engine: str, width: int | None, seed: int) -> Projection | None:
+    """Return how an engine estimates the kernel; None for an exact one.
+
+    Args:
+        engine: A key of `ENGINES` or `ESTIMATES`, or ``"auto"``.
+        width: The width that a user asks for; None for the default.
+        seed: The seed.
+    """
+    return Projection(DEFAULT_WIDTH if width is None else width, seed) if engine in ESTIMATES else None
+
 
 __all__ = [
     "ENGINES",
@@ -29,4 +42,5 @@ __all__ = [
     "JvpEngine",
     "KernelProblem",
     "ProjectedEngine",
+    "projection_of",
 ]

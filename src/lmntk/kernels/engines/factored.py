@@ -106,9 +106,10 @@ class FactoredEngine(Engine):
             raise ValueError("the factored engine needs the module, not a function alone")
         self._model = problem.model
         self._sample = next(problem.model.module.parameters())
-        known = earlier._found if earlier else None
+        known: dict[str, Layer] | None = earlier._found if earlier else None
         if earlier:
             earlier._workspace.release()
+        self._found: dict[str, Layer]
         self._found, self._unknown = find_layers(problem, self._model, budget, tuning, known)
         self._layers = self._layers_to_keep(self._found)
         self._adapters = self._find_adapters()

@@ -38,7 +38,7 @@ class ProjectedEngine(FactoredEngine):
         if problem.formula.signed:
             raise ValueError("a projection does not keep the signs of gradients: the projected engine is for sgd")
         if problem.low_rank:
-            raise ValueError("a projection does not keep what adapters need: the projected engine has no kernels of them")
+            raise ValueError("a projection does not keep what the kernels of adapters need")
         typical = problem.train.batch([problem.typical_example])
         factors = capture.factors(found, self._model, typical, signed=False).of_layer if found else {}
         self._propagated_bytes = num_bytes(list(factors.values()))

@@ -42,7 +42,7 @@ class ProjectedLinear(Layer):
     def __init__(self, exact: LinearLayer, name: str, d_out: int, d_in: int, projection: Projection) -> None:
         super().__init__(exact.module, exact.parameter_names, exact.tuning)
         self._size = projection.projected_size(d_out, d_in)
-        weight = exact.module.weight
+        weight = exact.module.get_parameter("weight")
         self._output_matrix, self._input_matrix = (
             None if matrix is None else matrix.to(weight.device, summation_dtype(weight.dtype))
             for matrix in (projection.matrix(name, Side.OUTPUT, d_out), projection.matrix(name, Side.INPUT, d_in))
