@@ -1,13 +1,17 @@
 """Fixtures that tests in several folders share."""
 
 import gc
+import os
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from command_line import Workplace
 from tiny_models import save_tiny_checkpoint
+from warm_python import WarmPython
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,6 +31,14 @@ def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_roberta: Path) -> Workplace:
     """A folder to call run.py in, new for each file of tests; a file that needs more there takes it and adds that."""
     return Workplace(tmp_path_factory.mktemp("workplace"), tiny_roberta)
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """A program that is Python with the imports of run.py done, for processes whose start is not what is tested."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory(prefix="lmntk-") as folder, WarmPython(Path(folder), environment) as warm:
+        yield str(warm.path)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

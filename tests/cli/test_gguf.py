@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -156,13 +155,13 @@ def test_run_says_which_flag_a_gguf_file_wants(place: Workplace, made: Made, cal
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_convert_a_file_and_get_the_same(place: Workplace, made: Made) -> None:
+def test_two_runs_at_once_convert_a_file_and_get_the_same(place: Workplace, made: Made, warm_python: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     call = (*flags(made, "tiny-Q8_0.gguf"), "--no_train", "--no_predict", "--cache_dir", str(place.folder / "shared"))
     outputs = ("one", "other")
     runs = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "run.py"), *place.argv(*call, output=output)],
+            [warm_python, str(ROOT / "run.py"), *place.argv(*call, output=output)],
             cwd=place.folder, env=environment, stderr=subprocess.PIPE, text=True,
         )
         for output in outputs

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from training_runs import MODEL, RESULTS, STEPS, files, results, weights
 
 
 @pytest.fixture(scope="module")
-def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
+def processes(place: Workplace, still: Path, warm_python: str) -> dict[str, tuple[Path, Path]]:
     """Output folders of one process, and of two with batches half as large, of each kind of run."""
     trained = (*STEPS, "--optimizer", "sgd", "--learning_rate", "0.1", "--model_name_or_path", str(still))
     kinds = {"trained": trained, "zero": ("--no_train",), "snapshots": (*trained, "--kernel_steps", "0,1,last")}
@@ -26,9 +25,10 @@ def processes(place: Workplace, still: Path) -> dict[str, tuple[Path, Path]]:
     path = place.folder / "runs.json"
     path.write_text(json.dumps(runs), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'helpers'}"}
+    environment["PYTHON_EXEC"] = warm_python  # what torchrun starts
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests" / "helpers" / "process_runs.py"), str(path)],
+        [warm_python, *launcher, str(ROOT / "tests" / "helpers" / "process_runs.py"), str(path)],
         cwd=place.folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -426,12 +425,14 @@ for argv in json.loads(sys.argv[1]):
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_while_a_model_is_saved_is_told(place: Workplace) -> None:
+def test_a_disk_that_is_full_while_a_model_is_saved_is_told(place: Workplace, warm_python: str) -> None:
     """A limit on the size of files, that results fit below and weights do not, stands for the full disk."""
     kinds = {"full": [], "full of adapters": ["--apply_lora"]}
     argvs = [place.argv(*STEPS, *flags, output=output) for output, flags in kinds.items()]
+    program = place.folder / "under_a_limit.py"
+    program.write_text(UNDER_A_LIMIT, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", UNDER_A_LIMIT, json.dumps(argvs)],
+        [warm_python, str(program), json.dumps(argvs)],
         cwd=place.folder, capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'helpers'}"},
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,7 @@ def test_the_drift_is_read_where_the_training_leaves_it(tmp_path: Path) -> None:
     assert given.folders == [Path("result") / folder]
 
 
-def test_linearised_training_comes_nearer_to_the_kernels_solution(tmp_path: Path) -> None:
+def test_linearised_training_comes_nearer_to_the_kernels_solution(tmp_path: Path, warm_python: str) -> None:
     calls = [words for words in commands(BEHAVIOUR) if {"TAG=linear", "TAG=limit"} & {*words}]
     place = Workplace(tmp_path)
     for call, name in zip(calls, ("linear", "limit"), strict=True):
@@ -64,7 +63,7 @@ def test_linearised_training_comes_nearer_to_the_kernels_solution(tmp_path: Path
     (words,) = [words for words in commands(BEHAVIOUR) if words[1:2] == ["examples/linearised_training.py"]]
     assert [Path(word).parent.name.rpartition("-")[2] for word in words[2:4]] == ["linear", "limit"]
     picture = tmp_path / words[-1]
-    command = [sys.executable, ROOT / words[1], tmp_path / "linear", tmp_path / "limit", "sst-2", picture]
+    command = [warm_python, ROOT / words[1], tmp_path / "linear", tmp_path / "limit", "sst-2", picture]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
     for split in ("train", "test"):

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from lmntk.storage.tile_store import TileStore
 KILLED_WHILE_WRITING = """
 import contextlib, os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
-import lmntk.storage.atomic as files
+from lmntk.storage import atomic, kernel_files
 ending, count = sys.argv[1], int(sys.argv[2])
-real = files.temporary_file
+real = atomic.temporary_file
 seen = 0
 
 class Half:
@@ -47,7 +46,7 @@ def temporary_file(path):
         seen += matches
         yield Half(file) if matches and seen == count else file
 
-files.temporary_file = temporary_file  # before others take it from there
+atomic.temporary_file = kernel_files.temporary_file = temporary_file
 import run
 sys.exit(run.main(sys.argv[3:]))
 """
@@ -67,13 +66,15 @@ def test_a_run_that_is_killed_while_it_writes_goes_on_to_the_same_bytes(
     place: Workplace,
     undisturbed: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
+    warm_python: str,
     ending: str,
     count: int,
     kept: int,
 ) -> None:
     output = f"killed {ending} {count}"
-    program = KILLED_WHILE_WRITING.format(src=str(ROOT / "src"), root=str(ROOT))
-    command = [sys.executable, "-c", program, ending, str(count), *place.argv(*TILED, output=output)]
+    program = place.folder / "killed_while_writing.py"
+    program.write_text(KILLED_WHILE_WRITING.format(src=str(ROOT / "src"), root=str(ROOT)), encoding="utf-8")
+    command = [warm_python, str(program), ending, str(count), *place.argv(*TILED, output=output)]
     done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     folder = place.folder / output

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,25 +46,45 @@ def flags(*more: str) -> list[str]:
     return ["--task_name", "rte", *more]
 
 
-def command(place: Workplace, processes: int, runs: list[dict], *launcher: str) -> list[str]:
-    """The command that gives command lines to so many processes."""
-    path = place.folder / f"runs-{len(list(place.folder.glob('runs-*')))}.json"
-    path.write_text(json.dumps(runs), encoding="utf-8")
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    return [*start, *(launcher or ("--standalone",)), str(HERE / "helpers" / "process_runs.py"), str(path)]
+class Launcher:
+    """torchrun: it starts every process of a command, and starts them again, as it always does."""
+
+    def __init__(self, place: Workplace, python: str) -> None:
+        self.place, self._python = place, python
+        self._environment = {**ENVIRONMENT, "PYTHON_EXEC": python}  # what torchrun starts
+
+    def start(self, processes: int, runs: list[dict], *words: str, **variables: str) -> subprocess.Popen[str]:
+        """Give command lines to so many processes."""
+        path = self.place.folder / f"runs-{len(list(self.place.folder.glob('runs-*')))}.json"
+        path.write_text(json.dumps(runs), encoding="utf-8")
+        torchrun = [self._python, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        return subprocess.Popen(
+            [*torchrun, *(words or ("--standalone",)), str(HERE / "helpers" / "process_runs.py"), str(path)],
+            cwd=self.place.folder,
+            env=self._environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, processes: int, runs: list[dict], *words: str, **variables: str) -> tuple[int, str]:
+        """Do that and wait for them; return the status and what they said on standard error."""
+        return finish(self.start(processes, runs, *words, **variables))
 
 
-def launch(place: Workplace, processes: int, runs: list[dict], *launcher: str) -> subprocess.CompletedProcess[str]:
-    """Give command lines to so many processes and wait for them."""
-    return subprocess.run(
-        command(place, processes, runs, *launcher),
-        cwd=place.folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def finish(launched: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for torchrun; return its status and what was said on standard error."""
+    with launched:
+        try:
+            said = launched.communicate(timeout=240)[1]
+        finally:
+            launched.kill()
+    return launched.returncode, said
+
+
+@pytest.fixture(scope="module")
+def torchrun(place: Workplace, warm_python: str) -> Launcher:
+    return Launcher(place, warm_python)
 
 
 def adjusted_by(folder: str) -> list[str]:
@@ -81,16 +100,16 @@ def alone(place: Workplace) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def together(request: pytest.FixtureRequest, place: Workplace) -> dict[str, Path]:
+def together(request: pytest.FixtureRequest, place: Workplace, torchrun: Launcher) -> dict[str, Path]:
     """The same of two and of three processes."""
     names = {formula: f"{request.param} {formula}" for formula in [*FORMULAS, "chosen"]}
     runs = [{"argv": place.argv(*flags(*flags_of(f), *TILED), output=names[f])} for f in FORMULAS]
     runs.append({"argv": place.argv(*flags(*NOT_TILED), output=names["chosen"])})
     names["adjusted"] = f"{request.param} adjusted"
     runs.append({"argv": place.argv(*flags(*adjusted_by(names["sgd"])), output=names["adjusted"])})
-    done = launch(place, request.param, runs)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("results are in ") == 5
+    status, said = torchrun.run(request.param, runs)
+    assert status == 0, said
+    assert said.count("results are in ") == 5
     return {formula: place.folder / name for formula, name in names.items()}
 
 
@@ -129,21 +148,23 @@ def test_loaded_kernels_and_their_untrained_logits_give_several_processes_the_re
 
 
 def test_a_process_that_is_killed_is_started_again_and_what_was_finished_is_used(
-    place: Workplace, alone: dict[str, Path]
+    place: Workplace, torchrun: Launcher, alone: dict[str, Path]
 ) -> None:
     argv = place.argv(*flags(*TILED), output="killed")
-    done = launch(place, 2, [{"argv": argv, "dies": "killed"}], "--standalone", "--max-restarts", "1")
-    assert done.returncode == 0, done.stderr
-    assert " tiles of a run that was stopped are used" in done.stderr
+    status, said = torchrun.run(2, [{"argv": argv, "dies": "killed"}], "--standalone", "--max-restarts", "1")
+    assert status == 0, said
+    assert " tiles of a run that was stopped are used" in said
     for split in SIZES:
         name = f"{split}_kernels_rte.pt"
         assert (place.folder / "killed" / name).read_bytes() == (alone["sgd"] / name).read_bytes()
 
 
-def test_a_process_that_fails_ends_the_run_with_its_error_and_its_tiles_stay(place: Workplace) -> None:
-    done = launch(place, 2, [{"argv": place.argv(*flags(*TILED), output="failed"), "dies": "error"}])
-    assert done.returncode != 0
-    assert "RuntimeError: a cosmic ray" in done.stderr
+def test_a_process_that_fails_ends_the_run_with_its_error_and_its_tiles_stay(
+    place: Workplace, torchrun: Launcher
+) -> None:
+    status, said = torchrun.run(2, [{"argv": place.argv(*flags(*TILED), output="failed"), "dies": "error"}])
+    assert status != 0
+    assert "RuntimeError: a cosmic ray" in said
     assert not (place.folder / "failed" / "test_kernels_rte.pt").exists()
     assert len(list((place.folder / "failed").glob("*_tiles_rte/*.tile"))) >= 1
 
@@ -157,22 +178,20 @@ def test_only_the_first_process_hashes_what_defines_a_kernel(
     assert trainer._find_kernel("train") is None
 
 
-def test_a_mistake_is_told_once(place: Workplace) -> None:
+def test_a_mistake_is_told_once(place: Workplace, torchrun: Launcher) -> None:
     data = place.folder / "wrong"
     write_rows(data / "train.tsv", [("index", "sentence1", "sentence2", "label"), ("0", "a", "b", "perhaps")])
     for split in ("dev", "test"):
         (data / f"{split}.tsv").write_bytes((place.data / f"{split}.tsv").read_bytes())
     runs = [{"argv": place.argv(*flags("--data_dir", str(data)), output="wrong")}]
-    status = place.folder / "status"
-    with pytest.MonkeyPatch.context() as patched:  # as under run_fewshot.sh
-        patched.setitem(ENVIRONMENT, distributed.STATUS_FILE, str(status))
-        done = launch(place, 2, runs)
-    (sentence,) = done.stderr.splitlines()
+    told = place.folder / "status"
+    status, said = torchrun.run(2, runs, **{distributed.STATUS_FILE: str(told)})  # as under run_fewshot.sh
+    (sentence,) = said.splitlines()
     assert sentence.startswith("error: ") and "'perhaps'" in sentence
-    assert (done.returncode, status.read_text()) == (0, "2\n")
-    done = launch(place, 2, runs)
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
+    assert (status, told.read_text()) == (0, "2\n")
+    status, said = torchrun.run(2, runs)
+    assert status == 1
+    lines = said.splitlines()
     assert lines[0] == sentence, "torchrun's report comes after it"
     assert f"  traceback : {sentence}" in lines, "and names it"
 
@@ -197,21 +216,13 @@ def test_only_processes_that_all_end_alike_end_well_for_torchrun(
     assert distributed.end_with(error) == 2
 
 
-def test_two_machines_share_one_kernel(place: Workplace, alone: dict[str, Path]) -> None:
+def test_two_machines_share_one_kernel(place: Workplace, torchrun: Launcher, alone: dict[str, Path]) -> None:
     run = [{"argv": place.argv(*flags(*TILED), output="machines")}]
     meeting = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--node_rank")
-    with (place.folder / "machine 1").open("w+") as said:
-        other = subprocess.Popen(
-            command(place, 1, run, *meeting, "1"), cwd=place.folder, env=ENVIRONMENT, stdout=said, stderr=said
-        )
-        try:
-            done = launch(place, 1, run, *meeting, "0")
-            assert done.returncode == 0, done.stderr
-            assert other.wait(60) == 0
-        finally:
-            other.kill()
-            said.seek(0)
-            print(said.read())
+    other = torchrun.start(1, run, *meeting, "1")
+    status, said = torchrun.run(1, run, *meeting, "0")
+    statuses = status, *finish(other)[:1]
+    assert statuses == (0, 0), said
     kernel = read_kernel(place.folder / "machines", "test", "rte")
     assert torch.equal(kernel, read_kernel(alone["sgd"], "test", "rte"))
 
