@@ -5,10 +5,13 @@ Every engine runs in its own process, which has its own peak memory. The yardsti
 engine over whole parameters and the whole vocabulary's logits, in tiles of 1 × 1. It and the `jacobian` engine would
 take hours and are timed on samples. The error is that of 8 × 8 examples at most, against gradients by plain autograd.
 That of signgd includes gradients that are zero except for rounding, such as those of attention's key biases: no two
-computations agree on their signs.
+computations agree on their signs. The error of the `projected` engine is that of 64 × 64 examples at most, against the
+`factored` engine; its seconds are never scaled up from samples.
 
     python tools/benchmark_kernels.py --model models/minilm --data_dir data/k-shot-1k-test/SST-2/16-42
     python tools/benchmark_kernels.py --shape bert-base --formula sgd signgd
+    python tools/benchmark_kernels.py --model models/minilm --data_dir … --train_examples 1024 --sample_tiles 1 \\
+        --engines factored projected --projection_width 32 64 128 --train_kernel
     python tools/benchmark_kernels.py --quick
     python tools/benchmark_kernels.py --whole_runs --against ../older --model .cache/demo/bert-tiny --data_dir …/16-42
 """
@@ -20,6 +23,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +44,16 @@ from lmntk.config.tool_parser import Parser, run_tool
 from lmntk.data.examples import split_file
 from lmntk.data.tasks import find_task
 from lmntk.errors import Bounds, UsageError, check_numbers
-from lmntk.kernels import ENGINES, FORMULAS, MemoryBudgetError
+from lmntk.kernels import ENGINES, ESTIMATES, FORMULAS, MemoryBudgetError
+from lmntk.kernels.projection import DEFAULT_WIDTH
 from lmntk.storage.atomic import write_atomically
 from lmntk.storage.part_names import read_part_keys
 from lmntk.storage.tables import format_table
 
+YARDSTICKS = {"jvp": PUBLISHED, "factored": "factored"}  # what the others are compared with, by its name in JSON
 BOUNDS = (
     *(Bounds(name, 1) for name in ("train_examples", "x_examples", "threads", "repeats", "kernel_lora_rank")),
+    Bounds("projection_width", 1),
     Bounds("sample_tiles", 0),
     Bounds("memory_gb", 0, above=True),
 )
@@ -63,7 +70,20 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--original_dir", help="its original files, such as data/original/SST-2: examples beyond the k-shot folder's"
     )
-    parser.add_argument("--engines", nargs="+", choices=[*ENGINES, *PEERS], help="what to measure (default factored)")
+    parser.add_argument(
+        "--engines", nargs="+", choices=[*ENGINES, *ESTIMATES, *PEERS], help="what to measure (default factored)"
+    )
+    parser.add_argument(
+        "--projection_width",
+        nargs="+",
+        type=int,
+        help=f"for the projected engine: one or several widths (default {DEFAULT_WIDTH})",
+    )
+    parser.add_argument(
+        "--train_kernel",
+        action="store_true",
+        help="train × train too, as a run computes it; with the engines factored and projected",
+    )
     parser.add_argument("--train_examples", nargs="+", type=int, help="N, one or several (default 32)")
     parser.add_argument("--x_examples", type=int, help="X (default 1000)")
     parser.add_argument("--formula", nargs="+", default=["sgd"], choices=FORMULAS, help="one or several formulas")
@@ -89,6 +109,7 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
         given.shape = given.shape or "quick"
     given.engines = given.engines or (list(ENGINES) if given.quick else ["factored"])
     given.train_examples = given.train_examples or ([16] if given.quick else [32])
+    given.projection_width = given.projection_width or ([DEFAULT_WIDTH] if "projected" in given.engines else [])
     given.x_examples = given.x_examples if given.x_examples is not None else (64 if given.quick else 1000)
     _check(given)
     return [
@@ -108,6 +129,7 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
             times_only=given.times_only,
             part_keys=keys,
             lora_rank=rank,
+            train_kernel=given.train_kernel,
         )
         for threads in given.threads
         for n in given.train_examples
@@ -145,12 +167,29 @@ def _check(given: argparse.Namespace) -> None:
     if given.template is not None and given.model is None:
         raise UsageError("--template needs --model: a --shape has no tokenizer to read it with")
     check_numbers(BOUNDS, vars(given))
+    _check_estimates(given)
     one_logit = [formula for formula in given.formula if FORMULAS[formula].is_asymmetric]
     if (given.binary_classification or one_logit) and len(task.labels) != 2:
         cause = "--binary_classification" if given.binary_classification else f"--formula {one_logit[0]}"
         raise UsageError(f"{cause} takes tasks of two classes, but {task.name} has {len(task.labels)}")
     if given.json is not None and not Path(given.json).resolve().parent.is_dir():
         raise UsageError(f"--json: there is no folder {Path(given.json).resolve().parent}")
+
+
+def _check_estimates(given: argparse.Namespace) -> None:
+    if given.projection_width and "projected" not in given.engines:
+        raise UsageError("--projection_width is for the projected engine: name it with --engines, or leave this out")
+    if "projected" in given.engines:
+        signed = [formula for formula in given.formula if FORMULAS[formula].signed]
+        if signed:
+            raise UsageError(
+                f"--engines projected takes --formula sgd: a projection keeps no signs, as {signed[0]} needs"
+            )
+        if given.kernel_lora_rank is not None:
+            raise UsageError("--engines projected keeps no kernels of adapters: leave out --kernel_lora_rank")
+    slow = [engine for engine in given.engines if engine not in ("factored", *ESTIMATES)]
+    if given.train_kernel and slow:
+        raise UsageError(f"--train_kernel takes the engines factored and projected: leave out {slow[0]}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,32 +202,47 @@ def main(argv: list[str] | None = None) -> int:
 def measure_all(given: argparse.Namespace) -> None:
     """Measure, print a table, write JSON."""
     jobs = jobs_of(given)
-    engines, rows = given.engines if given.times_only else [PUBLISHED, *given.engines], []
-    with tqdm(total=len(jobs) * len(engines), unit="measurement") as bar:
+    kinds, rows = _kinds(given), []
+    with tqdm(total=len(jobs) * len(kinds), unit="measurement") as bar:
         for job in jobs:
             measured, truth = [], None
-            for engine in engines:
-                bar.set_description(f"{engine}, {job.formula}, N = {job.train_examples}, {job.threads} threads")
-                row, truth = in_own_process(measure, job, engine, truth)
+            for engine, width in kinds:
+                name = engine if width is None else f"{engine} {width}"
+                bar.set_description(f"{name}, {job.formula}, N = {job.train_examples}, {job.threads} threads")
+                row, truth = in_own_process(measure, replace(job, projection_width=width), engine, truth)
                 measured.append(row)
                 bar.update()
-            rows += [row | {"speedup_over_jvp": _speedup(measured[0], row)} for row in measured]
+            rows += [
+                row | {f"speedup_over_{name}": _speedup(row, measured, of) for name, of in YARDSTICKS.items()}
+                for row in measured
+            ]
     rows = [row | {"seconds_over_first_formula": row["seconds"] / _first_formula(row, rows)["seconds"]} for row in rows]
-    print(format_table(map(_cells, rows), "markdown", words=["engine", "formula", "stages"]), end="")
+    estimates = any(row["engine"] in ESTIMATES for row in rows)
+    cells = [_cells(row, estimates) for row in rows]
+    print(format_table(cells, "markdown", words=["engine", "formula", "stages"]), end="")
     if given.json:
         text = json.dumps(rows, indent=2) + "\n"
         write_atomically(Path(given.json), lambda file: file.write(text.encode()))
         print(f"\nmeasurements are in {given.json}")
 
 
-def _speedup(first: dict[str, Any], row: dict[str, Any]) -> float | None:
-    """Return how many times as fast as the published method an engine is; None where that was not measured."""
-    return first["seconds_per_pair"] / row["seconds_per_pair"] if first["engine"] == PUBLISHED else None
+def _kinds(given: argparse.Namespace) -> list[tuple[str, int | None]]:
+    """Return the engines to measure in turn, an estimate once for each width."""
+    found: list[tuple[str, int | None]] = [] if given.times_only else [(PUBLISHED, None)]
+    for engine in given.engines:
+        found += [(engine, width) for width in (given.projection_width if engine in ESTIMATES else [None])]
+    return found
+
+
+def _speedup(row: dict[str, Any], measured: list[dict[str, Any]], yardstick: str) -> float | None:
+    """Return how many times as fast as a yardstick a measurement is; None if that is not among those of the job."""
+    others = [other for other in measured if other["engine"] == yardstick]
+    return others[0]["seconds_per_pair"] / row["seconds_per_pair"] if others else None
 
 
 def _first_formula(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the measurement of the same engine, examples and threads with the formula that was named first."""
-    same = ("engine", "model", "n_train", "n_x", "threads")
+    same = ("engine", "projection_width", "model", "n_train", "n_x", "threads")
     return next(other for other in rows if all(other[key] == row[key] for key in same))
 
 
@@ -208,21 +262,27 @@ def _with_usage_errors(work: Callable[..., Any], *arguments: Any) -> Any:
         raise UsageError(f"`memory_gb`: {error}") from None
 
 
-def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """Return a line of the table for a measurement."""
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _cells(row: dict[str, Any], estimates: bool) -> dict[str, str]:
+    """Return a line of the table for a measurement, with more columns where estimates are among them."""
     return {
-        "engine": row["engine"],
+        "engine": row["engine"] if row["projection_width"] is None else f"{row['engine']} {row['projection_width']}",
         "formula": row["formula"],
         "N × X": f"{row['n_train']} × {row['n_x']}",
         "C": str(row["logits"]),
         "threads": str(row["threads"]),
         **({} if row["slices"] == 1 else {"slices": str(row["slices"])}),
         "seconds": f"{row['seconds']:.1f}",
-        "CPU s": "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.1f}",
+        "CPU s": _number(row["cpu_seconds"], ".1f"),
         "× first formula": f"{row['seconds_over_first_formula']:.2f}",
         "s / pair": f"{row['seconds_per_pair']:.2e}",
-        "speed-up": "" if row["speedup_over_jvp"] is None else f"{row['speedup_over_jvp']:.1f}",
-        "error": "" if row["relative_error"] is None else f"{row['relative_error']:.1e}",
+        "speed-up": _number(row["speedup_over_jvp"], ".1f"),
+        **({"× factored": _number(row["speedup_over_factored"], ".1f")} if estimates else {}),
+        "error": _number(row["relative_error"], ".1e"),
+        **({"median error": _number(row["median_error"], ".1e")} if estimates else {}),
         "peak GB": f"{row['peak_memory_gb']:.1f}",
         "GFLOP/s": f"{row['matmul_gflops']:.0f}",
         "roofline": f"{row['roofline_fraction']:.2f}",

@@ -1,6 +1,7 @@
 """tools/benchmark_kernels.py: what it measures in its quick form, and what it refuses before it measures anything."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from transformers import AutoTokenizer
 
 import benchmark_kernels
 from benchmarks import inputs as benchmark_inputs
-from benchmarks.engines import sample_plan
-from lmntk.kernels import MemoryBudget
+from benchmarks import run_times
+from benchmarks.engines import errors_of_estimate
+from benchmarks.run_times import sample_plan
+from lmntk.kernels import MemoryBudget, assemble, make_engine
 from lmntk.kernels.tiling import TileSize, make_plan
 from tiny_models import save_tiny_checkpoint, tiny_config
 
@@ -173,6 +176,11 @@ def test_a_causal_model_is_asked_behind_the_last_token_of_a_template_of_ones_own
         (["--quick", "--original_dir", "d"], "--original_dir needs --data_dir"),
         (["--quick", "--task_name", "sst2"], "unknown task 'sst2': did you mean 'SST-2'?"),
         (["--quick", "--task_name", "trec", "--formula", "asymmetric_signgd"], "takes tasks of two classes"),
+        (["--quick", "--projection_width", "8"], "--projection_width is for the projected engine"),
+        (["--quick", "--engines", "projected", "--projection_width", "0"], "--projection_width is 0, but it must be 1"),
+        (["--quick", "--engines", "projected", "--formula", "signgd"], "--engines projected takes --formula sgd"),
+        (["--quick", "--engines", "projected", "--kernel_lora_rank", "2"], "leave out --kernel_lora_rank"),
+        (["--quick", "--train_kernel"], "--train_kernel takes the engines factored and projected: leave out jacobian"),
         (["--quick", "--json", "no/such/file.json"], "--json: there is no folder"),
     ],
 )
@@ -198,3 +206,69 @@ def test_only_the_published_method_computes_all_positions_of_the_last_layer(publ
     problem.model.logits_fn(problem.params, problem.train.batch([0]))
     length = len(inputs.train.features[0].input_ids)
     assert positions == [length if published else 1] and length > 1
+
+
+def rows_in_process(flags, folder, monkeypatch):
+    """Return the measurements of a command line, all of which this process makes."""
+    file = folder / "measurements.json"
+    monkeypatch.setattr(benchmark_kernels, "in_own_process", lambda work, *arguments: work(*arguments))
+    assert benchmark_kernels.main([*flags, "--threads", "1", "--json", str(file)]) == 0
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_each_width_of_an_estimate_is_compared_with_the_exact_engine(tmp_path, monkeypatch, capsys):
+    flags = ["--shape", "tiny-bert", "--train_examples", "3", "--x_examples", "4", "--times_only", "--train_kernel"]
+    flags += ["--engines", "factored", "projected", "--projection_width", "2", "5"]
+    rows = rows_in_process(flags, tmp_path, monkeypatch)
+    assert [(row["engine"], row["projection_width"]) for row in rows] == [
+        ("factored", None),
+        ("projected", 2),
+        ("projected", 5),
+    ]
+    for row in rows:
+        assert row["seconds_per_pair"] == pytest.approx(row["seconds"] / (3 * 4 + 6)), "train × train is symmetric"
+        assert row["speedup_over_factored"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
+        assert row["seconds_over_first_formula"] == 1, "of the same width"
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert "× factored" in header and "median error" in header
+    assert [line.split(" | ")[0].strip("| ") for line in lines[:3]] == ["factored", "projected 2", "projected 5"]
+
+
+@pytest.mark.parametrize("width", [3, 99])
+def test_the_error_of_an_estimate_is_against_the_exact_kernel(width):
+    """A width above all sizes leaves the kernel exact."""
+    flags = ["--shape", "tiny-bert", "--train_examples", "3", "--x_examples", "4", "--engines", "projected"]
+    (job,) = jobs_of(flags)
+    job = replace(job, projection_width=width)
+    inputs = benchmark_inputs.load_inputs(job)
+    model = benchmark_inputs.load_model(job, inputs, torch.float64)
+    found = errors_of_estimate(job, "projected", model, inputs)
+    truth = benchmark_inputs.true_kernel(job, inputs)
+    engine = make_engine(benchmark_inputs.make_problem(job, model, inputs), "projected")
+    plan = engine.plan()
+    off = assemble(engine.blocks(plan), plan, engine.problem) - truth
+    expected = {"relative_error": off.norm() / truth.norm(), "median_error": (off / truth).abs().median()}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), rel=1e-6, abs=1e-12)
+        assert (found[name] < 1e-12) == (width == 99)
+
+
+def test_a_run_is_timed_with_its_train_kernel_first(monkeypatch):
+    """Both kernels, the second with what the first engine holds of the train examples."""
+    (job,) = jobs_of(["--shape", "tiny-bert", "--train_examples", "3", "--x_examples", "4", "--train_kernel"])
+    inputs = benchmark_inputs.load_inputs(job)
+    problem = benchmark_inputs.make_problem(job, benchmark_inputs.load_model(job, inputs, torch.float64), inputs)
+    seen, make = [], run_times.make_engine
+
+    def remember(sides, engine, budget, earlier):
+        seen.append((sides.x is None, earlier))
+        return make(sides, engine, budget, earlier=earlier)
+
+    monkeypatch.setattr(run_times, "make_engine", remember)
+    times = run_times.time_run(job, "factored", problem)
+    assert [train for train, _ in seen] == [True, False]
+    assert seen[0][1] is None and seen[1][1] is not None
+    assert times.seconds > 0 and times.by_stage["propagation"] > 0
+    del seen[:]
+    run_times.time_run(replace(job, train_kernel=False), "factored", problem)
+    assert seen == [(False, None)]

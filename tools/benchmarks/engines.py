@@ -1,24 +1,22 @@
 """Seconds, memory and error of one engine on one job."""
 
-import time
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from numpy import ndarray
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.inputs import Inputs, Job, load_inputs, load_model, make_problem, true_kernel
+from benchmarks.run_times import RunTimes, now, time_run
 from lmntk.errors import UsageError
-from lmntk.kernels import ENGINES, Engine, KernelProblem, MemoryBudget, TileRequest, assemble
+from lmntk.kernels import ENGINES, ESTIMATES, Engine, KernelProblem, MemoryBudget, TileRequest, assemble
 from lmntk.kernels.memory import peak_bytes, retain_freed_memory
-from lmntk.kernels.tiling import Plan, Tile, TileRow
-from lmntk.kernels.timing import clock, product_flops
+from lmntk.kernels.tiling import TileRow
+from lmntk.kernels.timing import product_flops
 from lmntk.models.prompt_model import PromptModel
-
-T = TypeVar("T")
 
 PUBLISHED = "published"
 # Other libraries that make the gradients, where they are installed.
@@ -26,6 +24,7 @@ PEERS = ["opacus"] if find_spec("opacus") else []
 SAMPLED_PAIRS = 8
 ERROR_EXAMPLES = {PUBLISHED: 2, "jvp": 2}  # on either side, by engine: these two take a second a pair
 MOST_ERROR_EXAMPLES = 8
+ERROR_EXAMPLES_OF_ESTIMATES = 64
 
 
 def make_engine(job: Job, engine: str, problem: KernelProblem) -> Engine:
@@ -36,7 +35,7 @@ def make_engine(job: Job, engine: str, problem: KernelProblem) -> Engine:
         from benchmarks.peers import OpacusEngine
 
         return OpacusEngine(problem, job.budget)
-    return ENGINES[engine](problem, job.budget)
+    return (ENGINES | ESTIMATES)[engine](problem, job.budget)
 
 
 def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any], ndarray | None]:
@@ -44,7 +43,7 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
 
     Args:
         job: The model, examples and formula.
-        engine: A key of `ENGINES`, one of `PEERS`, or `PUBLISHED`.
+        engine: A key of `ENGINES` or `ESTIMATES`, one of `PEERS`, or `PUBLISHED`.
         truth: The result of `true_kernel`, if it is known already.
 
     Returns:
@@ -54,17 +53,15 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
     inputs = load_inputs(job)
     model = load_model(job, inputs, torch.float32)
     problem = make_problem(job, model, inputs, published=engine == PUBLISHED)
-    pairs = job.train_examples * job.x_examples
     before = peak_bytes(job.torch_device)
-    cpu_seconds = None
-    made = make_engine(job, engine, problem)
-    if engine in (PUBLISHED, "jvp"):
-        seconds = pairs * seconds_per_sampled_pair(made)
-    elif engine == "jacobian" or engine in PEERS:
-        seconds = seconds_of_sampled_jacobians(made)
+    if engine in (PUBLISHED, "jvp", "jacobian", *PEERS):
+        made = make_engine(job, engine, problem)
+        by_pair = engine in (PUBLISHED, "jvp")
+        seconds = job.pairs * seconds_per_sampled_pair(made) if by_pair else seconds_of_sampled_jacobians(made)
+        times = RunTimes(seconds, None, dict(made.timer.seconds))
     else:
         with retain_freed_memory():  # as run.py does; the published program does not
-            seconds, cpu_seconds = seconds_of_kernel(made, job.sample_tiles)
+            times = time_run(job, engine, problem)
     peak = peak_bytes(job.torch_device)
     rate = product_flops(job.torch_device, torch.float32)
     row = {
@@ -76,60 +73,23 @@ def measure(job: Job, engine: str, truth: ndarray | None) -> tuple[dict[str, Any
         "logits": problem.num_logits,
         "threads": job.threads,
         "slices": len(problem.slices),
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "seconds_per_pair": seconds / pairs,
+        "projection_width": job.projection_width,
+        "seconds": times.seconds,
+        "cpu_seconds": times.cpu_seconds,
+        "seconds_per_pair": times.seconds / job.pairs,
         "peak_memory_gb": peak / 2**30,
         "model_memory_gb": before / 2**30,
         "matmul_gflops": rate / 1e9,
-        "roofline_fraction": dense_flops(model, problem) / seconds / rate,
-        "seconds_by_stage": {name: round(value, 3) for name, value in made.timer.seconds.items()},
+        "roofline_fraction": dense_flops(model, problem, job.pairs) / times.seconds / rate,
+        "seconds_by_stage": {name: round(value, 3) for name, value in times.by_stage.items()},
     }
     if job.times_only:
-        return row | {"relative_error": None}, truth
+        return row | {"relative_error": None, "median_error": None}, truth
+    if engine in ESTIMATES:
+        return row | errors_of_estimate(job, engine, model, inputs), truth
     if truth is None:
         truth = true_kernel(job, inputs.first(MOST_ERROR_EXAMPLES)).numpy()
-    return row | {"relative_error": relative_error(job, engine, model, inputs, truth)}, truth
-
-
-def seconds_of_kernel(engine: Engine, sample_tiles: int) -> tuple[float, float]:
-    """Time a whole kernel, or some of its tiles and scale up by the engine's own model of costs.
-
-    Returns:
-        The seconds by the clock, and those that the processor spent on them.
-    """
-    plan = engine.plan()
-    if not sample_tiles or sample_tiles >= len(list(plan)):
-        sampled, scale = plan, 1.0
-    else:
-        sampled, cost = sample_plan(plan, sample_tiles), engine.estimate_cost(plan)
-        scale = plan.seconds(cost) / sampled.seconds(cost)
-    engine.timer.seconds.clear()
-    start, cpu_start = _now(engine), time.process_time()
-    for _ in engine.blocks(sampled):
-        pass
-    return scale * (_now(engine) - start), scale * (time.process_time() - cpu_start)
-
-
-def _now(engine: Engine) -> float:
-    return clock(next(iter(engine.problem.params.values())).device)
-
-
-def sample_plan(plan: Plan, tiles: int) -> Plan:
-    """Return some tiles of `plan`, evenly spaced in its order, which is by length: one tile is of middle length.
-
-    They are tiles of as few train tiles as possible, whose examples are propagated once.
-    """
-    rows = -(-tiles // max(len(row.x_tiles) for row in plan.tile_rows))
-    chosen = []
-    for row in _evenly_spaced(plan.tile_rows, rows):
-        chosen += [Tile(row.train, x) for x in _evenly_spaced(row.x_tiles, min(tiles - len(chosen), -(-tiles // rows)))]
-    return plan.restricted_to(set(chosen))
-
-
-def _evenly_spaced(items: Sequence[T], number: int) -> list[T]:
-    """Return the middles of so many equal parts of `items`."""
-    return [items[(2 * part + 1) * len(items) // (2 * number)] for part in range(min(number, len(items)))]
+    return row | {"relative_error": relative_error(job, engine, model, inputs, truth), "median_error": None}, truth
 
 
 def seconds_per_sampled_pair(engine: Engine) -> float:
@@ -141,7 +101,7 @@ def seconds_per_sampled_pair(engine: Engine) -> float:
     plan = replace(engine.plan(), tile_rows=(TileRow((problem.typical_example,), tuple((index,) for index in chosen)),))
     rounds = []
     for _ in range(3):  # the first one warms up; the better of the others counts, since the machine may be busy
-        marks = [_now(engine) for _ in engine.blocks(plan)]
+        marks = [now(engine) for _ in engine.blocks(plan)]
         rounds.append((marks[-1] - marks[0]) / (len(marks) - 1))
     return min(rounds[1:])
 
@@ -154,9 +114,9 @@ def seconds_of_sampled_jacobians(engine: Engine) -> float:
     ((train, x_tiles),) = plan.tile_rows
     list(engine.blocks(replace(plan, tile_rows=(TileRow(train[:1], (x_tiles[0][:1],)),))))  # warms everything up
     tiles = min(3, len(x_tiles))
-    marks = [_now(engine)]
+    marks = [now(engine)]
     for _ in engine.blocks(replace(plan, tile_rows=(TileRow(train, x_tiles[:tiles]),))):
-        marks.append(_now(engine))
+        marks.append(now(engine))
     if tiles == len(x_tiles):
         return marks[-1] - marks[0]
     # One group of parameters after another; the first tile of each includes the train examples' gradients.
@@ -164,8 +124,14 @@ def seconds_of_sampled_jacobians(engine: Engine) -> float:
     return marks[-1] - marks[0] + per_tile * (plan.x_size / 8 - 3)
 
 
-def dense_flops(model: PromptModel, problem: KernelProblem) -> float:
-    """Count the flops of dense gradients: 1 + C passes, forming and contraction, in linear layers only."""
+def dense_flops(model: PromptModel, problem: KernelProblem, pairs: int | None = None) -> float:
+    """Count the flops of dense gradients: 1 + C passes, forming and contraction, in linear layers only.
+
+    Args:
+        model: The model.
+        problem: The kernel.
+        pairs: How many pairs of examples are contracted, if not those of the kernel alone.
+    """
     tokens, c = sum(problem.train.shapes) + sum(problem.x_examples.shapes), problem.num_logits
     decoder = model.lm.get_output_embeddings()
     weights = sum(
@@ -174,7 +140,7 @@ def dense_flops(model: PromptModel, problem: KernelProblem) -> float:
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not decoder
     )
     per_token = 2 * (1 + c) * weights + 2 * c * weights
-    return per_token * tokens + 2 * weights * c**2 * len(problem.train) * len(problem.x_examples)
+    return per_token * tokens + 2 * weights * c**2 * (pairs or len(problem.train) * len(problem.x_examples))
 
 
 def relative_error(
@@ -199,3 +165,25 @@ def relative_error(
     found = slices[: len(problem.parts)].sum(dim=0)
     expected = torch.from_numpy(truth)[:, : plan.train_size, :, : plan.x_size]
     return float((found - expected).norm() / expected.norm())
+
+
+def errors_of_estimate(job: Job, engine: str, model: PromptModel, inputs: Inputs) -> dict[str, float]:
+    """Compare an estimate with the `factored` engine on the first examples of either side.
+
+    Returns:
+        `relative_error`, the relative Frobenius error of entries, and `median_error`, the median relative error.
+    """
+    problem = make_problem(job, model, inputs.first(ERROR_EXAMPLES_OF_ESTIMATES))
+    found = {}
+    for name in (engine, "factored"):
+        made = make_engine(job, name, problem)
+        plan = made.plan()
+        found[name] = assemble(made.blocks(plan), plan, problem)
+    return entry_errors(found[engine], found["factored"])
+
+
+def entry_errors(estimate: Tensor, exact: Tensor) -> dict[str, float]:
+    """Return the relative Frobenius error of an estimate, and the median of its entries' relative errors."""
+    off = estimate - exact
+    median = (off / exact).abs().median()
+    return {"relative_error": float(off.norm() / exact.norm()), "median_error": float(median)}

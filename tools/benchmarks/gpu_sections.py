@@ -20,11 +20,11 @@ from benchmarks.engines import (
     dense_flops,
     make_engine,
     relative_error,
-    seconds_of_kernel,
     seconds_of_sampled_jacobians,
     seconds_per_sampled_pair,
 )
 from benchmarks.inputs import Inputs, Job, load_inputs, load_model, make_problem, true_kernel
+from benchmarks.run_times import seconds_of_kernel
 from lmntk.errors import first_sentence
 from lmntk.kernels import ENGINES, FORMULAS, Engine
 from lmntk.kernels.memory import peak_bytes

@@ -15,7 +15,7 @@ from lmntk.config.arguments import DataArguments
 from lmntk.config.prompt_settings import resolve_prompts
 from lmntk.data.examples import Example, read_examples, split_file
 from lmntk.data.tasks import Task, find_task
-from lmntk.kernels import FORMULAS, FunctionModel, KernelProblem, MemoryBudget, ModuleModel
+from lmntk.kernels import FORMULAS, FunctionModel, KernelProblem, MemoryBudget, ModuleModel, Projection
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.models.families import is_causal, max_positions
 from lmntk.models.loading import LoadOptions, load_prompt_model
@@ -84,6 +84,8 @@ class Job:
         left_out: Ends of the names of parameters that do not count.
         part_keys: What parameters are told apart by, if the engine keeps parts; empty for none.
         lora_rank: The rank of the adapters whose kernels are kept too; None for none.
+        train_kernel: Measure train × train too, as a run computes it.
+        projection_width: The width of the `projected` engine's estimate; None for an exact engine.
     """
 
     model: str
@@ -103,6 +105,14 @@ class Job:
     left_out: tuple[str, ...] = ()
     part_keys: tuple[str, ...] = ()
     lora_rank: int | None = None
+    train_kernel: bool = False
+    projection_width: int | None = None
+
+    @property
+    def pairs(self) -> int:
+        """The pairs of examples whose entries are computed; of train × train, one of two mirrored ones."""
+        n = self.train_examples
+        return n * self.x_examples + (n * (n + 1) // 2 if self.train_kernel else 0)
 
     @property
     def torch_device(self) -> torch.device:
@@ -233,8 +243,14 @@ def make_problem(job: Job, model: PromptModel, inputs: Inputs, published: bool =
     if job.lora_rank is not None:
         adapters = draw_adapters(model, params, LowRankSettings(job.lora_rank, 2 * job.lora_rank))
     part_of = parts_of(params, model, job.part_keys) if job.part_keys else None
+    projection = None if job.projection_width is None else Projection(job.projection_width)
     return KernelProblem(
-        **sides, model=ModuleModel(logits_fn, model), params=params, part_of=part_of, low_rank=adapters
+        **sides,
+        model=ModuleModel(logits_fn, model),
+        params=params,
+        part_of=part_of,
+        low_rank=adapters,
+        projection=projection,
     )
 
 
