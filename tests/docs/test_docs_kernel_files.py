@@ -107,6 +107,9 @@ def test_the_table_of_files_has_all_that_a_run_leaves(place: Workplace) -> None:
     slices = {f"{split}_{kind}_kernels_sst-2.pt" for split in ("train", "dev", "test") for kind in ("part", "lora")}
     others = slices | {"solver_selection_sst-2.csv", "step-<T>_sst-2.safetensors"}
     others |= {f"influence_{split}_sst-2.csv" for split in ("train", "dev", "test")}
+    others |= {f"feature_predictions_{split}_sst-2.csv" for split in ("train", "dev", "test")}
+    others |= {f"features_{split}_sst-2.safetensors" for split in ("train", "dev", "test")}
+    others |= {"feature_results_sst-2.csv"}
     others |= {f"{split}_variance_sst-2.csv" for split in ("train", "dev", "test")}
     assert told - left == {"train_predictions_sst-2.csv", "train_diagonal_sst-2.pt", *others}
 

@@ -12,6 +12,7 @@ from lmntk.config.arguments import flag_names
 TESTED_BY = {
     "README": "docs/test_readme.py",
     "as-published": "config/test_as_published.py",
+    "features": "docs/test_docs_features.py",
     "first-kernel": "docs/test_docs_tutorial.py",
     "forecast": "docs/test_docs_forecast.py",
     "influence": "docs/test_docs_influence.py",

@@ -12,7 +12,7 @@ from lmntk.errors import UnknownNameError, suggest
 NAMES = (
     *("tasks", "splits", "kernel", "train", "gather", "ensemble", "report", "compare"),
     *("influence", "subsets", "forecast", "select", "prompts", "behaviour", "drift", "validate", "reproduce"),
-    *("grid", "estimate", "download", "embed"),
+    *("features", "grid", "estimate", "download", "embed"),
 )
 """The commands in the order of the help; each is the module of that name."""
 

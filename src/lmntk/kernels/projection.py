@@ -61,7 +61,11 @@ class Projection:
         """
         if size <= self.width:
             return None
-        name = f"{self.seed}/{side.value}/{layer}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-        numbers = torch.randn(size, self.width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        generator = self.generator(f"{side.value}/{layer}")
+        numbers = torch.randn(size, self.width, generator=generator, dtype=torch.float64)
         return torch.linalg.qr(numbers).Q * (size / self.width) ** 0.5
+
+    def generator(self, name: str) -> torch.Generator:
+        """Return a generator that depends on the seed and a name alone."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:8], "big", signed=True)
+        return torch.Generator().manual_seed(seed)

@@ -95,6 +95,18 @@ class RunPaths:
         """The table of what train examples do to the predictions of a split; for train, of leave-one-out."""
         return self._path(split, "influence_{mode}_{task}.csv")
 
+    def features(self, split: str) -> Path:
+        """The projected gradients of a split's examples."""
+        return self._path(split, "features_{mode}_{task}.safetensors")
+
+    def feature_predictions(self, split: str) -> Path:
+        """The table of predictions from features, one example a row."""
+        return self._path(split, "feature_predictions_{mode}_{task}.csv")
+
+    def feature_results(self) -> Path:
+        """The table of regularizations with which features were solved, and their scores."""
+        return Path(self.folder) / f"feature_results_{self.task_key}.csv"
+
     def metrics(self, split: str) -> Path:
         """The metrics of a split; LM-BFF calls those of dev ``eval``."""
         pattern = "eval_results_{task}.txt" if Split.parse(split).mode == "dev" else "{mode}_results_{task}.txt"

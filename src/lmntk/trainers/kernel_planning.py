@@ -114,7 +114,7 @@ class KernelPlanner:
         begun = distributed.on_rank_zero(self._cache.stored_plan, split, requested, left_out) or {}
         budget = MemoryBudget.from_gb(begun.get("memory_gb") or self._memory_gb)
         name = begun.get("engine", self._args.kernel_engine)
-        engine = make_engine(self._problem(split), name, budget, earlier=self._engine)
+        engine = make_engine(self.problem(split), name, budget, earlier=self._engine)
         # The next kernel takes over what this one has found out; after the last split nothing is held.
         self._engine = None if split == [*self._experiment.datasets][-1] else engine
         asked = self._args.tiles
@@ -137,7 +137,7 @@ class KernelPlanner:
         Raises:
             SettingError: The tiles do not fit into `kernel_memory_gb`.
         """
-        problem = self._problem(split)
+        problem = self.problem(split)
         engine = make_engine(problem, self._args.kernel_engine, MemoryBudget.from_gb(self._memory_gb))
         plan = self._plan(engine, self._args.tiles, None)
         total = sum(1 for _ in plan) * engine.num_parameter_groups(plan)
@@ -159,7 +159,8 @@ class KernelPlanner:
         settings |= parts | ({} if wanted.lora is None else {"kernel_lora_rank": dict(wanted.lora)})
         return {**{f"--{name}": value for name, value in settings.items()}, "device": self._args.device.type}
 
-    def _problem(self, split: str) -> KernelProblem:
+    def problem(self, split: str) -> KernelProblem:
+        """Return the train × `split` kernel as engines see it."""
         model, args = self._experiment.model, self._args
         return KernelProblem(
             model=self._model,

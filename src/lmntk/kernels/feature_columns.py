@@ -1,0 +1,194 @@
+"""How the gradients of each type of layer are projected to the columns of features."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmntk.kernels.contraction import summation_dtype, widened
+from lmntk.kernels.engines.layer_selection import parameters_of
+from lmntk.kernels.layers import EmbeddingLayer, Layer, LayerNormLayer, LinearLayer
+from lmntk.kernels.layers.linear_factors import OuterProducts
+from lmntk.kernels.layers.token_matching import TokenGradients
+from lmntk.kernels.projection import Projection, Side
+
+
+class Buckets:
+    """A random matrix S, ``[size, count]``, with one entry in each row, +1 or −1.
+
+    E S Sᵀ = I because signs are independent, whichever column a row has its entry in.
+
+    Args:
+        bucket: The column of each row's entry, ``[size]``.
+        count: The number of columns.
+        generator: Draws the signs.
+    """
+
+    def __init__(self, bucket: Tensor, count: int, generator: torch.Generator) -> None:
+        self.count = count
+        self.bucket = bucket
+        self.sign = (torch.randint(2, bucket.shape, generator=generator) * 2 - 1).to(bucket.device)
+
+    @classmethod
+    def of_rows(cls, projection: Projection, name: str, size: int, count: int) -> "Buckets":
+        """Spread the rows of an embedding: neighbours, such as positions or segments, never share a bucket."""
+        return cls(torch.arange(size) % count, count, projection.generator(f"rows/{name}"))
+
+    @classmethod
+    def of_columns(cls, projection: Projection, size: int, count: int) -> "Buckets":
+        """Spread the columns of features at random."""
+        generator = projection.generator("columns")
+        return cls(torch.randint(count, (size,), generator=generator), count, generator)
+
+    def to(self, device: torch.device) -> "Buckets":
+        """Move the matrix to a device; returns itself."""
+        self.bucket, self.sign = self.bucket.to(device), self.sign.to(device)
+        return self
+
+    def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return rows of the matrix, ``[..., count]``, for indices ``[...]``; a negative one gives zeros."""
+        known = indices.clamp(min=0)
+        found = torch.zeros(*indices.shape, self.count, dtype=dtype, device=indices.device)
+        signs = self.sign[known] * (indices >= 0)
+        return found.scatter_(-1, self.bucket[known][..., None], signs[..., None].to(dtype))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return ``[..., count]`` of values ``[..., size]``."""
+        found = values.new_zeros(*values.shape[:-1], self.count)
+        return found.index_add_(-1, self.bucket, values * self.sign.to(values.dtype))
+
+
+def kept_sides(width: int, rows: int, columns: int) -> tuple[int, int]:
+    """Return how many rows and columns are left of a gradient: k · k numbers at most, all if there are no more.
+
+    A side that is shorter than k stays whole, and the other one keeps the more: two rows of 128 numbers are worth
+    keeping whole, and their kernel may be half of all.
+
+    >>> kept_sides(16, 384, 1536), kept_sides(16, 2, 384), kept_sides(16, 2, 128), kept_sides(16, 1, 384)
+    ((16, 16), (2, 128), (2, 128), (1, 256))
+    """
+    most = width**2
+    if rows * columns <= most:
+        return rows, columns
+    if min(rows, columns) > width:
+        return width, width
+    return (rows, most // rows) if rows < columns else (most // columns, columns)
+
+
+class Sides:
+    """The projection of gradients ``[rows, columns]`` to `kept_sides`.
+
+    Args:
+        projection: The width and the seed.
+        name: What the matrices are drawn for.
+        shape: The rows and columns of a gradient.
+        like: A parameter of the model, for dtype and device.
+    """
+
+    def __init__(self, projection: Projection, name: str, shape: tuple[int, int], like: Tensor) -> None:
+        kept = kept_sides(projection.width, *shape)
+        self.shape = shape
+        self.size = kept[0] * kept[1]
+        self.left, self.right = (
+            None if matrix is None else matrix.to(like.device, summation_dtype(like.dtype))
+            for matrix in (
+                Projection(width, projection.seed).matrix(name, side, size)
+                for width, side, size in zip(kept, Side, shape, strict=True)
+            )
+        )
+
+    def of_factors(self, outputs: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """Return ``[B, C, size]`` of output gradients, ``[B, L, rows]`` a logit, and inputs, ``[B, L, columns]``."""
+        right = _times(inputs, self.right)
+        return torch.stack([(_times(g, self.left).transpose(1, 2) @ right).flatten(1) for g in outputs], dim=1)
+
+    def of_gradients(self, gradients: Tensor) -> Tensor:
+        """Return ``[..., size]`` of gradients, ``[..., rows, columns]``."""
+        half = _times(gradients, self.right).transpose(-1, -2)
+        return _times(half, self.left).transpose(-1, -2).flatten(-2)
+
+    def of_vectors(self, gradients: Tensor) -> Tensor:
+        """Return ``[..., size]`` of gradients, ``[..., columns]``, of one row."""
+        return _times(gradients, self.right)
+
+
+Columns = Mapping[str, tuple[int, Callable[[Any], Tensor]]]
+"""By parameter: how many columns it has, and what returns them, ``[B, C, columns]``, for a batch's factors."""
+
+
+KNOWN = (LinearLayer, EmbeddingLayer, LayerNormLayer)
+"""The layer types whose factors can be projected; the gradients of others are formed."""
+
+
+def columns_of(layer: Layer, prefix: str, factors: object, used: int, projection: Projection, like: Tensor) -> Columns:
+    """Return how the gradients of a layer's parameters are projected.
+
+    Args:
+        layer: A layer of one of the types `KNOWN`.
+        prefix: Its name.
+        factors: Its factors of a typical example.
+        used: Of an embedding, how many rows some examples use.
+        projection: The width and the seed.
+        like: A parameter of the model, for dtype and device.
+    """
+    names = dict(zip(sorted(layer.parameter_names), parameters_of(prefix, layer), strict=True))
+    if isinstance(factors, OuterProducts):
+        return _linear_columns(names, prefix, factors, projection, like)
+    if isinstance(factors, TokenGradients):
+        return _embedding_columns(layer, names["weight"], used, projection, like)
+    return _norm_columns(layer, names, projection, like)
+
+
+def _linear_columns(
+    names: Mapping[str, str], prefix: str, typical: OuterProducts, projection: Projection, like: Tensor
+) -> Columns:
+    columns: dict[str, tuple[int, Callable[[Any], Tensor]]] = {}
+    if "weight" in names:
+        assert typical.inputs is not None
+        weight = Sides(projection, prefix, (typical.out_features, typical.inputs.shape[2]), like)
+        columns[names["weight"]] = weight.size, lambda f: weight.of_factors(f.gradients, f.inputs)
+    if "bias" in names:
+        assert typical.biases is not None
+        bias = Sides(projection, names["bias"], (1, typical.biases.shape[2]), like)
+        columns[names["bias"]] = bias.size, lambda f: bias.of_vectors(f.biases)
+    return columns
+
+
+def _norm_columns(layer: Layer, names: Mapping[str, str], projection: Projection, like: Tensor) -> Columns:
+    columns: dict[str, tuple[int, Callable[[Any], Tensor]]] = {}
+    start = 0
+    for local in (local for local in ("weight", "bias") if local in names):  # the order of a norm's factors
+        size = layer.module.get_parameter(local).numel()
+        vector = Sides(projection, names[local], (1, size), like)
+        columns[names[local]] = vector.size, partial(_part_of_vector, vector, slice(start, start + size))
+        start += size
+    return columns
+
+
+def _part_of_vector(vector: Sides, own: slice, factors: Tensor) -> Tensor:
+    return vector.of_vectors(factors[:, :, own])
+
+
+def _embedding_columns(layer: Layer, name: str, used: int, projection: Projection, like: Tensor) -> Columns:
+    rows, width = layer.module.get_parameter("weight").shape
+    # Of a table of segments most texts use one row: unless all fit, what matters is how many are used.
+    kept_rows = rows if rows * width <= projection.width**2 else max(1, used)
+    count, kept = kept_sides(projection.width, kept_rows, width)
+    matrix = Projection(kept, projection.seed).matrix(name, Side.INPUT, width)
+    right = None if matrix is None else matrix.to(like.device, summation_dtype(like.dtype))
+    buckets = Buckets.of_rows(projection, name, rows, count).to(like.device)
+
+    def project(factors: TokenGradients) -> Tensor:
+        values = _times(factors.gradients, right)  # [B, L, C, kept]
+        left = buckets.rows(factors.token, values.dtype)
+        product = left.transpose(1, 2) @ values.flatten(2)  # [B, count, C · kept]
+        return product.unflatten(2, values.shape[2:]).transpose(1, 2).flatten(2)
+
+    return {name: (count * kept, project)}
+
+
+def _times(factors: Tensor, matrix: Tensor | None) -> Tensor:
+    """Return ``[..., k]`` of ``[..., d]`` in the dtype that sums have."""
+    return widened(factors) if matrix is None else widened(factors) @ matrix

@@ -1,0 +1,199 @@
+"""Ridge regression on features: the predictions of `lstsq` with the kernel ΦΦᵀ, without forming that kernel.
+
+With features Φ, ``[N · C, d]``, targets y and μ = λ‖ΦΦᵀ‖₂, the weights that minimise ‖Φw − y‖² + μ‖w‖² are
+
+    w = (ΦᵀΦ + μI)⁻¹ Φᵀy = Φᵀ (ΦΦᵀ + μI)⁻¹ y,
+
+so that Φ_x w is the prediction Φ_x Φᵀ α of `lstsq` (Hoerl and Kennard 1970; Saunders et al. 1998 for the dual form).
+Features are read in blocks, twice at most for the direct way, and sums are float64.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg.blas import dsymv, dsyrk
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from lmntk.errors import Bounds, NotFiniteError, SolverError, check_numbers
+from lmntk.solvers.problem import Array
+
+LARGEST_GRAM = 16_000
+"""Up to this size a Gram matrix is formed and factored, which takes 16 bytes for each of its entries."""
+
+BLOCK_NUMBERS = 2**23
+"""Numbers of a block of features in float64: 64 MB."""
+
+TOLERANCE = 1e-8
+"""Conjugate gradients stop where the residual is this part of the right side."""
+
+MOST_STEPS = 5000
+RIDGE_BOUNDS = (Bounds("kernel_regularization", 0, 1e6, above=True),)
+
+
+class FeatureRows(Protocol):
+    """The features of the examples of a split, in memory or in a file."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """N, C and d."""
+        ...
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Return the features of some consecutive examples, ``[n, C, d]``."""
+        ...
+
+
+class FeatureRidge:
+    """Ridge regression on the features of train examples, for several λ at the cost of one pass over them.
+
+    It factors ΦᵀΦ + μI or ΦΦᵀ + μI, the smaller of the two, or, where both are large, takes conjugate gradients on the
+    first: one product with Φ and one with Φᵀ for a step, which need one pass, of all λ together.
+
+    Args:
+        features: Φ of the train examples.
+        iterative: Whether to take conjugate gradients; None for what fits.
+        tolerance: Of conjugate gradients: the norm of the residual over that of the right side, Φᵀy.
+
+    Attributes:
+        norm: ‖ΦΦᵀ‖₂, by Lanczos iterations.
+        is_iterative: Whether conjugate gradients are taken.
+
+    Raises:
+        NotFiniteError: Features are NaN or infinite.
+    """
+
+    def __init__(self, features: FeatureRows, iterative: bool | None = None, tolerance: float = TOLERANCE) -> None:
+        n, c, d = features.shape
+        self._features, self._tolerance = features, tolerance
+        self._by_columns = d <= n * c
+        smaller = min(d, n * c)
+        self.is_iterative = smaller > LARGEST_GRAM if iterative is None else iterative
+        self._gram = None if self.is_iterative else _gram(features, self._by_columns)
+        if not np.isfinite(self._transposed(np.ones(n * c))).all():
+            raise NotFiniteError("the features hold NaN or infinity: compute them again with `kernel_dtype=float64`")
+        operator = LinearOperator((d, d), matvec=self._product, dtype=np.float64) if self._gram is None else self._gram
+        self.norm = _largest_eigenvalue(operator)
+
+    def fit(self, regularizations: Sequence[float], targets: Array) -> Array:
+        """Return the weights for each λ, ``[d, number of λ]``.
+
+        Args:
+            regularizations: The λ, in units of ‖ΦΦᵀ‖₂, each above 0.
+            targets: y, ``[N, C]``.
+
+        Raises:
+            SettingError: A λ is not above 0: features have fewer columns, or rows, than the system has unknowns.
+            SolverError: A system cannot be solved to the tolerance.
+        """
+        for number in regularizations:
+            check_numbers(RIDGE_BOUNDS, {"kernel_regularization": number})
+        penalties = np.asarray(regularizations, np.float64) * self.norm
+        flat = np.asarray(targets, np.float64).reshape(-1)
+        if self._gram is None:
+            return self._iterate(penalties, self._transposed(flat))
+        right = self._transposed(flat) if self._by_columns else flat
+        found = np.stack([_factored_solution(self._gram, penalty, right) for penalty in penalties], axis=1)
+        return found if self._by_columns else self._transposed(found)
+
+    def _iterate(self, penalties: Array, right: Array) -> Array:
+        """Solve (ΦᵀΦ + μI) w = Φᵀy for each μ by conjugate gradients (Hestenes and Stiefel 1952)."""
+        weights = np.zeros((len(right), len(penalties)))
+        residuals = np.repeat(right[:, None], len(penalties), axis=1)
+        directions, squares = residuals.copy(), (residuals**2).sum(axis=0)
+        goal = (self._tolerance * np.linalg.norm(right)) ** 2
+        for _ in range(MOST_STEPS):
+            active = squares > goal
+            if not active.any():
+                return weights
+            moved = self._product(directions[:, active]) + penalties[active] * directions[:, active]
+            steps = squares[active] / (directions[:, active] * moved).sum(axis=0)
+            weights[:, active] += steps * directions[:, active]
+            residuals[:, active] -= steps * moved
+            before = squares[active]
+            squares[active] = (residuals[:, active] ** 2).sum(axis=0)
+            directions[:, active] = residuals[:, active] + squares[active] / before * directions[:, active]
+        raise SolverError(
+            f"conjugate gradients did not reach the tolerance {self._tolerance:g} in {MOST_STEPS} steps: take a larger "
+            "`kernel_regularization`",
+            solver="ridge",
+        )
+
+    def _product(self, vectors: Array) -> Array:
+        """Return ΦᵀΦ v, ``[d, s]`` or ``[d]``, in one pass."""
+        found = np.zeros(vectors.shape)
+        for _, block in blocks_of(self._features):
+            found += block.T @ (block @ vectors)
+        return found
+
+    def _transposed(self, vectors: Array) -> Array:
+        """Return Φᵀv, ``[d, s]`` or ``[d]``, of v, ``[N · C, s]`` or ``[N · C]``."""
+        found = np.zeros((self._features.shape[2], *vectors.shape[1:]))
+        for rows, block in blocks_of(self._features):
+            found += block.T @ vectors[rows]
+        return found
+
+
+def predict(features: FeatureRows, weights: Array) -> Array:
+    """Return the predictions Φw, float64 ``[X, C]``, or ``[s, X, C]`` of weights ``[d, s]``."""
+    n, c, _ = features.shape
+    found = np.concatenate([block @ weights for _, block in blocks_of(features)])
+    return np.ascontiguousarray(found.T).reshape(*weights.shape[1:], n, c)
+
+
+def blocks_of(features: FeatureRows, first: int = 0, numbers: int | None = None) -> Iterator[tuple[slice, Array]]:
+    """Yield the rows of Φ in blocks: which they are, and their values, float64 ``[rows, d]``.
+
+    Args:
+        features: The features.
+        first: The example to begin with.
+        numbers: How many numbers a block may have; None for `BLOCK_NUMBERS`.
+    """
+    n, c, d = features.shape
+    size = max(1, (numbers or BLOCK_NUMBERS) // (c * d))
+    for start in range(first, n, size):
+        block = features.rows(start, min(start + size, n))
+        yield slice(start * c, start * c + block.shape[0] * c), np.asarray(block, np.float64).reshape(-1, d)
+
+
+def _gram(features: FeatureRows, by_columns: bool) -> Array:
+    """Return ΦᵀΦ or ΦΦᵀ, of which the upper triangle is filled."""
+    n, c, d = features.shape
+    size = d if by_columns else n * c
+    found = np.zeros((size, size), order="F")
+    if by_columns:
+        for _, block in blocks_of(features):
+            found = dsyrk(1.0, block.T, beta=1.0, c=found, overwrite_c=True)
+        return found
+    # All rows are read again for each block: larger ones are read less often.
+    large = 4 * BLOCK_NUMBERS
+    for rows, block in blocks_of(features, numbers=large):
+        for others, other in blocks_of(features, rows.start // c, large):
+            found[rows, others] = block @ other.T
+    return found
+
+
+def _factored_solution(gram: Array, penalty: float, right: Array) -> Array:
+    """Solve (G + μI) x = b by Cholesky; of G the upper triangle counts."""
+    matrix = gram.copy(order="F")
+    matrix[np.diag_indices_from(matrix)] += penalty
+    try:
+        factor = cho_factor(matrix, overwrite_a=True, check_finite=False)
+    except LinAlgError as error:
+        raise SolverError(
+            "the features are too alike for so small a `kernel_regularization`: take a larger one", solver="ridge"
+        ) from error
+    return np.asarray(cho_solve(factor, right, check_finite=False))
+
+
+def _largest_eigenvalue(matrix: Array | LinearOperator) -> float:
+    """Return the largest eigenvalue of a positive semidefinite matrix, of which the upper triangle counts."""
+    size = matrix.shape[0]
+    operator: Array | LinearOperator = matrix
+    if isinstance(matrix, np.ndarray):
+        if size < 3:
+            return float(np.linalg.eigvalsh(matrix, UPLO="U")[-1])
+        operator = LinearOperator((size, size), matvec=lambda v: dsymv(1.0, matrix, v), dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(size)
+    return float(eigsh(operator, k=1, v0=start, return_eigenvectors=False)[0])

@@ -1,0 +1,104 @@
+"""Predictions from stored features: ridge regression, its regularization chosen on dev, and the tables of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmntk.config.arguments import TrainingArguments
+from lmntk.data.metrics import mean_over_samples
+from lmntk.errors import SettingError
+from lmntk.experiment.experiment import Evaluation
+from lmntk.prompts.features import FeatureDataset
+from lmntk.solvers.feature_ridge import FeatureRidge, predict
+from lmntk.solvers.problem import SolverSettings, class_ids, divided_f0, squared_error, targets
+from lmntk.storage.feature_files import StoredFeatures
+from lmntk.trainers.base import score
+
+REGULARIZATIONS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""The candidates: the eigenvalue that they are relative to grows with the number of examples, the others less."""
+
+
+@dataclass(frozen=True)
+class FeatureSolution:
+    """The predictions with the regularization that was chosen.
+
+    Attributes:
+        regularizations: The candidates.
+        scores: For each the main metric on dev and the loss there; empty where nothing was chosen.
+        chosen: The one that was taken.
+        evaluations: Those of every split but train.
+        is_iterative: Whether conjugate gradients were taken.
+    """
+
+    regularizations: Sequence[float]
+    scores: Sequence[tuple[float, float]]
+    chosen: float
+    evaluations: Mapping[str, Evaluation]
+    is_iterative: bool
+
+
+def solve_features(
+    features: Mapping[str, StoredFeatures],
+    datasets: Mapping[str, FeatureDataset],
+    args: TrainingArguments,
+    regularizations: Sequence[float] = REGULARIZATIONS,
+    iterative: bool | None = None,
+) -> FeatureSolution:
+    """Fit ridge regression to the features of train, as `lstsq` fits their kernel, and predict the other splits.
+
+    Args:
+        features: Those of each split, ``"train"`` among them.
+        datasets: The data sets of the splits.
+        args: Say whether to adjust for the untrained model's logits.
+        regularizations: The candidates, chosen among by the main metric on dev, and of equal ones by the loss.
+        iterative: Whether to take conjugate gradients; None for what fits.
+
+    Raises:
+        SettingError: There are several candidates and no dev examples.
+        SolverError: The system cannot be solved.
+    """
+    if len(regularizations) > 1 and "dev" not in features:
+        raise SettingError(
+            "`kernel_regularization` is chosen on dev, which these features lack: give one number, or a run with "
+            "`do_eval`",
+            setting="kernel_regularization",
+        )
+    train = features["train"]
+    ridge = FeatureRidge(train, iterative)
+    wanted = targets(_classes(train), train.shape[1]) - _f0(train, args, "train")
+    weights = ridge.fit(regularizations, wanted)
+    scores: list[tuple[float, float]] = []
+    if len(regularizations) > 1:
+        found = predict(features["dev"], weights)
+        data, task = datasets["dev"], datasets["dev"].task
+        metric = f"{task.metric_prefix}{task.main_metrics[0]}"
+        evaluations = [_evaluate(data, features["dev"], logits, args) for logits in found]
+        scores = [(one.metrics[f"eval_{metric}"], one.metrics["eval_loss"]) for one in evaluations]
+    best = max(range(len(scores)), key=lambda number: (scores[number][0], -scores[number][1]), default=0)
+    others = {split: own for split, own in features.items() if split != "train"}
+    chosen = {
+        split: _evaluate(datasets[split], own, predict(own, weights[:, best]), args) for split, own in others.items()
+    }
+    return FeatureSolution(regularizations, scores, regularizations[best], chosen, ridge.is_iterative)
+
+
+def _evaluate(
+    data: FeatureDataset, features: StoredFeatures, predictions: np.ndarray, args: TrainingArguments
+) -> Evaluation:
+    logits = predictions + _f0(features, args, data.mode)
+    loss = squared_error(logits, targets(_classes(features), logits.shape[1]))
+    averaged = mean_over_samples(logits, data.num_examples)
+    labels = np.asarray(data.labels[: data.num_examples])
+    found = score(data.task, averaged, labels) | {"loss": loss}
+    return Evaluation({f"eval_{name}": value for name, value in found.items()}, averaged, labels)
+
+
+def _classes(features: StoredFeatures) -> np.ndarray:
+    return class_ids(features.labels, features.shape[1])
+
+
+def _f0(features: StoredFeatures, args: TrainingArguments, split: str) -> np.ndarray:
+    """Return f₀ / s, or zeros without `adjust_for_init`."""
+    scaling = args.f0_scaling if isinstance(args.f0_scaling, int | float) else SolverSettings.f0_scaling
+    return divided_f0(features.logits if args.adjust_for_init else None, features.shape[:2], scaling, split)

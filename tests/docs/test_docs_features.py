@@ -1,0 +1,30 @@
+"""docs/explanation/features.md: its commands on tiny data, and its Python on their files."""
+
+import contextlib
+import runpy
+from typing import Any
+
+from command_line import Workplace
+from doc_commands import blocks, commands, page_text
+from lmntk.commands import features as kernel_features
+
+PAGE = page_text("features")
+
+
+def test_the_commands_write_the_features_in_which_the_python_finds_neighbours(place: Workplace, capsys: Any) -> None:
+    first, second = commands(PAGE)
+    assert first[:2] == second[:2] == ["python", "tools/kernel_features.py"]
+    place.run("--data_dir", "data", "--model_name_or_path", "model", output=first[2])
+    with contextlib.chdir(place.folder):
+        assert kernel_features.main([*first[2:], "--check", "0"]) == 0
+        tiny = ("--task_name", "sst-2", "--data_dir", "data", "--model_name_or_path", "model", "--use_cpu")
+        assert kernel_features.main([*second[2:], *tiny]) == 0
+        said = capsys.readouterr()
+        assert "relative error" in said.out
+        (block,) = blocks(PAGE, "python")
+        assert f'"{first[2]}"), "mr"' in block
+        (place.folder / "block.py").write_text(block.replace('"mr"', '"sst-2"'), encoding="utf-8")
+        names = runpy.run_path("block.py")
+    assert names["nearest"].shape == names["of_layer"].shape == (6, 3)
+    assert 0 < len(names["columns"]) < names["train"].shape[1]
+    assert abs(names["cosines"]).max() <= 2

@@ -1,0 +1,154 @@
+"""Features against projected per-example autograd gradients in float64, and the statistics of their inner products."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import oracle
+from engine_problems import gradients_by_name, names_of, problem_of, sides
+from lmntk.kernels import FORMULAS, BatchedExamples, FunctionModel, KernelProblem, MemoryBudget, ModuleModel, Projection
+from lmntk.kernels.feature_columns import Buckets, kept_sides
+from lmntk.kernels.features import FeatureMap
+from lmntk.kernels.projection import Side
+from lmntk.models.parameters import ParameterFilter
+from tiny_models import PaddedPrompts, tiny_prompt_model
+
+BUDGET = MemoryBudget(2**28)
+DRAWN = Projection(3, 5)
+
+
+def map_of(architecture, projection=DRAWN, dimension=None):
+    model = tiny_prompt_model(architecture)
+    train, x = sides(architecture)
+    problem = problem_of(model, names_of(model, ParameterFilter()), train, x)
+    return FeatureMap(problem, projection, BUDGET, dimension)
+
+
+def features_of(mapped, examples):
+    return torch.cat([mapped.features(examples, [i])[0] for i in range(len(examples))])
+
+
+def projected(name, module, gradients):
+    """What must be left of the oracle's gradients ``[N, C, *shape]`` of a module's parameter: ``[N, C, columns]``."""
+    layer, embeds = name, isinstance(module, nn.Embedding)
+    if gradients.dim() == 3:
+        gradients = gradients[:, :, None]
+    elif type(module).__name__ == "Conv1D":
+        gradients = gradients.transpose(-1, -2)
+    rows, columns = gradients.shape[2:]
+    if embeds and rows * columns > DRAWN.width**2:
+        rows = int((gradients.abs().sum(dim=(0, 1, 3)) > 0).sum())
+    elif not embeds and name.endswith("weight"):
+        layer = name.removesuffix(".weight") if gradients.shape[2] > 1 else name
+    kept = kept_sides(DRAWN.width, rows, columns)
+    sizes = gradients.shape[2:]
+    left, right = (
+        Projection(width, DRAWN.seed).matrix(layer, side, size)
+        for width, side, size in zip(kept, Side, sizes, strict=True)
+    )
+    if embeds:
+        left = Buckets.of_rows(DRAWN, name, sizes[0], kept[0]).rows(torch.arange(sizes[0]), torch.float64)
+    left, right = (
+        torch.eye(size, dtype=torch.float64) if matrix is None else matrix
+        for matrix, size in zip((left, right), sizes, strict=True)
+    )
+    return torch.einsum("ncoi,ok,ij->nckj", gradients, left, right).flatten(2)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "gpt2", "llama", "opt"])
+def test_features_are_the_oracles_gradients_projected_parameter_by_parameter(architecture):
+    mapped = map_of(architecture)
+    problem = mapped._problem
+    modules, gradients = dict(problem.model.module.named_modules()), gradients_by_name(architecture)[0]
+    found = features_of(mapped, problem.train)
+    assert found.shape == (3, 2, mapped.dimension)
+    assert {part.name for part in mapped.parts} == set(problem.params)
+    for part in mapped.parts:
+        prefix, _, local = part.name.rpartition(".")
+        module = modules[prefix]
+        rows = getattr(module, "label_word_ids", slice(None))
+        own = gradients[part.name].unflatten(-1, module.get_parameter(local).shape)[:, :, rows]
+        expected, columns = projected(part.name, module, own), found[:, :, part.start : part.stop]
+        assert columns.shape == expected.shape
+        assert (columns - expected).norm() <= 1e-12 * own.norm() + 1e-14
+
+
+def test_batches_with_padding_have_the_features_of_their_examples_alone():
+    mapped = map_of("bert")
+    prompts = PaddedPrompts(sides("bert")[0])
+    together, logits = mapped.features(prompts, [2, 1, 0])
+    alone = features_of(mapped, prompts)
+    assert torch.allclose(together.flip(0), alone, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(logits.flip(0), torch.cat([mapped.features(prompts, [i])[1] for i in range(3)]))
+
+
+class Reader(nn.Module):
+    """Embeds words, adds a vector that no layer type knows, and reads two logits off."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.norm, self.fc, self.out = nn.Embedding(9, 6), nn.LayerNorm(6), nn.Linear(6, 7), nn.Linear(7, 2)
+        self.shift = nn.Parameter(torch.ones(3, 4, 2))
+
+    def forward(self, ids):
+        hidden = self.fc(self.norm(self.words(ids))) * (self.shift * self.shift.flip(1)).sum()
+        return self.out(torch.tanh(hidden).sum(dim=1))
+
+
+def reader_problem():
+    torch.manual_seed(0)
+    module = Reader().double().requires_grad_(False)
+    ids = torch.randint(9, (5, 4), generator=torch.Generator().manual_seed(1))
+    params = {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+    def logits_fn(params, batch):
+        return torch.func.functional_call(module, params, batch)
+
+    model = ModuleModel(logits_fn, module)
+    sgd = FORMULAS["sgd"]
+    return KernelProblem(
+        train=BatchedExamples([ids]), x=None, formula=sgd, num_logits=2, model=model, params=params
+    ), ids
+
+
+@pytest.mark.parametrize("dimension", [None, 20])
+def test_inner_products_are_the_kernel_in_the_mean_over_seeds(dimension):
+    problem, ids = reader_problem()
+    module = problem.model.module
+    exact_gradients = oracle.gradients(
+        module.requires_grad_(True), [*module.parameters()], [ids[i : i + 1] for i in range(5)]
+    )
+    module.requires_grad_(False)
+    exact = torch.einsum("iap,jbp->iajb", exact_gradients, exact_gradients)
+    draws, kernels = 150, []
+    for seed in range(draws):
+        mapped = FeatureMap(problem, Projection(2, seed), BUDGET, dimension)
+        assert mapped.num_fallback_parameters == 24
+        found = mapped.features(problem.train, range(5))[0]
+        kernels.append(torch.einsum("iap,jbp->iajb", found, found))
+    estimates = torch.stack(kernels)
+    spread = estimates.std(dim=0) / draws**0.5
+    assert ((estimates.mean(dim=0) - exact).abs() < 4.5 * spread + 1e-12).all()
+    assert spread.norm() > 0.01 * exact.norm()  # so that the mean is of estimates
+
+
+def test_a_width_that_keeps_all_gives_the_exact_kernel():
+    problem, ids = reader_problem()
+    mapped = FeatureMap(problem, Projection(9), BUDGET)
+    found = mapped.features(problem.train, range(5))[0]
+    module = problem.model.module.requires_grad_(True)
+    gradients = oracle.gradients(module, [*module.parameters()], [ids[i : i + 1] for i in range(5)])
+    exact = torch.einsum("iap,jbp->iajb", gradients, gradients)
+    estimate = torch.einsum("iap,jbp->iajb", found, found)
+    assert (estimate - exact).norm() < 1e-12 * exact.norm()
+
+
+def test_signs_and_functions_without_a_module_are_refused():
+    problem, _ = reader_problem()
+    with pytest.raises(ValueError, match="does not keep the signs"):
+        FeatureMap(replace(problem, formula=FORMULAS["signgd"]), DRAWN, BUDGET)
+    function = replace(problem, model=FunctionModel(problem.model.logits_fn))
+    with pytest.raises(ValueError, match="need the module"):
+        FeatureMap(function, DRAWN, BUDGET)

@@ -1,0 +1,71 @@
+"""Ridge regression on features against least squares on the kernel that they make, which is formed here."""
+
+import numpy as np
+import pytest
+
+from lmntk.errors import NotFiniteError, SettingError
+from lmntk.solvers import feature_ridge, fit
+from lmntk.solvers.feature_ridge import FeatureRidge, predict
+from lmntk.solvers.problem import SolverSettings, targets
+
+LAMBDAS = (0.001, 0.03, 1.0)
+
+
+class InMemory:
+    def __init__(self, values):
+        self.values, self.shape = values, values.shape
+
+    def rows(self, start, stop):
+        return self.values[start:stop]
+
+
+def random_features(n, c, d, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, c, d)) * np.linspace(0.1, 2, d)
+
+
+def by_kernel(train, x, classes, regularization):
+    """The predictions of `lstsq` on the kernels ΦΦᵀ and ΦΦ_xᵀ."""
+    kernels = [np.einsum("iad,jbd->iajb", train, other) for other in (train, x)]
+    solver = fit("lstsq", kernels[0], classes, settings=SolverSettings(regularization=regularization))
+    return solver.predict(kernels[1], np.zeros(len(x), int)).logits
+
+
+@pytest.mark.parametrize("iterative", [False, True])
+@pytest.mark.parametrize("dimension", [7, 60])
+def test_predictions_are_those_of_least_squares_on_the_kernel_of_the_features(dimension, iterative, monkeypatch):
+    monkeypatch.setattr(feature_ridge, "BLOCK_NUMBERS", 500)  # several blocks, the last one smaller
+    train, x = random_features(23, 2, dimension), random_features(9, 2, dimension, seed=1)
+    classes = np.arange(23) % 2
+    ridge = FeatureRidge(InMemory(train), iterative, tolerance=1e-12)
+    assert ridge.is_iterative is iterative
+    assert ridge.norm == pytest.approx(np.linalg.norm(train.reshape(-1, dimension), 2) ** 2, rel=1e-12)
+    weights = ridge.fit(LAMBDAS, targets(classes, 2))
+    for found, regularization in zip(predict(InMemory(x), weights), LAMBDAS, strict=True):
+        expected = by_kernel(train, x, classes, regularization)
+        assert np.abs(found - expected).max() <= 1e-8 * np.abs(expected).max()
+
+
+def test_float32_features_are_added_in_float64():
+    features = random_features(40, 1, 6).astype(np.float32)
+    ridge = FeatureRidge(InMemory(features))
+    weights = ridge.fit([0.01], np.ones((40, 1)))
+    flat = features.reshape(-1, 6).astype(np.float64)
+    norm = np.linalg.norm(flat, 2) ** 2
+    expected = np.linalg.solve(flat.T @ flat + 0.01 * norm * np.eye(6), flat.T @ np.ones(40))
+    np.testing.assert_allclose(weights[:, 0], expected, rtol=1e-10)
+
+
+def test_what_is_too_large_to_be_formed_is_solved_by_conjugate_gradients(monkeypatch):
+    monkeypatch.setattr(feature_ridge, "LARGEST_GRAM", 5)
+    assert FeatureRidge(InMemory(random_features(8, 1, 6))).is_iterative
+    assert not FeatureRidge(InMemory(random_features(8, 1, 5))).is_iterative
+    assert not FeatureRidge(InMemory(random_features(5, 1, 60))).is_iterative
+
+
+def test_no_regularization_and_broken_features_are_refused():
+    with pytest.raises(SettingError) as refused:
+        FeatureRidge(InMemory(random_features(8, 1, 6))).fit([0.0], np.ones((8, 1)))
+    assert refused.value.data["setting"] == "kernel_regularization"
+    for iterative in (False, True):
+        with pytest.raises(NotFiniteError):
+            FeatureRidge(InMemory(np.full((4, 1, 5), np.nan)), iterative)
