@@ -118,6 +118,8 @@ TRAINING_FLAGS = {
     "kernel_engine": "auto",
     "projection_width": None,
     "projection_seed": 0,
+    "projection_check": 32,
+    "projection_tolerance": None,
     "kernel_dtype": "float32",
     "kernel_memory_gb": None,
     "kernel_per_layer": False,

@@ -18,8 +18,9 @@ OWN_KEYS = """
     kernel_selection kernel_solver kernel_steps kernel_variance l2_loss linear_head_halved linear_head_order
     load_kernels logging_dir lora_alpha lora_r mapping mapping_id mapping_path max_seq_length model_family model_id
     model_name_or_path no_predict no_train num_demo num_k num_sample only_biases optimizer optimizer_variant
-    other_sent_limit overwrite_cache overwrite_kernels overwrite_output_dir past_index plain_lbfgs projection_seed
-    projection_width prompt_id prompt_path published_settings random_model_init random_segment save_at_last save_logit
+    other_sent_limit overwrite_cache overwrite_kernels overwrite_output_dir past_index plain_lbfgs projection_check
+    projection_seed projection_tolerance projection_width prompt_id prompt_path published_settings random_model_init
+    random_segment save_at_last save_logit
     save_logit_dir save_logit_pairs segments select_by sharded_ddp sweep tag task_defaults task_name template
     template_id template_path tokenizer_name top_n_template tpu_metrics_debug tpu_num_cores train_tile trainer
     truncate_demonstrations_only truncate_head use_full_length use_task_word warmup_ratio x_tile

@@ -10,6 +10,7 @@ from lmntk.kernels.engines import ENGINES, ESTIMATES, projection_of
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.projection import DEFAULT_WIDTH, Projection
+from lmntk.kernels.projection_check import DEFAULT_EXAMPLES
 from lmntk.solvers import SOLVERS
 from lmntk.solvers.bounds import SOLVER_BOUNDS
 from lmntk.solvers.candidates import AUTO, read_candidates, settings_grid, used_settings
@@ -111,6 +112,13 @@ class KernelArguments:
         f"{DEFAULT_WIDTH}."
     )
     projection_seed: int = flag("For --kernel_engine projected: the seed of the random matrices.", 0)
+    projection_check: int = flag(
+        "For --kernel_engine projected: the examples of each side on which its error is measured.", DEFAULT_EXAMPLES
+    )
+    projection_tolerance: float | None = flag(
+        "For --kernel_engine projected: choose the smallest width whose relative error, measured on train, is at most "
+        "this, such as 0.05; with --projection_width, refuse that width if its error is larger."
+    )
     kernel_dtype: str = flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
     kernel_memory_gb: float | None = flag(
         f"Memory for kernels, in GB; default: {MemoryBudget.DEFAULT_FRACTION:.0%}% of the free memory."

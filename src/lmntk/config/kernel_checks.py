@@ -8,6 +8,7 @@ from lmntk.data.tasks import Task
 from lmntk.errors import SettingError
 from lmntk.kernels.engines import ENGINES, ESTIMATES
 from lmntk.kernels.formulas import FORMULAS
+from lmntk.kernels.projection_check import DEFAULT_EXAMPLES, FEWEST_EXAMPLES
 
 
 def refuse(arguments: Any, setting: str, problem: str) -> NoReturn:
@@ -58,7 +59,9 @@ def check_kernel_parts(training: TrainingArguments) -> None:
 def check_projection(training: TrainingArguments) -> None:
     """Refuse settings of a projection that nothing is projected with, and what a projection cannot keep."""
     if training.kernel_engine not in ESTIMATES:
-        for setting, default in (("projection_width", None), ("projection_seed", 0)):
+        defaults = {"projection_width": None, "projection_seed": 0}
+        defaults |= {"projection_tolerance": None, "projection_check": DEFAULT_EXAMPLES}
+        for setting, default in defaults.items():
             if getattr(training, setting) != default:
                 refuse(training, setting, "is for `kernel_engine=projected`: add it, or leave this out")
         return
@@ -70,6 +73,11 @@ def check_projection(training: TrainingArguments) -> None:
         refuse(training, "kernel_lora_rank", f"{problem}take another `kernel_engine`")
     if training.projection_width is not None and training.projection_width < 1:
         refuse(training, "projection_width", "keeps nothing of a gradient: take 1 or more, such as 64")
+    if training.projection_check < FEWEST_EXAMPLES:
+        problem = "is too few: the error of an estimate is always measured, on 2 examples of each side or more"
+        refuse(training, "projection_check", problem)
+    if training.projection_tolerance is not None and not training.projection_tolerance > 0:
+        refuse(training, "projection_tolerance", "is not an error that an estimate reaches: take one such as 0.05")
 
 
 def check_snapshots(task: Task, training: TrainingArguments) -> None:

@@ -171,6 +171,7 @@ CONDITIONS = (
     ),
     Condition(
         ("kernel_solver", "kernel_regularization", "kernel_engine", "projection_width", "projection_seed",
+         "projection_check", "projection_tolerance",
          "kernel_per_layer", "kernel_parts",
          "kernel_lora_rank", "kernel_lora_targets", "kernel_variance", "exclude_embeddings",
          "exclude_head", "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),

@@ -76,6 +76,15 @@ def read_stored_plan(
     )
 
 
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """Return the plan in a folder of tiles, whatever kernel it is of; empty if there is none that can be read."""
+    try:
+        stored = read_json(_plan_file(folder))
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
 def drop_tiles(folder: Path) -> None:
     """Remove a folder of tiles: their kernel is written, or they are not wanted."""
     # The plan goes last: as long as it is there, the remaining tiles can be used.

@@ -14,6 +14,7 @@ from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import FileError
 from lmntk.experiment.experiment import Evaluation, Experiment
+from lmntk.experiment.projection_error import ProjectionError
 from lmntk.experiment.provenance import parameter_filter, provenance
 from lmntk.kernels.functional import with_values
 from lmntk.kernels.memory import peak_bytes, retain_freed_memory
@@ -23,6 +24,7 @@ from lmntk.trainers.fine_tuned import FineTuned, check_output_folder, clear_own_
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
 from lmntk.trainers.loaded_kernels import LoadedKernelTrainer, SplitKernel
+from lmntk.trainers.projected_width import described_error
 from lmntk.trainers.snapshots import SnapshotWriter
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class KernelTrainer(LoadedKernelTrainer):
         super().__init__(experiment, model_args, args, experiment.model, experiment.collator)
         self._experiment = experiment
         self._planner = KernelPlanner(experiment, model_args, self.args, self._cache)
+        self._width_is_given = self.args.projection_width is not None
         self._untrained_logits: dict[str, tuple[Tensor, Tensor]] = {}
         self._train_kernel: Tensor | None = None  # on the first process, where snapshots need it
         self._fine_tuned = None
@@ -137,6 +140,10 @@ class KernelTrainer(LoadedKernelTrainer):
     def _last_step(self) -> int | None:
         return None if self._fine_tuned is None else self._fine_tuned.step
 
+    def _set_width(self, width: int | None) -> None:
+        """Take the width that an earlier command has found; without one, the tolerance chooses it."""
+        self.args = self.args.with_changes(projection_width=self._planner.set_width(width).projection_width)
+
     def _spec(self, split: str) -> dict[str, Any]:
         return self._planner.spec(split)
 
@@ -153,6 +160,7 @@ class KernelTrainer(LoadedKernelTrainer):
         job = self._planner.job(split)
         if distributed.is_first():
             logger.info("computing the %s", PlanSummary.of(job, self._planner.grad_dim))
+        error = distributed.on_rank_zero(self._projection_error, job, split)
         start = time.perf_counter()
         with job.reporting_progress_on_interrupt():
             distributed.on_rank_zero(self._begin, job, split)
@@ -160,7 +168,7 @@ class KernelTrainer(LoadedKernelTrainer):
                 num_reused = job.compute(progress=distributed.is_first() and not self.args.disable_tqdm)
             seconds = time.perf_counter() - start
             targets = self.untrained_logits(split)[1]
-            return distributed.keep_on_rank_zero(self._complete, job, split, targets, num_reused, seconds)
+            return distributed.keep_on_rank_zero(self._complete, job, split, targets, num_reused, seconds, error)
 
     def _lacks_diagonal(self, split: str) -> bool:
         """Return whether K(x, x) is to be added to a kernel of the output folder."""
@@ -189,7 +197,20 @@ class KernelTrainer(LoadedKernelTrainer):
                 path=self.args.output_dir,
             )
 
-    def _complete(self, job: KernelJob, split: str, targets: Tensor, num_reused: int, seconds: float) -> SplitKernel:
+    def _projection_error(self, job: KernelJob, split: str) -> ProjectionError | None:
+        """Measure the error of an estimate, and refuse a width that was given and does not reach the tolerance."""
+        smallest = min(settings.regularization for settings in self.args.solver_grid)
+        return self._planner.error_of(job, split, smallest, checks=self._width_is_given and split == "train")
+
+    def _complete(
+        self,
+        job: KernelJob,
+        split: str,
+        targets: Tensor,
+        num_reused: int,
+        seconds: float,
+        error: ProjectionError | None,
+    ) -> SplitKernel:
         """Assemble the kernel from its tiles, write it, and remove the tiles."""
         values, slices, diagonal = job.kernel()
         slices = self._planner.described(slices)
@@ -201,10 +222,12 @@ class KernelTrainer(LoadedKernelTrainer):
             "tiles_of_a_stopped_run": num_reused,
             "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
             **provenance(self._experiment, self._model_args, split),
+            **({} if error is None else described_error(error.description, self.args)),
         }
         if split == "train":
             clear_own_snapshots(self._cache.paths)  # they are of another kernel
         path = self._cache.save(split, (values, targets), slices, description, diagonal)
         self._cache.drop_tiles(split)
         logger.info("wrote the %s kernel to %s", job.name, path)
-        return SplitKernel(values, targets, slices.layers, diagonal)
+        own = None if error is None else float(error.description["own"])
+        return SplitKernel(values, targets, slices.layers, diagonal, own)

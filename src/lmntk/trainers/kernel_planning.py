@@ -16,6 +16,13 @@ from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
 from lmntk.errors import KernelMismatchError, SettingError
 from lmntk.experiment.experiment import Experiment
+from lmntk.experiment.projection_error import (
+    ProjectionError,
+    check_tolerance,
+    choose_width,
+    describe_check,
+    measure_error,
+)
 from lmntk.experiment.provenance import (
     adapters_of_kernel,
     hash_of_weights,
@@ -37,6 +44,7 @@ from lmntk.kernels import (
     assemble,
     make_engine,
 )
+from lmntk.kernels.engines import ProjectedEngine
 from lmntk.kernels.memory import resident_bytes
 from lmntk.kernels.timing import seconds_of
 from lmntk.models.low_rank import draw_adapters, matrix_shapes
@@ -47,6 +55,7 @@ from lmntk.storage.kernel_cache import KernelCache
 from lmntk.storage.kernel_slices import LORA_KEY, PARTS_KEY, KernelSlices
 from lmntk.storage.wording import duration, quantity
 from lmntk.trainers.kernel_job import KernelJob, job_settings
+from lmntk.trainers.projected_width import TOLERANCE_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +66,7 @@ LOGITS_OF_SNAPSHOTS = 5
 
 
 # Settings of `_plan_settings` that a plan leaves out where they are not given.
-SLICE_SETTINGS = ("kernel_parts", "kernel_lora_rank")
+OPTIONAL_SETTINGS = ("kernel_parts", "kernel_lora_rank", TOLERANCE_KEY)
 
 
 class KernelPlanner:
@@ -110,7 +119,7 @@ class KernelPlanner:
             KernelMismatchError: Another command has left tiles of this kernel.
         """
         requested = distributed.on_rank_zero(lambda: self.spec(split) | self._plan_settings())
-        left_out = [f"--{name}" for name in SLICE_SETTINGS]
+        left_out = [f"--{name}" for name in OPTIONAL_SETTINGS]
         begun = distributed.on_rank_zero(self._cache.stored_plan, split, requested, left_out) or {}
         budget = MemoryBudget.from_gb(begun.get("memory_gb") or self._memory_gb)
         name = begun.get("engine", self._args.kernel_engine)
@@ -123,6 +132,49 @@ class KernelPlanner:
         plan = distributed.on_rank_zero(self._plan, engine, tiles, self._cache.paths.tiles(split) if begun else None)
         store = distributed.on_rank_zero(self._cache.open_tiles, split, requested | job_settings(engine, plan))
         return KernelJob(f"train × {split}", engine, plan, engine.estimate_cost(plan), store)
+
+    def set_width(self, width: int | None) -> TrainingArguments:
+        """Take a width for the projection; by None let the tolerance choose it, on train. Return the arguments with it.
+
+        Raises:
+            SettingError: No width reaches the tolerance.
+        """
+        args = self._args
+        if width is None:
+            assert args.projection_tolerance is not None
+            if distributed.is_first():
+                number = min(args.projection_check, len(self._experiment.datasets["train"]))
+                logger.info("choosing the projection's width by its error on %s of train", quantity(number, "example"))
+            self._engine = engine = make_engine(
+                self._problem("train"), args.kernel_engine, MemoryBudget.from_gb(self._memory_gb)
+            )
+            assert isinstance(engine, ProjectedEngine)
+            tolerance, shown = args.projection_tolerance, distributed.is_first() and not args.disable_tqdm
+            width = distributed.on_rank_zero(choose_width, engine, args.projection_check, tolerance, progress=shown)
+        self._args = args.with_changes(projection_width=width)
+        return self._args
+
+    def error_of(self, job: KernelJob, split: str, regularization: float, checks: bool) -> ProjectionError | None:
+        """Measure the error of a kernel before it is computed, on the first process; None for an exact kernel.
+
+        Args:
+            job: The kernel.
+            split: Its split.
+            regularization: λ of the predictions.
+            checks: Whether the width was given beside a tolerance, which it must reach.
+
+        Raises:
+            SettingError: The width does not reach the tolerance.
+        """
+        engine, size = job.engine, self._args.projection_check
+        if not isinstance(engine, ProjectedEngine):
+            return None
+        labels = self._experiment.datasets["train"].labels, self._experiment.datasets[split].labels
+        error = measure_error(engine, size, labels, regularization, progress=not self._args.disable_tqdm)
+        logger.info("%s: %s", job.name, error)
+        if checks and self._args.projection_tolerance is not None:
+            check_tolerance(error, self._args.projection_tolerance, engine, size)
+        return error
 
     def compute(self, split: str, show_progress: bool = False) -> Tensor:
         """Compute the train × `split` kernel in memory: no file is read or written.
@@ -157,6 +209,8 @@ class KernelPlanner:
         wanted = self._cache.slices
         parts = {} if wanted.layers_alone or not wanted.keys else {"kernel_parts": ",".join(wanted.keys)}
         settings |= parts | ({} if wanted.lora is None else {"kernel_lora_rank": dict(wanted.lora)})
+        tolerance = self._args.projection_tolerance
+        settings |= {} if tolerance is None else {TOLERANCE_KEY: tolerance}
         return {**{f"--{name}": value for name, value in settings.items()}, "device": self._args.device.type}
 
     def problem(self, split: str) -> KernelProblem:
@@ -258,6 +312,8 @@ class KernelPlanner:
                 continue
             job = self.job(split)
             logger.info("would compute the %s", PlanSummary.of(job, self.grad_dim))
+            if isinstance(job.engine, ProjectedEngine):
+                seconds += describe_check(job.engine, self._args.projection_check)
             seconds += job.seconds() + _seconds_of_logits(data, logits)
             jobs.append(job)
         if last_step is not None:

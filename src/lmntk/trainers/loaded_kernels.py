@@ -34,6 +34,7 @@ from lmntk.trainers.base import FewShotTrainer, score
 from lmntk.trainers.kernel_planning import log_total
 from lmntk.trainers.layer_scores import LayerSolver, fit_layers, score_layers, write_layer_scores
 from lmntk.trainers.left_out import leave_one_out_metrics
+from lmntk.trainers.projected_width import ERROR_KEY, awaits_width, stored_error, stored_width
 from lmntk.trainers.variance import check_one_prompt_each, gaussian_process, score_variance
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,14 @@ class SplitKernel:
         labels: Those of the X examples, ``[X]``.
         layers: The layers' parts of the kernel; empty where they are not wanted.
         diagonal: K(x, x), float64 ``[X, C, C]`` or ``[2, X, C, C]``; None where it is not there, or X is train.
+        projection_error: The relative error of its entries, where it is an estimate.
     """
 
     values: Tensor
     labels: Tensor
     layers: LayerKernels = field(default_factory=dict)
     diagonal: Tensor | None = None
+    projection_error: float | None = None
 
 
 Side = tuple[SplitKernel | None, np.ndarray | None]
@@ -194,7 +197,14 @@ class LoadedKernelTrainer(FewShotTrainer):
         return self._cache.load_logits(split, kernel.labels)[0].numpy()
 
     def _find_kernel(self, split: str) -> Path | None:
+        if awaits_width(self.args):
+            width = distributed.on_rank_zero(lambda: stored_width(self._cache, self._spec("train"), self.args))
+            self._set_width(width)
         return distributed.on_rank_zero(lambda: self._cache.find_reusable(split, self._spec(split)))
+
+    def _set_width(self, width: int | None) -> None:
+        """Take the width of a projection from the kernels in a folder; None if they do not have it."""
+        self.args = self.args.with_changes(projection_width=width)
 
     def _load(self, split: str, path: Path) -> SplitKernel:
         values, labels = self._cache.load(path, FORMULAS[self.args.kernel_formula].is_asymmetric, self._num_logits)
@@ -203,7 +213,7 @@ class LoadedKernelTrainer(FewShotTrainer):
         layers = self._cache.load_layers(path, split, values) if self._cache.slices.layers_alone else {}
         diagonal = self._load_diagonal(split, path, values) if self.args.kernel_variance else None
         logger.info("took the train × %s kernel from %s", split, path)
-        return SplitKernel(values, labels, layers, diagonal)
+        return SplitKernel(values, labels, layers, diagonal, stored_error(path))
 
     def _load_diagonal(self, split: str, path: Path, values: Tensor) -> Tensor | None:
         if split == "train":
@@ -341,6 +351,8 @@ class LoadedKernelTrainer(FewShotTrainer):
         averaged = mean_over_samples(prediction.logits, len(classes))
         metrics = {f"{prefix}_{name}": value for name, value in score(data.task, averaged, classes).items()}
         metrics |= {f"{prefix}_loss": prediction.loss, **prediction.metrics}
+        if kernel.projection_error is not None:
+            metrics[ERROR_KEY] = kernel.projection_error
         if self._process is not None:
             assert kernel.diagonal is not None
             found = kernel.values.numpy(), kernel.diagonal.numpy(), averaged, classes

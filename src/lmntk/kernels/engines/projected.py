@@ -47,6 +47,11 @@ class ProjectedEngine(FactoredEngine):
             for name, layer in found.items()
         }
 
+    @property
+    def exact_layers(self) -> dict[str, Layer]:
+        """The layers by module name, as they are without a projection."""
+        return self._found
+
     def summary(self, plan: Plan) -> str:
         """Return the engine's name, the width and seed, and how many weights are projected."""
         projection, layers = self.problem.projection, self._layers.values()
