@@ -183,20 +183,21 @@ class SavedRun:
 
     def part_names(self, split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return what the parts of a split's kernel are told apart by, and their names; empty if there are none."""
-        keys, parts = kernel_slices.open_parts(self.kernel_paths, split, self._description_of(split))
+        keys, parts = kernel_slices.open_parts(self.kernel_paths, split, self.description_of(split))
         return keys, tuple(parts)
 
     def part_kernels(self, split: str) -> dict[str, Array]:
         """Return the parts of a split's kernel by name, read from disk where they are used; empty if none were kept."""
-        _, parts = kernel_slices.open_parts(self.kernel_paths, split, self._description_of(split))
+        _, parts = kernel_slices.open_parts(self.kernel_paths, split, self.description_of(split))
         return {name: part.numpy() for name, part in parts.items()}
 
     def lora_kernels(self, split: str) -> dict[str, Array]:
         """Return the kernels of adapters by the names of their weights, read where they are used; empty if none."""
-        adapters = kernel_slices.open_lora(self.kernel_paths, split, self._description_of(split))
+        adapters = kernel_slices.open_lora(self.kernel_paths, split, self.description_of(split))
         return {name: kernel.numpy() for name, kernel in adapters.items()}
 
-    def _description_of(self, split: str) -> Mapping[str, Any]:
+    def description_of(self, split: str) -> Mapping[str, Any]:
+        """Return the description of a split's kernel; empty without one."""
         return kernel_metadata.read_description(self.kernel_paths.kernel(split)) or {}
 
     def layer_results(self) -> list[list[str]]:

@@ -16,7 +16,7 @@ from lmntk.kernels.projection import Projection
 from lmntk.kernels.projection_check import NUM_DRAWS, EntryError, ProjectionCheck, SampledKernels
 from lmntk.kernels.timing import seconds_of
 from lmntk.solvers.problem import SolverSettings, predicted_classes, signed
-from lmntk.storage.wording import duration
+from lmntk.storage.wording import duration, quantity
 
 NUM_TIMED_EXAMPLES = 8
 
@@ -179,6 +179,7 @@ def choose_width(engine: ProjectedEngine, size: int, tolerance: float, above: in
     projection = engine.problem.projection
     assert projection is not None
     check = ProjectionCheck(engine, size)
+    logger.info("choosing the projection's width by its error on %s of train", quantity(len(check.train), "example"))
     widths = [width for width in WIDTHS if above < width < check.longest_side]
     reached = ""
     for width in tqdm(widths, "projection width", unit="width", disable=not progress, leave=False):

@@ -14,6 +14,7 @@ from lmntk.report.figures import KINDS, make_overview, shared_scales
 from lmntk.report.formatting import cosine, escaped, lead, method_of, metric_of, percent, quoted, short, solver_of
 from lmntk.report.influence import InfluenceView, influence_section
 from lmntk.report.plots import LONGEST_NAME
+from lmntk.report.projections import projections_table
 from lmntk.report.trainings import TrainingView, training_section
 
 COSINE = (
@@ -125,6 +126,7 @@ def _group(group: Group, files: dict[str, bytes]) -> str:
     if remarks:
         parts.append('<ul class="note">' + "".join(f"<li>{text}</li>" for text in remarks) + "</ul>")
     parts.append(_kinds(group, files))
+    parts.append(projections_table(summaries))
     parts += [_layers_table(summary, named=len(summaries) > 1) for summary in summaries]
     parts += [_training(group.key, view, len(summaries) > 1, files) for view in group.trainings]
     parts += [_influence(group.key, view, len(summaries) > 1, files) for view in group.influences]

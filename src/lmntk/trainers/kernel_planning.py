@@ -142,15 +142,11 @@ class KernelPlanner:
         args = self._args
         if width is None:
             assert args.projection_tolerance is not None
-            if distributed.is_first():
-                number = min(args.projection_check, len(self._experiment.datasets["train"]))
-                logger.info("choosing the projection's width by its error on %s of train", quantity(number, "example"))
-            self._engine = engine = make_engine(
-                self._problem("train"), args.kernel_engine, MemoryBudget.from_gb(self._memory_gb)
-            )
+            budget = MemoryBudget.from_gb(self._memory_gb)
+            self._engine = engine = make_engine(self.problem("train"), args.kernel_engine, budget)
             assert isinstance(engine, ProjectedEngine)
-            tolerance, shown = args.projection_tolerance, distributed.is_first() and not args.disable_tqdm
-            width = distributed.on_rank_zero(choose_width, engine, args.projection_check, tolerance, progress=shown)
+            asked = engine, args.projection_check, args.projection_tolerance
+            width = distributed.on_rank_zero(choose_width, *asked, progress=not args.disable_tqdm)
         self._args = args.with_changes(projection_width=width)
         return self._args
 
