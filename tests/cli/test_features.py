@@ -66,9 +66,9 @@ def test_flags_of_run_py_give_the_same_features_without_a_kernel_and_a_stopped_c
     given = ["--width", "3", "--dimension", "50", "--check", "0"]
     assert command.main([*given, "--", *of_run]) == 130
     assert partial_path(tmp_path / "new" / "features_train_sst-2.safetensors").is_file()
-    assert command.main([*given, "--solve", "--", *of_run]) == 0
+    assert command.main([*given, "--solve", "--conjugate_gradients", "--", *of_run]) == 0
     assert len(calls) == 4 + 1 + 10, "three prompts were kept"
-    assert "by Cholesky" in capsys.readouterr().out
+    assert "by conjugate gradients" in capsys.readouterr().out
     monkeypatch.undo()
     assert command.main([str(run), *given, "--output_dir", str(tmp_path / "run")]) == 0
     for split in ("train", "dev", "test"):

@@ -11,6 +11,7 @@ from engine_problems import gradients_by_name, names_of, problem_of, sides
 from lmntk.kernels import FORMULAS, BatchedExamples, FunctionModel, KernelProblem, MemoryBudget, ModuleModel, Projection
 from lmntk.kernels.feature_columns import Buckets, kept_sides
 from lmntk.kernels.features import FeatureMap
+from lmntk.kernels.layers import LinearLayer
 from lmntk.kernels.projection import Side
 from lmntk.models.parameters import ParameterFilter
 from tiny_models import PaddedPrompts, tiny_prompt_model
@@ -30,20 +31,21 @@ def features_of(mapped, examples):
     return torch.cat([mapped.features(examples, [i])[0] for i in range(len(examples))])
 
 
-def projected(name, module, gradients):
+def projected(name, module, gradients, single):
     """What must be left of the oracle's gradients ``[N, C, *shape]`` of a module's parameter: ``[N, C, columns]``."""
-    layer, embeds = name, isinstance(module, nn.Embedding)
-    if gradients.dim() == 3:
+    layer, embeds, is_vector = name, isinstance(module, nn.Embedding), gradients.dim() == 3
+    if is_vector:
         gradients = gradients[:, :, None]
     elif type(module).__name__ == "Conv1D":
         gradients = gradients.transpose(-1, -2)
-    rows, columns = gradients.shape[2:]
-    if embeds and rows * columns > DRAWN.width**2:
-        rows = int((gradients.abs().sum(dim=(0, 1, 3)) > 0).sum())
-    elif not embeds and name.endswith("weight"):
-        layer = name.removesuffix(".weight") if gradients.shape[2] > 1 else name
-    kept = kept_sides(DRAWN.width, rows, columns)
     sizes = gradients.shape[2:]
+    rows, columns = sizes
+    width = 2 * DRAWN.width if embeds or single else DRAWN.width
+    if embeds and rows * columns > width**2:
+        rows = int((gradients.abs().sum(dim=(0, 1, 3)) > 0).sum())
+    elif not embeds and not is_vector:
+        layer = name.removesuffix(".weight")
+    kept = (1, min(columns, 4 * DRAWN.width)) if is_vector else kept_sides(width, rows, columns)
     left, right = (
         Projection(width, DRAWN.seed).matrix(layer, side, size)
         for width, side, size in zip(kept, Side, sizes, strict=True)
@@ -55,6 +57,13 @@ def projected(name, module, gradients):
         for matrix, size in zip((left, right), sizes, strict=True)
     )
     return torch.einsum("ncoi,ok,ij->nckj", gradients, left, right).flatten(2)
+
+
+def at_one_position(mapped, module_name):
+    """Whether a linear layer's factors have one position: those behind the attention of the last layer."""
+    layer = mapped._layers.get(module_name)
+    factors = mapped._factors({module_name: layer}, 0)[module_name] if isinstance(layer, LinearLayer) else None
+    return factors is not None and factors.positions == 1
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "gpt2", "llama", "opt"])
@@ -70,7 +79,10 @@ def test_features_are_the_oracles_gradients_projected_parameter_by_parameter(arc
         module = modules[prefix]
         rows = getattr(module, "label_word_ids", slice(None))
         own = gradients[part.name].unflatten(-1, module.get_parameter(local).shape)[:, :, rows]
-        expected, columns = projected(part.name, module, own), found[:, :, part.start : part.stop]
+        expected, columns = (
+            projected(part.name, module, own, at_one_position(mapped, prefix)),
+            found[:, :, part.start : part.stop],
+        )
         assert columns.shape == expected.shape
         assert (columns - expected).norm() <= 1e-12 * own.norm() + 1e-14
 

@@ -33,7 +33,8 @@ def by_kernel(train, x, classes, regularization):
 @pytest.mark.parametrize("iterative", [False, True])
 @pytest.mark.parametrize("dimension", [7, 60])
 def test_predictions_are_those_of_least_squares_on_the_kernel_of_the_features(dimension, iterative, monkeypatch):
-    monkeypatch.setattr(feature_ridge, "BLOCK_NUMBERS", 500)  # several blocks, the last one smaller
+    for name in ("BLOCK_NUMBERS", "CACHED_NUMBERS"):  # several blocks, the last one smaller
+        monkeypatch.setattr(feature_ridge, name, 500)
     train, x = random_features(23, 2, dimension), random_features(9, 2, dimension, seed=1)
     classes = np.arange(23) % 2
     ridge = FeatureRidge(InMemory(train), iterative, tolerance=1e-12)

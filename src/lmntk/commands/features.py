@@ -86,11 +86,12 @@ def _work(given: argparse.Namespace, of_run: Sequence[str]) -> None:
             print(f"relative error of the features' kernel on {min(given.check, len(features['train'].labels))} train "
                   f"texts: {job.error(given.check):.1%}")  # fmt: skip
         if given.solve:
-            from lmntk.trainers.feature_solver import REGULARIZATIONS, solve_features
+            from lmntk.trainers.feature_solver import solve_features
 
-            candidates = REGULARIZATIONS if regularizations is None else regularizations
+            n, c, d = features["train"].shape
+            print(f"solving {n * c:,} equations in {d:,} unknowns", file=sys.stderr)
             iterative = True if given.conjugate_gradients else None
-            found = solve_features(features, job.experiment.datasets, arguments[2], candidates, iterative)
+            found = solve_features(features, job.experiment.datasets, arguments[2], regularizations, iterative)
             _report(job, found)
     for own in features.values():
         print(own.path)

@@ -60,6 +60,13 @@ class Buckets:
         return found.index_add_(-1, self.bucket, values * self.sign.to(values.dtype))
 
 
+OF_A_VECTOR = 4
+"""A vector keeps four times the width at most: most of a model's vectors are small parts of its kernel."""
+
+TWICE = 2
+"""Embeddings, and weights at a single position, keep twice the width of a side: few parameters, most of a kernel."""
+
+
 def kept_sides(width: int, rows: int, columns: int) -> tuple[int, int]:
     """Return how many rows and columns are left of a gradient: k · k numbers at most, all if there are no more.
 
@@ -78,17 +85,19 @@ def kept_sides(width: int, rows: int, columns: int) -> tuple[int, int]:
 
 
 class Sides:
-    """The projection of gradients ``[rows, columns]`` to `kept_sides`.
+    """The projection of gradients ``[rows, columns]`` of both sides.
 
     Args:
-        projection: The width and the seed.
+        projection: The seed.
         name: What the matrices are drawn for.
         shape: The rows and columns of a gradient.
+        kept: How many are left of them, none of which is more.
         like: A parameter of the model, for dtype and device.
     """
 
-    def __init__(self, projection: Projection, name: str, shape: tuple[int, int], like: Tensor) -> None:
-        kept = kept_sides(projection.width, *shape)
+    def __init__(
+        self, projection: Projection, name: str, shape: tuple[int, int], kept: tuple[int, int], like: Tensor
+    ) -> None:
         self.shape = shape
         self.size = kept[0] * kept[1]
         self.left, self.right = (
@@ -98,6 +107,11 @@ class Sides:
                 for width, side, size in zip(kept, Side, shape, strict=True)
             )
         )
+
+    @classmethod
+    def of_vector(cls, projection: Projection, name: str, size: int, like: Tensor) -> "Sides":
+        """Return the projection of a vector, a gradient of one row."""
+        return cls(projection, name, (1, size), (1, min(size, OF_A_VECTOR * projection.width)), like)
 
     def of_factors(self, outputs: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """Return ``[B, C, size]`` of output gradients, ``[B, L, rows]`` a logit, and inputs, ``[B, L, columns]``."""
@@ -147,11 +161,13 @@ def _linear_columns(
     columns: dict[str, tuple[int, Callable[[Any], Tensor]]] = {}
     if "weight" in names:
         assert typical.inputs is not None
-        weight = Sides(projection, prefix, (typical.out_features, typical.inputs.shape[2]), like)
+        shape = typical.out_features, typical.inputs.shape[2]
+        width = projection.width if typical.positions > 1 else TWICE * projection.width
+        weight = Sides(projection, prefix, shape, kept_sides(width, *shape), like)
         columns[names["weight"]] = weight.size, lambda f: weight.of_factors(f.gradients, f.inputs)
     if "bias" in names:
         assert typical.biases is not None
-        bias = Sides(projection, names["bias"], (1, typical.biases.shape[2]), like)
+        bias = Sides.of_vector(projection, names["bias"], typical.biases.shape[2], like)
         columns[names["bias"]] = bias.size, lambda f: bias.of_vectors(f.biases)
     return columns
 
@@ -161,7 +177,7 @@ def _norm_columns(layer: Layer, names: Mapping[str, str], projection: Projection
     start = 0
     for local in (local for local in ("weight", "bias") if local in names):  # the order of a norm's factors
         size = layer.module.get_parameter(local).numel()
-        vector = Sides(projection, names[local], (1, size), like)
+        vector = Sides.of_vector(projection, names[local], size, like)
         columns[names[local]] = vector.size, partial(_part_of_vector, vector, slice(start, start + size))
         start += size
     return columns
@@ -174,8 +190,8 @@ def _part_of_vector(vector: Sides, own: slice, factors: Tensor) -> Tensor:
 def _embedding_columns(layer: Layer, name: str, used: int, projection: Projection, like: Tensor) -> Columns:
     rows, width = layer.module.get_parameter("weight").shape
     # Of a table of segments most texts use one row: unless all fit, what matters is how many are used.
-    kept_rows = rows if rows * width <= projection.width**2 else max(1, used)
-    count, kept = kept_sides(projection.width, kept_rows, width)
+    own = TWICE * projection.width
+    count, kept = kept_sides(own, rows if rows * width <= own**2 else max(1, used), width)
     matrix = Projection(kept, projection.seed).matrix(name, Side.INPUT, width)
     right = None if matrix is None else matrix.to(like.device, summation_dtype(like.dtype))
     buckets = Buckets.of_rows(projection, name, rows, count).to(like.device)

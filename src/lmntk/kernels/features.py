@@ -4,12 +4,12 @@ With φ_a(x), ``[d]``, the features of logit a of an example, E ⟨φ_a(x), φ_b
 columns of its own, of which none depends on other examples:
 
 * the weight of a linear layer: the two-sided projection of `lmntk.kernels.projection` to k · k numbers, that of the
-  `projected` engine; weights whose gradients have a single position are projected too.
-* embeddings: a row's gradient counts to one of k buckets, with a random sign that each row has of its own, and is
-  projected to k numbers, so that no random matrix of the vocabulary's size is ever held: feature hashing (Weinberger
+  `projected` engine. Weights whose gradients have a single position keep 2k · 2k: there are few of them, near the end.
+* embeddings: a row's gradient counts to one of 2k buckets, with a random sign that each row has of its own, and is
+  projected to 2k numbers, so that no random matrix of the vocabulary's size is ever held: feature hashing (Weinberger
   et al. 2009, "Feature Hashing for Large Scale Multitask Learning"), whose inner products have no bias.
-* vectors, such as biases and the scales of norms, and weights of few rows or columns, such as those of the label
-  words: whole, or projected to k · k numbers where they have more, see `feature_columns.kept_sides`.
+* weights of few rows or columns, as of the label words: more of the other side, see `feature_columns.kept_sides`.
+* vectors, such as biases and the scales of norms: 4k numbers at most.
 * parameters of modules that no layer type knows: the same projections of gradients that autograd forms.
 
 All columns may be hashed further to a chosen number, which has no bias either.
@@ -27,7 +27,7 @@ from lmntk.kernels.batching import Examples, equal_shape_batches
 from lmntk.kernels.contraction import summation_dtype
 from lmntk.kernels.engines.derivatives import Differentiator
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
-from lmntk.kernels.feature_columns import KNOWN, Buckets, Columns, Sides, columns_of
+from lmntk.kernels.feature_columns import KNOWN, Buckets, Columns, Sides, columns_of, kept_sides
 from lmntk.kernels.layers import EmbeddingLayer, Layer
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import KernelProblem, ModuleModel
@@ -182,5 +182,7 @@ class FeatureMap:
         if partial is not None and name in partial.names:
             raise ValueError(f"{name} is used in a way that no layer type knows, and has a row for each token")
         shape = self._problem.params[name].shape
-        rows = shape[0] if len(shape) > 1 else 1
-        return Sides(projection, name, (rows, shape.numel() // rows), self._like)
+        if len(shape) < 2:
+            return Sides.of_vector(projection, name, shape.numel(), self._like)
+        sides = shape[0], shape[1:].numel()
+        return Sides(projection, name, sides, kept_sides(projection.width, *sides), self._like)

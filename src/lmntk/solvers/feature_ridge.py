@@ -19,11 +19,14 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from lmntk.errors import Bounds, NotFiniteError, SolverError, check_numbers
 from lmntk.solvers.problem import Array
 
-LARGEST_GRAM = 16_000
+LARGEST_GRAM = 20_000
 """Up to this size a Gram matrix is formed and factored, which takes 16 bytes for each of its entries."""
 
 BLOCK_NUMBERS = 2**23
-"""Numbers of a block of features in float64: 64 MB."""
+"""Numbers of a block of features in float64, 64 MB: enough for fast products of matrices."""
+
+CACHED_NUMBERS = 2**18
+"""The same for products with few vectors, which read a block twice: 2 MB, within the processor's cache."""
 
 TOLERANCE = 1e-8
 """Conjugate gradients stop where the residual is this part of the right side."""
@@ -123,14 +126,14 @@ class FeatureRidge:
     def _product(self, vectors: Array) -> Array:
         """Return ΦᵀΦ v, ``[d, s]`` or ``[d]``, in one pass."""
         found = np.zeros(vectors.shape)
-        for _, block in blocks_of(self._features):
+        for _, block in blocks_of(self._features, numbers=CACHED_NUMBERS):
             found += block.T @ (block @ vectors)
         return found
 
     def _transposed(self, vectors: Array) -> Array:
         """Return Φᵀv, ``[d, s]`` or ``[d]``, of v, ``[N · C, s]`` or ``[N · C]``."""
         found = np.zeros((self._features.shape[2], *vectors.shape[1:]))
-        for rows, block in blocks_of(self._features):
+        for rows, block in blocks_of(self._features, numbers=CACHED_NUMBERS):
             found += block.T @ vectors[rows]
         return found
 
@@ -138,7 +141,7 @@ class FeatureRidge:
 def predict(features: FeatureRows, weights: Array) -> Array:
     """Return the predictions Φw, float64 ``[X, C]``, or ``[s, X, C]`` of weights ``[d, s]``."""
     n, c, _ = features.shape
-    found = np.concatenate([block @ weights for _, block in blocks_of(features)])
+    found = np.concatenate([block @ weights for _, block in blocks_of(features, numbers=CACHED_NUMBERS)])
     return np.ascontiguousarray(found.T).reshape(*weights.shape[1:], n, c)
 
 

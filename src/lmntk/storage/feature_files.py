@@ -193,7 +193,10 @@ class StoredFeatures:
                 found = set(file.keys())
                 if not {FEATURES, LOGITS, LABELS} <= found:
                     raise _unusable(path, f"holds {', '.join(sorted(found)) or 'nothing'}, not features")
-                self.shape: tuple[int, int, int] = tuple(file.get_slice(FEATURES).get_shape())
+                own = file.get_slice(FEATURES)
+                if own.get_dtype() != "F32":
+                    raise _unusable(path, f"holds features of another type than F32 ({own.get_dtype()})")
+                self.shape: tuple[int, int, int] = tuple(own.get_shape())
                 self.labels: NDArray[np.int64] = file.get_tensor(LABELS)
                 self.logits: NDArray[np.float32] = file.get_tensor(LOGITS)
                 self.metadata: dict[str, str] = file.metadata() or {}
@@ -203,17 +206,23 @@ class StoredFeatures:
             raise _unusable(path, f"cannot be read as features ({' '.join(str(error).split())})") from error
         if len(self.shape) != 3 or self.labels.shape != self.shape[:1] or self.logits.shape != self.shape[:2]:
             raise _unusable(path, "holds arrays that do not belong together")
+        self._features: Rows = np.memmap(path, "<f4", "r", _offset(path, FEATURES), self.shape)
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Return the features of some consecutive examples, float32 ``[n, C, d]``."""
-        with safe_open(self.path, "numpy") as file:
-            found: Rows = file.get_slice(FEATURES)[start:stop]
-        return found
+        """Return the features of some consecutive examples, float32 ``[n, C, d]``, which are read as they are used."""
+        return self._features[start:stop]
 
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
         """The first column of each part and the column after its last one, by name."""
         return {name: (start, stop) for name, start, stop in json.loads(self.metadata["layout"])}
+
+
+def _offset(path: Path, name: str) -> int:
+    """Return where the numbers of a tensor begin in a file of safetensors that was found to be whole."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return 8 + length + int(json.loads(file.read(length))[name]["data_offsets"][0])
 
 
 def _unusable(path: Path, reason: str) -> FileError:

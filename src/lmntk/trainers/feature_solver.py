@@ -18,6 +18,9 @@ from lmntk.trainers.base import score
 REGULARIZATIONS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """The candidates: the eigenvalue that they are relative to grows with the number of examples, the others less."""
 
+LEAST_BY_ITERATION = 1e-6
+"""The least candidate with conjugate gradients, whose steps grow as 1 / √λ."""
+
 
 @dataclass(frozen=True)
 class FeatureSolution:
@@ -42,7 +45,7 @@ def solve_features(
     features: Mapping[str, StoredFeatures],
     datasets: Mapping[str, FeatureDataset],
     args: TrainingArguments,
-    regularizations: Sequence[float] = REGULARIZATIONS,
+    regularizations: Sequence[float] | None = None,
     iterative: bool | None = None,
 ) -> FeatureSolution:
     """Fit ridge regression to the features of train, as `lstsq` fits their kernel, and predict the other splits.
@@ -51,14 +54,15 @@ def solve_features(
         features: Those of each split, ``"train"`` among them.
         datasets: The data sets of the splits.
         args: Say whether to adjust for the untrained model's logits.
-        regularizations: The candidates, chosen among by the main metric on dev, and of equal ones by the loss.
+        regularizations: The candidates, chosen among by the main metric on dev, and of equal ones by the loss; None for
+            `REGULARIZATIONS`, as far as conjugate gradients reach them.
         iterative: Whether to take conjugate gradients; None for what fits.
 
     Raises:
         SettingError: There are several candidates and no dev examples.
         SolverError: The system cannot be solved.
     """
-    if len(regularizations) > 1 and "dev" not in features:
+    if (regularizations is None or len(regularizations) > 1) and "dev" not in features:
         raise SettingError(
             "`kernel_regularization` is chosen on dev, which these features lack: give one number, or a run with "
             "`do_eval`",
@@ -66,6 +70,9 @@ def solve_features(
         )
     train = features["train"]
     ridge = FeatureRidge(train, iterative)
+    if regularizations is None:
+        least = LEAST_BY_ITERATION if ridge.is_iterative else 0.0
+        regularizations = [number for number in REGULARIZATIONS if number >= least]
     wanted = targets(_classes(train), train.shape[1]) - _f0(train, args, "train")
     weights = ridge.fit(regularizations, wanted)
     scores: list[tuple[float, float]] = []
