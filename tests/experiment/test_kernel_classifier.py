@@ -28,6 +28,7 @@ from lmntk.errors import (
     SolverError,
     UsageError,
 )
+from lmntk.experiment.classifier_checks import check_selection
 from lmntk.experiment.prompt_kernel import PromptKernel
 from tiny_gguf import make_gguf_files
 from tiny_models import save_tiny_checkpoint
@@ -37,6 +38,9 @@ WORDS = {"bad": "terrible", "good": "great"}
 TEXTS = [text for text, _ in sst2_rows(4, "train")]
 LABELS = ["bad", "good", "bad", "good"]
 ASYMMETRIC = {"formula": "asymmetric_signgd", "solver": "asym", "binary_classification": True, "adjust_for_init": True}
+
+
+PROJECTED = {"kernel_engine": "projected", "kernel_dtype": "float64"}
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +313,10 @@ def test_longer_texts_than_those_of_fit_are_predicted(fitted: KernelClassifier) 
         ({"task_name": "sst-3"}, TEXTS, LABELS, UsageError, "did you mean"),
         ({"task_name": "sts-b"}, TEXTS, LABELS, SettingError, "regression"),
         ({"task_name": "mnli", "label_words": None}, TEXTS, LABELS, SettingError, "2 sentences"),
+        ({"projection_tolerance": 0.1}, TEXTS, LABELS, SettingError, "is for `kernel_engine=projected`"),
+        ({**PROJECTED, "projection_check": 1}, TEXTS, LABELS, SettingError, "is always measured"),
+        ({**PROJECTED, "projection_tolerance": 0.0}, TEXTS, LABELS, SettingError, "not an error that an estimate"),
+        ({**PROJECTED, "projection_tolerance": 1e-9}, TEXTS, LABELS, SettingError, "not reached by projecting"),
         ({"model": "no/such/folder"}, TEXTS, LABELS, UsageError, "no/such/folder"),
         ({"model": torch.nn.Linear(1, 1)}, TEXTS, LABELS, ModelError, "Linear"),
     ],
@@ -421,7 +429,7 @@ def test_an_argument_of_another_type_is_a_setting_error(place: Workplace, wrong:
 def test_candidates_that_the_solver_does_not_use_are_told(
     caplog: pytest.LogCaptureFixture, given: dict[str, Any], words: str | None
 ) -> None:
-    KernelClassifier("anywhere", **given)._check_selection()
+    check_selection(KernelClassifier("anywhere", **given))
     assert [message.partition(",")[0] for message in caplog.messages] == ([] if words is None else [words])
 
 
@@ -518,3 +526,24 @@ def test_parts_sum_to_the_kernel_and_a_word_that_is_no_key_is_named(make: Callab
         with pytest.raises(SettingError) as caught:
             make(**wrong).fit(TEXTS, LABELS)
         assert caught.value.data["setting"] == "kernel_parts"
+
+
+def test_the_error_of_an_estimate_is_that_of_its_kernel_and_a_tolerance_chooses_its_width(
+    make: Callable[..., KernelClassifier], fitted: KernelClassifier
+) -> None:
+    assert fitted.projection_error_ is None
+    exact = make(kernel_dtype="float64").fit(TEXTS, LABELS).train_kernel_
+    narrow, wide = (make(**PROJECTED, projection_width=width).fit(TEXTS, LABELS) for width in (8, 12))
+    for classifier in (narrow, wide):
+        error = np.linalg.norm(classifier.train_kernel_ - exact) / np.linalg.norm(exact)
+        assert classifier.projection_error_["own"] == pytest.approx(error, rel=1e-3)
+    found = [
+        max(c.projection_error_["own"], sum(map(c.projection_error_.get, ("mean", "std")))) for c in (narrow, wide)
+    ]
+    tolerance = sum(found) / 2
+    chosen = make(**PROJECTED, projection_tolerance=tolerance).fit(TEXTS, LABELS)
+    assert np.array_equal(chosen.train_kernel_, wide.train_kernel_)
+    assert chosen.projection_width is None, "the argument stays as it was given"
+    assert np.array_equal(chosen.predict_logits(TEXTS), wide.predict_logits(TEXTS))
+    with pytest.raises(SettingError, match="take `projection_width=12`"):
+        make(**PROJECTED, projection_width=8, projection_tolerance=tolerance).fit(TEXTS, LABELS)

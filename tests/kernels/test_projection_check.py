@@ -62,7 +62,7 @@ def test_what_is_not_projected_is_exact_in_all_draws(engine, monkeypatch):
     # A layer that these examples use in another way goes to the jacobian engine, which is exact.
     name = next(name for name in engine.exact_layers if name.endswith("query"))
     check._irregular.add(name)
-    check._held = None
+    check._held = check._beside = None
     found = check.kernels(DRAWS[:1])
     assert torch.allclose(found.exact, kernel(left, [*left, *right]), rtol=1e-10, atol=1e-12)
     assert (

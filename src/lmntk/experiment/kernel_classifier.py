@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmntk import solvers
 from lmntk.data.examples import Example
 from lmntk.data.tasks import Task, custom_task, find_task
-from lmntk.errors import DataError, ModelError, NoLeaveOneOutError, SettingError, SolverError, UsageError, suggest
+from lmntk.errors import DataError, ModelError, NoLeaveOneOutError, SettingError, SolverError, UsageError
+from lmntk.experiment.classifier_checks import check_arguments
 from lmntk.experiment.fit_solver import fit_solver
 from lmntk.experiment.prompt_kernel import PromptKernel
 from lmntk.experiment.provenance import hash_of_weights
 from lmntk.experiment.texts import match_label_words, read_labels, read_texts
-from lmntk.kernels import ENGINES, ESTIMATES, FORMULAS
-from lmntk.kernels.engines.factored import FactoredEngine
-from lmntk.solvers.candidates import Given, settings_grid
+from lmntk.kernels.projection_check import DEFAULT_EXAMPLES
+from lmntk.solvers.candidates import Given
 from lmntk.solvers.gaussian_process import GaussianProcess
 from lmntk.solvers.influence import influence
 from lmntk.solvers.problem import predicted_classes
@@ -84,6 +83,9 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         kernel_engine: ``"auto"``, ``"factored"``, ``"jacobian"`` or ``"jvp"``; ``"projected"`` for an estimate.
         projection_width: The width of the estimate, 64 by default.
         projection_seed: The seed of its random matrices.
+        projection_check: The texts of each side on which its error is measured.
+        projection_tolerance: The relative error of its entries on the train texts that chooses the width; beside a
+            width, `fit` refuses that width if its error is larger.
         kernel_dtype: Number type of the model and its gradients, ``"float32"`` or ``"float64"``.
         kernel_memory_gb: Memory in GB that a kernel may take; by default 60% of what is free.
         per_device_train_batch_size: Train texts in a tile of the kernel; by default what suits the engine.
@@ -107,6 +109,8 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         classes_: The labels in the order of the logits.
+        projection_error_: Of an estimate, the relative errors of `train_kernel_` as some train texts show them, by
+            name; see docs/explanation/projection.md. None for an exact kernel.
         train_kernel_: The kernel of the train texts, as `kernel` returns it.
         parts_: With `kernel_parts`, the parts of `train_kernel_` by name, which sum to it; empty without.
         loo_: The leave-one-out logits of the train texts, with `lstsq`.
@@ -144,6 +148,8 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
     kernel_engine: str = "auto"
     projection_width: int | None = None
     projection_seed: int = 0
+    projection_check: int = DEFAULT_EXAMPLES
+    projection_tolerance: float | None = None
     kernel_dtype: str = "float32"
     kernel_memory_gb: float | None = None
     per_device_train_batch_size: int | None = None
@@ -176,7 +182,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             UsageError: An argument, a text or a label cannot be used; the sentence names it.
         """
         with _arguments_in_sentences():
-            self._check_arguments()
+            check_arguments(self)
             keys = () if self.kernel_parts is None else read_part_keys(self.kernel_parts)
             sentences = read_texts(texts)
             values = read_labels(labels, len(sentences))
@@ -186,10 +192,12 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
             arguments = SimpleNamespace(**{field.name: getattr(self, field.name) for field in fields(KernelClassifier)})
             prompts = PromptKernel(arguments, *train)
             weights = hash_of_weights(prompts.model)
+            error = prompts.settle_projection()
             kernel, parts = prompts.kernel_and_parts(keys) if keys else (prompts.kernel(), {})
             solver, chosen, problem = fit_solver(arguments, prompts, kernel)
         # Only now, since a `fit` that fails must leave an earlier one as it was.
         self._train, self._arguments, self._weights, self.classes_ = train, arguments, weights, classes
+        self.projection_error_ = error
         self._prompts: PromptKernel | None = prompts
         self._solver: solvers.FittedSolver | None = solver
         self.train_kernel_, self._parts, self.selected_, self._problem = kernel, parts, chosen, problem
@@ -334,71 +342,6 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         """What is pickled: all but the loaded model and the solver's closures, which are made again when needed."""
         state = super().__getstate__()
         return state | {name: None for name in ("_prompts", "_solver") if name in state}
-
-    def _check_projection(self) -> None:
-        """Refuse a projection that nothing uses, and what it cannot keep."""
-        if self.kernel_engine in ESTIMATES:
-            if FORMULAS[self.formula].signed:
-                sentence = f"`formula={self.formula}` needs signs, which a projection does not keep: take `formula=sgd`"
-                raise SettingError(sentence, setting="formula", value=self.formula)
-            if self.projection_width is not None and self.projection_width < 1:
-                sentence = f"`projection_width={self.projection_width}` keeps nothing of a gradient: take 1 or more"
-                raise SettingError(sentence, setting="projection_width", value=self.projection_width)
-        elif (self.projection_width, self.projection_seed) != (None, 0):
-            setting = "projection_seed" if self.projection_width is None else "projection_width"
-            sentence = f"`{setting}` is for `kernel_engine=projected`: add it, or leave this out"
-            raise SettingError(sentence, setting=setting)
-
-    def _check_arguments(self) -> None:
-        """Find what cannot work before anything is loaded."""
-        for setting, value, known in (
-            ("formula", self.formula, FORMULAS),
-            ("solver", self.solver, solvers.SOLVERS),
-            ("kernel_engine", self.kernel_engine, ("auto", *ENGINES, *ESTIMATES)),
-            ("kernel_dtype", self.kernel_dtype, ("float32", "float64")),
-            ("model_family", self.model_family, (None, "masked", "causal")),
-        ):
-            if value not in known:
-                options = [name for name in known if name]
-                raise SettingError(
-                    f"`{setting}`: {suggest(str(value), options, setting)}", setting=setting, value=value
-                )
-        if self.kernel_parts is not None and not ENGINES.get(self.kernel_engine, FactoredEngine).keeps_parts_apart:
-            sentence = f"`kernel_parts` does not work with `kernel_engine={self.kernel_engine}`: leave one of them out"
-            raise SettingError(sentence, setting="kernel_parts", value=self.kernel_parts)
-        self._check_projection()
-        if not isinstance(self.template, str | None):
-            raise SettingError(
-                f"`template` is {self.template!r}, not a string", setting="template", value=self.template
-            )
-        self._check_selection()
-        asymmetric = FORMULAS[self.formula].is_asymmetric
-        if asymmetric and not self.binary_classification:
-            raise SettingError(f"`formula={self.formula}` needs `binary_classification=True`", setting="formula")
-        solvers.check_requirements(
-            self.solver,
-            asymmetric=asymmetric,
-            num_logits=1 if self.binary_classification else 2,
-            f0=self.adjust_for_init,
-        )
-
-    def _check_selection(self) -> None:
-        """Read the solver's settings; among several, leave-one-out chooses, which is for `lstsq`."""
-        grid = settings_grid(self.solver, vars(self))
-        for settings, needed, is_used in (
-            (("kernel_gamma", "kernel_lambda"), "`solver='asym'`", self.solver == "asym"),
-            (("f0_scaling",), "`adjust_for_init=True`", self.adjust_for_init),
-        ):
-            for setting in () if is_used else settings:
-                if not isinstance(getattr(self, setting), numbers.Real):
-                    logger.warning("`%s` has no effect without %s, so nothing is chosen among it", setting, needed)
-        if len(grid) > 1 and self.solver != "lstsq":
-            raise SettingError(
-                f"candidates of the solver's settings are chosen among by leave-one-out, which needs `solver='lstsq'`: "
-                f"give `solver={self.solver}` one number for each setting",
-                setting="solver",
-                value=self.solver,
-            )
 
     def _task(self, labels: np.ndarray, num_sentences: int) -> tuple[Task, dict[str, str], np.ndarray]:
         """Return the task of the train texts, its label words, and the labels in the order of the logits."""

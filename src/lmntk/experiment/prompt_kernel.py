@@ -20,10 +20,12 @@ from lmntk.data.examples import Example
 from lmntk.data.tasks import Task
 from lmntk.errors import DataError, SettingError
 from lmntk.experiment import build
+from lmntk.experiment.projection_error import check_tolerance, choose_width, measure_error
 from lmntk.experiment.prompting import check_causal_prompts, parse_template
 from lmntk.experiment.token_checks import check_tokens
 from lmntk.experiment.untrained_logits import untrained_logits
 from lmntk.kernels import (
+    ESTIMATES,
     FORMULAS,
     Engine,
     KernelProblem,
@@ -36,7 +38,7 @@ from lmntk.kernels import (
     make_engine,
 )
 from lmntk.kernels.assembly import assemble_diagonal
-from lmntk.kernels.engines import projection_of
+from lmntk.kernels.engines import ProjectedEngine, projection_of
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.given_model import family_of_model
 from lmntk.models.loading import LoadOptions, load_prompt_model
@@ -157,6 +159,30 @@ class PromptKernel:
             groups, x_tiles = range(engine.num_parameter_groups(plan)), plan.tile_rows[0].x_tiles
             parts = ((x, engine.diagonal(plan, x, group)) for group in groups for x in x_tiles)
             return assemble_diagonal(parts, problem)[0].numpy()
+
+    def settle_projection(self) -> dict[str, Any] | None:
+        """Choose the width of an estimate if a tolerance asks for it, and measure the error of the train kernel.
+
+        Returns:
+            The error, as the description of a kernel file has it; None for an exact kernel.
+
+        Raises:
+            SettingError: No width, or not the given one, reaches the tolerance.
+        """
+        arguments = self._arguments
+        size, tolerance, width = arguments.projection_check, arguments.projection_tolerance, arguments.projection_width
+        with torch.inference_mode(False), torch.enable_grad():
+            engine = self._planned(self._problem(None))[0] if arguments.kernel_engine in ESTIMATES else None
+            if not isinstance(engine, ProjectedEngine):
+                return None
+            if tolerance is not None and width is None:
+                arguments.projection_width = choose_width(engine, size, tolerance, progress=arguments.verbose)
+                engine = self._planned(self._problem(None))[0]
+                assert isinstance(engine, ProjectedEngine)
+            error = measure_error(engine, size, (self.train.labels, []), progress=arguments.verbose)
+            if tolerance is not None and width is not None:
+                check_tolerance(error, tolerance, engine, size)
+        return error.description
 
     def _problem(self, data: FeatureDataset | None, keys: Sequence[str] = ()) -> KernelProblem:
         return KernelProblem(

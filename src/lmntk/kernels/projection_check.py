@@ -101,7 +101,10 @@ class ProjectionCheck:
         self.longest_side = max(map(_longest_side, typical.of_layer.values()), default=0)
         self._workspace = self._make_workspace(typical.of_layer)
         self._groups = self._in_groups(typical.of_layer)
+        # Of earlier calls: the factors if all fit into memory, and what is exact.
         self._held: dict[str, list[Any]] | None = None
+        self._exact: dict[str, Tensor] = {}
+        self._beside: Tensor | None = None
 
     def kernels(self, projections: Sequence[Projection], progress: Progress = iter) -> SampledKernels:
         """Compute the exact kernel of the sub-sample, and its estimates by some projections.
@@ -116,7 +119,9 @@ class ProjectionCheck:
         for name, batches in self._factors(progress):
             layer = self._layers[name]
             of_train = batches[: self._number_of_train_batches]
-            own = self._contribution(layer, of_train, batches)
+            if name not in self._exact:
+                self._exact[name] = self._contribution(layer, of_train, batches)
+            own = self._exact[name]
             exact += own
             for draw, projection in zip(drawn, projections, strict=True):
                 projected = projected_layer(layer, name, batches[0], projection)
@@ -125,8 +130,9 @@ class ProjectionCheck:
                 else:
                     kept = [projected.factors(batch.inputs, batch.gradients) for batch in batches]
                     draw += self._contribution(projected, kept[: len(of_train)], kept)
-        beside = self._fallback()
-        return SampledKernels(exact + beside, drawn + beside)
+        if self._beside is None:
+            self._beside = self._fallback()
+        return SampledKernels(exact + self._beside, drawn + self._beside)
 
     def entry_error(self, found: SampledKernels) -> EntryError:
         """Return the errors of the entries of the kernel: those with the other side, or of train with itself."""
