@@ -21,6 +21,7 @@ SIZES = {"train": 6, "dev": 5, "test": 277}
 """RTE's numbers of test rows, which neither two nor three divide; a train set smaller than some numbers of tiles."""
 TILED = ("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "25")
 NOT_TILED = ("--kernel_dtype", "float64")
+ESTIMATED = (*TILED, "--kernel_engine", "projected", "--projection_tolerance", "0.05", "--kernel_dtype", "float64")
 HERE = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE / 'helpers'}"}
 
@@ -96,24 +97,26 @@ def adjusted_by(folder: str) -> list[str]:
 def alone(place: Workplace) -> dict[str, Path]:
     """The output folders of one process: of each formula in tiles, and of one in the tiles that it chose itself."""
     folders = {formula: place.run(*flags(*flags_of(formula), *TILED), output=f"1 {formula}") for formula in FORMULAS}
+    folders["estimated"] = place.run(*flags(*ESTIMATED), output="1 estimated")
     return folders | {"chosen": place.run(*flags(*NOT_TILED), output="1 chosen")}
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def together(request: pytest.FixtureRequest, place: Workplace, torchrun: Launcher) -> dict[str, Path]:
     """The same of two and of three processes."""
-    names = {formula: f"{request.param} {formula}" for formula in [*FORMULAS, "chosen"]}
+    names = {formula: f"{request.param} {formula}" for formula in [*FORMULAS, "chosen", "estimated"]}
     runs = [{"argv": place.argv(*flags(*flags_of(f), *TILED), output=names[f])} for f in FORMULAS]
     runs.append({"argv": place.argv(*flags(*NOT_TILED), output=names["chosen"])})
+    runs.append({"argv": place.argv(*flags(*ESTIMATED), output=names["estimated"])})
     names["adjusted"] = f"{request.param} adjusted"
     runs.append({"argv": place.argv(*flags(*adjusted_by(names["sgd"])), output=names["adjusted"])})
     status, said = torchrun.run(request.param, runs)
     assert status == 0, said
-    assert said.count("results are in ") == 5
+    assert said.count("results are in ") == 6
     return {formula: place.folder / name for formula, name in names.items()}
 
 
-@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("formula", [*FORMULAS, "estimated"])
 def test_in_equal_tiles_the_kernels_are_those_of_one_process_to_the_byte(
     alone: dict[str, Path], together: dict[str, Path], formula: str
 ) -> None:
@@ -124,8 +127,13 @@ def test_in_equal_tiles_the_kernels_are_those_of_one_process_to_the_byte(
             assert found[name][0] == wanted[name][0], name
     for name in ("eval_results_rte.txt", "test_results_rte.txt"):
         assert read_results(together[formula] / name) == pytest.approx(read_results(alone[formula] / name))
-    note = json.loads((together[formula] / "test_kernels_rte.json").read_text(encoding="utf-8"))
+    note, of_one = (
+        json.loads((folders[formula] / "test_kernels_rte.json").read_text()) for folders in (together, alone)
+    )
     assert note["processes"] in (2, 3)
+    keys = ("projection", "projection_tolerance", "projection_error")
+    assert [note.get(key) for key in keys] == [of_one.get(key) for key in keys]
+    assert (note.get("projection_error") is not None) == (formula == "estimated")
 
 
 def test_in_tiles_of_its_own_choice_the_kernel_differs_by_rounding(
