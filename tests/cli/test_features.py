@@ -21,7 +21,8 @@ WIDE = ("--width", "64")
 
 @pytest.fixture(scope="module")
 def run(place: Workplace) -> Path:
-    return place.run("--kernel_regularization", "0.01", "--kernel_dtype", "float64", output="run")
+    f0 = ("--adjust_for_init", "--f0_scaling", "3")
+    return place.run("--kernel_regularization", "0.01", "--kernel_dtype", "float64", *f0, output="run")
 
 
 def stored(folder: Path, split: str) -> StoredFeatures:
@@ -44,8 +45,8 @@ def test_features_of_a_run_make_its_kernel_and_solve_to_its_predictions(run: Pat
         rows = list(csv.DictReader(file))
     kernel = np.einsum("iad,jbd->iajb", train.rows(0, 4), train.rows(0, 4), dtype=np.float64).reshape(8, 8)
     kernel += 0.01 * np.linalg.norm(kernel, 2) * np.eye(8)
-    alpha = np.linalg.solve(kernel, np.eye(2)[train.labels].reshape(-1))
-    expected = (found.reshape(8, 12).T @ alpha).reshape(6, 2)
+    alpha = np.linalg.solve(kernel, (np.eye(2)[train.labels] - train.logits / 3).reshape(-1))
+    expected = (found.reshape(8, 12).T @ alpha).reshape(6, 2) + test.logits / 3
     np.testing.assert_allclose([[float(row["logit_0"]), float(row["logit_1"])] for row in rows], expected, rtol=1e-6)
 
 

@@ -45,7 +45,7 @@ def make_parser() -> Parser:
         "(32)")  # fmt: skip
     add("--solve", action="store_true", help="predict dev and test by ridge regression on the features")
     add("--kernel_regularization", metavar="LAMBDA", help="with --solve: a number above 0, or several with commas to "
-        "choose among on dev (1e-08 to 0.1)")  # fmt: skip
+        "choose among on dev (1e-06 to 0.1)")  # fmt: skip
     add("--conjugate_gradients", action="store_true", help="with --solve: form no matrix of d or N * C rows (where "
         "both are large)")  # fmt: skip
     add("--data_dir", type=Path, help="where the data files of RUN are now (where it recorded them)")
@@ -86,12 +86,13 @@ def _work(given: argparse.Namespace, of_run: Sequence[str]) -> None:
             print(f"relative error of the features' kernel on {min(given.check, len(features['train'].labels))} train "
                   f"texts: {job.error(given.check):.1%}")  # fmt: skip
         if given.solve:
-            from lmntk.trainers.feature_solver import solve_features
+            from lmntk.trainers.feature_solver import REGULARIZATIONS, solve_features
 
             n, c, d = features["train"].shape
             print(f"solving {n * c:,} equations in {d:,} unknowns", file=sys.stderr)
+            candidates = REGULARIZATIONS if regularizations is None else regularizations
             iterative = True if given.conjugate_gradients else None
-            found = solve_features(features, job.experiment.datasets, arguments[2], regularizations, iterative)
+            found = solve_features(features, job.experiment.datasets, arguments[2], candidates, iterative)
             _report(job, found)
     for own in features.values():
         print(own.path)

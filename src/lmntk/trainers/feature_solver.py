@@ -11,15 +11,12 @@ from lmntk.errors import SettingError
 from lmntk.experiment.experiment import Evaluation
 from lmntk.prompts.features import FeatureDataset
 from lmntk.solvers.feature_ridge import FeatureRidge, predict
-from lmntk.solvers.problem import SolverSettings, class_ids, divided_f0, squared_error, targets
+from lmntk.solvers.problem import class_ids, divided_f0, squared_error, targets
 from lmntk.storage.feature_files import StoredFeatures
 from lmntk.trainers.base import score
 
-REGULARIZATIONS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+REGULARIZATIONS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """The candidates: the eigenvalue that they are relative to grows with the number of examples, the others less."""
-
-LEAST_BY_ITERATION = 1e-6
-"""The least candidate with conjugate gradients, whose steps grow as 1 / √λ."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def solve_features(
     features: Mapping[str, StoredFeatures],
     datasets: Mapping[str, FeatureDataset],
     args: TrainingArguments,
-    regularizations: Sequence[float] | None = None,
+    regularizations: Sequence[float] = REGULARIZATIONS,
     iterative: bool | None = None,
 ) -> FeatureSolution:
     """Fit ridge regression to the features of train, as `lstsq` fits their kernel, and predict the other splits.
@@ -54,15 +51,14 @@ def solve_features(
         features: Those of each split, ``"train"`` among them.
         datasets: The data sets of the splits.
         args: Say whether to adjust for the untrained model's logits.
-        regularizations: The candidates, chosen among by the main metric on dev, and of equal ones by the loss; None for
-            `REGULARIZATIONS`, as far as conjugate gradients reach them.
+        regularizations: The candidates, chosen among by the main metric on dev, and of equal ones by the loss.
         iterative: Whether to take conjugate gradients; None for what fits.
 
     Raises:
-        SettingError: There are several candidates and no dev examples.
+        SettingError: There are several candidates and no dev examples, or several of `f0_scaling`.
         SolverError: The system cannot be solved.
     """
-    if (regularizations is None or len(regularizations) > 1) and "dev" not in features:
+    if len(regularizations) > 1 and "dev" not in features:
         raise SettingError(
             "`kernel_regularization` is chosen on dev, which these features lack: give one number, or a run with "
             "`do_eval`",
@@ -70,9 +66,6 @@ def solve_features(
         )
     train = features["train"]
     ridge = FeatureRidge(train, iterative)
-    if regularizations is None:
-        least = LEAST_BY_ITERATION if ridge.is_iterative else 0.0
-        regularizations = [number for number in REGULARIZATIONS if number >= least]
     wanted = targets(_classes(train), train.shape[1]) - _f0(train, args, "train")
     weights = ridge.fit(regularizations, wanted)
     scores: list[tuple[float, float]] = []
@@ -107,5 +100,12 @@ def _classes(features: StoredFeatures) -> np.ndarray:
 
 def _f0(features: StoredFeatures, args: TrainingArguments, split: str) -> np.ndarray:
     """Return f₀ / s, or zeros without `adjust_for_init`."""
-    scaling = args.f0_scaling if isinstance(args.f0_scaling, int | float) else SolverSettings.f0_scaling
-    return divided_f0(features.logits if args.adjust_for_init else None, features.shape[:2], scaling, split)
+    if not args.adjust_for_init:
+        return np.zeros(features.shape[:2])
+    if isinstance(args.f0_scaling, str):
+        raise SettingError(
+            f"`f0_scaling={args.f0_scaling}` has several candidates, and features are solved with one: give one number",
+            setting="f0_scaling",
+            value=args.f0_scaling,
+        )
+    return divided_f0(features.logits, features.shape[:2], args.f0_scaling, split)

@@ -37,12 +37,15 @@ FORMAT = "1"
 
 MOST_TIMED_EXAMPLES = 64
 FEATURE_BATCH_BYTES = 2**26
+OF_SOLVING = ("adjust_for_init", "f0_scaling")
+"""What the solution from features takes over from a run's solver."""
+
 OF_AN_ESTIMATE = ("engine", "projection")
 """The keys of a description that say how the run's own kernel was estimated, which features do not depend on."""
 
 
 def arguments_of_run(record: Mapping[str, Any], train_kernel: Path, data_dir: Path | None) -> Arguments:
-    """Return the arguments of a finished run, which read the splits that the run has read.
+    """Return the arguments of a finished run, which read the splits that the run has read, and adjust as it has.
 
     Raises:
         FileError: The run has no record.
@@ -54,8 +57,9 @@ def arguments_of_run(record: Mapping[str, Any], train_kernel: Path, data_dir: Pa
             path=train_kernel,
         )
     model, data, args = arguments_of_record(record, data_dir=None if data_dir is None else str(data_dir))
+    own = {name: record[name] for name in OF_SOLVING if name in record}
     reads = {name: bool(record.get(name, True)) for name in ("do_eval", "do_predict")}
-    return model, data, args.with_changes(**reads)
+    return model, data, args.with_changes(**own, **reads)
 
 
 @dataclass(frozen=True)
