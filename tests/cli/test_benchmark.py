@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 import benchmark_kernels
 from benchmarks import inputs as benchmark_inputs
-from benchmarks import run_times
+from benchmarks import large_peers, run_times
 from benchmarks.engines import errors_of_estimate
 from benchmarks.run_times import sample_plan
 from lmntk.kernels import MemoryBudget, assemble, make_engine
@@ -272,3 +272,29 @@ def test_a_run_is_timed_with_its_train_kernel_first(monkeypatch):
     del seen[:]
     run_times.time_run(replace(job, train_kernel=False), "factored", problem)
     assert seen == [(False, None)]
+
+
+def test_a_scale_is_taken_out_of_the_kernels_of_other_libraries():
+    generator = torch.Generator().manual_seed(0)
+    exact, off = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    off -= (off * exact).sum() / exact.pow(2).sum() * exact
+    found = large_peers.errors_of(7 * (exact + off / off.norm() * exact.norm() / 10), exact)
+    assert found.scale == pytest.approx(7)
+    assert found.without_scale == pytest.approx(0.1)
+    assert found.as_returned == pytest.approx((6**2 + 0.7**2) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--task_name", "trec"], "--task_name takes a task of two classes"),
+        (["--model", "no/such"], "--model: there is no folder no/such"),
+        (["--width", "0"], "--width is 0, but it must be 1 or more"),
+        ([], "--peers traker: traker is not installed: pip install traker, or leave it out"),
+    ],
+)
+def test_other_libraries_are_missed_before_anything_is_measured(flags, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(large_peers, "find_spec", lambda name: None if flags == [] else name)
+    monkeypatch.setattr(large_peers, "load_inputs", lambda _: pytest.fail("measured"))
+    assert large_peers.main(["--model", str(tmp_path), "--data_dir", "d", "--peers", "traker", *flags]) == 2
+    assert sentence in capsys.readouterr().err

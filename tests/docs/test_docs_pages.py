@@ -70,7 +70,8 @@ def test_every_link_within_the_repository_leads_to_a_file(page: str) -> None:
 )
 def test_every_flag_and_file_that_it_names_exists(name: str) -> None:
     page = PAGES[name]
-    files = ("tools/benchmark_kernels.py", "tools/benchmarks/whole_runs.py", "tools/check_gpu.py")
+    files = ("tools/benchmark_kernels.py", "tools/benchmarks/whole_runs.py", "tools/benchmarks/large_peers.py")
+    files += ("tools/check_gpu.py",)
     tools = "".join((ROOT / file).read_text() for file in (*files, "src/lmntk/commands/estimate.py"))
     of_tools = {*re.findall(r"\"--(\w+)\"", tools), "mode", "k", "task", "standalone", "nproc_per_node", "max", "list"}
     assert {flag for flag in re.findall(r"--(\w+)", page) if flag not in flag_names() | of_tools} == set()
