@@ -290,6 +290,8 @@ def test_longer_texts_than_those_of_fit_are_predicted(fitted: KernelClassifier) 
         ({"formula": "asymmetric_signgd"}, TEXTS, LABELS, SettingError, "`binary_classification=True`"),
         ({"kernel_regularization": -1.0}, TEXTS, LABELS, UsageError, "kernel_regularization"),
         ({"kernel_dtype": "half"}, TEXTS, LABELS, SettingError, "`kernel_dtype`"),
+        ({"kernel_dtype": "bfloat16", "formula": "signgd"}, TEXTS, LABELS, SettingError, "takes signs of gradients"),
+        ({"kernel_dtype": "bfloat16", "kernel_engine": "jvp"}, TEXTS, LABELS, SettingError, "take another engine"),
         ({"kernel_memory_gb": 1e-9}, TEXTS, LABELS, SettingError, "`kernel_memory_gb`"),
         ({"template": None}, TEXTS, LABELS, SettingError, "`template`"),
         ({"template": "*cls**sent_0*"}, TEXTS, LABELS, UsageError, "mask"),
@@ -547,3 +549,10 @@ def test_the_error_of_an_estimate_is_that_of_its_kernel_and_a_tolerance_chooses_
     assert np.array_equal(chosen.predict_logits(TEXTS), wide.predict_logits(TEXTS))
     with pytest.raises(SettingError, match="take `projection_width=12`"):
         make(**PROJECTED, projection_width=8, projection_tolerance=tolerance).fit(TEXTS, LABELS)
+
+
+def test_a_kernel_of_bfloat16_is_that_of_float64_up_to_a_percent(make: Callable[..., KernelClassifier]) -> None:
+    exact, rounded = (make(kernel_dtype=dtype).fit(TEXTS, LABELS) for dtype in ("float64", "bfloat16"))
+    error = np.linalg.norm(rounded.train_kernel_ - exact.train_kernel_) / np.linalg.norm(exact.train_kernel_)
+    assert rounded.train_kernel_.dtype == np.float64 and 1e-5 < error < 3e-2
+    assert set(rounded.predict(TEXTS)) <= set(LABELS)

@@ -16,6 +16,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         ("high", torch.float32, CUDA, 1e-2),
         ("high", torch.float32, CPU, 1e-3),
         ("high", torch.float64, CUDA, 1e-6),
+        ("highest", torch.bfloat16, CPU, 0.3),
     ],
 )
 def test_layers_are_compared_with_autograd_as_exactly_as_products_are(precision, dtype, device, expected):

@@ -512,3 +512,24 @@ def test_every_layer_of_a_classifier_has_factors(family, first_token):
     model = tiny_classifier(family, first_token)
     problem = problem_of(model, names_of(model, ParameterFilter()), *sides(family), "sgd")
     assert not make_engine(problem, "factored").fallback_parameters
+
+
+@pytest.mark.parametrize("first_token", [False, True], ids=["own head", "first token"])
+def test_the_head_of_a_bfloat16_model_gives_float32_logits_and_has_factors(first_token, tmp_path):
+    family = "roberta"
+    save_tiny_classification_checkpoint(family, tmp_path)
+    model = load(tmp_path, first_token=first_token, dtype=torch.bfloat16).requires_grad_(False)
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    (last,) = [name for name, module in model.named_modules() if module is model.last_layer]
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {f"{last}.weight", f"{last}.bias"}
+    (batch, *_) = sides(family)[0]
+    assert model(**batch).dtype == torch.float32
+    problem = problem_of(model, names_of(model, ParameterFilter()), *sides(family), "sgd")
+    engine = make_engine(problem, "factored")
+    assert not engine.fallback_parameters
+    plan = engine.plan()
+    exact = load(tmp_path, first_token=first_token, dtype=torch.float64).requires_grad_(False)
+    truth = problem_of(exact, names_of(exact, ParameterFilter()), *sides(family), "sgd")
+    of_truth = make_engine(truth, "factored")
+    expected = assemble(of_truth.blocks(plan), plan, truth)
+    assert oracle.relative_error(assemble(engine.blocks(plan), plan, problem), expected) < 3e-2

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from lmntk.errors import ModelError
+from lmntk.models import loading
 from lmntk.models.families import AUTO_CLASSES, family_of, max_positions
 from lmntk.models.loading import LoadOptions, load_prompt_model
 from lmntk.models.pretrained import load_config, load_tokenizer
@@ -309,3 +310,29 @@ def test_rms_norms_compute_in_the_models_own_dtype(architecture, tmp_path):
 )
 def test_positions_reserved_for_padding_do_not_count(architecture, longest):
     assert max_positions(tiny_config(architecture)) == longest
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_bfloat16_model_gives_float32_logits_of_the_label_words(architecture, tmp_path):
+    save_tiny_checkpoint(architecture, tmp_path)
+    model, exact = (load(tmp_path, dtype=dtype) for dtype in (torch.bfloat16, torch.float64))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    ids, positions = some_tokens(), torch.tensor([2, 5, 8])
+    with torch.no_grad():
+        found, expected = model(ids, positions), exact(ids, positions)
+        differences = load(tmp_path, dtype=torch.bfloat16, binary_classification=True)(ids, positions)
+    assert found.dtype == differences.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float()), "they are not rounded again"
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+    assert torch.equal(differences, found[:, 1:] - found[:, :1])
+
+
+def test_padding_is_judged_before_weights_are_rounded(tmp_path, monkeypatch):
+    save_tiny_checkpoint("bert", tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        loading, "find_out_about_padding", lambda model, *others: seen.append(next(model.parameters()).dtype)
+    )
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        load(tmp_path, dtype=dtype)
+    assert seen == [torch.float32, torch.float32, torch.float64]

@@ -6,6 +6,7 @@ from typing import Any
 from lmntk.config.flag_fields import flag
 from lmntk.config.kernel_steps import KernelSteps
 from lmntk.errors import SettingError, check_numbers
+from lmntk.kernels.contraction import NUMBER_TYPES
 from lmntk.kernels.engines import ENGINES, ESTIMATES, projection_of
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.kernels.memory import MemoryBudget
@@ -119,7 +120,12 @@ class KernelArguments:
         "For --kernel_engine projected: choose the smallest width whose relative error, measured on train, is at most "
         "this, such as 0.05; with --projection_width, refuse that width if its error is larger."
     )
-    kernel_dtype: str = flag("Number type of the model, and so of its gradients.", "float32", ("float32", "float64"))
+    kernel_dtype: str = flag(
+        "Number type of the model, and so of its gradients. bfloat16, for sgd, has a percent of error and half the "
+        "memory, and is faster on processors with instructions for it.",
+        "float32",
+        NUMBER_TYPES,
+    )
     kernel_memory_gb: float | None = flag(
         f"Memory for kernels, in GB; default: {MemoryBudget.DEFAULT_FRACTION:.0%}% of the free memory."
     )

@@ -3,7 +3,7 @@
 from enum import Enum
 from typing import Any, NoReturn
 
-from lmntk.config.arguments import TrainingArguments
+from lmntk.config.arguments import ActiveTrainer, TrainingArguments
 from lmntk.data.tasks import Task
 from lmntk.errors import SettingError
 from lmntk.kernels.engines import ENGINES, ESTIMATES
@@ -54,6 +54,33 @@ def check_kernel_parts(training: TrainingArguments) -> None:
         refuse(training, "kernel_lora_targets", "names no layer: give names, or leave it out for all linear layers")
     if training.kernel_lora_rank is not None and training.only_biases:
         refuse(training, "kernel_lora_rank", "adapts weights, which `only_biases` leaves out: drop one of the two")
+
+
+def check_number_type(training: TrainingArguments) -> None:
+    """Refuse what numbers of 8 significant bits are too coarse for."""
+    if training.kernel_dtype != "bfloat16":
+        return
+    trainer = training.active_trainer
+    if trainer not in (ActiveTrainer.KERNEL, ActiveTrainer.ZERO_SHOT):
+        problem = f"is for kernels: `trainer={trainer.value}` changes weights by less than their rounding; take float32"
+        refuse(training, "kernel_dtype", problem)
+    if trainer == ActiveTrainer.ZERO_SHOT:
+        return
+    if FORMULAS[training.kernel_formula].signed:
+        problem = (
+            "takes signs of gradients, of which `kernel_dtype=bfloat16` has some percent wrong: take "
+            "`kernel_dtype=float32`, or `kernel_formula=sgd`"
+        )
+        refuse(training, "kernel_formula", problem)
+    if training.kernel_engine in ENGINES and not ENGINES[training.kernel_engine].multiplies_gradients:
+        problem = (
+            "adds products inside the model, which `kernel_dtype=bfloat16` rounds to 8 bits: take another engine, or "
+            "`kernel_dtype=float32`"
+        )
+        refuse(training, "kernel_engine", problem)
+    if training.fine_tuned_model is not None:
+        problem = "has weights that differ by less than `kernel_dtype=bfloat16` rounds: take `kernel_dtype=float32`"
+        refuse(training, "fine_tuned_model", problem)
 
 
 def check_projection(training: TrainingArguments) -> None:

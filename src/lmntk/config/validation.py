@@ -12,6 +12,7 @@ from lmntk.config.kernel_checks import (
     check_formula,
     check_kernel_parts,
     check_linearised,
+    check_number_type,
     check_projection,
     check_snapshots,
     check_variance,
@@ -91,6 +92,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         for setting in ("load_kernels", "fine_tuned_model", "dry_run"):
             if getattr(training, setting) not in (None, False):
                 refuse(training, setting, "works with `trainer=kernel` only: add that, or leave out `no_train`")
+    check_number_type(training)
     _check_training(model, training)
     if _trains(training):
         check_snapshots(task, training)

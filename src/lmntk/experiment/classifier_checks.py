@@ -7,6 +7,7 @@ from typing import Any
 from lmntk import solvers
 from lmntk.errors import SettingError, suggest
 from lmntk.kernels import ENGINES, ESTIMATES, FORMULAS
+from lmntk.kernels.contraction import NUMBER_TYPES
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.projection_check import DEFAULT_EXAMPLES, FEWEST_EXAMPLES
 from lmntk.solvers.candidates import settings_grid
@@ -28,7 +29,7 @@ def check_arguments(given: Any) -> None:
         ("formula", given.formula, FORMULAS),
         ("solver", given.solver, solvers.SOLVERS),
         ("kernel_engine", given.kernel_engine, ("auto", *ENGINES, *ESTIMATES)),
-        ("kernel_dtype", given.kernel_dtype, ("float32", "float64")),
+        ("kernel_dtype", given.kernel_dtype, NUMBER_TYPES),
         ("model_family", given.model_family, (None, "masked", "causal")),
     ):
         if value not in known:
@@ -37,6 +38,7 @@ def check_arguments(given: Any) -> None:
     if given.kernel_parts is not None and not ENGINES.get(given.kernel_engine, FactoredEngine).keeps_parts_apart:
         sentence = f"`kernel_parts` does not work with `kernel_engine={given.kernel_engine}`: leave one of them out"
         raise SettingError(sentence, setting="kernel_parts", value=given.kernel_parts)
+    _check_number_type(given)
     _check_projection(given)
     if not isinstance(given.template, str | None):
         raise SettingError(f"`template` is {given.template!r}, not a string", setting="template", value=given.template)
@@ -69,6 +71,22 @@ def check_selection(given: Any) -> None:
             setting="solver",
             value=given.solver,
         )
+
+
+def _check_number_type(given: Any) -> None:
+    """Refuse what numbers of 8 significant bits are too coarse for."""
+    if given.kernel_dtype != "bfloat16":
+        return
+    if FORMULAS[given.formula].signed:
+        sentence = (
+            f"`formula={given.formula}` takes signs of gradients, of which `kernel_dtype=bfloat16` has some percent"
+        )
+        raise SettingError(f"{sentence} wrong: take `kernel_dtype=float32`, or `formula=sgd`", setting="formula")
+    if given.kernel_engine in ENGINES and not ENGINES[given.kernel_engine].multiplies_gradients:
+        sentence = (
+            f"`kernel_engine={given.kernel_engine}` adds products inside the model, which `kernel_dtype=bfloat16`"
+        )
+        raise SettingError(f"{sentence} rounds: take another engine, or float32", setting="kernel_engine")
 
 
 def _check_projection(given: Any) -> None:

@@ -86,7 +86,8 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):
         projection_check: The texts of each side on which its error is measured.
         projection_tolerance: The relative error of its entries on the train texts that chooses the width; beside a
             width, `fit` refuses that width if its error is larger.
-        kernel_dtype: Number type of the model and its gradients, ``"float32"`` or ``"float64"``.
+        kernel_dtype: Number type of the model and its gradients: ``"float32"``, ``"float64"``, or ``"bfloat16"``, which
+            has a percent of error, for half the memory and more speed on processors with instructions for it.
         kernel_memory_gb: Memory in GB that a kernel may take; by default 60% of what is free.
         per_device_train_batch_size: Train texts in a tile of the kernel; by default what suits the engine.
         per_device_eval_batch_size: The same for the texts on the other axis.

@@ -5,17 +5,24 @@ thousands of positions or parameters would be rounded to 8 bits each time it is 
 `widened` numbers, so that bfloat16 goes in, float32 adds, and float64 comes out.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lmntk.kernels.formulas import SignPlacement
 
+NUMBER_TYPES = ("float32", "float64", "bfloat16")
+"""The dtypes that a model, and so its gradients, can have."""
+
 # Length of a float32 product before float64 takes over. A product over millions of parameters loses two digits, one
 # over 2**18 still loses one; this one keeps the accuracy of the gradients. It is far below 2**24, up to which float32
 # counts products of signs exactly.
 BLOCK = 2**15
+# Terms from which a call of the instructions for bfloat16 costs less than it saves.
+MANY_TERMS = 2**22
 # Numbers whose signs are copied at a time where each example is multiplied with itself.
 SIGNS_AT_A_TIME = 2**17
 
@@ -38,6 +45,27 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.to(summation_dtype(tensor.dtype))
 
 
+@contextlib.contextmanager
+def products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Within this block, products of a dtype's widened numbers use the processor's instructions for that dtype.
+
+    Those for bfloat16 (AMX, AVX-512 BF16) take float32 matrices, round them to bfloat16, which changes no widened
+    number, and add exact products in float32. Without such instructions, and for other dtypes, nothing changes.
+
+    Args:
+        dtype: The dtype of the numbers before they were widened.
+    """
+    settings = cast(Any, torch.backends.mkldnn).matmul
+    before = settings.fp32_precision
+    if dtype == torch.bfloat16:
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        if dtype == torch.bfloat16:
+            settings.fp32_precision = before
+
+
 def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> Tensor:
     """Sum products of gradients over one group of parameters: ``einsum("np,mp->nm")`` for each direction.
 
@@ -56,10 +84,12 @@ def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> T
         tensor([[[2.]]], dtype=torch.float64)
     """
     result = torch.zeros(len(directions), len(train), len(x), dtype=torch.float64, device=train.device)
+    dtype = train.dtype if len(x) * train.numel() >= MANY_TERMS else result.dtype
     for out, direction in zip(result, directions, strict=True):
         for left, right in zip(train.split(BLOCK, dim=1), x.split(BLOCK, dim=1), strict=True):
             a, b = widened(left), widened(right)
-            out += (a.sign() if direction.sign_train else a) @ (b.sign() if direction.sign_x else b).T
+            with products_of(dtype):
+                out += (a.sign() if direction.sign_train else a) @ (b.sign() if direction.sign_x else b).T
     return result
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lmntk.kernels.contraction import widened
 from lmntk.kernels.layers.linear import LinearLayer
 from lmntk.kernels.layers.linear_factors import OuterProducts
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
@@ -34,13 +35,14 @@ class LowRankAdapter:
     def factors(self, of_weight: OuterProducts) -> OuterProducts:
         """Return the factors of the gradients of B, from those of the weight's gradients."""
         assert of_weight.inputs is not None
-        return OuterProducts(of_weight.inputs @ (self.scale * self.a).T, of_weight.gradients, None)
+        inputs = widened(of_weight.inputs) @ widened(self.scale * self.a).T
+        return OuterProducts(inputs, of_weight.gradients, None)
 
     def gradients(self, of_weight: Tensor) -> Tensor:
         """Return the gradients of B, ``[n, d_out · r]``, from those of the weight as it is stored, ``[n, p]``."""
         d_in = self.a.shape[1]
         weight = of_weight.unflatten(1, (d_in, -1)).mT if self.transposed else of_weight.unflatten(1, (-1, d_in))
-        return (weight @ (self.scale * self.a).T).flatten(1)
+        return (widened(weight) @ widened(self.scale * self.a).T).flatten(1)
 
 
 class LowRankLayer(LinearLayer):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lmntk.kernels import capture
 from lmntk.kernels.batching import Examples, length_buckets
+from lmntk.kernels.contraction import summation_dtype
 from lmntk.kernels.engines.factored import num_bytes
 from lmntk.kernels.engines.factored_planner import tokens_of
 from lmntk.kernels.engines.fallback import fallback_tile
@@ -203,8 +204,9 @@ class ProjectionCheck:
         engine = self._engine
         sample = next(iter(self._problem.params.values()))
         wanted = max((self._layers[name].buffer(one, len(self.train)) for name, one in typical.items()), default=0)
-        allowed = engine.budget.share(BUFFER_SHARE).bytes // sample.element_size()
-        least = engine.tuning.min_buffer_bytes // sample.element_size()
+        size = summation_dtype(sample.dtype).itemsize
+        allowed = engine.budget.share(BUFFER_SHARE).bytes // size
+        least = engine.tuning.min_buffer_bytes // size
         return Workspace(max(min(wanted, allowed), least), sample.dtype, sample.device)
 
     def _in_groups(self, typical: dict[str, Any]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from lmntk.kernels.contraction import summation_dtype
 from lmntk.kernels.problem import PartialRows
 from lmntk.models.factored_layers import register_layers
 from lmntk.models.families import causal_inputs, is_causal
@@ -154,6 +155,20 @@ class PromptClassifier(nn.Module, ABC):
             layer.weight[rows] = weights.to(layer.weight)
             if layer.bias is not None:
                 layer.bias[rows] = biases.to(layer.bias)
+
+    def convert(self, dtype: torch.dtype) -> None:
+        """Convert all weights to a dtype, except that the logits of a bfloat16 model are float32.
+
+        Their differences decide, and bfloat16 has two to three digits. So the last layer multiplies float32 numbers.
+
+        Args:
+            dtype: The dtype.
+        """
+        self.to(dtype)
+        layer, wide = self.last_layer, summation_dtype(dtype)
+        if wide != dtype:
+            layer.to(wide)
+            layer.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(wide), *inputs[1:]))
 
     def _class_rows(self) -> slice | Tensor:
         """The rows of the last layer that give the classes' logits."""

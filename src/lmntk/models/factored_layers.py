@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.pytorch_utils import Conv1D
 
+from lmntk.kernels.contraction import widened
 from lmntk.kernels.layers import EmbeddingLayer, LinearLayer, register
 from lmntk.kernels.layers.base import Gradients
 from lmntk.kernels.layers.token_matching import TokenGradients
@@ -32,9 +33,9 @@ class LabelWordDecoder(nn.Module):
         self.register_buffer("label_word_ids", torch.tensor(label_word_ids), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return the label words' logits, ``[..., C]``, of hidden states ``[..., d]``."""
-        bias = None if self.bias is None else self.bias[self.label_word_ids]
-        return F.linear(hidden, self.weight[self.label_word_ids], bias)
+        """Return the label words' logits, ``[..., C]``, of hidden states ``[..., d]``; of bfloat16 in float32."""
+        bias = None if self.bias is None else widened(self.bias[self.label_word_ids])
+        return F.linear(widened(hidden), widened(self.weight[self.label_word_ids]), bias)
 
 
 class OffsetEmbeddingLayer(EmbeddingLayer):

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from lmntk.errors import ModelError
+from lmntk.kernels.contraction import summation_dtype
 from lmntk.models.attention import use_plain_attention
 from lmntk.models.checkpoints import quiet_transformers, restore_extras
 from lmntk.models.classifier import PromptClassifier
@@ -229,12 +230,17 @@ def _finalise(model: Model, name_or_path: str, options: LoadOptions) -> Model:
         restore_extras(model, Path(name_or_path))
     if options.lora is not None and options.lora.folder is not None:
         restore_extras(model, options.lora.folder)
-    model.to(options.dtype)
+    narrowed = summation_dtype(options.dtype) != options.dtype
+    if narrowed:
+        # Rounding to 8 bits would hide what the checks look for.
+        find_out_about_padding(model.eval(), name_or_path, options.longest)
+    model.convert(options.dtype)
     for parameter in model.parameters():
         # Weights read from a file keep its alignment, by which small products round differently. In memory that torch
         # allocates, the same run gives the same bits, started alone or by torchrun.
         parameter.data = parameter.data.clone()
-    find_out_about_padding(model.eval(), name_or_path, options.longest)
+    if not narrowed:
+        find_out_about_padding(model.eval(), name_or_path, options.longest)
     return model
 
 

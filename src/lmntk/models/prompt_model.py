@@ -51,6 +51,10 @@ class PromptModel(PromptClassifier):
         """Return the label words' logits, ``[B, C]``."""
         return self.lm(**inputs).logits[:, 0]
 
+    def convert(self, dtype: torch.dtype) -> None:
+        """Convert all weights; the decoder multiplies the label words' rows of bfloat16 weights in float32."""
+        self.to(dtype)
+
     def _class_rows(self) -> Tensor:
         return self.last_layer.label_word_ids
 

@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from lmntk.kernels.contraction import summation_dtype
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, KernelProblem
 from lmntk.kernels.tiling import CostModel, Plan, Tile, TileRequest
@@ -44,6 +45,9 @@ class Engine(ABC):
     keeps_parts_apart: ClassVar[bool] = True
     """Whether the engine can return the contributions of parameters, such as a layer's, to a kernel."""
 
+    multiplies_gradients: ClassVar[bool] = True
+    """Whether it multiplies gradients itself, bfloat16 in float32; else the model does, in its own dtype."""
+
     def __init__(
         self,
         problem: KernelProblem,
@@ -53,6 +57,16 @@ class Engine(ABC):
     ) -> None:
         if not self.keeps_parts_apart and (problem.part_of is not None or problem.low_rank):
             raise ValueError(f"the {self.name} engine sums over all parameters at once: it cannot keep them apart")
+        if any(summation_dtype(tensor.dtype) != tensor.dtype for tensor in problem.params.values()):
+            if problem.formula.signed:
+                raise ValueError(
+                    "signs of bfloat16 gradients are often wrong: take parameters in float32, or formula 'sgd'"
+                )
+            if not self.multiplies_gradients:
+                raise ValueError(
+                    f"the {self.name} engine lets the model add products, which rounds them to bfloat16: take "
+                    "parameters in float32, or another engine"
+                )
         self.problem = problem
         self.budget = budget
         self.tuning = tuning

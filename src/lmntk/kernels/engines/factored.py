@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels import capture, sign_bits
 from lmntk.kernels.batching import Examples, length_buckets
-from lmntk.kernels.contraction import hide_diagonal_of_broken, hide_signs_of_broken
+from lmntk.kernels.contraction import hide_diagonal_of_broken, hide_signs_of_broken, summation_dtype
 from lmntk.kernels.engines.base import ANY_TILES, ComputedTile, Engine
 from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, KeptDemands, LayerDemands, tokens_of
 from lmntk.kernels.engines.fallback import fallback_diagonal, fallback_tile
@@ -131,7 +131,7 @@ class FactoredEngine(Engine):
         self._keeps_signs = self.planner.keeps_signs
         if earlier and earlier._keeps_signs != self._keeps_signs:
             self._seconds_per_token = None
-        capacity = self.planner.memory.buffer // self._sample.element_size()
+        capacity = self.planner.memory.buffer // summation_dtype(self._sample.dtype).itemsize
         self._workspace: Workspace = Workspace(capacity, self._sample.dtype, self._sample.device, self.timer)
 
     def _layers_to_keep(self, found: dict[str, Layer]) -> dict[str, Layer]:
@@ -166,7 +166,7 @@ class FactoredEngine(Engine):
             batch_tokens = self.planner.memory.batch_tokens
             seconds = seconds_of(lambda: self._propagate(examples, few, batch_tokens))
             self._seconds_per_token = seconds / sum(tokens_of(examples, few))
-        rate = product_flops(self._sample.device, self._sample.dtype)
+        rate = product_flops(self._sample.device, summation_dtype(self._sample.dtype))
         fallback = self._fallback.estimate_cost(plan) if self._fallback else None
         sign_rate = sign_bits.products_per_second() if self._keeps_signs else None
         return self.planner.cost_model(self._seconds_per_token, rate, fallback, sign_rate)
@@ -367,7 +367,7 @@ class FactoredEngine(Engine):
         buffer = max((layer.buffer(factors, n) for layer, factors in found), default=0)
         demands = LayerDemands(
             per_token=max(1, -(-num_bytes([factors for _, factors in found]) // tokens)),
-            buffer_bytes=buffer * self._sample.element_size(),
+            buffer_bytes=buffer * summation_dtype(self._sample.dtype).itemsize,
             dense_numel=sum(cost.dense_numel for cost in costs),
             gram_flops=sum(cost.gram_flops_per_position_pair for cost in costs),
         )

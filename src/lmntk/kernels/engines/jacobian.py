@@ -25,6 +25,7 @@ from lmntk.kernels.contraction import (
     contract_each,
     hide_diagonal_of_broken,
     hide_signs_of_broken,
+    summation_dtype,
 )
 from lmntk.kernels.engines.base import ANY_TILES, ComputedTile, Engine, MemoryBudgetError
 from lmntk.kernels.engines.derivatives import Differentiator
@@ -126,7 +127,7 @@ class JacobianEngine(Engine):
         parameters = sum(tensor.numel() for tensor in problem.params.values())
         weight = next(iter(problem.params.values()))
         flops = 2 * parameters * problem.num_logits**2 * len(problem.formula.directions)
-        pair_seconds = flops / product_flops(weight.device, weight.dtype)
+        pair_seconds = flops / product_flops(weight.device, summation_dtype(weight.dtype))
 
         def tile_seconds(tile: Tile) -> float:
             formed = 0 if self.problem.on_diagonal(tile) else len(tile.x)

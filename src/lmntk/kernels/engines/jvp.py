@@ -31,6 +31,7 @@ class JvpEngine(Engine):
 
     name = "jvp"
     keeps_parts_apart = False
+    multiplies_gradients = False
 
     @functools.cached_property
     def _differentiator(self) -> Differentiator:

@@ -131,7 +131,8 @@ def _matching_autograd(
         return {}  # hooks change what the modules do
     if not logits.isfinite().all():
         return layers  # NaN agrees with nothing
-    workspace = Workspace(tuning.min_buffer_bytes, logits.dtype, logits.device)
+    dtype = next(model.module.parameters()).dtype
+    workspace = Workspace(tuning.min_buffer_bytes, dtype, logits.device)
     kept = {}
     for prefix, layer in layers.items():
         truth = sum(squares[name] for name in parameters_of(prefix, layer))
@@ -146,7 +147,8 @@ def _matching_autograd(
             continue
         weighted = torch.einsum("ia,iajb,jb->iajb", weights, kernel, weights)
         # Terms that cancel in the sum were rounded before.
-        allowed = _tolerance(logits.dtype, logits.device) * (truth + 1e-3 * float(weighted.abs().sum()))
+        of_terms = 3e-2 if dtype == torch.bfloat16 else 1e-3
+        allowed = _tolerance(dtype, logits.device) * (truth + of_terms * float(weighted.abs().sum()))
         if abs(float(weighted.sum()) - truth) <= allowed:
             kept[prefix] = layer
     return kept
@@ -155,6 +157,10 @@ def _matching_autograd(
 def _tolerance(dtype: torch.dtype, device: torch.device) -> float:
     if dtype == torch.float64:
         return 1e-6  # some models compute in float32 somewhere whatever their dtype
+    if dtype == torch.bfloat16:
+        # Two backward passes of SmolLM2's 30 layers differ by up to 0.16; a wrong layer, such as a weight used twice,
+        # misses the terms of half its gradient.
+        return 0.3
     # TF32 rounds every factor to three digits.
     return 1e-2 if device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32" else 1e-3
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lmntk.kernels.contraction import contract
+from lmntk.kernels.contraction import contract, summation_dtype, widened
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.timing import StageTimer
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
@@ -27,6 +27,8 @@ class Buffer(Enum):
     X = 2
     SIGNED_TRAIN = 3
     PRODUCT = 4
+    WIDE_GRADIENTS = 5
+    WIDE_INPUTS = 6
     # The Gram path and the embeddings form no gradients.
     INPUT_GRAM = 1
     GRADIENT_GRAM = 2
@@ -38,7 +40,7 @@ class Workspace:
 
     Args:
         capacity: How many numbers the largest buffer may hold.
-        dtype: The dtype of the gradients.
+        dtype: The dtype of the gradients; buffers hold their products, and have its `summation_dtype`.
         device: The device of the gradients.
         timer: Adds up the seconds of forming and contraction.
     """
@@ -48,7 +50,7 @@ class Workspace:
     ) -> None:
         self.capacity = capacity
         self.timer = timer or StageTimer()
-        self._dtype = dtype
+        self._dtype = summation_dtype(dtype)
         self._device = device
         self._buffers: dict[Buffer, Tensor] = {}
         self._diagonals: dict[object, Tensor] | None = None
@@ -83,6 +85,10 @@ class Workspace:
         if held is None or held.numel() < size:
             self._buffers[buffer] = held = torch.empty(size, dtype=self._dtype, device=self._device)
         return held[:size].view(shape)
+
+    def widened(self, buffer: Buffer, tensor: Tensor) -> Tensor:
+        """Return numbers in their `summation_dtype`: those of half its size are copied to a buffer."""
+        return tensor if tensor.dtype == self._dtype else self.take(buffer, *tensor.shape).copy_(tensor)
 
     def release(self) -> None:
         """Give the memory of all buffers back."""
@@ -224,8 +230,9 @@ class Layer(ABC):
 
 
 def stack_vectors(gradients: Gradients, scale: Tensor | None = None) -> Tensor:
-    """Sum output gradients over positions, each first multiplied by `scale`: ``[B, C, d]``."""
-    return torch.stack([with_positions(g if scale is None else g * scale).sum(dim=1) for g in gradients], dim=1)
+    """Sum output gradients over positions, each first multiplied by `scale`: ``[B, C, d]``, of bfloat16 in float32."""
+    wide = map(widened, gradients)
+    return torch.stack([with_positions(g if scale is None else g * scale).sum(dim=1) for g in wide], dim=1)
 
 
 def with_positions(tensor: Tensor) -> Tensor:

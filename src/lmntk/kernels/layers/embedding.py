@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lmntk.kernels.contraction import contract_each
+from lmntk.kernels.contraction import contract_each, widened
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Buffer, Gradients, Layer, Workspace
 from lmntk.kernels.layers.token_matching import TokenGradients, match_tokens
@@ -26,8 +26,9 @@ class EmbeddingLayer(Layer):
             # In torch the row of the padding token never gets a gradient.
             first &= token != self.module.padding_idx
         both = torch.stack([gradient.reshape(*token.shape, -1) for gradient in gradients], dim=2)
-        summed = (equal & first[:, :, None]).to(both.dtype) @ both.flatten(2)
-        return TokenGradients(torch.where(first, token, -1), summed.view_as(both))
+        wide = widened(both).flatten(2)
+        summed = (equal & first[:, :, None]).to(wide.dtype) @ wide
+        return TokenGradients(torch.where(first, token, -1), summed.to(both.dtype).view_as(both))
 
     def kernel(
         self,
@@ -77,7 +78,7 @@ def _masked_products(
     """Sum the products of rows of equal tokens, ``einsum("ilap,jmbp,iljm->iajb")``: float64 ``[D, n, C, x, C]``."""
     (n, length, c, _), (m, x_length) = train.gradients.shape, x.token.shape
     equal = (train.token[:, :, None, None] == x.token) & (train.token >= 0)[:, :, None, None]
-    left, right = train.gradients.flatten(0, 2), x.gradients.flatten(0, 2)
+    left, right = widened(train.gradients).flatten(0, 2), widened(x.gradients).flatten(0, 2)
     found = []
     for direction in directions:
         product = torch.mm(

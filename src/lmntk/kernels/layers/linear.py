@@ -52,7 +52,7 @@ class LinearLayer(Layer):
         if factors.inputs is None or factors.positions <= 1:
             return 0
         c, _, d_out, d_in = shape_of([factors])
-        return dense_buffer_numel(c * train, d_out, d_in, factors.gradients[0].element_size(), self.tuning)
+        return dense_buffer_numel(c * train, d_out, d_in, factors.product_size, self.tuning)
 
     def sign_bytes(self, factors: OuterProducts) -> int:
         """Return the bytes of the planes of bits; the sign of a single outer product has factors."""

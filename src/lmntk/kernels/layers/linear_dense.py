@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmntk.kernels.contraction import BLOCK, contract_each
+from lmntk.kernels.contraction import BLOCK, contract_each, products_of
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Buffer, Workspace
 from lmntk.kernels.layers.linear_factors import OuterProducts, key_of, shape_of
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
+
+# Numbers of factors that are widened at a time.
+WIDE_NUMBERS = 2**18
 
 
 def dense_buffer_numel(train_gradients: int, d_out: int, d_in: int, element_size: int, tuning: Tuning) -> int:
@@ -40,13 +43,13 @@ def dense(
     inner, outer = sorted((d_out, d_in))
     chunks = _chunks(x, max(1, tuning.dense_gradient_batch // c))
     width = max(sum(batch.batch_size for batch in chunk) for chunk in chunks)
-    cached = _rows_in_cache(c * width, d_out, d_in, train[0].gradients[0].element_size(), tuning)
+    cached = _rows_in_cache(c * width, d_out, d_in, train[0].product_size, tuning)
     num_rows = max(1, min(cached, workspace.capacity // (c * max(n, width) * inner)))
     result = torch.zeros(
         len(directions), c, shape_of(x)[1], c, n, dtype=torch.float64, device=train[0].gradients[0].device
     )
     diagonal = result.new_zeros(len(directions), result.shape[2], c, c) if workspace.keeps_diagonals else None
-    timer = workspace.timer
+    timer, dtype = workspace.timer, train[0].gradients[0].dtype
     for start in range(0, outer, num_rows):
         rows = slice(start, min(start + num_rows, outer))
         with timer.stage("forming"):
@@ -70,7 +73,7 @@ def dense(
                 right = signed_train if direction.sign_train else formed_train
                 product = workspace.take(Buffer.PRODUCT, c * size, c * n)
                 flat_x, flat_right = formed_x.view(c * size, -1), right.view(c * n, -1)
-                with timer.stage("contraction"):
+                with timer.stage("contraction"), products_of(dtype):
                     for x_block, right_block in zip(flat_x.split(BLOCK, 1), flat_right.split(BLOCK, 1), strict=True):
                         torch.mm(x_block, right_block.T, out=product)
                         out[:, first : first + size] += product.view(c, size, c, n)
@@ -103,9 +106,20 @@ def form(buffer: Buffer, factors: Sequence[OuterProducts], rows: slice, workspac
             assert right is not None
             if d_in > d_out:
                 left, right = right, left
-            torch.bmm(left[:, :, rows].transpose(1, 2), right, out=formed[logit, first : first + batch.batch_size])
+            _multiply(left[:, :, rows], right, formed[logit, first : first + batch.batch_size], workspace)
             first += batch.batch_size
     return formed
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor, workspace: Workspace) -> None:
+    """Write ``einsum("blr,bli->bri")``; bfloat16 is widened for some examples at a time, within the cache."""
+    wide = left.dtype == right.dtype == out.dtype
+    size = len(left) if wide else max(1, WIDE_NUMBERS // (left[0].numel() + right[0].numel()))
+    parts = (tensor.split(size) for tensor in (left, right, out))
+    for some_left, some_right, some in zip(*parts, strict=True):
+        a = workspace.widened(Buffer.WIDE_GRADIENTS, some_left)
+        b = workspace.widened(Buffer.WIDE_INPUTS, some_right)
+        torch.bmm(a.transpose(1, 2), b, out=some)
 
 
 def _chunks(factors: Sequence[OuterProducts], size: int) -> list[list[OuterProducts]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lmntk.kernels.contraction import widened
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Buffer, Workspace
 from lmntk.kernels.layers.linear_dense import form, formed_products
@@ -86,6 +87,7 @@ def _own_gram(
 ) -> Tensor:
     """Return the inner products of each example's positions, ``[B, L, L]``, in a buffer."""
     assert left is not None and right is not None
+    left, right = widened(left), widened(right)
     left, right = left.sign() if direction.sign_train else left, right.sign() if direction.sign_x else right
     length = left.shape[1]
     return torch.bmm(left, right.transpose(1, 2), out=workspace.take(buffer, len(left), length, length))
@@ -98,7 +100,7 @@ def _by_forming(
     c, examples, d_out, d_in = shape_of([batch])
     inner, outer = sorted((d_out, d_in))
     size = max(1, min(examples, tuning.dense_gradient_batch // c))
-    numbers = min(max(workspace.capacity, LEAST_NUMBERS), tuning.cache_bytes // batch.gradients[0].element_size())
+    numbers = min(max(workspace.capacity, LEAST_NUMBERS), tuning.cache_bytes // batch.product_size)
     num_rows = max(1, min(outer, numbers // (c * size * inner)))
     found = []
     for first in range(0, examples, size):

@@ -7,6 +7,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from lmntk.kernels.contraction import summation_dtype
+
 
 @dataclass(frozen=True)
 class OuterProducts:
@@ -36,6 +38,11 @@ class OuterProducts:
     def positions(self) -> int:
         """L, the number of outer products in an example's gradient."""
         return self.gradients[0].shape[1]
+
+    @property
+    def product_size(self) -> int:
+        """Bytes of a number of the gradients that are formed of these factors, see `summation_dtype`."""
+        return summation_dtype(self.gradients[0].dtype).itemsize
 
     def __getitem__(self, examples: slice) -> "OuterProducts":
         """Return the factors of some examples of the batch."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lmntk.kernels.contraction import products_of, summation_dtype, widened
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Buffer, Workspace
-from lmntk.kernels.layers.linear_factors import BatchSlice, OuterProducts, as_matrices, shape_of
+from lmntk.kernels.layers.linear_factors import BatchSlice, Matrices, OuterProducts, as_matrices, shape_of
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 
@@ -65,21 +66,24 @@ def gram_parts(
     train_tokens, x_tokens = _gram_block(train, x, workspace.capacity, tuning)
     shape = len(parts), len(directions), c, n, c, shape_of(x)[1]
     result = torch.zeros(shape, dtype=torch.float64, device=train[0].gradients[0].device)
-    row = 0
+    row, dtype = 0, train[0].gradients[0].dtype
     for chosen in _position_blocks(train, train_tokens):
-        left = [as_matrices(layer, chosen) for layer in trains]
+        left = [_widened(as_matrices(layer, chosen)) for layer in trains]
         indicator = _example_indicator(train, chosen)
         column = 0
         for x_chosen in _position_blocks(x, x_tokens, join_batches=False):
-            right = [as_matrices(layer, x_chosen) for layer in xs]
+            right = [_widened(as_matrices(layer, x_chosen)) for layer in xs]
             ((batch, examples),) = x_chosen
             size, positions = examples.stop - examples.start, x[batch].positions
             for number, direction in enumerate(directions):
                 pair = left[0].inputs, right[0].inputs
-                inputs = _products([pair], direction, workspace, Buffer.INPUT_GRAM)
+                with products_of(dtype):
+                    inputs = _products([pair], direction, workspace, Buffer.INPUT_GRAM)
                 for (part, layers), a, b in itertools.product(enumerate(parts), range(c), range(c)):
                     pairs = [(left[layer].gradients[a], right[layer].gradients[b]) for layer in layers]
-                    both = _products(pairs, direction, workspace, Buffer.GRADIENT_GRAM).mul_(inputs)
+                    with products_of(dtype):
+                        both = _products(pairs, direction, workspace, Buffer.GRADIENT_GRAM)
+                    both.mul_(inputs)
                     if indicator is not None:
                         summed = workspace.take(Buffer.PRODUCT, len(indicator), size * positions)
                         both = torch.mm(indicator, both, out=summed)
@@ -139,14 +143,18 @@ def _products(
     return found
 
 
+def _widened(factors: Matrices) -> Matrices:
+    return Matrices(widened(factors.inputs), [widened(gradients) for gradients in factors.gradients])
+
+
 def _example_indicator(factors: Sequence[OuterProducts], chosen: Sequence[BatchSlice]) -> Tensor | None:
     """Return ones where a position belongs to an example, ``[examples, positions]``; None if each has one position."""
     batches = [factors[number] for number, _ in chosen]
     if all(batch.positions == 1 for batch in batches):
         return None
-    ones = batches[0].gradients[0].new_ones
+    like = batches[0].gradients[0]
     blocks = [
-        ones(1, batch.positions)
+        like.new_ones(1, batch.positions, dtype=summation_dtype(like.dtype))
         for batch, (_, examples) in zip(batches, chosen, strict=True)
         for _ in range(examples.stop - examples.start)
     ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lmntk.kernels.contraction import contract_each
+from lmntk.kernels.contraction import contract_each, widened
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Gradients, Layer, Workspace, stack_vectors, vector_kernel
 
@@ -20,7 +20,7 @@ class LayerNormLayer(Layer):
         """Return the gradients of the layer's parameters, concatenated: ``[B, C, p]``."""
         vectors = []
         if "weight" in self.parameter_names:
-            vectors.append(stack_vectors(gradients, self._normalised(inputs)))
+            vectors.append(stack_vectors(gradients, self._normalised(widened(inputs))))
         if "bias" in self.parameter_names:
             vectors.append(stack_vectors(gradients))
         return torch.cat(vectors, dim=2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmntk.kernels.contraction import BLOCK, contract
+from lmntk.kernels.contraction import BLOCK, contract, widened
 from lmntk.kernels.formulas import SignPlacement
 
 # A token of few examples is multiplied pair by pair: the most numbers that all its pairs' rows of one side may have. A
@@ -152,7 +152,7 @@ def _add_pairs(
     for rows, x_rows in zip(own.split(size), other.split(size), strict=True):
         places = (left.example[rows] * right.size + right.example[x_rows])[:, None] * c * c + entries
         for out, direction in zip(result, directions, strict=True):
-            factor, x_factor = left.rows[rows], right.rows[x_rows].transpose(1, 2)
+            factor, x_factor = widened(left.rows[rows]), widened(right.rows[x_rows]).transpose(1, 2)
             product = torch.bmm(
                 factor.sign() if direction.sign_train else factor, x_factor.sign() if direction.sign_x else x_factor
             )
