@@ -13,6 +13,7 @@ from torch.distributed.run import parse_args as torchrun_arguments
 import benchmark_kernels
 import check_gpu
 import estimate_kernel_cost
+from benchmarks import large_peers
 from benchmarks.inputs import SHAPES
 from command_line import Workplace, sst2_rows, write_rows
 from doc_commands import blocks, commands, flags_of_run, page_text, python_calls
@@ -24,8 +25,10 @@ RUNS = "\n".join(block for block in blocks(SCALING, "bash") if "estimate_kernel_
 TOOL = ["python", "tools/benchmark_kernels.py"]
 MEASUREMENTS = [words[2:] for words in commands(PERFORMANCE) if words[:2] == TOOL]
 WHOLE_RUNS = [flags for flags in MEASUREMENTS if "--whole_runs" in flags]
-TIMES = [flags for flags in MEASUREMENTS if "--times_only" in flags]
-BENCHMARKS = [flags for flags in MEASUREMENTS if flags not in WHOLE_RUNS + TIMES]
+ESTIMATES = [flags for flags in MEASUREMENTS if "projected" in flags]
+TIMES = [flags for flags in MEASUREMENTS if "--times_only" in flags and flags not in ESTIMATES]
+BENCHMARKS = [flags for flags in MEASUREMENTS if flags not in WHOLE_RUNS + TIMES + ESTIMATES]
+PEERS = [words[2:] for words in commands(PERFORMANCE) if words[1:2] == ["tools/benchmarks/large_peers.py"]]
 FEW = ["--train_examples", "2", "--x_examples", "3", "--threads", "1"]
 
 
@@ -139,6 +142,29 @@ def test_a_benchmark_of_formulas_divides_by_the_first(
     assert rows[0]["× first formula"] == "1.00" and float(rows[1]["× first formula"]) > 0
 
 
+@pytest.mark.parametrize("flags", ESTIMATES, ids=" ".join)
+def test_a_benchmark_of_estimates_has_a_row_for_each_width(
+    models: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark_kernels, "in_own_process", lambda work, *arguments: work(*arguments))
+    threads = torch.get_num_threads()
+    try:
+        with contextlib.chdir(models):
+            assert benchmark_kernels.main([*flags, *FEW]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    rows = table_of(capsys.readouterr().out)
+    widths = flags[flags.index("--projection_width") + 1 : flags.index("--train_kernel")]
+    assert [row["engine"] for row in rows] == ["factored", *(f"projected {width}" for width in widths)]
+    assert rows[0]["× factored"] == "1.0"
+
+
+@pytest.mark.parametrize("flags", PEERS, ids=" ".join)
+def test_the_command_of_other_libraries_is_one_that_their_tool_reads(flags: list[str]) -> None:
+    given = large_peers.make_parser().read(flags)
+    assert given.peers == ["bergson", "kronfluence"] and (given.train_examples, given.x_examples) == (256, 256)
+
+
 def test_the_benchmarks_are_run_as_they_stand(models: Path) -> None:
     with contextlib.chdir(models):
         jobs = [
@@ -147,14 +173,14 @@ def test_the_benchmarks_are_run_as_they_stand(models: Path) -> None:
             for job in benchmark_kernels.jobs_of(benchmark_kernels.make_parser().read(flags))
         ]
     assert len(jobs) == len(BENCHMARKS) + 1
-    assert TIMES and WHOLE_RUNS
+    assert TIMES and WHOLE_RUNS and ESTIMATES and PEERS
 
 
 def test_the_other_commands_are_accepted_as_they_stand() -> None:
     for flags in WHOLE_RUNS:
         given = benchmark_kernels.make_parser().read(flags)
         assert given.whole_runs and given.against and given.model and given.data_dir
-    checks = [words for words in commands(PERFORMANCE) if words[:2] != TOOL]
+    checks = [words for words in commands(PERFORMANCE) if words[:2] != TOOL and words[2:] not in PEERS]
     assert [words[:2] for words in checks] == [["bash", "tools/check_gpu.sh"]] * 2
     given = [check_gpu.make_parser().read(words[2:]) for words in checks]
     assert [(one.cpu, one.tiny) for one in given] == [(False, False), (True, True)]
