@@ -46,6 +46,7 @@ from lmntk.storage.tables import format_table
 LOW_RANK = 32
 BATCH = 32
 BOUNDS = tuple(Bounds(name, 1) for name in ("train_examples", "x_examples", "width", "one_sided_width", "threads"))
+TRAK_BATCH = 16  # gradients of all parameters, several copies of each
 TRAK_BLOCK = 16  # columns of the projection that are held at once: 4 bytes for each of them and each parameter
 
 
@@ -67,10 +68,10 @@ class Sides:
     width: int
     one_sided_width: int
 
-    def batches(self, side: FeatureExamples) -> list[list[int]]:
+    def batches(self, side: FeatureExamples, size: int) -> list[list[int]]:
         """Return the indices of batches of prompts of nearly one length, the shortest first."""
         order = by_length(side)
-        return [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def bergson_kernel(sides: Sides) -> Tensor:
                 data=Rows.from_dict({"input_ids": [[0]] * len(side)}),
                 cfg=IndexConfig(run_path=folder, projection_dim=sides.width, include_bias=True),
             )
-            for indices in sides.batches(side):
+            for indices in sides.batches(side, BATCH):
                 with collector.with_batch():
                     outputs = sides.model(**side.batch(indices))[:, 0]
                     outputs.sum().backward()
@@ -196,7 +197,7 @@ def trak_kernel(sides: Sides) -> Tensor:
         )
         traker.load_checkpoint(sides.model.state_dict(), model_id=0)
         for side, first in ((sides.train, 0), (sides.x, n)):
-            for indices in sides.batches(side):
+            for indices in sides.batches(side, TRAK_BATCH):
                 batch = side.batch(indices)
                 # transformers makes masks in a way that vmap does not support, unless they are ready to be added.
                 batch["attention_mask"] = (batch["attention_mask"][:, None, None] - 1.0) * 1e9
