@@ -11,6 +11,7 @@ from lmntk.config.arguments import flag_names
 
 TESTED_BY = {
     "README": "docs/test_readme.py",
+    "bfloat16": "docs/test_docs_bfloat16.py",
     "as-published": "config/test_as_published.py",
     "features": "docs/test_docs_features.py",
     "first-kernel": "docs/test_docs_tutorial.py",

@@ -290,15 +290,17 @@ def _true_direction(job: Job, inputs: Inputs, direction: SignPlacement, models: 
     for start in range(0, len(train), together):
         part = range(start, min(start + together, len(train)))
         for row, index in enumerate(part):
-            for a, gradient in enumerate(_gradients(models[direction.sign_train], train, index, direction.sign_train)):
+            for a, gradient in enumerate(
+                gradients_of_logits(models[direction.sign_train], train, index, direction.sign_train)
+            ):
                 held[row, a] = gradient
         for j in range(len(x)):
-            for b, gradient in enumerate(_gradients(models[direction.sign_x], x, j, direction.sign_x)):
+            for b, gradient in enumerate(gradients_of_logits(models[direction.sign_x], x, j, direction.sign_x)):
                 kernel[part.start : part.stop, :, j, b] = held[: len(part)] @ gradient
     return kernel
 
 
-def _gradients(model: PromptModel, examples: FeatureExamples, index: int, signed: bool) -> Iterator[Tensor]:
+def gradients_of_logits(model: PromptModel, examples: FeatureExamples, index: int, signed: bool) -> Iterator[Tensor]:
     """Yield the gradient of each logit of an example, or its sign, over all parameters: float64 ``[p]``."""
     parameters = _wanted(model)
     for logit in model(**examples.batch([index]))[0]:

@@ -68,7 +68,7 @@ def check_number_type(training: TrainingArguments) -> None:
         return
     if FORMULAS[training.kernel_formula].signed:
         problem = (
-            "takes signs of gradients, of which `kernel_dtype=bfloat16` has some percent wrong: take "
+            "takes signs of gradients, of which `kernel_dtype=bfloat16` has one in a hundred wrong: take "
             "`kernel_dtype=float32`, or `kernel_formula=sgd`"
         )
         refuse(training, "kernel_formula", problem)

@@ -78,10 +78,8 @@ def _check_number_type(given: Any) -> None:
     if given.kernel_dtype != "bfloat16":
         return
     if FORMULAS[given.formula].signed:
-        sentence = (
-            f"`formula={given.formula}` takes signs of gradients, of which `kernel_dtype=bfloat16` has some percent"
-        )
-        raise SettingError(f"{sentence} wrong: take `kernel_dtype=float32`, or `formula=sgd`", setting="formula")
+        sentence = f"`formula={given.formula}` takes signs of gradients, of which `kernel_dtype=bfloat16` has one in a"
+        raise SettingError(f"{sentence} hundred wrong: take `kernel_dtype=float32`, or sgd", setting="formula")
     if given.kernel_engine in ENGINES and not ENGINES[given.kernel_engine].multiplies_gradients:
         sentence = (
             f"`kernel_engine={given.kernel_engine}` adds products inside the model, which `kernel_dtype=bfloat16`"
