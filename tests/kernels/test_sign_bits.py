@@ -283,7 +283,7 @@ def test_signs_that_take_more_memory_than_there_is_are_not_kept():
     tuning = replace(ALWAYS, min_buffer_bytes=2**10)
     roomy, tiled, narrow = (FactoredEngine(problem, MemoryBudget(size), tuning) for size in (2**28, 2**21, 2**18))
     demands = roomy.planner.demands
-    assert demands.signs.per_example > demands.per_token
+    assert demands.kept.per_example > demands.per_token
     assert len(roomy.plan().tile_rows) == 1 < len(tiled.plan().tile_rows)
     assert roomy.planner.keeps_signs and tiled.planner.keeps_signs and not narrow.planner.keeps_signs
     assert torch.equal(kernel_of(roomy), kernel_of(narrow))
@@ -292,7 +292,7 @@ def test_signs_that_take_more_memory_than_there_is_are_not_kept():
 
 def test_the_memory_of_signs_is_counted_example_by_example():
     engine = engine_of("bert", ALWAYS)
-    memory, signs = engine.planner.memory, engine.planner.demands.signs
+    memory, signs = engine.planner.memory, engine.planner.demands.kept
     with_fragments = memory.tuning.fragmentation
     assert memory.peak(10, 3) - memory.peak(10, 2) == pytest.approx(
         with_fragments * (signs.per_example + signs.largest), abs=1

@@ -13,6 +13,7 @@ import torch
 import oracle
 from command_line import FORMULAS, SENTENCES, Workplace, flags_of, read_kernel, read_results, snapshot, write_rows
 from lmntk import distributed
+from lmntk.config.arguments import TrainingArguments
 from lmntk.errors import PeerExitedError, ReportedElsewhereError, UsageError
 from lmntk.trainers.kernel import KernelTrainer
 from lmntk.trainers.loaded_kernels import LoadedKernelTrainer
@@ -183,6 +184,7 @@ def test_only_the_first_process_hashes_what_defines_a_kernel(
 ) -> None:
     monkeypatch.setattr(distributed, "on_rank_zero", lambda work, *args, **kwargs: None)  # as on the other processes
     trainer = object.__new__(kind)  # without anything to hash
+    trainer.args = TrainingArguments(output_dir="unused")
     assert trainer._find_kernel("train") is None
 
 

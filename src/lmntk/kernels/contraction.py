@@ -23,6 +23,8 @@ NUMBER_TYPES = ("float32", "float64", "bfloat16")
 BLOCK = 2**15
 # Terms from which a call of the instructions for bfloat16 costs less than it saves.
 MANY_TERMS = 2**22
+# Rows of a product of gradients with themselves that are worth two products, of one half each with what lies above it.
+MIRRORED_ROWS = 512
 # Numbers whose signs are copied at a time where each example is multiplied with itself.
 SIGNS_AT_A_TIME = 2**17
 
@@ -70,6 +72,7 @@ def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> T
     """Sum products of gradients over one group of parameters: ``einsum("np,mp->nm")`` for each direction.
 
     Blocks of p are widened before they are multiplied: bfloat16 gradients are added in float32, and blocks in float64.
+    If `x` is the same tensor as `train`, a large product is computed above the diagonal and mirrored.
 
     Args:
         train: Gradients, one a row, ``[n, p]``.
@@ -86,11 +89,25 @@ def contract(train: Tensor, x: Tensor, directions: Sequence[SignPlacement]) -> T
     result = torch.zeros(len(directions), len(train), len(x), dtype=torch.float64, device=train.device)
     dtype = train.dtype if len(x) * train.numel() >= MANY_TERMS else result.dtype
     for out, direction in zip(result, directions, strict=True):
+        mirrored = x is train and direction.sign_train == direction.sign_x
+        bands = _bands(len(train)) if mirrored else [slice(0, len(train))]
         for left, right in zip(train.split(BLOCK, dim=1), x.split(BLOCK, dim=1), strict=True):
             a, b = widened(left), widened(right)
+            a, b = a.sign() if direction.sign_train else a, b.sign() if direction.sign_x else b
             with products_of(dtype):
-                out += (a.sign() if direction.sign_train else a) @ (b.sign() if direction.sign_x else b).T
+                for band in bands:
+                    columns = slice(band.start if mirrored else 0, None)
+                    out[band, columns] += a[band] @ b[columns].T
+        for band in bands[:-1]:
+            out[band.stop :, band] = out[band, band.stop :].T
     return result
+
+
+def _bands(rows: int) -> list[slice]:
+    """Cut the rows of a symmetric product into bands, each of which is computed from the diagonal on."""
+    number = min(8, max(1, rows // MIRRORED_ROWS))
+    ends = [rows * i // number for i in range(number + 1)]
+    return [slice(start, stop) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
 
 
 def contract_each(gradients: Tensor, directions: Sequence[SignPlacement]) -> Tensor:

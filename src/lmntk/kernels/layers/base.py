@@ -242,7 +242,10 @@ def with_positions(tensor: Tensor) -> Tensor:
 
 def vector_kernel(train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[SignPlacement]) -> Tensor:
     """Multiply whole gradients of small parameters, ``[B, C, p]`` a batch; returns float64 ``[D, n, C, x, C]``."""
-    left, right = torch.cat(list(train)), torch.cat(list(x))
+    left = torch.cat(list(train))
+    same = len(train) == len(x) and all(one is other for one, other in zip(train, x, strict=True))
+    right = left if same else torch.cat(list(x))
+    rows = left.flatten(0, 1)
     # einsum("iap,jbp->iajb") for each direction.
-    product = contract(left.flatten(0, 1), right.flatten(0, 1), directions)
+    product = contract(rows, rows if same else right.flatten(0, 1), directions)
     return product.unflatten(2, right.shape[:2]).unflatten(1, left.shape[:2])
