@@ -15,7 +15,7 @@ import demo
 import demo_causal
 from command_line import ROOT, Workplace, read_kernel, read_results, sst2_rows, write_rows
 from doc_commands import argv_of, blocks, calls, commands, make_stand_in
-from lmntk.commands import behaviour, compare, forecast, gather, influence, report, splits, subsets
+from lmntk.commands import behaviour, compare, features, forecast, gather, influence, report, splits, subsets
 from lmntk.commands.main import NAMES
 from lmntk.config.arguments import flag_names
 from lmntk.data.tasks import find_task
@@ -83,7 +83,7 @@ def test_the_table_of_all_runs_has_a_row_for_each(walked: Workplace, capsys: pyt
     with contextlib.chdir(walked.folder):
         assert gather.main(words[2:]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "| sst-2 " in line]
-    assert len(rows) == len(calls(README)) == 9
+    assert len(rows) == len(calls(README)) == 10
 
 
 def test_the_report_and_the_comparison_are_of_runs_that_the_readme_made(
@@ -113,6 +113,22 @@ def test_one_kernel_tells_what_the_readme_asks_it(walked: Workplace, capsys: pyt
     assert (walked.folder / "forecast.png").is_file()
 
 
+def test_thousands_of_texts_are_estimated_as_the_readme_says(
+    walked: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact, estimate = (
+        walked.folder / f"{RESULT}-kernel-{tag}" / "16-42" for tag in ("kernel-prompting", "kernel-estimate")
+    )
+    # The tiny model's layers are narrower than the width.
+    torch.testing.assert_close(read_kernel(estimate, "test"), read_kernel(exact, "test"), rtol=1e-5, atol=1e-5)
+    assert read_results(estimate / "test_results_sst-2.txt")["projection_error"] < 1e-5
+    (words,) = [words for words in commands(README) if words[1:2] == ["tools/kernel_features.py"]]
+    with contextlib.chdir(walked.folder):
+        assert features.main(words[2:]) == 0
+    assert "kernel_regularization  dev acc" in capsys.readouterr().out
+    assert (exact / "features_test_sst-2.safetensors").is_file()
+
+
 def test_the_question_whether_the_kernel_describes_fine_tuning_is_asked_as_the_tool_takes_it() -> None:
     (words,) = [words for words in commands(README) if words[1:2] == ["tools/kernel_behaviour.py"]]
     given = behaviour.BehaviourParser().read(words[2:])
@@ -140,7 +156,7 @@ def test_every_command_is_one_that_the_tests_know() -> None:
             assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
         elif words[0] == "python":
             tools = ("generate_k_shot_data", "kernel_behaviour", "gather_result", "report", "compare_kernels")
-            tools += ("kernel_influence", "kernel_subsets", "kernel_forecast")
+            tools += ("kernel_influence", "kernel_subsets", "kernel_forecast", "kernel_features")
             assert words[1] in [f"tools/{tool}.py" for tool in tools]
         elif words[0] == "lmntk":
             assert words[1] in NAMES
@@ -154,7 +170,7 @@ def test_every_command_is_one_that_the_tests_know() -> None:
 
 def test_every_flag_and_file_and_task_that_it_names_exists() -> None:
     tool_flags = {"mode", "k", "task", "seed", "data_dir", "output_dir", "condition", "format"}
-    tool_flags |= {"model", "seeds", "jobs", "figure"}
+    tool_flags |= {"model", "seeds", "jobs", "figure", "width", "solve"}
     assert {flag for flag in re.findall(r"--(\w+)", README) if flag not in flag_names() | tool_flags} == set()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert [link for link in [*links, "requirements.txt"] if not (ROOT / link).is_file()] == []
