@@ -19,8 +19,7 @@ from torch import Tensor
 from lmntk.kernels import capture
 from lmntk.kernels.batching import Examples, length_buckets
 from lmntk.kernels.contraction import summation_dtype
-from lmntk.kernels.engines.factored import num_bytes
-from lmntk.kernels.engines.factored_planner import tokens_of
+from lmntk.kernels.engines.factored_planner import num_bytes, tokens_of
 from lmntk.kernels.engines.fallback import fallback_tile
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import parameters_of

@@ -21,13 +21,19 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels import capture, sign_bits
 from lmntk.kernels.batching import Examples, length_buckets
 from lmntk.kernels.contraction import hide_diagonal_of_broken, hide_signs_of_broken, summation_dtype
 from lmntk.kernels.engines.base import ANY_TILES, ComputedTile, Engine
-from lmntk.kernels.engines.factored_planner import FactoredPlanner, Fallback, KeptDemands, LayerDemands, tokens_of
+from lmntk.kernels.engines.factored_planner import (
+    FactoredPlanner,
+    Fallback,
+    KeptDemands,
+    LayerDemands,
+    num_bytes,
+    tokens_of,
+)
 from lmntk.kernels.engines.fallback import fallback_diagonal, fallback_tile
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
@@ -389,14 +395,3 @@ class FactoredEngine(Engine):
         pairs = len(problem.train) * len(problem.x_examples) / (2 if problem.symmetric else 1)
         flops = 2.0 * demands.dense_numel * problem.num_logits**2 * pairs
         return flops >= self.tuning.sign_bits_flops and sign_bits.available(self._sample)
-
-
-def num_bytes(factors: Sequence[Any]) -> int:
-    """Return the bytes of the factors of several layers, whose inputs may be one tensor."""
-    storages = [tensor.untyped_storage() for of_layer in factors for tensor in _tensors(of_layer)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _tensors(factors: Any) -> list[Tensor]:
-    fields = vars(factors).values() if hasattr(factors, "__dataclass_fields__") else [factors]
-    return [leaf for leaf in tree_leaves(list(fields)) if isinstance(leaf, torch.Tensor)]

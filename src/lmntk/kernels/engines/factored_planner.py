@@ -2,6 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lmntk.kernels.batching import Examples
 from lmntk.kernels.engines.base import MemoryBudgetError
@@ -330,3 +335,14 @@ def side_lengths(sides: KernelSides) -> list[int]:
     return [
         length for examples in (sides.train, sides.x_examples) for length in tokens_of(examples, range(len(examples)))
     ]
+
+
+def num_bytes(factors: Sequence[Any]) -> int:
+    """Return the bytes of the factors of several layers, whose inputs may be one tensor."""
+    storages = [tensor.untyped_storage() for of_layer in factors for tensor in _tensors(of_layer)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _tensors(factors: Any) -> list[Tensor]:
+    fields = vars(factors).values() if hasattr(factors, "__dataclass_fields__") else [factors]
+    return [leaf for leaf in tree_leaves(list(fields)) if isinstance(leaf, torch.Tensor)]

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from lmntk.kernels import capture
-from lmntk.kernels.engines.factored import FactoredEngine, num_bytes
-from lmntk.kernels.engines.factored_planner import KeptDemands, LayerDemands, tokens_of
+from lmntk.kernels.engines.factored import FactoredEngine
+from lmntk.kernels.engines.factored_planner import KeptDemands, LayerDemands, num_bytes, tokens_of
 from lmntk.kernels.layers import Layer
 from lmntk.kernels.layers.linear import LinearLayer
 from lmntk.kernels.layers.linear_factors import OuterProducts
