@@ -21,6 +21,7 @@ TESTED_BY = {
     "own-data": "docs/test_docs_own_data.py",
     "parameter-subsets": "docs/test_docs_subsets.py",
     "performance": "docs/test_docs_cost.py",
+    "projection": "docs/test_docs_projection.py",
     "prompts-and-selection": "docs/test_docs_forecast.py",
     "published-kernels": "published/test_install.py",
     "reproduce": "docs/test_docs_behaviour.py",
