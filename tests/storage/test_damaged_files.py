@@ -242,7 +242,7 @@ def test_a_tile_that_vanishes_while_the_run_is_at_work_is_told(place: Workplace,
     store = TileStore.open(tmp_path / "tiles", {"formula": "sgd"})
     plan = tile_store.Plan((TileRow((0,), ((1,),)),), TileSize(1, 1), 1, 2, symmetric=False)
     with pytest.raises(UsageError, match="000000-0.tile was written, but is missing or damaged now"):
-        list(store.blocks(plan, 1, tile_store.TileShape(1, 1, 1), patience=0.0))
+        list(store.blocks(enumerate(plan), 1, tile_store.TileShape(1, 1, 1), deadline=0.0))
 
 
 def test_metrics_do_not_make_their_folder_anew(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lmntk.storage.tile_store import TileStore
 KILLED_WHILE_WRITING = """
 import contextlib, os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
-from lmntk.storage import atomic, kernel_files
+from lmntk.storage import atomic, kernel_writer
 ending, count = sys.argv[1], int(sys.argv[2])
 real = atomic.temporary_file
 seen = 0
@@ -38,6 +38,9 @@ class Half:
         self.file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
 @contextlib.contextmanager
 def temporary_file(path):
     global seen
@@ -46,7 +49,7 @@ def temporary_file(path):
         seen += matches
         yield Half(file) if matches and seen == count else file
 
-atomic.temporary_file = kernel_files.temporary_file = temporary_file
+atomic.temporary_file = kernel_writer.temporary_file = temporary_file
 import run
 sys.exit(run.main(sys.argv[3:]))
 """

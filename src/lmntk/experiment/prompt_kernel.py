@@ -37,7 +37,7 @@ from lmntk.kernels import (
     assemble,
     make_engine,
 )
-from lmntk.kernels.assembly import assemble_diagonal
+from lmntk.kernels.assembly import assemble_diagonal, sum_of_parts
 from lmntk.kernels.engines import ProjectedEngine, projection_of
 from lmntk.models.families import is_causal, max_positions, vocabulary_size
 from lmntk.models.given_model import family_of_model
@@ -149,7 +149,7 @@ class PromptKernel:
         slices = slices if problem.formula.is_asymmetric else slices[:, 0]
         if not keys:
             return slices[0].numpy(), {}
-        return slices.sum(dim=0).numpy(), dict(zip(problem.parts, slices.numpy(), strict=True))
+        return sum_of_parts(slices.unbind()).numpy(), dict(zip(problem.parts, slices.numpy(), strict=True))
 
     def diagonal(self, data: FeatureDataset) -> np.ndarray:
         """Compute K(x, x) of texts, float64 ``[X, C, C]``, for a formula of one direction."""

@@ -1,6 +1,7 @@
 """Choose an engine for a problem, and assemble its blocks to the whole kernel."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from lmntk.kernels.engines import ENGINES, ESTIMATES, Engine
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import Block, KernelProblem, ModuleModel
-from lmntk.kernels.tiling import Plan
+from lmntk.kernels.tiling import Plan, Tile
 from lmntk.kernels.tuning import DEFAULT_TUNING, Tuning
 
 
@@ -116,3 +117,102 @@ def assemble(blocks: Iterable[Block], plan: Plan, problem: KernelProblem) -> Ten
         if plan.symmetric and tile.train != tile.x:
             kernel[:, x[:, None], :, train[None, :], :] += mirrored.permute(1, 3, 0, 2, 4)
     return kernel
+
+
+def sum_of_parts(parts: Sequence[Tensor]) -> Tensor:
+    """Add up the parts of a kernel, or of some of its rows, in their order, which fixes the bits of the sum."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+BAND_BYTES = 2**28
+"""The largest size of the rows that `Bands` assembles at once."""
+
+
+class Band(NamedTuple):
+    """Consecutive train examples of one tile, and the tiles that hold their rows of the kernel.
+
+    Attributes:
+        whole: All train examples of the tile.
+        among: Which of them are in the band.
+        tiles: The tiles with their numbers in the plan. Of a symmetric kernel some are mirrored: the band's examples
+            are among their X examples.
+    """
+
+    whole: tuple[int, ...]
+    among: slice
+    tiles: tuple[tuple[int, Tile], ...]
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        """The train examples of the band."""
+        return self.whole[self.among]
+
+
+class Bands:
+    """Assembles a kernel band by band, so that it need not fit into memory: the entries are those of `assemble`.
+
+    Args:
+        plan: The plan of the whole kernel.
+        problem: The kernel that is computed.
+
+    Raises:
+        ValueError: Two tiles of the plan have an example in common along one axis, and another one there.
+    """
+
+    def __init__(self, plan: Plan, problem: KernelProblem) -> None:
+        self._plan = plan
+        self._shape = problem.num_slices, problem.num_logits
+        columns = _places({x: None for row in plan.tile_rows for x in row.x_tiles}, plan.x_size)
+        if columns is None:
+            raise ValueError("the tiles of a plan overlap")
+        self._columns = columns
+
+    @property
+    def most_examples(self) -> int:
+        """The largest number of train examples in a band."""
+        slices, c = self._shape
+        row = slices * c * self._plan.x_size * c * 8
+        return max(1, min(self._plan.tile_size.row, BAND_BYTES // row))
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that assembling a band takes: its rows, in the order of the tiles and in that of the examples."""
+        slices, c = self._shape
+        return 2 * self.most_examples * slices * c * self._plan.x_size * c * 8
+
+    def __iter__(self) -> Iterator[Band]:
+        """Go through the bands of all train examples."""
+        tiles = defaultdict(list)
+        for number, tile in enumerate(self._plan):
+            tiles[tile.train].append((number, tile))
+            if self._plan.symmetric and tile.x != tile.train:
+                tiles[tile.x].append((number, tile))
+        step = self.most_examples
+        for whole, own in tiles.items():
+            yield from (Band(whole, slice(start, start + step), tuple(own)) for start in range(0, len(whole), step))
+
+    def assemble(self, band: Band, blocks: Iterable[Block]) -> Tensor:
+        """Sum the blocks of a band.
+
+        Args:
+            band: The band.
+            blocks: The blocks of its tiles, float64 ``[S, n, C, x, C]`` each: for every parameter group all of them.
+
+        Returns:
+            float64 ``[S, rows, C, X, C]`` on the CPU, a row for each of the band's examples.
+        """
+        slices, c = self._shape
+        rows = torch.zeros(slices, len(band.examples), c, self._plan.x_size, c, dtype=torch.float64)
+        for tile, values in blocks:
+            block, x = values.cpu(), tile.x
+            if self._plan.symmetric:
+                mirrored = block.permute(0, 3, 4, 1, 2)  # "siajb -> sjbia"
+                if tile.train == tile.x:
+                    block = (block + mirrored) / 2
+                elif tile.x == band.whole:
+                    block, x = mirrored, tile.train
+            rows[:, :, :, self._columns.slices[x]] += block[:, band.among]
+        return rows.index_select(3, self._columns.order)

@@ -58,7 +58,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], *, d
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` for writing; it is removed at the end unless `move_into_place` has moved it.
+    """Open a file beside `path` to write and read; it is removed at the end unless `move_into_place` has moved it.
 
     Raises:
         FileError: The file system refuses.
@@ -66,7 +66,7 @@ def temporary_file(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     with _as_file_error(path):
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("x+b") as file:
                 yield file
         finally:
             with contextlib.suppress(OSError):

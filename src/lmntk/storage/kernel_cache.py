@@ -3,10 +3,11 @@
 A file that merely has the right name would give wrong numbers.
 """
 
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,8 @@ from lmntk.storage.kernel_slices import (
     check_hash,
     check_sum,
     kept_keys,
-    remove_other_slices,
-    save_slices,
 )
+from lmntk.storage.kernel_writer import KernelWriter, kernel_writer
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.tile_store import TileStore, drop_tiles, read_stored_plan
 
@@ -323,6 +323,21 @@ class KernelCache:
         diagonal_files.save_diagonal(path, diagonal)
         diagonal_files.note_diagonal(self.paths.kernel(split), path)
 
+    @contextlib.contextmanager
+    def writing(self, split: str, kernel: Kernel, slices: KernelSlices) -> Iterator[KernelWriter]:
+        """Write a split's kernel a few rows at a time, see `kernel_writer`.
+
+        Args:
+            split: The kernel's split.
+            kernel: A tensor of the kernel's shape, and the labels of its X examples.
+            slices: What is kept beside it.
+        """
+        with kernel_writer(self.paths, split, *kernel, slices) as writer:
+            yield writer
+        overwritten = self._overwritten()
+        if overwritten is not None:
+            self._write_progress([*overwritten, split])
+
     def save(
         self,
         split: str,
@@ -330,29 +345,11 @@ class KernelCache:
         slices: KernelSlices,
         description: Mapping[str, Any],
         diagonal: Tensor | None = None,
-    ) -> Path:
-        """Write a kernel, its description, and its parts and diagonal if there are any.
-
-        Returns:
-            The kernel's path.
-        """
-        path = self.paths.kernel(split)
-        description = {**description, **save_slices(self.paths, split, slices)}
-        own = self.paths.diagonal(split)
-        if diagonal is None:
-            own.unlink(missing_ok=True)
-        else:
-            diagonal_files.save_diagonal(own, diagonal)
-            description = {**description, kernel_metadata.DIAGONAL_HASH_KEY: kernel_metadata.file_hash(own)}
-        logits = self.paths.logits(split)
-        if logits.is_file():
-            description = {**description, kernel_metadata.LOGITS_HASH_KEY: kernel_metadata.file_hash(logits)}
-        kernel_files.save_kernel(path, *kernel, description)
-        remove_other_slices(self.paths, split, slices)
-        overwritten = self._overwritten()
-        if overwritten is not None:
-            self._write_progress([*overwritten, split])
-        return path
+    ) -> None:
+        """Write a kernel that is in memory, its description, and its parts and diagonal if there are any."""
+        with self.writing(split, kernel, slices) as writer:
+            writer.write(range(kernel[0].shape[-4]), kernel[0], slices)
+            writer.finish(description, diagonal)
 
     def save_logits(self, split: str, logits: Tensor, targets: Tensor, renews: bool = False) -> None:
         """Write the logits of the untrained model.

@@ -36,18 +36,33 @@ def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping
         # 1. Write the new kernel under another name, and hash it meanwhile.
         hashing = _HashingWriter(file)
         torch.save((own_storage(kernel.to(torch.float64)), own_storage(labels)), cast(BinaryIO, hashing))
-        # 2. Remove the old kernel, then replace its description.
-        path.unlink(missing_ok=True)
-        write_description(path, {**description, HASH_KEY: hashing.hexdigest()})
-        # 3. Give the new kernel its name.
-        move_into_place(file, path)
+        put_in_place(file, path, {**description, HASH_KEY: hashing.hexdigest()})
 
 
-def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
+def put_in_place(file: BinaryIO, path: Path, description: Mapping[str, Any]) -> None:
+    """Give a kernel's file, and its description, their names.
+
+    Args:
+        file: The file with the kernel, from `temporary_file`.
+        path: The kernel's name.
+        description: Its description, with its hash.
+    """
+    # 2. Remove the old kernel, then replace its description.
+    path.unlink(missing_ok=True)
+    write_description(path, description)
+    # 3. Give the new kernel its name.
+    move_into_place(file, path)
+
+
+def load_kernel(path: Path, own: bool = False) -> tuple[Tensor, Tensor]:
     """Read a kernel file of this program, or one of the same layout without a description.
+
+    The numbers of a large kernel are read from disk where they are used (see `read_pair`). The file may be replaced
+    meanwhile: what was opened stays.
 
     Args:
         path: From `RunPaths.kernel`.
+        own: Whether this process has just written the file, so that its hash need not be compared.
 
     Returns:
         The kernel, [N, C, X, C] or [2, N, C, X, C] in float64, and the labels, [X].
@@ -66,7 +81,7 @@ def load_kernel(path: Path) -> tuple[Tensor, Tensor]:
     """
     kernel, labels = read_pair(path, "kernel", "labels", torch.float64)
     described = read_description(path)
-    if described is not None and described.get(HASH_KEY) != file_hash(path):
+    if not own and described is not None and described.get(HASH_KEY) != file_hash(path):
         raise KernelMismatchError(
             f"{path} is not the kernel that {description_of(path).name} describes: give the command that made it "
             "again, with `overwrite_kernels=True`, or remove the description if the kernel is right",

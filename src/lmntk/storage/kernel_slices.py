@@ -104,31 +104,37 @@ class KernelSlices:
         return self.parts if self.keys == LAYERS_ALONE else {}
 
 
-def save_slices(paths: RunPaths, split: str, slices: KernelSlices) -> dict[str, Any]:
-    """Write parts and kernels of adapters; return what the kernel's description says of them."""
+def slice_files(paths: RunPaths, split: str, slices: KernelSlices) -> dict[Path, LayerKernels]:
+    """Return which tensors are kept in which file beside a kernel."""
+    parts = paths.layer_kernels(split) if slices.layers else paths.part_kernels(split)
+    files = {parts: slices.parts, paths.lora_kernels(split): slices.lora}
+    return {path: tensors for path, tensors in files.items() if tensors}
+
+
+def described_slices(paths: RunPaths, split: str, slices: KernelSlices, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    """Return what a kernel's description says of the files beside it.
+
+    Args:
+        paths: The folder of the kernel.
+        split: The kernel's split.
+        slices: What the files hold.
+        hashes: The SHA-256 of each file.
+    """
     description = dict(slices.description)
     if slices.layers:
-        kernel_files.save_layer_kernels(paths.layer_kernels(split), slices.layers)
         description[LAYERS_KEY] = list(slices.layers)
-        description[PARTS_HASH_KEY] = kernel_metadata.file_hash(paths.layer_kernels(split))
-    elif slices.parts:
-        kernel_files.save_layer_kernels(paths.part_kernels(split), slices.parts)
-        description[PARTS_HASH_KEY] = kernel_metadata.file_hash(paths.part_kernels(split))
+    if slices.parts:
+        description[PARTS_HASH_KEY] = hashes[paths.layer_kernels(split) if slices.layers else paths.part_kernels(split)]
     if slices.lora:
-        path = paths.lora_kernels(split)
-        kernel_files.save_layer_kernels(path, slices.lora)
-        description[LORA_KEY] = {**description.get(LORA_KEY, {}), SHA256: kernel_metadata.file_hash(path)}
+        description[LORA_KEY] = {**description.get(LORA_KEY, {}), SHA256: hashes[paths.lora_kernels(split)]}
     return description
 
 
 def remove_other_slices(paths: RunPaths, split: str, slices: KernelSlices) -> None:
     """Remove the files beside a kernel that belong to an earlier one."""
-    for path, values in (
-        (paths.layer_kernels(split), slices.layers),
-        (paths.part_kernels(split), {} if slices.layers else slices.parts),
-        (paths.lora_kernels(split), slices.lora),
-    ):
-        if not values:
+    kept = slice_files(paths, split, slices)
+    for path in (paths.layer_kernels(split), paths.part_kernels(split), paths.lora_kernels(split)):
+        if path not in kept:
             path.unlink(missing_ok=True)
 
 

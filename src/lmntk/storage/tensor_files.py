@@ -1,6 +1,7 @@
 """Files of tensors, possibly from others: reading them yields numbers and never runs code."""
 
 import errno
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 
 from lmntk.errors import FileError
+
+MAPPED_BYTES = 2**26
+"""From this size on a file is mapped, so that its numbers are read from disk where they are used."""
 
 
 def read_tensor_file(path: Path, kind: str, remedy: str, lazily: bool = False) -> Any:
@@ -35,7 +39,7 @@ def read_tensor_file(path: Path, kind: str, remedy: str, lazily: bool = False) -
 
 
 def read_pair(path: Path, kind: str, beside: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Read a pair of tensors.
+    """Read a pair of tensors; a file of `MAPPED_BYTES` or more is mapped, which needs no memory.
 
     Args:
         path: The file to read.
@@ -47,10 +51,15 @@ def read_pair(path: Path, kind: str, beside: str, dtype: torch.dtype | None = No
         FileError: The file is missing or damaged, or holds something else.
     """
     remedy = f"compute the {kind} first, or give the folder that holds it (`load_kernels`)"
-    content = read_tensor_file(path, kind, remedy)
+    content = read_tensor_file(path, kind, remedy, lazily=_is_large(path))
     if not (type(content) in (tuple, list) and len(content) == 2 and all(isinstance(x, Tensor) for x in content)):
         raise unusable(path, f"does not hold a pair of tensors, {kind} and labels")
     return plain(content[0], path, kind, dtype), plain(content[1], path, beside)
+
+
+def _is_large(path: Path) -> bool:
+    """Return whether to map a file; torch can map the files that are zip archives, as all but its oldest ones are."""
+    return path.is_file() and path.stat().st_size >= MAPPED_BYTES and zipfile.is_zipfile(path)
 
 
 def plain(tensor: Tensor, path: Path, what: str, dtype: torch.dtype | None = None) -> Tensor:

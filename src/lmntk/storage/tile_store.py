@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,23 +265,28 @@ class TileStore:
         return found
 
     def blocks(
-        self, plan: Plan, groups: int, shape: TileShape, patience: float, diagonal: Tensor | None = None
+        self,
+        tiles: Iterable[tuple[int, Tile]],
+        groups: int,
+        shape: TileShape,
+        deadline: float,
+        diagonal: Tensor | None = None,
     ) -> Iterator[Block]:
-        """Read all tiles, group by group in the order of the plan.
+        """Read some tiles, group by group in their order.
 
         Args:
-            plan: The whole plan.
+            tiles: The tiles with their numbers in the plan.
             groups: The number of parameter groups.
             shape: What a tile's file holds.
-            patience: How many seconds, in all, to wait for files that other machines have written.
-            diagonal: Zeros ``[D, X, C, C]``, to which the diagonals are added as their tiles are read.
+            deadline: Until when, by `time.monotonic`, to wait for files that other machines have written.
+            diagonal: ``[D, X, C, C]``, to which the diagonals of the tiles are added; None if they are not wanted.
 
         Raises:
             FileError: A tile is missing or damaged.
         """
-        deadline = time.monotonic() + patience
+        tiles = list(tiles)
         for group in range(groups):
-            for number, tile in enumerate(plan):
+            for number, tile in tiles:
                 while (numbers := self.read(number, group, tile)) is None:
                     if time.monotonic() > deadline:
                         path = self._file(number, group)

@@ -20,6 +20,7 @@ from lmntk.kernels.functional import with_values
 from lmntk.kernels.memory import peak_bytes, retain_freed_memory
 from lmntk.models.parameters import select_parameters
 from lmntk.prompts.features import FeatureDataset
+from lmntk.storage.kernel_files import load_kernel, load_layer_kernels
 from lmntk.trainers.fine_tuned import FineTuned, check_output_folder, clear_own_snapshots, read_fine_tuned
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
@@ -212,22 +213,28 @@ class KernelTrainer(LoadedKernelTrainer):
         error: ProjectionError | None,
     ) -> SplitKernel:
         """Assemble the kernel from its tiles, write it, and remove the tiles."""
-        values, slices, diagonal = job.kernel()
+        kernel, slices = job.outline()
         slices = self._planner.described(slices)
-        description = {
-            **self._spec(split),
-            **job_settings(job.engine, job.plan),
-            "processes": distributed.world_size(),
-            "seconds": round(seconds, 3),
-            "tiles_of_a_stopped_run": num_reused,
-            "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
-            **provenance(self._experiment, self._model_args, split),
-            **({} if error is None else described_error(error.description, self.args)),
-        }
-        if split == "train":
-            clear_own_snapshots(self._cache.paths)  # they are of another kernel
-        path = self._cache.save(split, (values, targets), slices, description, diagonal)
+        with self._cache.writing(split, (kernel, targets), slices) as writer:
+            diagonal = job.assemble(writer, progress=not self.args.disable_tqdm)
+            description = {
+                **self._spec(split),
+                **job_settings(job.engine, job.plan),
+                "processes": distributed.world_size(),
+                "seconds": round(seconds, 3),
+                "tiles_of_a_stopped_run": num_reused,
+                "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
+                **provenance(self._experiment, self._model_args, split),
+                **({} if error is None else described_error(error.description, self.args)),
+            }
+            if split == "train":
+                clear_own_snapshots(self._cache.paths)  # they are of another kernel
+            writer.finish(description, diagonal)
         self._cache.drop_tiles(split)
+        path = self._cache.paths.kernel(split)
         logger.info("wrote the %s kernel to %s", job.name, path)
         own = None if error is None else float(error.description["own"])
-        return SplitKernel(values, targets, slices.layers, diagonal, own)
+        values, _ = load_kernel(path, own=True)
+        beside = self._cache.paths.layer_kernels(split)
+        layers = load_layer_kernels(beside, lazily=True) if slices.layers else {}
+        return SplitKernel(values, targets, layers, diagonal, own)

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from lmntk import distributed, interrupts
 from lmntk.kernels import Engine, Plan
-from lmntk.kernels.assembly import assemble, assemble_diagonal
+from lmntk.kernels.assembly import Bands, assemble_diagonal, sum_of_parts
 from lmntk.kernels.tiling import CostModel, Tile
 from lmntk.storage.kernel_slices import KernelSlices
+from lmntk.storage.kernel_writer import KernelWriter
 from lmntk.storage.tile_store import TileShape, TileStore
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,8 @@ class KernelJob:
 
     @property
     def memory_bytes(self) -> int:
-        """The peak memory of one process, beside the model."""
-        return self.engine.expected_bytes(self.plan) + 2 * self.file_bytes
+        """The peak memory of one process, beside the model: the kernel itself stays on the disk."""
+        return max(self.engine.expected_bytes(self.plan), Bands(self.plan, self.engine.problem).num_bytes)
 
     def seconds(self) -> float:
         """Estimate how long the tiles that are not stored yet take all processes together."""
@@ -142,29 +143,53 @@ class KernelJob:
         rest = self.plan.restricted_to(missing)
         return distributed.on_rank_zero(rest.partition, self.pace, distributed.world_size())[distributed.rank()]
 
-    def kernel(self) -> tuple[Tensor, KernelSlices, Tensor | None]:
-        """Assemble the kernel from the stored tiles; its bits do not depend on which process computed them, or when.
+    def outline(self) -> tuple[Tensor, KernelSlices]:
+        """Return tensors without numbers, of the shapes of the kernel and of what is kept beside it.
 
         Returns:
-            The kernel, float64 ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric; what is kept
-            beside it; and K(x, x), ``[X, C, C]`` or ``[2, X, C, C]``, None for train.
+            The kernel, ``[N, C, X, C]``, or ``[2, N, C, X, C]`` if the formula is asymmetric, and the slices.
+        """
+        problem, plan = self.engine.problem, self.plan
+        shape = (problem.num_slices, plan.train_size, problem.num_logits, plan.x_size, problem.num_logits)
+        return self._told_apart(torch.empty(shape, dtype=torch.float64, device="meta"))
+
+    def assemble(self, writer: KernelWriter, progress: bool = False) -> Tensor | None:
+        """Write the kernel from the stored tiles; its bits do not depend on which process computed them, or when.
+
+        A few train examples at a time are in memory.
+
+        Args:
+            writer: Takes the rows of the kernel, and of what is kept beside it.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            K(x, x), float64 ``[X, C, C]``, or ``[2, X, C, C]`` if the formula is asymmetric; None for train.
         """
         problem, shape = self.engine.problem, self.tile_shape
-        patience = 0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN
+        deadline = time.monotonic() + (0.0 if distributed.world_size() == 1 else SECONDS_UNTIL_SEEN)
         diagonal = None if problem.x is None else assemble_diagonal([], problem)
-        groups = self.engine.num_parameter_groups(self.plan)
-        blocks = self.store.blocks(self.plan, groups, shape, patience, diagonal)
-        slices = assemble(blocks, self.plan, problem).unflatten(0, (len(problem.slices), -1))
+        groups, bands = self.engine.num_parameter_groups(self.plan), Bands(self.plan, problem)
+        name = f"{self.name}, assembled"
+        with tqdm(total=self.plan.train_size, desc=name, unit="row", disable=not progress, delay=5, leave=False) as bar:
+            for band in bands:
+                # A tile with a diagonal may have several bands.
+                own = diagonal if band.among.start == 0 else None
+                rows = bands.assemble(band, self.store.blocks(band.tiles, groups, shape, deadline, own))
+                writer.write(band.examples, *self._told_apart(rows))
+                bar.update(len(band.examples))
+                interrupts.check()
+        return diagonal if diagonal is None or problem.formula.is_asymmetric else diagonal[0]
+
+    def _told_apart(self, rows: Tensor) -> tuple[Tensor, KernelSlices]:
+        """Divide slices, ``[S, N, C, X, C]``, into the kernel and what is kept beside it."""
+        problem = self.engine.problem
+        slices = rows.unflatten(0, (len(problem.slices), -1))
         slices = slices if problem.formula.is_asymmetric else slices[:, 0]
-        diagonal = diagonal if diagonal is None or problem.formula.is_asymmetric else diagonal[0]
         parts, adapters = slices.tensor_split([len(problem.parts)])
-        if problem.low_rank:
-            # Of a view, torch.save would write all of the memory.
-            parts, adapters = parts.clone(), adapters.clone()
         lora = dict(zip(problem.low_rank or (), adapters, strict=True))
         if problem.part_of is None:
-            return parts[0], KernelSlices(lora=lora), diagonal
-        return parts.sum(dim=0), KernelSlices(parts=dict(zip(problem.parts, parts, strict=True)), lora=lora), diagonal
+            return parts[0], KernelSlices(lora=lora)
+        return sum_of_parts(parts.unbind()), KernelSlices(parts=dict(zip(problem.parts, parts, strict=True)), lora=lora)
 
     def diagonal_alone(self) -> Tensor:
         """Compute K(x, x) without the kernel, on all processes; they share the X tiles."""
