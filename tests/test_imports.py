@@ -49,7 +49,7 @@ MAY_REQUIRE = {
     "startup": {"torch", "transformers"},
     "kernels": {"torch", "numpy"},
     "kernels/sign_bits_compiled": {"numpy", "numba", "llvmlite"},
-    "solvers": {"numpy", "scipy", "sklearn", "threadpoolctl"},
+    "solvers": {"numpy", "scipy", "sklearn", "threadpoolctl", "tqdm"},
     "data": {"numpy"},
     "data/metrics": {"numpy", "scipy", "sklearn"},
     "prompts": {"numpy", "torch", "tqdm", "transformers"},

@@ -4,6 +4,7 @@ Nothing here knows a model, a task or a file. `fit` is the only call; its result
 `SOLVERS` lists the solvers and their requirements, `lmntk.solvers.problem` their inputs.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,13 +155,20 @@ def fit(
     """
     kernel = checked_kernel(solver, train_kernel, f0=train_f0 is not None)
     import_module("scipy.linalg")  # the limit holds for libraries that are loaded by then
-    # On a busy machine many threads for small products wait for each other: measured, ten to forty times longer.
-    with threadpool_limits(limits=1):
+    with limited_threads(settings):
         train = check_fit_inputs(kernel, train_labels, train_f0, settings).regularised()
         fitted = FittedSolver(SOLVERS[solver].fit(train), train, adjusted=train_f0 is not None)
     # The solvers that cannot work with one class have stopped by now.
     warn_of_one_class(solver, train)
     return fitted
+
+
+def limited_threads(settings: SolverSettings) -> contextlib.AbstractContextManager[Any]:
+    """Return a block in which solvers in memory have one thread, and a blocked one, whose products are large, has all.
+
+    On a busy machine many threads for small products wait for each other: measured, ten to forty times longer.
+    """
+    return contextlib.nullcontext() if settings.blocked is not None else threadpool_limits(limits=1)
 
 
 def checked_kernel(solver: str, train_kernel: ArrayLike, *, f0: bool) -> Array:

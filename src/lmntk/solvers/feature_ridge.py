@@ -17,6 +17,7 @@ from scipy.linalg.blas import dsymv, dsyrk
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lmntk.errors import Bounds, NotFiniteError, SolverError, check_numbers
+from lmntk.solvers.conjugate_gradients import conjugate_gradients
 from lmntk.solvers.problem import Array
 
 LARGEST_GRAM = 20_000
@@ -101,22 +102,11 @@ class FeatureRidge:
         return found if self._by_columns else self._transposed(found)
 
     def _iterate(self, penalties: Array, right: Array) -> Array:
-        """Solve (ΦᵀΦ + μI) w = Φᵀy for each μ by conjugate gradients (Hestenes and Stiefel 1952)."""
-        weights = np.zeros((len(right), len(penalties)))
-        residuals = np.repeat(right[:, None], len(penalties), axis=1)
-        directions, squares = residuals.copy(), (residuals**2).sum(axis=0)
-        goal = (self._tolerance * np.linalg.norm(right)) ** 2
-        for _ in range(MOST_STEPS):
-            active = squares > goal
-            if not active.any():
-                return weights
-            moved = self._product(directions[:, active]) + penalties[active] * directions[:, active]
-            steps = squares[active] / (directions[:, active] * moved).sum(axis=0)
-            weights[:, active] += steps * directions[:, active]
-            residuals[:, active] -= steps * moved
-            before = squares[active]
-            squares[active] = (residuals[:, active] ** 2).sum(axis=0)
-            directions[:, active] = residuals[:, active] + squares[active] / before * directions[:, active]
+        """Solve (ΦᵀΦ + μI) w = Φᵀy for each μ by conjugate gradients."""
+        sides = np.repeat(right[:, None], len(penalties), axis=1)
+        found = conjugate_gradients(self._product, penalties, sides, self._tolerance, MOST_STEPS)
+        if (found.residuals <= self._tolerance).all():
+            return found.values
         raise SolverError(
             f"conjugate gradients did not reach the tolerance {self._tolerance:g} in {MOST_STEPS} steps: take a larger "
             "`kernel_regularization`",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lmntk.solvers.blocked_least_squares import blocked_lstsq
 from lmntk.solvers.problem import Array, FitInputs, Predict, PredictInputs, Prediction
 from lmntk.solvers.ridge import WELL_CONDITIONED, RidgeSystem, minimum_norm_solution
 
@@ -17,7 +18,10 @@ def lstsq(train: FitInputs) -> Predict:
     """Minimum-norm least squares on the flattened kernel.
 
     The driver is LAPACK's gelsy with its default cut-off, as in the published program: rank0 is the rank it finds.
+    With `SolverSettings.blocked` the kernel is not held in memory, and must be positive definite.
     """
+    if train.settings.blocked is not None:
+        return blocked_lstsq([train])[0]
     return _regression(*minimum_norm_solution(train.flat(), train.flat_targets()))
 
 
@@ -30,6 +34,8 @@ def lstsq_family(trains: Sequence[FitInputs]) -> list[Predict]:
     Returns:
         The fitted solver of each setting.
     """
+    if trains[0].settings.blocked is not None:
+        return blocked_lstsq(trains)
     system = RidgeSystem(trains[0].flat())
     members = defaultdict(list)
     for index, train in enumerate(trains):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmntk.errors import KernelMismatchError, NotFiniteError, SettingError, check_numbers
+from lmntk.solvers.blocked import Blocked
 from lmntk.solvers.bounds import LARGEST_IN_KERNEL, MOST_OF_F0, SOLVER_BOUNDS
 
 Array = NDArray[np.float64]
@@ -37,6 +38,7 @@ class SolverSettings:
         flattened_targets: `logistic` and `svc` fit one model of two classes to the flattened kernel, see
             `one_hot_rows`.
         plain_lbfgs: `logistic` takes the weights at which L-BFGS stops.
+        blocked: How `lstsq` solves a system that is not held in memory; None for one that is.
 
     Raises:
         SettingError: A value gives no meaningful number.
@@ -48,6 +50,7 @@ class SolverSettings:
     f0_scaling: float = 1.0
     flattened_targets: bool = False
     plain_lbfgs: bool = False
+    blocked: Blocked | None = None
 
     def __post_init__(self) -> None:
         """Check the bounds of the numbers."""
@@ -102,8 +105,11 @@ class FitInputs:
         return _flat(self.kernel)
 
     def regularised(self) -> "FitInputs":
-        """The same with K + λ ‖K‖₂ I as the kernel, λ of the settings, with the norm of the flattened kernel K."""
-        if self.settings.regularization == 0:
+        """The same with K + λ ‖K‖₂ I as the kernel, λ of the settings, with the norm of the flattened kernel K.
+
+        A blocked solver adds the term itself, so that the kernel stays in its file.
+        """
+        if self.settings.regularization == 0 or self.settings.blocked is not None:
             return self
         flat = self.flat()
         ridge = self.settings.regularization * float(np.linalg.norm(flat, 2)) * np.eye(len(flat))
@@ -288,15 +294,16 @@ def check_values(kernel: Array, x_split: str) -> None:
     Raises:
         NotFiniteError: Names the first X example that has only NaN or infinity, or else the first pair with any.
     """
-    finite = np.isfinite(kernel)
-    if finite.all():
-        if not LARGEST_IN_KERNEL.contains(largest := float(np.abs(kernel).max())):
+    largest = float(np.maximum(kernel.max(), -kernel.min()))  # NaN if there is one; no copy of a large kernel
+    if np.isfinite(largest):
+        if not LARGEST_IN_KERNEL.contains(largest):
             raise NotFiniteError(
                 f"the largest value of the kernel of train and {x_split} is {largest:.1e}, but it must be "
                 f"{LARGEST_IN_KERNEL}: scale the kernel, or look at the model's weights",
                 largest=largest,
             )
         return
+    finite = np.isfinite(kernel)
     pairs = ~finite.reshape(-1, *kernel.shape[-4:]).all(axis=(0, 2, 4))
     columns = pairs.all(axis=0)
     if columns.any():

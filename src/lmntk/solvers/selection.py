@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from lmntk.errors import NotFiniteError, SolverError
-from lmntk.solvers import SOLVERS, FittedSolver, checked_kernel, fit, warn_of_one_class
+from lmntk.solvers import SOLVERS, FittedSolver, checked_kernel, fit, limited_threads, warn_of_one_class
 from lmntk.solvers.candidates import numbers_of, used_settings
 from lmntk.solvers.leave_one_out import LeftOut
 from lmntk.solvers.problem import (
@@ -151,7 +151,7 @@ def select_on_dev(
     import_module("scipy.linalg")  # the limit holds for libraries that are loaded by then
     found: list[Candidate] = []
     best: Candidate | None = None
-    with threadpool_limits(limits=1), np.errstate(over="ignore", invalid="ignore"):
+    with limited_threads(grid[0]), np.errstate(over="ignore", invalid="ignore"):
         trains = _inputs(kernel, train, grid)
         x = validate_predict_inputs(trains[0], dev.kernel, dev.labels, dev.f0, "dev")
         for inputs, predict in zip(trains, _fits(solver, trains), strict=True):

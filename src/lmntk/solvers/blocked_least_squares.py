@@ -1,0 +1,183 @@
+"""`lstsq` with a kernel that stays in its file: Cholesky in a scratch file, or conjugate gradients."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, eigsh
+from tqdm import tqdm
+
+from lmntk.errors import SolverError
+from lmntk.solvers.blocked import CG, Blocked
+from lmntk.solvers.blocked_cholesky import BlockedCholesky, NotPositiveDefiniteError
+from lmntk.solvers.conjugate_gradients import conjugate_gradients
+from lmntk.solvers.problem import Array, FitInputs, Predict
+from lmntk.solvers.ridge import SYMMETRIC
+
+logger = logging.getLogger(__name__)
+
+PANEL_NUMBERS = 2**23
+"""Numbers of the kernel that are read at once, 64 MB."""
+
+MOST_STEPS = 5000
+SMALL = 50
+"""Up to so many rows the norm is computed in memory."""
+
+
+class PanelMatrix:
+    """A symmetric kernel K that is read in panels of rows, from a file that is mapped.
+
+    Args:
+        kernel: K, float64 ``[n, n]``.
+    """
+
+    def __init__(self, kernel: Array) -> None:
+        self._kernel = kernel
+
+    def __len__(self) -> int:
+        """N · C, the number of rows."""
+        return len(self._kernel)
+
+    def is_symmetric(self) -> bool:
+        """Return whether K is symmetric to rounding, by the rule of `lmntk.solvers.ridge.RidgeSystem`."""
+        kernel = self._kernel
+        largest = max(float(kernel.max()), -float(kernel.min()))
+        step = max(1, int(PANEL_NUMBERS**0.5))
+        parts = [slice(start, start + step) for start in range(0, len(kernel), step)]
+        return all(
+            np.abs(kernel[one, other] - kernel[other, one].T).max() <= SYMMETRIC * largest
+            for number, one in enumerate(parts)
+            for other in parts[: number + 1]
+        )
+
+    def product(self, vectors: Array) -> Array:
+        """Return K V of V, ``[n, s]``, in one pass."""
+        found = np.empty(vectors.shape)
+        for rows in self._panels():
+            found[rows] = self._kernel[rows] @ vectors
+        return found
+
+    def norm(self) -> float:
+        """Return ‖K‖₂, by Lanczos iterations to rounding; each takes a pass."""
+        size = len(self._kernel)
+        if size <= SMALL:
+            return float(np.linalg.norm(self._kernel, 2))
+        operator = LinearOperator((size, size), matvec=lambda v: self.product(v.reshape(-1, 1)), dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(size)
+        return float(abs(eigsh(operator, k=1, ncv=8, tol=1e-14, v0=start, return_eigenvectors=False)[0]))
+
+    def shifted(self, penalty: float, rows: slice, columns: slice) -> Array:
+        """Return a copy of a tile of K + μI."""
+        tile = np.array(self._kernel[rows, columns])
+        if rows == columns:
+            tile[np.diag_indices(len(tile))] += penalty
+        return tile
+
+    def _panels(self) -> Iterator[slice]:
+        step = max(1, PANEL_NUMBERS // len(self._kernel))
+        return (slice(start, start + step) for start in range(0, len(self._kernel), step))
+
+
+def blocked_lstsq(trains: Sequence[FitInputs]) -> list[Predict]:
+    """Solve for each of some settings, which have the same `Blocked`.
+
+    Where there are several, those that cannot be solved give predictions of NaN, and a warning says why.
+
+    Args:
+        trains: The inputs of each setting, which share a kernel that is not regularised.
+
+    Raises:
+        SolverError: The kernel is not symmetric, or the system of the only setting cannot be solved.
+        FileError: There is no room for the scratch file.
+    """
+    blocked = trains[0].settings.blocked
+    assert blocked is not None
+    matrix = PanelMatrix(trains[0].flat())
+    if trains[0].directions > 1 or not matrix.is_symmetric():
+        raise SolverError(
+            f"`lstsq_method={blocked.method}` needs a symmetric kernel of train and train: take `lstsq_method=direct`, "
+            "or another `kernel_formula`",
+            solver="lstsq",
+        )
+    regularizations = np.array([train.settings.regularization for train in trains])
+    penalties = regularizations * matrix.norm() if regularizations.any() else regularizations
+    right_sides = np.stack([train.flat_targets() for train in trains], axis=1)
+    solve = _by_conjugate_gradients if blocked.method == CG else _by_cholesky
+    alphas, failures, metrics = solve(matrix, penalties, right_sides, blocked)
+    for index, failure in failures.items():
+        sentence = _refusal(failure, trains[index].settings.regularization, blocked)
+        if len(trains) == 1:
+            raise SolverError(sentence, solver="lstsq", regularization=trains[index].settings.regularization)
+        logger.warning("%s", sentence)
+        alphas[:, index] = np.nan
+    residuals = right_sides - matrix.product(alphas) - penalties * alphas
+    found: list[Predict] = []
+    for index, train in enumerate(trains):
+        scale = np.linalg.norm(right_sides[:, index]) or 1.0
+        residual = float(np.linalg.norm(residuals[:, index]) / scale)
+        reached = metrics | {"lstsq_residual": residual}
+        if index not in failures:
+            about = ", ".join(f"{name} = {value:.3g}" for name, value in reached.items())
+            logger.info("`lstsq_method=%s`, λ = %g: %s", blocked.method, train.settings.regularization, about)
+        found.append(_predicting(alphas[:, index], reached))
+    return found
+
+
+def _predicting(alpha: Array, metrics: dict[str, float]) -> Predict:
+    return lambda x: x.regression(x.flat().T @ alpha, dict(metrics))
+
+
+Solution = tuple[Array, dict[int, str], dict[str, float]]
+"""The α of each setting, ``[n, s]``; by setting what is wrong with those that could not be solved; and metrics."""
+
+
+def _by_conjugate_gradients(matrix: PanelMatrix, penalties: Array, right_sides: Array, blocked: Blocked) -> Solution:
+    with tqdm(desc="conjugate gradients", unit="step", disable=not blocked.progress, leave=False) as bar:
+
+        def on_step(residual: float) -> None:
+            bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
+            bar.update()
+
+        found = conjugate_gradients(matrix.product, penalties, right_sides, blocked.tolerance, MOST_STEPS, on_step)
+    failures = {}
+    for index, residual in enumerate(found.residuals):
+        if found.indefinite[index]:
+            failures[index] = "indefinite"
+        elif not residual <= blocked.tolerance:
+            failures[index] = f"conjugate gradients reached a residual of {residual:.1e} in {found.steps} steps"
+    return found.values, failures, {"cg_steps": found.steps}
+
+
+def _by_cholesky(matrix: PanelMatrix, penalties: Array, right_sides: Array, blocked: Blocked) -> Solution:
+    members = defaultdict(list)
+    for index, penalty in enumerate(penalties):
+        members[float(penalty)].append(index)
+    alphas = np.zeros(right_sides.shape)
+    failures: dict[int, str] = {}
+    total = len(members) * BlockedCholesky.products(len(matrix))
+    with tqdm(total=total, desc="Cholesky", unit="product", disable=not blocked.progress, leave=False) as bar:
+        for penalty, indices in members.items():
+
+            def tile(rows: slice, columns: slice, penalty: float = penalty) -> Array:
+                return matrix.shifted(penalty, rows, columns)
+
+            try:
+                with BlockedCholesky(tile, len(matrix), blocked.folder, bar.update) as factor:
+                    alphas[:, indices] = factor.solve(right_sides[:, indices])
+            except NotPositiveDefiniteError:
+                failures |= dict.fromkeys(indices, "indefinite")
+    return alphas, failures, {}
+
+
+def _refusal(failure: str, regularization: float, blocked: Blocked) -> str:
+    if failure == "indefinite":
+        return (
+            f"the train kernel is not positive definite with `kernel_regularization={regularization:g}`, which "
+            f"`lstsq_method={blocked.method}` needs: take a larger one, such as "
+            f"`kernel_regularization={max(1e-6, 10 * regularization):g}`, or `lstsq_method=direct`"
+        )
+    return (
+        f"{failure}, short of `cg_tolerance={blocked.tolerance:g}` with `kernel_regularization={regularization:g}`: "
+        "take a larger one of these, or `lstsq_method=cholesky`"
+    )

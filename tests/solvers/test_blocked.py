@@ -1,0 +1,184 @@
+"""`lstsq` with kernels that stay in their files: Cholesky and conjugate gradients against the direct method."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmntk.errors import FileError, NotFiniteError, SettingError, SolverError
+from lmntk.solvers import blocked_cholesky, blocked_least_squares, fit
+from lmntk.solvers.blocked import METHODS, Blocked
+from lmntk.solvers.blocked_cholesky import BlockedCholesky
+from lmntk.solvers.blocked_least_squares import PanelMatrix
+from lmntk.solvers.conjugate_gradients import conjugate_gradients
+from lmntk.solvers.problem import SolverSettings
+from lmntk.solvers.selection import Examples, select_on_dev
+
+BLOCKED = [method for method in METHODS if method != "direct"]
+LABELS = np.arange(30) % 3
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles and panels, the last ones smaller."""
+    monkeypatch.setattr(blocked_cholesky, "TILE", 17)
+    monkeypatch.setattr(blocked_least_squares, "PANEL_NUMBERS", 1000)
+    monkeypatch.setattr(blocked_least_squares, "SMALL", 10)
+
+
+def kernels(logits: int = 3, train: int = 30, x: int = 8, rank: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Kernels of random features, whose eigenvalues decay."""
+    features = np.random.default_rng(0).standard_normal((train + x, logits, rank)) * np.linspace(0.02, 1, rank) ** 2
+    whole = np.einsum("iad,jbd->iajb", features, features)
+    whole = (whole + whole.transpose(2, 3, 0, 1)) / 2
+    return whole[:train, :, :train], whole[:train, :, train:]
+
+
+def settings(folder: Path, method: str, regularization: float = 0.01, **more: Any) -> SolverSettings:
+    return SolverSettings(regularization=regularization, blocked=Blocked(method, folder, tolerance=1e-13, **more))
+
+
+@pytest.mark.parametrize("method", BLOCKED)
+@pytest.mark.parametrize("adjusted", [False, True], ids=["plain", "adjusted"])
+@pytest.mark.parametrize("logits", [1, 3])
+def test_predictions_are_those_of_the_direct_method(tmp_path: Path, method: str, logits: int, adjusted: bool) -> None:
+    train, x = kernels(logits)
+    labels, of_x = (2 * (LABELS[:n] == 1) - 1.0 if logits == 1 else LABELS[:n] for n in (30, 8))
+    f0 = [np.random.default_rng(n).standard_normal((n, logits)) for n in (30, 8)] if adjusted else [None, None]
+    found = []
+    for chosen in (settings(tmp_path, method), SolverSettings(regularization=0.01)):
+        fitted = fit("lstsq", train, labels, replace(chosen, f0_scaling=3.0), f0[0])
+        found.append(fitted.predict(x, of_x, f0[1]))
+    np.testing.assert_allclose(found[0].logits, found[1].logits, rtol=0, atol=1e-10)
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-10)
+    assert found[0].metrics.keys() == {"lstsq_residual"} | ({"cg_steps"} if method == "cg" else set())
+    assert found[0].metrics["lstsq_residual"] < 1e-11
+    assert found[1].metrics == {"rank0": 30 * logits}
+    assert not list(tmp_path.iterdir()), "the scratch file has no name"
+
+
+def test_a_positive_definite_kernel_needs_no_regularization(tmp_path: Path) -> None:
+    train, x = kernels()
+    direct = fit("lstsq", train, LABELS, SolverSettings()).predict(x, LABELS[:8])
+    for method in BLOCKED:
+        found = fit("lstsq", train, LABELS, settings(tmp_path, method, 0.0)).predict(x, LABELS[:8])
+        np.testing.assert_allclose(found.logits, direct.logits, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", BLOCKED)
+def test_a_kernel_that_is_not_positive_definite_is_refused_with_the_way_out(tmp_path: Path, method: str) -> None:
+    train, _ = kernels()
+    train = train - 0.5 * np.eye(90).reshape(train.shape) * np.linalg.norm(train.reshape(90, 90), 2)
+    with pytest.raises(SolverError, match="not positive definite with `kernel_regularization=0.01`") as caught:
+        fit("lstsq", train, LABELS, settings(tmp_path, method))
+    assert "take a larger one, such as `kernel_regularization=0.1`, or `lstsq_method=direct`" in str(caught.value)
+    assert caught.value.data == {"solver": "lstsq", "regularization": 0.01}
+
+
+@pytest.mark.parametrize("method", BLOCKED)
+def test_a_kernel_that_is_not_symmetric_is_refused(tmp_path: Path, method: str) -> None:
+    train, _ = kernels(logits=1)
+    train[3, 0, 20, 0] += 1e-6
+    labels = 2.0 * (LABELS == 1) - 1
+    for kernel in (train, np.stack([train, train.transpose(2, 3, 0, 1)])):
+        with pytest.raises(SolverError, match="needs a symmetric kernel"):
+            fit("lstsq", kernel, labels, settings(tmp_path, method))
+
+
+def test_conjugate_gradients_that_fall_short_are_refused_with_what_they_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, _ = kernels()
+    monkeypatch.setattr(blocked_least_squares, "MOST_STEPS", 5)
+    with pytest.raises(SolverError, match=r"a residual of \S+ in 5 steps, short of `cg_tolerance=1e-13`") as caught:
+        fit("lstsq", train, LABELS, settings(tmp_path, "cg", 1e-6))
+    assert "or `lstsq_method=cholesky`" in str(caught.value)
+    with pytest.raises(SettingError, match="`cg_tolerance` is 0"):
+        Blocked("cg", tmp_path, tolerance=0.0)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-10])
+def test_the_residual_is_within_the_tolerance_and_the_prediction_near_by(tmp_path: Path, tolerance: float) -> None:
+    train, x = kernels()
+    chosen = SolverSettings(regularization=0.01, blocked=Blocked("cg", tmp_path, tolerance))
+    found = fit("lstsq", train, LABELS, chosen).predict(x, LABELS[:8])
+    direct = fit("lstsq", train, LABELS, SolverSettings(regularization=0.01)).predict(x, LABELS[:8])
+    assert 0 < found.metrics["lstsq_residual"] <= tolerance
+    # ‖K_xᵀ(α − α')‖ ≤ ‖K_x‖ ‖A⁻¹‖ ‖r‖, with ‖A⁻¹‖ ≤ 1 / (λ‖K‖) and ‖K_x‖ ≤ ‖K‖ about.
+    assert np.linalg.norm(found.logits - direct.logits) <= 100 * tolerance * np.sqrt(30)
+
+
+@pytest.mark.parametrize("method", BLOCKED)
+def test_candidates_share_passes_and_those_without_a_solution_are_left_out(
+    tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, x = kernels()
+    train = train - 0.005 * np.eye(90).reshape(train.shape) * np.linalg.norm(train.reshape(90, 90), 2)
+    numbers = (0.001, 0.03, 0.3)
+    examples, others = Examples(train, LABELS), Examples(x, LABELS[:8])
+
+    def score(logits: np.ndarray) -> float:
+        return -float(((logits - np.eye(3)[LABELS[:8]]) ** 2).mean())
+
+    with caplog.at_level(logging.WARNING):
+        found = select_on_dev("lstsq", [settings(tmp_path, method, n) for n in numbers], examples, others, score)
+    assert [message for message in caplog.messages if "not positive definite" in message]
+    monkeypatch.undo()
+    direct = select_on_dev("lstsq", [SolverSettings(regularization=n) for n in numbers[1:]], examples, others, score)
+    assert np.isnan(found.candidates[0].score)
+    assert [row.score for row in found.candidates[1:]] == pytest.approx(
+        [row.score for row in direct.candidates], rel=1e-9
+    )
+    assert found.chosen.settings.regularization == direct.chosen.settings.regularization
+    logits = [fitted.predict(x, LABELS[:8]).logits for fitted in (found.fitted, direct.fitted)]
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-9)
+
+
+def test_if_no_candidate_has_a_solution_none_is_chosen(tmp_path: Path) -> None:
+    train, x = kernels()
+    grid = [settings(tmp_path, "cholesky", n) for n in (0.001, 0.01)]
+    with pytest.raises(NotFiniteError, match="no candidate"):
+        select_on_dev("lstsq", grid, Examples(-train, LABELS), Examples(x, LABELS[:8]), lambda logits: 0.0)
+
+
+def test_the_norm_is_the_largest_singular_value() -> None:
+    train = kernels()[0].reshape(90, 90)
+    for kernel in (train, train - 2 * np.eye(90) * np.linalg.norm(train, 2)):
+        assert PanelMatrix(kernel).norm() == pytest.approx(np.linalg.norm(kernel, 2), rel=1e-13)
+
+
+def test_a_folder_without_room_for_the_factor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, _ = kernels()
+    monkeypatch.setattr(os, "pwrite", lambda *args: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+    with pytest.raises(FileError, match="cannot hold the .* of a Cholesky factor .No space left on device.: make room"):
+        fit("lstsq", train, LABELS, settings(tmp_path, "cholesky"))
+    with pytest.raises(FileError, match="take `lstsq_method=cg`"):
+        fit("lstsq", train, LABELS, settings(tmp_path / "missing", "cholesky"))
+
+
+def test_the_progress_of_a_factor_ends_at_its_total(tmp_path: Path) -> None:
+    train, done = kernels()[0].reshape(90, 90), []
+    with BlockedCholesky(lambda r, c: train[r, c].copy(), 90, tmp_path, done.append) as factor:
+        lower = np.linalg.cholesky(train)
+        np.testing.assert_allclose(np.tril(factor._read(1, 0)), np.tril(lower[17:34, :17]), atol=1e-10)
+    assert sum(done) == BlockedCholesky.products(90) == 56
+
+
+def test_conjugate_gradients_start_again_where_rounding_has_moved_the_residual() -> None:
+    rng = np.random.default_rng(1)
+    basis = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    matrix = (basis * np.logspace(0, -9, 40)) @ basis.T
+    b = rng.standard_normal((40, 2))
+    b[:, 1] = 0
+    found = conjugate_gradients(lambda v: matrix @ v, np.array([1e-7, 0.0]), b, 1e-9, 5000)
+    true = np.linalg.norm(b[:, 0] - (matrix + 1e-7 * np.eye(40)) @ found.values[:, 0]) / np.linalg.norm(b[:, 0])
+    assert true <= 1e-9
+    assert found.residuals[0] == pytest.approx(true, rel=0.2) and found.residuals[1] == 0
+    assert not found.values[:, 1].any() and not found.indefinite.any()
+    # A tolerance below rounding ends, and says what it has reached.
+    stuck = conjugate_gradients(lambda v: matrix @ v, np.array([1e-7, 0.0]), b, 1e-16, 5000)
+    assert 1e-16 < stuck.residuals[0] < 1e-7 and stuck.steps < 5000
