@@ -103,6 +103,8 @@ TRAINING_FLAGS = {
     "sweep": False,
     "kernel_formula": "sgd",
     "kernel_solver": "lstsq",
+    "lstsq_method": "auto",
+    "cg_tolerance": 1e-8,
     "load_kernels": None,
     "overwrite_kernels": False,
     "exclude_embeddings": False,

@@ -70,13 +70,16 @@ def _run(argv: list[str]) -> None:
         on_rank_zero(record_run, inputs, evaluations, *arguments, seconds, trainer.facts())
         trainer.finish()
         if training_args.kernel_influence and isinstance(trainer, LoadedKernelTrainer):
-            on_rank_zero(_write_influence, training_args.output_dir, inputs.task.key)
+            on_rank_zero(_write_influence, training_args.output_dir, inputs.task.key, trainer.args.lstsq_method)
 
 
-def _write_influence(folder: str, task_key: str) -> None:
+def _write_influence(folder: str, task_key: str, method: str) -> None:
     """Write what single train examples do to the predictions of a run that is recorded."""
     from lmntk.analysis.influence import influence_of_folder
 
+    if method not in ("auto", "direct"):  # the kernel was too large for the direct method
+        logger.warning("`kernel_influence`: nothing is written: it needs `lstsq_method=direct`, not %s", method)
+        return
     try:
         files = influence_of_folder(Path(folder), task_key)
     except UsageError as error:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 # fmt: off
 RUN_SETTINGS = (
     "adafactor", "adjust_for_init", "apply_lora", "array_id", "as_published", "auto_demo", "bf16_full_eval",
-    "binary_classification", "cache_dir", "clip_frozen", "config_name", "custom_columns", "data_dir",
+    "binary_classification", "cache_dir", "cg_tolerance", "clip_frozen", "config_name", "custom_columns", "data_dir",
     "dataloader_drop_last", "debug_mode", "decay_head_norm", "demo_filter", "demo_filter_model", "demo_filter_rate",
     "do_eval", "do_predict", "do_train", "double_demo", "dry_run", "eval_strategy", "evaluate_during_training",
     "exclude_embeddings", "exclude_first_layers", "exclude_head", "f0_scaling", "few_shot_type", "fine_tuned_model",
@@ -17,7 +17,7 @@ RUN_SETTINGS = (
     "kernel_lora_rank", "kernel_lora_targets", "kernel_memory_gb", "kernel_parts", "kernel_per_layer",
     "kernel_regularization", "kernel_solver", "kernel_steps", "kernel_variance", "l2_loss", "learning_rate",
     "linear_head_halved", "linear_head_order", "load_kernels", "logging_dir", "lora_alpha", "lora_r",
-    "lr_scheduler_type", "mapping", "mapping_id", "mapping_path", "max_seq_length", "max_steps",
+    "lr_scheduler_type", "lstsq_method", "mapping", "mapping_id", "mapping_path", "max_seq_length", "max_steps",
     "metric_for_best_model", "model_family", "model_id", "model_name_or_path", "no_predict", "no_segments",
     "no_task_defaults", "no_train", "num_demo", "num_k", "num_sample", "num_train_epochs", "only_biases", "optimizer",
     "optimizer_variant", "other_sent_limit", "output_dir", "overwrite_cache", "overwrite_kernels",

@@ -13,6 +13,7 @@ from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.projection import DEFAULT_WIDTH, Projection
 from lmntk.kernels.projection_check import DEFAULT_EXAMPLES
 from lmntk.solvers import SOLVERS
+from lmntk.solvers.blocked import DEFAULT_TOLERANCE, METHODS
 from lmntk.solvers.bounds import SOLVER_BOUNDS
 from lmntk.solvers.candidates import AUTO, read_candidates, settings_grid, used_settings
 from lmntk.solvers.problem import SolverSettings
@@ -40,6 +41,17 @@ class KernelArguments:
         "How to predict from the kernel: " + "; ".join(f"{name}: {row.summary}" for name, row in SOLVERS.items()) + ".",
         "lstsq",
         SOLVERS,
+    )
+    lstsq_method: str = flag(
+        "How lstsq solves: "
+        + "; ".join(f"{name}: {words}" for name, words in METHODS.items())
+        + ". cholesky and cg read the kernel from its file, and need it positive definite. auto: direct where it fits "
+        "into memory, else cholesky.",
+        "auto",
+        ("auto", *METHODS),
+    )
+    cg_tolerance: float = flag(
+        "For --lstsq_method cg: stop where the residual is at most this part of the targets.", DEFAULT_TOLERANCE
     )
     flattened_targets: bool = flag(
         "For logistic and svc with several logits: fit one model of two classes to the flattened kernel and one-hot "

@@ -5,10 +5,11 @@ from typing import Any, NoReturn
 
 from lmntk.config.arguments import ActiveTrainer, TrainingArguments
 from lmntk.data.tasks import Task
-from lmntk.errors import SettingError
+from lmntk.errors import SettingError, check_numbers
 from lmntk.kernels.engines import ENGINES, ESTIMATES
 from lmntk.kernels.formulas import FORMULAS
 from lmntk.kernels.projection_check import DEFAULT_EXAMPLES, FEWEST_EXAMPLES
+from lmntk.solvers.blocked import DEFAULT_TOLERANCE, TOLERANCE_BOUNDS
 
 
 def refuse(arguments: Any, setting: str, problem: str) -> NoReturn:
@@ -116,7 +117,35 @@ def check_snapshots(task: Task, training: TrainingArguments) -> None:
     check_formula(task, training)
 
 
-def check_variance(training: TrainingArguments) -> None:
+def check_least_squares(training: TrainingArguments) -> None:
+    """Refuse what only `lstsq` has for another solver, and what only its direct method has for another method."""
+    if training.kernel_influence and training.kernel_solver != "lstsq":
+        problem = f"is for `kernel_solver=lstsq`, not {training.kernel_solver}: take it, or leave it out"
+        refuse(training, "kernel_influence", problem)
+    _check_variance(training)
+    method = training.lstsq_method
+    check_numbers([TOLERANCE_BOUNDS], vars(training))
+    if training.cg_tolerance != DEFAULT_TOLERANCE and method != "cg":
+        refuse(training, "cg_tolerance", "is for `lstsq_method=cg`: add it, or leave this out")
+    if method in ("auto", "direct"):
+        return
+    if training.kernel_solver != "lstsq":
+        problem = f"is for `kernel_solver=lstsq`, not {training.kernel_solver}: take it, or leave this out"
+        refuse(training, "lstsq_method", problem)
+    if FORMULAS[training.kernel_formula].is_asymmetric:
+        formula = training.kernel_formula
+        problem = f"needs a symmetric kernel: take `lstsq_method=direct`, or another formula than {formula}"
+        refuse(training, "lstsq_method", problem)
+    needs = "needs the eigenvectors of the kernel, which `lstsq_method={}` does not have: "
+    for setting in ("kernel_variance", "kernel_influence"):
+        if getattr(training, setting):
+            refuse(training, setting, f"{needs.format(method)}take `lstsq_method=direct`, or leave it out")
+    if training.select_by == "loo" and len(training.solver_grid) > 1:
+        problem = f"{needs.format(method)}take `select_by=dev`, or `lstsq_method=direct`"
+        refuse(training, "select_by", problem)
+
+
+def _check_variance(training: TrainingArguments) -> None:
     """Refuse the variance of what is not a Gaussian process."""
     if not training.kernel_variance:
         return

@@ -16,13 +16,13 @@ OLD_SPELLINGS: Mapping[str, str] = {
 }
 # Abbreviations that meant one flag before these flags were added still mean it.
 YOUNGER = frozenset({
-    "adafactor", "as_published", "clip_frozen", "decay_head_norm", "fine_tuned_model", "flattened_targets",
-    "fp16_backend", "fp16_opt_level", "group_by_length", "kernel_influence", "kernel_lora_rank", "kernel_lora_targets",
-    "kernel_parts", "kernel_steps", "kernel_variance", "linear_head_halved", "linear_head_order", "logging_dir",
-    "no_segments", "no_task_defaults", "past_index", "plain_lbfgs", "projection_check", "projection_seed",
-    "projection_tolerance", "projection_width",
-    "save_logit_pairs", "segments", "select_by", "sharded_ddp", "task_defaults", "tpu_metrics_debug", "tpu_num_cores",
-    "truncate_demonstrations_only", "warmup_ratio",
+    "adafactor", "as_published", "cg_tolerance", "clip_frozen", "decay_head_norm", "fine_tuned_model",
+    "flattened_targets", "fp16_backend", "fp16_opt_level", "group_by_length", "kernel_influence", "kernel_lora_rank",
+    "kernel_lora_targets", "kernel_parts", "kernel_steps", "kernel_variance", "linear_head_halved", "linear_head_order",
+    "logging_dir", "lstsq_method", "no_segments", "no_task_defaults", "past_index", "plain_lbfgs", "projection_check",
+    "projection_seed", "projection_tolerance", "projection_width", "save_logit_pairs", "segments", "select_by",
+    "sharded_ddp", "task_defaults", "tpu_metrics_debug", "tpu_num_cores", "truncate_demonstrations_only",
+    "warmup_ratio",
 })  # fmt: skip
 
 _BOOLEANS = {"true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"}  # what HfArgumentParser takes for one

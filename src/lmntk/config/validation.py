@@ -11,11 +11,11 @@ from lmntk.config.arguments import ActiveTrainer, DataArguments, ModelArguments,
 from lmntk.config.kernel_checks import (
     check_formula,
     check_kernel_parts,
+    check_least_squares,
     check_linearised,
     check_number_type,
     check_projection,
     check_snapshots,
-    check_variance,
     refuse,
     to_two_classes,
 )
@@ -173,7 +173,7 @@ CONDITIONS = (
     ),
     Condition(
         ("kernel_solver", "kernel_regularization", "kernel_engine", "projection_width", "projection_seed",
-         "projection_check", "projection_tolerance",
+         "projection_check", "projection_tolerance", "lstsq_method", "cg_tolerance",
          "kernel_per_layer", "kernel_parts",
          "kernel_lora_rank", "kernel_lora_targets", "kernel_variance", "exclude_embeddings",
          "exclude_head", "only_biases", "exclude_first_layers", "adjust_for_init", "overwrite_kernels"),
@@ -288,10 +288,7 @@ def _check_kernel(task: Task, training: TrainingArguments) -> None:
         refuse(training, "adjust_for_init", problem)
     check_kernel_parts(training)
     check_projection(training)
-    if training.kernel_influence and training.kernel_solver != "lstsq":
-        problem = f"is for `kernel_solver=lstsq`, not {training.kernel_solver}: take it, or leave it out"
-        refuse(training, "kernel_influence", problem)
-    check_variance(training)
+    check_least_squares(training)
     training.check_selection(reads_dev=training.do_eval)
     if training.load_kernels is not None and not Path(training.load_kernels).is_dir():
         problem = "is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"

@@ -25,6 +25,7 @@ from lmntk.trainers.fine_tuned import FineTuned, check_output_folder, clear_own_
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
 from lmntk.trainers.loaded_kernels import LoadedKernelTrainer, SplitKernel
+from lmntk.trainers.lstsq_method import blocked_solver
 from lmntk.trainers.projected_width import described_error
 from lmntk.trainers.snapshots import SnapshotWriter
 
@@ -131,6 +132,7 @@ class KernelTrainer(LoadedKernelTrainer):
             started: When the program started, by `time.perf_counter`.
         """
         self._planner.dry_run(self._find_kernel, self._describe_kernel, self.logits, started, self._last_step())
+        blocked_solver(self.args, len(self._experiment.datasets["train"]) * self._num_logits)  # says if one is taken
 
     def _describe_kernel(self, split: str, path: Path) -> None:
         self._describe_file(split, path)

@@ -34,6 +34,7 @@ from lmntk.trainers.base import FewShotTrainer, score
 from lmntk.trainers.kernel_planning import log_total
 from lmntk.trainers.layer_scores import LayerSolver, fit_layers, score_layers, write_layer_scores
 from lmntk.trainers.left_out import leave_one_out_metrics
+from lmntk.trainers.lstsq_method import lacks_eigenvectors, method_of, solver_grid
 from lmntk.trainers.projected_width import ERROR_KEY, awaits_width, stored_error, stored_width
 from lmntk.trainers.variance import check_one_prompt_each, gaussian_process, score_variance
 
@@ -252,10 +253,11 @@ class LoadedKernelTrainer(FewShotTrainer):
 
     def _check_whole_numbers(self, split: str, path: Path, values: Tensor) -> None:
         """Check that a kernel holds whole numbers, as counts of equal signs are, if and only if that of train does."""
-        is_whole = bool((values % 1 == 0).all())
+        rows = values.reshape(-1, *values.shape[-3:])  # one by one: `values` may be larger than memory
+        is_whole = all(bool((row % 1 == 0).all()) for row in rows)
         if split == "train":
             self._train_is_whole = is_whole
-        elif self._train_is_whole not in (None, is_whole) and values.any():
+        elif self._train_is_whole not in (None, is_whole) and any(row.any() for row in rows):
             whole = "train" if self._train_is_whole else split
             raise KernelMismatchError(
                 f"{path} and the train kernel beside it have different formulas: only the values of {whole} are whole "
@@ -263,8 +265,8 @@ class LoadedKernelTrainer(FewShotTrainer):
                 path=path,
             )
 
-    def _fit(self, train: Side, dev: Side | None = None) -> tuple[dict[str, float], dict[str, Any] | None]:
-        """Fit the solver; return its numbers and, if there are candidates, how they were chosen.
+    def _fit(self, train: Side, dev: Side | None = None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Fit the solver; return its settings and, if there are candidates, how they were chosen.
 
         Args:
             train: The kernel of the train examples, and f₀ if it is needed.
@@ -272,7 +274,8 @@ class LoadedKernelTrainer(FewShotTrainer):
         """
         kernel, f0 = train
         assert kernel is not None
-        grid, labels = self.args.solver_grid, kernel.labels.numpy()
+        grid = solver_grid(self.args, kernel.values[..., 0, 0].numel())
+        labels = kernel.labels.numpy()
         selection = self._select(grid, train, dev) if len(grid) > 1 else None
         settings = grid[0] if selection is None else selection.chosen.settings
 
@@ -281,10 +284,10 @@ class LoadedKernelTrainer(FewShotTrainer):
 
         self._solver = fit(kernel.values.numpy()) if selection is None else selection.fitted
         self._left_out_metrics = self._leave_one_out(kernel, f0, settings)
-        if self.args.kernel_variance:
+        if self.args.kernel_variance and not lacks_eigenvectors(settings, "the metrics nll and ece"):
             self._process = gaussian_process(RidgeProblem(kernel.values.numpy(), labels, settings, f0))
         self._layer_solvers = fit_layers(kernel.layers, fit, progress=not self.args.disable_tqdm)
-        return numbers_of(settings), None if selection is None else self._record(selection)
+        return numbers_of(settings) | method_of(settings), None if selection is None else self._record(selection)
 
     def _select(self, grid: Sequence[SolverSettings], train: Side, dev: Side | None) -> Selection:
         logger.info("choosing among %d settings of %s", len(grid), self.args.kernel_solver)
@@ -320,7 +323,8 @@ class LoadedKernelTrainer(FewShotTrainer):
 
     def _leave_one_out(self, kernel: SplitKernel, f0: np.ndarray | None, settings: SolverSettings) -> dict[str, float]:
         """Score the train examples, each predicted from all the others; nothing where that is not in closed form."""
-        if self.args.kernel_solver != "lstsq":
+        left_out = "the leave-one-out metrics and gcv"
+        if self.args.kernel_solver != "lstsq" or lacks_eigenvectors(settings, left_out):
             return {}
         of_task, samples = self._score_of(self._inputs.datasets["train"], (kernel, f0))
         problem = RidgeProblem(kernel.values.numpy(), kernel.labels.numpy(), settings, f0, samples)
