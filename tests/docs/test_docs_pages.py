@@ -18,6 +18,7 @@ TESTED_BY = {
     "forecast": "docs/test_docs_forecast.py",
     "influence": "docs/test_docs_influence.py",
     "kernel-behaviour": "docs/test_docs_behaviour.py",
+    "large-kernels": "docs/test_docs_large_kernels.py",
     "own-data": "docs/test_docs_own_data.py",
     "parameter-subsets": "docs/test_docs_subsets.py",
     "performance": "docs/test_docs_cost.py",

@@ -21,9 +21,9 @@ from lmntk.kernels import TileRequest, assemble, assembly
 from lmntk.kernels.assembly import Bands, make_engine, sum_of_parts
 from lmntk.models.parameter_parts import parts_of
 from lmntk.models.parameters import ParameterFilter
-from lmntk.storage import kernel_files, tensor_files
+from lmntk.storage import kernel_files, kernel_slices, tensor_files
 from lmntk.storage.kernel_metadata import file_hash
-from lmntk.storage.kernel_slices import LAYERS_ALONE, KernelSlices
+from lmntk.storage.kernel_slices import LAYERS_ALONE, KernelSlices, check_sum
 from lmntk.storage.kernel_writer import kernel_writer
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.streamed_tensors import StreamedTensors
@@ -190,3 +190,15 @@ def test_a_large_kernel_that_cannot_be_mapped_is_read(tmp_path: Path, monkeypatc
     path.write_bytes(saved((kernel, LABELS))[:-40])
     with pytest.raises(FileError, match="cannot be read as kernel"):
         kernel_files.load_kernel(path)
+
+
+@pytest.mark.parametrize("numbers", [1, 40, 10**6], ids=["a row", "some rows", "all rows"])
+def test_parts_are_compared_with_the_kernel_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    monkeypatch.setattr(kernel_slices, "CHECKED_NUMBERS", numbers)
+    parts = {name: torch.randn(2, 5, 1, 7, 1, dtype=torch.float64) for name in "abc"}
+    kernel = sum_of_parts([*parts.values()])
+    names = list(parts)
+    assert check_sum(parts, names, kernel, 1e-15) and not check_sum(parts, names[:2], kernel, 1e-9)
+    kernel[1, 4, 0, 6, 0] += 1e-6 * kernel.norm()
+    assert check_sum(parts, names, kernel, 2e-6) and not check_sum(parts, names, kernel, 0.5e-6)
+    assert not check_sum(parts, [], kernel, 1.0) and not check_sum(parts, names, kernel[:1], 1.0)

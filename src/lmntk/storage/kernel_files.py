@@ -57,8 +57,8 @@ def put_in_place(file: BinaryIO, path: Path, description: Mapping[str, Any]) -> 
 def load_kernel(path: Path, own: bool = False) -> tuple[Tensor, Tensor]:
     """Read a kernel file of this program, or one of the same layout without a description.
 
-    The numbers of a large kernel are read from disk where they are used (see `read_pair`). The file may be replaced
-    meanwhile: what was opened stays.
+    The numbers of a large kernel are read from disk where they are used (see `read_tensor_file`). The file may be
+    replaced meanwhile: what was opened stays.
 
     Args:
         path: From `RunPaths.kernel`.
@@ -110,12 +110,12 @@ def save_layer_kernels(path: Path, layers: LayerKernels) -> None:
     )
 
 
-def load_layer_kernels(path: Path, lazily: bool = False) -> LayerKernels:
+def load_layer_kernels(path: Path, lazily: bool | None = None) -> LayerKernels:
     """Read what `save_layer_kernels` wrote.
 
     Args:
         path: The file.
-        lazily: Whether numbers are read from disk where they are used, and not now.
+        lazily: Whether numbers are read from disk where they are used, and not now; None for those of large files.
 
     Raises:
         FileError: The file is missing or damaged, or holds something else.

@@ -1,5 +1,6 @@
 """What is kept beside a kernel: its parts, which sum to it, and the kernels of LoRA adapters, which do not."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lmntk.errors import FileError, KernelMismatchError
+from lmntk.kernels.assembly import sum_of_parts
 from lmntk.storage import kernel_files, kernel_metadata
 from lmntk.storage.kernel_files import LayerKernels
 from lmntk.storage.paths import RunPaths
@@ -16,6 +18,8 @@ LAYERS_KEY, PARTS_KEY, LORA_KEY = "layers", "parts", "lora_kernels"
 LAYERS_ALONE = ("layer",)
 SHA256 = "sha256"
 PARTS_HASH_KEY = "parts_sha256"
+CHECKED_NUMBERS = 2**22
+"""Numbers of a kernel that are compared with the sum of its parts at once."""
 
 
 @dataclass(frozen=True)
@@ -211,10 +215,14 @@ def open_lora(paths: RunPaths, split: str, description: Mapping[str, Any]) -> La
 
 
 def check_sum(parts: LayerKernels, names: Sequence[str], kernel: Tensor, largest: float) -> bool:
-    """Return whether parts have a kernel's shape and sum to it, up to rounding; one is in memory at a time."""
+    """Return whether parts have a kernel's shape and sum to it, up to rounding; a few rows are in memory at a time."""
     if not names or any(parts[name].shape != kernel.shape for name in names):
         return False
-    total = parts[names[0]].clone()
-    for name in names[1:]:
-        total += parts[name]
-    return bool((total - kernel).norm() <= largest * kernel.norm())
+    rows = [tensor.reshape(-1, *kernel.shape[-3:]) for tensor in (kernel, *(parts[name] for name in names))]
+    step = max(1, CHECKED_NUMBERS // rows[0][0].numel())
+    off = whole = 0.0
+    for first in range(0, len(rows[0]), step):
+        own, *others = (tensor[first : first + step] for tensor in rows)
+        off += float((sum_of_parts(others) - own).norm()) ** 2
+        whole += float(own.norm()) ** 2
+    return math.sqrt(off) <= largest * math.sqrt(whole)

@@ -14,20 +14,22 @@ MAPPED_BYTES = 2**26
 """From this size on a file is mapped, so that its numbers are read from disk where they are used."""
 
 
-def read_tensor_file(path: Path, kind: str, remedy: str, lazily: bool = False) -> Any:
+def read_tensor_file(path: Path, kind: str, remedy: str, lazily: bool | None = None) -> Any:
     """Read what `torch.save` wrote, without running code from it.
 
     Args:
         path: The file to read.
         kind: What the file should hold, for the error.
         remedy: What helps if the file is missing.
-        lazily: Whether to map the file, so that numbers are read where they are used.
+        lazily: Whether to map the file, so that numbers are read where they are used and need no memory; None for files
+            of `MAPPED_BYTES` or more.
 
     Raises:
         FileError: The file is missing or damaged, or would run code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+        mapped = _is_large(path) if lazily is None else lazily
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist: {remedy}", path=path) from error
     # Damaged files make torch raise anything from EOFError to RuntimeError.
@@ -39,7 +41,7 @@ def read_tensor_file(path: Path, kind: str, remedy: str, lazily: bool = False) -
 
 
 def read_pair(path: Path, kind: str, beside: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Read a pair of tensors; a file of `MAPPED_BYTES` or more is mapped, which needs no memory.
+    """Read a pair of tensors, see `read_tensor_file`.
 
     Args:
         path: The file to read.
@@ -51,7 +53,7 @@ def read_pair(path: Path, kind: str, beside: str, dtype: torch.dtype | None = No
         FileError: The file is missing or damaged, or holds something else.
     """
     remedy = f"compute the {kind} first, or give the folder that holds it (`load_kernels`)"
-    content = read_tensor_file(path, kind, remedy, lazily=_is_large(path))
+    content = read_tensor_file(path, kind, remedy)
     if not (type(content) in (tuple, list) and len(content) == 2 and all(isinstance(x, Tensor) for x in content)):
         raise unusable(path, f"does not hold a pair of tensors, {kind} and labels")
     return plain(content[0], path, kind, dtype), plain(content[1], path, beside)

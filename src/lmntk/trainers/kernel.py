@@ -238,5 +238,5 @@ class KernelTrainer(LoadedKernelTrainer):
         own = None if error is None else float(error.description["own"])
         values, _ = load_kernel(path, own=True)
         beside = self._cache.paths.layer_kernels(split)
-        layers = load_layer_kernels(beside, lazily=True) if slices.layers else {}
+        layers = load_layer_kernels(beside) if slices.layers else {}
         return SplitKernel(values, targets, layers, diagonal, own)
