@@ -8,7 +8,16 @@ from torch import nn
 
 import oracle
 from engine_problems import gradients_by_name, names_of, problem_of, sides
-from lmntk.kernels import FORMULAS, BatchedExamples, FunctionModel, KernelProblem, MemoryBudget, ModuleModel, Projection
+from lmntk.kernels import (
+    FORMULAS,
+    BatchedExamples,
+    FunctionModel,
+    KernelProblem,
+    MemoryBudget,
+    ModuleModel,
+    Projection,
+    capture,
+)
 from lmntk.kernels.feature_columns import Buckets, kept_sides
 from lmntk.kernels.features import FeatureMap
 from lmntk.kernels.layers import LinearLayer
@@ -87,6 +96,19 @@ def test_features_are_the_oracles_gradients_projected_parameter_by_parameter(arc
         assert (columns - expected).norm() <= 1e-12 * own.norm() + 1e-14
 
 
+@pytest.mark.parametrize("architecture", ["roberta", "gpt2"])
+def test_columns_of_gradients_are_those_of_factors(architecture):
+    mapped = map_of(architecture)
+    by_factors = mapped.features(mapped._problem.train, [0])[0]
+    names = [name for name in mapped._of_parameter if name not in mapped._model.partial_rows.names]
+    assert len(names) >= len(mapped._problem.params) - 1
+    by_gradients = by_factors.clone()
+    for name in names:
+        mapped._place(by_gradients, name).zero_()
+    mapped._add_gradients(by_gradients, names, mapped._problem.train, [0])
+    assert torch.allclose(by_gradients, by_factors, rtol=1e-9, atol=1e-12)
+
+
 def test_batches_with_padding_have_the_features_of_their_examples_alone():
     mapped = map_of("bert")
     prompts = PaddedPrompts(sides("bert")[0])
@@ -109,10 +131,11 @@ class Reader(nn.Module):
         return self.out(torch.tanh(hidden).sum(dim=1))
 
 
-def reader_problem():
+def reader_problem(reader=Reader, ids=None):
     torch.manual_seed(0)
-    module = Reader().double().requires_grad_(False)
-    ids = torch.randint(9, (5, 4), generator=torch.Generator().manual_seed(1))
+    module = reader().double().requires_grad_(False)
+    if ids is None:
+        ids = torch.randint(9, (5, 4), generator=torch.Generator().manual_seed(1))
     params = {name: parameter.detach() for name, parameter in module.named_parameters()}
 
     def logits_fn(params, batch):
@@ -146,15 +169,54 @@ def test_inner_products_are_the_kernel_in_the_mean_over_seeds(dimension):
     assert spread.norm() > 0.01 * exact.norm()  # so that the mean is of estimates
 
 
-def test_a_width_that_keeps_all_gives_the_exact_kernel():
+def test_a_width_that_keeps_all_gives_the_exact_kernel_also_where_it_is_drawn_anew():
     problem, ids = reader_problem()
-    mapped = FeatureMap(problem, Projection(9), BUDGET)
+    narrow = FeatureMap(problem, Projection(2, 1), BUDGET)
+    mapped = narrow.redrawn(Projection(9))
+    assert narrow.dimension < mapped.dimension
     found = mapped.features(problem.train, range(5))[0]
     module = problem.model.module.requires_grad_(True)
     gradients = oracle.gradients(module, [*module.parameters()], [ids[i : i + 1] for i in range(5)])
     exact = torch.einsum("iap,jbp->iajb", gradients, gradients)
     estimate = torch.einsum("iap,jbp->iajb", found, found)
     assert (estimate - exact).norm() < 1e-12 * exact.norm()
+
+
+class Branching(Reader):
+    """Reads prompts that begin with word 8 twice: their layers are called twice."""
+
+    def forward(self, ids):
+        hidden = self.fc(self.norm(self.words(ids)))
+        if (ids[:, 0] == 8).any():
+            again = self.fc(self.norm(self.words(ids.flip(1)) * hidden[..., :6]))
+            hidden = torch.where((ids[:, 0] == 8)[:, None, None], again * hidden, hidden)
+        return self.out(torch.tanh(hidden).sum(dim=1))
+
+
+def test_a_batch_that_uses_layers_in_another_way_than_the_probes_has_their_gradients_by_autograd():
+    problem, ids = reader_problem(Branching, ids=torch.arange(20).reshape(5, 4) % 8)
+    other = BatchedExamples([torch.cat([torch.full((2, 1), 8), ids[:2, 1:]], dim=1), ids[2:3]])
+    module = problem.model.module.requires_grad_(True)
+    mixed = torch.cat([other.batch([i]) for i in range(3)])
+    both = [
+        oracle.gradients(module, [*module.parameters()], [texts[i : i + 1] for i in range(len(texts))])
+        for texts in (ids, mixed)
+    ]
+    sizes = [parameter.numel() for parameter in module.parameters()]
+    by_name = dict(zip(dict(module.named_parameters()), both[1].split(sizes, dim=2), strict=True))
+    module.requires_grad_(False)
+    irregular = capture.forward_backward(FeatureMap(problem, DRAWN, BUDGET)._layers, problem.model, mixed).irregular
+    assert irregular == {"words", "norm", "fc"}
+    whole = FeatureMap(problem, Projection(9), BUDGET)
+    train, x = whole.features(problem.train, range(5))[0], whole.features(other, range(3))[0]
+    exact = torch.einsum("iap,jbp->iajb", *both)
+    assert (torch.einsum("iap,jbp->iajb", train, x) - exact).norm() < 1e-12 * exact.norm()
+    mapped = FeatureMap(problem, Projection(2, 5), BUDGET)
+    found = mapped.features(other, range(3))[0]
+    part = next(part for part in mapped.parts if part.name == "fc.weight")
+    left, right = (Projection(2, 5).matrix("fc", side, size) for side, size in zip(Side, (7, 6), strict=True))
+    expected = torch.einsum("ncoi,ok,ij->nckj", by_name["fc.weight"].unflatten(2, (7, 6)), left, right).flatten(2)
+    assert torch.allclose(found[:, :, part.start : part.stop], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_signs_and_functions_without_a_module_are_refused():

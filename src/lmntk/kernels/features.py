@@ -10,12 +10,14 @@ columns of its own, of which none depends on other examples:
   et al. 2009, "Feature Hashing for Large Scale Multitask Learning"), whose inner products have no bias.
 * weights of few rows or columns, as of the label words: more of the other side, see `feature_columns.kept_sides`.
 * vectors, such as biases and the scales of norms: 4k numbers at most.
-* parameters of modules that no layer type knows: the same projections of gradients that autograd forms.
+* parameters of modules that no layer type knows: the same projections of gradients that autograd forms. So are, for a
+  batch that uses a layer in another way than the examples by which it was checked, the parameters of that layer.
 
 All columns may be hashed further to a chosen number, which has no bias either.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +28,9 @@ from lmntk.kernels import capture
 from lmntk.kernels.batching import Examples, equal_shape_batches
 from lmntk.kernels.contraction import summation_dtype
 from lmntk.kernels.engines.derivatives import Differentiator
-from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
-from lmntk.kernels.feature_columns import KNOWN, Buckets, Columns, Sides, columns_of, kept_sides
+from lmntk.kernels.engines.factored_planner import num_bytes, tokens_of
+from lmntk.kernels.engines.layer_selection import find_layers
+from lmntk.kernels.feature_columns import KNOWN, Buckets, Columns, ParameterColumns, columns_of, columns_of_gradients
 from lmntk.kernels.layers import EmbeddingLayer, Layer
 from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.problem import KernelProblem, ModuleModel
@@ -70,6 +73,7 @@ class FeatureMap:
         parts: The columns of each parameter.
         dimension: d, the number of columns.
         num_columns: The number before all columns were hashed, or d.
+        bytes_per_token: The inputs and gradients that are held of a token while a batch is projected.
 
     Raises:
         ValueError: The formula takes signs, or the model is not a module, or a gradient cannot be projected.
@@ -90,22 +94,43 @@ class FeatureMap:
         self._problem, self._model, self._tuning = problem, problem.model, tuning
         self._like = next(problem.model.module.parameters())
         found, _ = find_layers(problem, self._model, budget, tuning)
-        factors = self._factors(found, problem.typical_example)
         self._layers = {name: layer for name, layer in found.items() if isinstance(layer, KNOWN)}
-        used = self._used_rows()
+        self._used = self._used_rows()
+        self._differentiator = Differentiator(problem.model.logits_fn)
+        self._asked_dimension = dimension
+        self._draw(projection)
+
+    def redrawn(self, projection: Projection) -> "FeatureMap":
+        """Return the map of another width or seed, whose layers need no other check.
+
+        Raises:
+            ValueError: A gradient cannot be projected.
+        """
+        other = copy.copy(self)
+        other._draw(projection)
+        return other
+
+    def _draw(self, projection: Projection) -> None:
+        """Draw the random matrices, and lay out the columns."""
+        problem = self._problem
+        typical = self._factors(self._layers, problem.typical_example)
+        self.bytes_per_token = (
+            num_bytes(list(typical.values())) // tokens_of(problem.train, [problem.typical_example])[0]
+        )
         self._columns: dict[str, Columns] = {
-            name: columns_of(layer, name, factors[name], used.get(name, 0), projection, self._like)
+            name: columns_of(layer, name, typical[name], self._used.get(name, 0), projection, self._like)
             for name, layer in self._layers.items()
         }
-        taken = {name for prefix, layer in self._layers.items() for name in parameters_of(prefix, layer)}
-        self._others = {name: self._other(name, projection) for name in problem.params if name not in taken}
-        self._differentiator = Differentiator(problem.model.logits_fn)
-        sizes = {name: size for columns in self._columns.values() for name, (size, _) in columns.items()}
-        sizes |= {name: other.size for name, other in self._others.items()}
+        of_layers = {name: own for columns in self._columns.values() for name, own in columns.items()}
+        self._fallback = {
+            name: self._fallback_columns(name, projection) for name in problem.params if name not in of_layers
+        }
+        self._of_parameter: dict[str, ParameterColumns] = of_layers | self._fallback
+        sizes = {name: own.size for name, own in self._of_parameter.items()}
         ends = torch.tensor([0, *sizes.values()]).cumsum(0).tolist()
         own = [Part(name, *places) for name, *places in zip(sizes, ends, ends[1:], strict=False)]
-        self._of_name, self.num_columns = {part.name: part for part in own}, ends[-1]
-        total = self.num_columns
+        self._part_of, self.num_columns = {part.name: part for part in own}, ends[-1]
+        total, dimension = self.num_columns, self._asked_dimension
         self._buckets: Buckets | None = None
         if dimension is not None and dimension < total:
             self._buckets = Buckets.of_columns(projection, total, dimension).to(self._like.device)
@@ -135,7 +160,7 @@ class FeatureMap:
     @property
     def num_fallback_parameters(self) -> int:
         """How many parameters belong to modules that no layer type knows, whose gradients are formed."""
-        return sum(self._problem.params[name].numel() for name in self._others)
+        return sum(self._problem.params[name].numel() for name in self._fallback)
 
     def features(self, examples: Examples, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the features ``[B, C, d]`` of examples that go into one batch, and their logits ``[B, C]``.
@@ -145,44 +170,49 @@ class FeatureMap:
             indices: B of them.
 
         Raises:
-            ValueError: The model uses a layer in another way than in the examples by which it was checked.
+            ValueError: Examples use a table of embeddings, of which the model as a function has some rows only, in
+                another way than those by which it was checked.
         """
         captured = capture.forward_backward(self._layers, self._model, examples.batch(indices))
-        if captured.irregular:
-            which = sorted(captured.irregular)[0]
-            raise ValueError(f"some examples use {which} in another way than those that were tried")
         dtype = summation_dtype(self._like.dtype)
         found = torch.empty(*captured.logits.shape, self.num_columns, dtype=dtype, device=captured.logits.device)
         for name in list(captured.gradients):
             factors = self._layers[name].factors(captured.inputs[name], captured.gradients.pop(name))
-            for parameter, (_, project) in self._columns[name].items():
-                part = self._of_name[parameter]
-                found[:, :, part.start : part.stop] = project(factors)
-        if self._others:
-            self._add_others(found, examples, indices)
+            for parameter, columns in self._columns[name].items():
+                assert columns.of_factors is not None
+                self._place(found, parameter)[:] = columns.of_factors(factors)
+        by_autograd = [*self._fallback, *(name for layer in captured.irregular for name in self._columns[layer])]
+        if by_autograd:
+            self._add_gradients(found, by_autograd, examples, indices)
         logits = captured.logits.detach()
         return (found if self._buckets is None else self._buckets.sums(found)), logits
 
-    def _add_others(self, found: Tensor, examples: Examples, indices: Sequence[int]) -> None:
-        params = {name: self._problem.params[name] for name in self._others}
+    def _place(self, found: Tensor, parameter: str) -> Tensor:
+        """Return the columns of a parameter, a view."""
+        part = self._part_of[parameter]
+        return found[:, :, part.start : part.stop]
+
+    def _add_gradients(self, found: Tensor, names: Collection[str], examples: Examples, indices: Sequence[int]) -> None:
+        """Fill the columns of some parameters from the gradients that autograd forms of them."""
+        for name in names:
+            self._check_rows(name)
+        params = {name: self._problem.params[name] for name in names}
         fixed = {name: tensor for name, tensor in self._problem.params.items() if name not in params}
         start = 0
         for batch in equal_shape_batches(examples, indices, self._tuning.jacobian_batch):
             jacobian = self._differentiator.jacobian(params, examples.batch(batch), fixed)
             stop = start + len(batch)
             for name, gradients in jacobian.items():
-                part, other = self._of_name[name], self._others[name]
-                matrices = gradients.reshape(*gradients.shape[:2], other.shape[0], other.shape[1])
-                found[start:stop, :, part.start : part.stop] = other.of_gradients(matrices)
+                self._place(found[start:stop], name)[:] = self._of_parameter[name].of_gradients(gradients)
             start = stop
 
-    def _other(self, name: str, projection: Projection) -> Sides:
-        """Return the projection of a parameter that no layer type knows."""
+    def _fallback_columns(self, name: str, projection: Projection) -> ParameterColumns:
+        """Return the columns of a parameter that no layer type knows."""
+        self._check_rows(name)
+        return columns_of_gradients(name, self._problem.params[name].shape, projection, self._like)
+
+    def _check_rows(self, name: str) -> None:
+        """Refuse gradients of a parameter of which the function of the model takes the rows of some tokens only."""
         partial = self._model.partial_rows
         if partial is not None and name in partial.names:
             raise ValueError(f"{name} is used in a way that no layer type knows, and has a row for each token")
-        shape = self._problem.params[name].shape
-        if len(shape) < 2:
-            return Sides.of_vector(projection, name, shape.numel(), self._like)
-        sides = shape[0], shape[1:].numel()
-        return Sides(projection, name, sides, kept_sides(projection.width, *sides), self._like)

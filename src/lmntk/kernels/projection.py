@@ -17,7 +17,17 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from lmntk.kernels.contraction import widened
+
 DEFAULT_WIDTH = 64
+
+
+def projected(factors: Tensor, matrix: Tensor | None) -> Tensor:
+    """Return ``[..., k]`` of numbers ``[..., d]`` and R, ``[d, k]``, or the numbers themselves where R is None.
+
+    The dtype is that in which sums are taken, see `lmntk.kernels.contraction.summation_dtype`.
+    """
+    return widened(factors) if matrix is None else widened(factors) @ matrix
 
 
 class Side(Enum):

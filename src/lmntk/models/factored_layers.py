@@ -53,8 +53,17 @@ class OffsetEmbeddingLayer(EmbeddingLayer):
         return super().factors(inputs + self.module.offset, gradients)
 
 
+class TransposedLinearLayer(LinearLayer):
+    """GPT-2's linear layer, whose weight is ``[d_in, d_out]``."""
+
+    @staticmethod
+    def as_matrices(gradients: Tensor) -> Tensor:
+        """Return gradients of the weight, ``[..., d_in, d_out]``, as ``[..., d_out, d_in]``."""
+        return gradients.transpose(-1, -2)
+
+
 def register_layers() -> None:
     """Let the factored engine know the layers of language models: all of this project's registrations."""
-    register(Conv1D, LinearLayer)  # GPT-2's linear layer, its weight transposed
+    register(Conv1D, TransposedLinearLayer)
     register(OPTLearnedPositionalEmbedding, OffsetEmbeddingLayer)
     register(LabelWordDecoder, LinearLayer)  # its gradient is that of some rows of a linear layer

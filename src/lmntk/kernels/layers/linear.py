@@ -27,6 +27,11 @@ class LinearLayer(Layer):
 
     separable = True
 
+    @staticmethod
+    def as_matrices(gradients: Tensor) -> Tensor:
+        """Return gradients of the module's weight as ``[..., d_out, d_in]``, whatever the layout of the weight."""
+        return gradients
+
     def factors(self, inputs: Tensor, gradients: Gradients) -> OuterProducts:
         """Keep inputs and output gradients for the weight, and the whole gradient of the bias."""
         gradients = [with_positions(gradient) for gradient in gradients]
