@@ -27,13 +27,15 @@ from lmntk.kernels.engines.projected import ProjectedEngine, projected_layer
 from lmntk.kernels.formulas import UNSIGNED
 from lmntk.kernels.layers import Layer, Workspace
 from lmntk.kernels.layers.linear_factors import OuterProducts
+from lmntk.kernels.memory import MemoryBudget
 from lmntk.kernels.projection import Projection
 from lmntk.kernels.tiling import Tile
 
 DEFAULT_EXAMPLES, FEWEST_EXAMPLES = 32, 2
 NUM_DRAWS = 8
 NUM_RESAMPLES = 200
-# Shares of the memory budget: the factors of the sub-sample, and the largest buffer of exact products.
+# Shares of the memory budget that an earlier kernel's train tile leaves, or of a quarter of the budget if that is more:
+# the factors of the sub-sample, and the largest buffer of exact products.
 FACTOR_SHARE, BUFFER_SHARE = 0.4, 0.1
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
@@ -94,6 +96,7 @@ class ProjectionCheck:
         self.train = evenly_spaced(problem.train, size)
         self.x = () if problem.x is None else evenly_spaced(problem.x, size)
         self._engine, self._problem = engine, problem
+        self._budget = MemoryBudget(max(engine.budget.bytes - engine.row_bytes, engine.budget.bytes // 4))
         batch = problem.train.batch([problem.typical_example])
         typical = capture.factors(engine.exact_layers, self._module_model, batch, signed=False)
         self._irregular = set(typical.irregular)
@@ -195,7 +198,7 @@ class ProjectionCheck:
         blocks = []
         for problem, x in ((replace(whole, x=None), self.train), (whole, self.x)):
             if x:
-                engine = JacobianEngine(problem, self._engine.budget.share(FACTOR_SHARE), self._engine.tuning)
+                engine = JacobianEngine(problem, self._budget.share(FACTOR_SHARE), self._engine.tuning)
                 blocks.append(fallback_tile(engine, Tile(self.train, x), with_diagonal=False)[0][0].cpu())
         return torch.cat(blocks, dim=2)
 
@@ -204,13 +207,13 @@ class ProjectionCheck:
         sample = next(iter(self._problem.params.values()))
         wanted = max((self._layers[name].buffer(one, len(self.train)) for name, one in typical.items()), default=0)
         size = summation_dtype(sample.dtype).itemsize
-        allowed = engine.budget.share(BUFFER_SHARE).bytes // size
+        allowed = self._budget.share(BUFFER_SHARE).bytes // size
         least = engine.tuning.min_buffer_bytes // size
         return Workspace(max(min(wanted, allowed), least), sample.dtype, sample.device)
 
     def _in_groups(self, typical: dict[str, Any]) -> list[list[str]]:
         """Group the layers so that the factors of a group fit into memory; one layer's may be larger."""
-        problem, allowed = self._problem, self._engine.budget.share(FACTOR_SHARE).bytes
+        problem, allowed = self._problem, self._budget.share(FACTOR_SHARE).bytes
         sides = (problem.train, self.train), (problem.x_examples, self.x)
         tokens = sum(sum(tokens_of(*side)) for side in sides) / tokens_of(problem.train, [problem.typical_example])[0]
         groups: list[list[str]] = [[]]

@@ -16,7 +16,7 @@ it. The layers' classes choose between forming it for a moment and Gram matrices
 
 import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -37,6 +37,7 @@ from lmntk.kernels.engines.factored_planner import (
 from lmntk.kernels.engines.fallback import fallback_diagonal, fallback_tile
 from lmntk.kernels.engines.jacobian import JacobianEngine
 from lmntk.kernels.engines.layer_selection import find_layers, parameters_of
+from lmntk.kernels.engines.side_factors import SideFactors, TrainRow
 from lmntk.kernels.layers import Layer, Workspace
 from lmntk.kernels.layers.linear import LinearLayer, LinearPair, group_by_shared_input, shared_input_parts
 from lmntk.kernels.layers.linear_factors import pack_contiguous
@@ -51,38 +52,6 @@ logger = logging.getLogger(__name__)
 
 # Examples whose propagation is timed: enough for a batch.
 NUM_TIMED_EXAMPLES = 8
-
-
-@dataclass(frozen=True)
-class SideFactors:
-    """The factors of one side of a tile.
-
-    Attributes:
-        of_layer: The factors of every regular layer, batch by batch.
-        irregular: The layers that are not regular in one batch at least.
-        broken: Which examples' gradients hold NaN or infinity, bool ``[n]``; None if no signs are taken.
-    """
-
-    of_layer: dict[str, Sequence[Any]]
-    irregular: frozenset[str]
-    broken: Tensor | None
-
-
-@dataclass(frozen=True)
-class TrainRow:
-    """The factors of a train tile, kept for the next kernel of the same train examples.
-
-    Attributes:
-        train: The examples.
-        batch_tokens: How many tokens were propagated together, on which the last bits depend.
-        factors: Their factors, packed.
-        signs: Whether these are the signs of their gradients, where a layer keeps them.
-    """
-
-    train: tuple[int, ...]
-    batch_tokens: int
-    factors: SideFactors
-    signs: bool
 
 
 class FactoredEngine(Engine):
@@ -155,6 +124,12 @@ class FactoredEngine(Engine):
     def fallback_parameters(self) -> list[str]:
         """The parameters that no layer type knows."""
         return list(self._fallback.problem.params) if self._fallback else []
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of the train tile's factors that are kept for the next kernel."""
+        batches = self._row.factors.of_layer.values() if self._row else []
+        return num_bytes([batch for of_layer in batches for batch in of_layer])
 
     def plan(self, tiles: TileRequest = ANY_TILES, processes: int = 1) -> Plan:
         """Lay tiles as large as memory allows: train examples first, whose factors stay."""
@@ -261,9 +236,13 @@ class FactoredEngine(Engine):
                 total = total + layer.diagonal(x.of_layer[name], directions, self._workspace)
         return hide_diagonal_of_broken(total, x.broken) if total.dim() else total
 
+    def _collection(self, name: str, size: int) -> Any:
+        """Return what a layer's factors of so many examples are appended to, batch by batch."""
+        return []
+
     def _propagate(self, examples: Examples, indices: Sequence[int], batch_tokens: int) -> SideFactors:
         """Return every layer's factors of some examples, batch by batch of at most so many tokens."""
-        collected: dict[str, list[Any]] = {name: [] for name in self._names}
+        collected: dict[str, Any] = {name: self._collection(name, len(indices)) for name in self._names}
         irregular: frozenset[str] = frozenset()
         broken: list[Tensor] = []
         for bucket in length_buckets(examples, indices, batch_tokens, self.tuning) if self._layers else []:

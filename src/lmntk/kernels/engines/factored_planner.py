@@ -50,6 +50,9 @@ class LayerDemands:
         dense_numel: Numbers in an example's gradient of one logit in all layers that form it.
         gram_flops: Flops for each pair of positions in all layers that do not.
         kept: What would be kept in place of factors; None if these are kept in any case.
+        fixed_bytes: What the layers hold whatever the tiles are.
+        pair_bytes: What a pair of examples takes in a tile's block and while products are added to it, where factors
+            are so small that it matters.
     """
 
     per_token: int
@@ -57,6 +60,8 @@ class LayerDemands:
     dense_numel: int
     gram_flops: float = 0.0
     kept: KeptDemands | None = None
+    fixed_bytes: int = 0
+    pair_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,9 +158,9 @@ class FactoredPlanner:
         self._budget = budget
         self.demands = demands
         self._fallback = fallback
-        self._fallback_bytes = fallback.bytes if fallback else 0
+        self._fixed_bytes = demands.fixed_bytes + (fallback.bytes if fallback else 0)
         self._tuning = tuning
-        self._slice_bytes = slice_bytes
+        self._pair_bytes = slice_bytes + demands.pair_bytes
         self._lengths = side_lengths(sides)
         self._longest = max(self._lengths)
         kept = demands.kept
@@ -200,11 +205,11 @@ class FactoredPlanner:
     @property
     def _room(self) -> int:
         """The bytes that are left for factors."""
-        return self._budget.bytes - self.memory.peak(0, 0) - self._fallback_bytes
+        return self._budget.bytes - self.memory.peak(0, 0) - self._fixed_bytes
 
     def _examples_that_fit(self, tokens: int) -> int:
         """Return how many examples of so many tokens the budget has room for, beside the slices of a pair."""
-        return int((self._room - self._slice_bytes) // self.memory.factors(tokens))
+        return int((self._room - self._pair_bytes) // self.memory.factors(tokens))
 
     def _plan(self, examples: int, tiles: TileRequest, processes: int) -> Plan:
         """Lay tiles where so many examples of both sides together fit."""
@@ -215,7 +220,7 @@ class FactoredPlanner:
         max_train = 3 * examples // 4 if 4 * n <= 3 * examples else examples // 2
         tokens = sum(self._lengths) / len(self._lengths)
         rows, columns = tiles_per_axis(n, m, processes, sides.symmetric, tokens, sides.num_logits)
-        max_train = self._with_slices(max(1, min(max_train, n)), examples) if self._slice_bytes else max(1, max_train)
+        max_train = self._with_slices(max(1, min(max_train, n)), examples) if self._pair_bytes else max(1, max_train)
         train = min(tiles.row or even_tile_size(max_train, n, rows), n)
         max_x = int(self.memory.max_x_bytes // self.memory.factors(tokens))
         max_x = max(1, min(self._beside(train, examples), self._tuning.max_x_tile, max_x))
@@ -224,11 +229,11 @@ class FactoredPlanner:
 
     def _beside(self, train: int, examples: int) -> int:
         """Return how many X examples fit beside a train tile, where so many examples of both sides would fit alone."""
-        if not self._slice_bytes:
+        if not self._pair_bytes:
             return examples - train
         # Each takes its factors and its slices with every train example.
         factors = self._room / examples
-        return int((self._room - train * factors) / (factors + train * self._slice_bytes))
+        return int((self._room - train * factors) / (factors + train * self._pair_bytes))
 
     def _with_slices(self, train: int, examples: int) -> int:
         """Return the size of a train tile, made smaller where slices would leave room to few X examples only."""
@@ -247,9 +252,9 @@ class FactoredPlanner:
             own = sum(tokens_of(sides.train, train))
             for x in x_tiles:
                 tokens, count = (0, 0) if sides.on_diagonal(Tile(train, x)) else (x_tokens[x], len(x))
-                slices = self._slice_bytes * len(train) * len(x)
+                slices = self._pair_bytes * len(train) * len(x)
                 needed = max(needed, self.memory.peak(own + tokens, len(train) + count) + slices)
-        return needed + self._fallback_bytes
+        return needed + self._fixed_bytes
 
     @property
     def keeps_signs(self) -> bool:
@@ -308,7 +313,8 @@ class FactoredPlanner:
         tuning = self._tuning
         left = 1 - 3 * tuning.buffer_share - (tuning.fallback_share if self._fallback else 0)
         longest = self.memory.factors(self._longest)
-        pair = 2 * longest + self._slice_bytes
+        pair = 2 * longest + self._pair_bytes
+        pair += self.demands.fixed_bytes
         own = max(pair / (left - tuning.activation_share), (pair + tuning.activation_factor * longest) / left)
         return max(self._budget_for_fallback, ROUNDING_BYTES + int(own))
 

@@ -11,19 +11,23 @@ gradients have a single position, as those after the last layer's attention: the
 * Never chosen by itself: the numbers are estimates.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import replace
 from typing import Any
 
 from lmntk.kernels import capture
+from lmntk.kernels.batching import Examples
 from lmntk.kernels.engines.factored import FactoredEngine
 from lmntk.kernels.engines.factored_planner import KeptDemands, LayerDemands, num_bytes, tokens_of
 from lmntk.kernels.layers import Layer
 from lmntk.kernels.layers.linear import LinearLayer
 from lmntk.kernels.layers.linear_factors import OuterProducts
-from lmntk.kernels.layers.projected_linear import ProjectedLinear
+from lmntk.kernels.layers.projected_linear import ProjectedLinear, ProjectedTile
 from lmntk.kernels.projection import Projection
 from lmntk.kernels.tiling import Plan
+
+# The block of a tile, a layer's products and those of its bias, both float64, and products that are being added.
+COPIES_OF_A_BLOCK, BYTES_OF_A_PRODUCT = 4, 8
 
 
 class ProjectedEngine(FactoredEngine):
@@ -63,31 +67,44 @@ class ProjectedEngine(FactoredEngine):
             f"({number} of {len(weights)} weights are projected)"
         )
 
-    def _joined(self, factors: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-        joined: dict[str, Sequence[Any]] = {}
-        for name in list(factors):
-            layer, batches = self._layer(name), factors.pop(name)
-            joined[name] = layer.join(batches) if isinstance(layer, ProjectedLinear) and batches else batches
-        return joined
+    def _collection(self, name: str, size: int) -> Any:
+        return (
+            ProjectedTile(size) if isinstance(self._layer(name), ProjectedLinear) else super()._collection(name, size)
+        )
 
     def _measure_demands(self) -> LayerDemands:
-        """Measure what is kept of a typical example, and take what its propagation needs from the exact factors."""
-        problem, one = self.problem, [self.problem.typical_example]
+        """Measure what is kept of two examples, and take what their propagation needs from the exact factors."""
+        problem, typical = self.problem, self.problem.typical_example
         demands = super()._measure_demands()
-        tokens = tokens_of(problem.train, one)[0]
-        kept = self._propagate(problem.train, one, self.tuning.batch_tokens).of_layer
-        projected = {n: num_bytes(b) for n, b in kept.items() if isinstance(self._layer(n), ProjectedLinear)}
-        others = num_bytes([batch for name, batches in kept.items() if name not in projected for batch in batches])
+        side = max((problem.train, problem.x_examples), key=lambda examples: max(examples.shapes))
+        (tokens,), (most,) = tokens_of(problem.train, [typical]), tokens_of(side, [longest := _longest(side)])
+        projected, others = self._bytes_kept(problem.train, typical)
+        # Embeddings keep rows for each token; norms, biases and weights at one position keep as much for any length.
+        per_token = (self._bytes_kept(side, longest)[1] - others) / (most - tokens) if most > tokens else 0.0
+        per_token = min(max(per_token, 0.0), others / tokens)
+        layers = [layer for layer in self._layers.values() if isinstance(layer, ProjectedLinear)]
         return replace(
             demands,
             per_token=max(1, -(-self._propagated_bytes // tokens)),
             kept=KeptDemands(
-                per_example=sum(projected.values()),
-                per_token=-(-others // tokens),
-                largest=max(projected.values(), default=0),
+                per_example=projected + math.ceil(others - per_token * tokens),
+                per_token=math.ceil(per_token),
                 optional=False,
             ),
+            fixed_bytes=sum(layer.matrix_bytes for layer in layers),
+            pair_bytes=COPIES_OF_A_BLOCK * BYTES_OF_A_PRODUCT * problem.num_logits**2,
         )
+
+    def _bytes_kept(self, examples: Examples, index: int) -> tuple[int, int]:
+        """Return the bytes of an example's projections, and of what else is kept of it."""
+        kept = self._propagate(examples, [index], self.tuning.batch_tokens).of_layer
+        sizes = {name: num_bytes(list(batches)) for name, batches in kept.items()}
+        projected = sum(size for name, size in sizes.items() if isinstance(self._layer(name), ProjectedLinear))
+        return projected, sum(sizes.values()) - projected
+
+
+def _longest(examples: Examples) -> int:
+    return max(range(len(examples)), key=lambda index: examples.shapes[index])
 
 
 def projected_layer(layer: Layer, name: str, factors: Any, projection: Projection) -> ProjectedLinear | None:

@@ -242,10 +242,14 @@ def with_positions(tensor: Tensor) -> Tensor:
 
 def vector_kernel(train: Sequence[Tensor], x: Sequence[Tensor], directions: Sequence[SignPlacement]) -> Tensor:
     """Multiply whole gradients of small parameters, ``[B, C, p]`` a batch; returns float64 ``[D, n, C, x, C]``."""
-    left = torch.cat(list(train))
+    left = _joined(train)
     same = len(train) == len(x) and all(one is other for one, other in zip(train, x, strict=True))
-    right = left if same else torch.cat(list(x))
+    right = left if same else _joined(x)
     rows = left.flatten(0, 1)
     # einsum("iap,jbp->iajb") for each direction.
     product = contract(rows, rows if same else right.flatten(0, 1), directions)
     return product.unflatten(2, right.shape[:2]).unflatten(1, left.shape[:2])
+
+
+def _joined(batches: Sequence[Tensor]) -> Tensor:
+    return batches[0] if len(batches) == 1 else torch.cat(list(batches))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -26,6 +27,52 @@ class ProjectedGradients:
     biases: Tensor | None
 
 
+class ProjectedTile(Sequence[ProjectedGradients]):
+    """The gradients of a tile, as one batch in memory that is taken at once: each batch is copied to its place.
+
+    Small tensors that stay between a batch's activations would keep the memory of these from being used again.
+
+    Args:
+        size: The number of examples.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._filled = size, 0
+        self._whole: ProjectedGradients | None = None
+        self._found: ProjectedGradients | None = None
+
+    def append(self, batch: ProjectedGradients) -> None:
+        """Copy the gradients of the next examples."""
+        if self._whole is None:
+            biases = None if batch.biases is None else self._room_for(batch.biases)
+            self._whole = ProjectedGradients(self._room_for(batch.weights), biases)
+        place = slice(self._filled, self._filled + len(batch.weights))
+        self._whole.weights[place] = batch.weights
+        if self._whole.biases is not None and batch.biases is not None:
+            self._whole.biases[place] = batch.biases
+        self._filled, self._found = place.stop, None
+
+    def __len__(self) -> int:
+        return 0 if self._whole is None else 1
+
+    @overload
+    def __getitem__(self, index: int) -> ProjectedGradients: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ProjectedGradients]: ...
+
+    def __getitem__(self, index: int | slice) -> ProjectedGradients | Sequence[ProjectedGradients]:
+        if self._found is None and self._whole is not None:
+            whole, size = self._whole, self._filled
+            self._found = ProjectedGradients(
+                whole.weights[:size], None if whole.biases is None else whole.biases[:size]
+            )
+        return ([] if self._found is None else [self._found])[index]
+
+    def _room_for(self, batch: Tensor) -> Tensor:
+        return batch.new_empty(self._size, *batch.shape[1:])
+
+
 class ProjectedLinear(Layer):
     """A linear layer of which only the projections of the weight's gradients are kept; those of the bias are exact.
 
@@ -48,6 +95,11 @@ class ProjectedLinear(Layer):
             for matrix in (projection.matrix(name, Side.OUTPUT, d_out), projection.matrix(name, Side.INPUT, d_in))
         )
 
+    @property
+    def matrix_bytes(self) -> int:
+        """The bytes of the random matrices."""
+        return sum(matrix.nbytes for matrix in (self._output_matrix, self._input_matrix) if matrix is not None)
+
     def factors(self, inputs: Tensor, gradients: Gradients) -> ProjectedGradients:
         """Project both factors of the weight's gradients and multiply them; sum those of the bias."""
         gradients = [with_positions(gradient) for gradient in gradients]
@@ -62,11 +114,6 @@ class ProjectedLinear(Layer):
         """Return the numbers of a projected gradient, which are multiplied for every pair of examples."""
         return Cost(dense_numel=self._size)
 
-    def join(self, batches: Sequence[ProjectedGradients]) -> list[ProjectedGradients]:
-        """Return the batches of a tile as one."""
-        biases = [batch.biases for batch in batches if batch.biases is not None]
-        return [ProjectedGradients(torch.cat([b.weights for b in batches]), torch.cat(biases) if biases else None)]
-
     def kernel(
         self,
         train: Sequence[ProjectedGradients],
@@ -75,7 +122,8 @@ class ProjectedLinear(Layer):
         workspace: Workspace,
     ) -> Tensor:
         """Multiply projected gradients, and those of the bias: float64 ``[D, n, C, x, C]``."""
-        return sum(self.kernel_parts(train, x, directions, workspace).values(), start=torch.zeros(()))
+        parts = self.kernel_parts(train, x, directions, workspace)
+        return parts["weight"].add_(parts["bias"]) if "bias" in parts else parts["weight"]
 
     def kernel_parts(
         self,
