@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lmntk.errors import NotFiniteError, SettingError
+from lmntk.errors import NotFiniteError, SettingError, SolverError
 from lmntk.solvers import feature_ridge, fit
-from lmntk.solvers.feature_ridge import FeatureRidge, predict
+from lmntk.solvers.feature_ridge import FeatureRidge, factor_below, predict
 from lmntk.solvers.problem import SolverSettings, targets
 
 LAMBDAS = (0.001, 0.03, 1.0)
@@ -61,6 +61,42 @@ def test_what_is_too_large_to_be_formed_is_solved_by_conjugate_gradients(monkeyp
     assert FeatureRidge(InMemory(random_features(8, 1, 6))).is_iterative
     assert not FeatureRidge(InMemory(random_features(8, 1, 5))).is_iterative
     assert not FeatureRidge(InMemory(random_features(5, 1, 60))).is_iterative
+
+
+def test_a_matrix_beyond_the_memory_is_not_formed():
+    features = InMemory(random_features(8, 1, 6))
+    needed = feature_ridge.direct_bytes(features.shape)
+    assert needed == 8 * (6**2 + 2 * 8 * 6)
+    assert FeatureRidge(features, memory=needed - 1).is_iterative
+    assert not FeatureRidge(features, memory=needed).is_iterative
+
+
+def test_a_factor_takes_the_memory_below_the_diagonal_and_leaves_what_is_above(monkeypatch):
+    monkeypatch.setattr(feature_ridge, "MIRRORED_ROWS", 3)
+    values = random_features(9, 1, 8)[:, 0]
+    exact = values.T @ values
+    gram = np.asfortranarray(np.triu(exact))
+    for penalty in (0.5, 2.0):
+        factor = factor_below(gram, np.diag(exact) + penalty)
+        assert np.shares_memory(factor, gram)
+        lower = np.tril(factor)
+        np.testing.assert_allclose(lower @ lower.T, exact + penalty * np.eye(8), rtol=1e-12, atol=1e-12)
+        assert np.array_equal(np.triu(gram, 1), np.triu(exact, 1))
+    assert factor_below(gram, np.full(8, -1.0)) is None
+
+
+@pytest.mark.parametrize("iterative", [False, True])
+def test_a_regularization_that_cannot_be_solved_leaves_the_others(iterative, monkeypatch):
+    monkeypatch.setattr(feature_ridge, "MOST_STEPS", 3)
+    # Three steps are too few for four unlike eigenvalues; two equal columns, of squares, are singular to the bit.
+    features = InMemory(random_features(4, 1, 4) if iterative else np.ones((4, 1, 2)))
+    ridge, wanted = FeatureRidge(features, iterative), np.arange(4.0)[:, None]
+    found = ridge.fit((1e-17, 1e4), wanted)
+    assert np.isnan(found[:, 0]).all() and np.isfinite(found[:, 1]).all()
+    alone = FeatureRidge(features, iterative).fit((1e4,), wanted)
+    np.testing.assert_allclose(found[:, 1], alone[:, 0], rtol=1e-12)
+    with pytest.raises(SolverError, match="take a larger"):
+        ridge.fit((1e-17,), wanted)
 
 
 def test_no_regularization_and_broken_features_are_refused():

@@ -8,12 +8,13 @@ so that Φ_x w is the prediction Φ_x Φᵀ α of `lstsq` (Hoerl and Kennard 197
 Features are read in blocks, twice at most for the direct way, and sums are float64.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.linalg.blas import dsymv, dsyrk
+from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lmntk.errors import Bounds, NotFiniteError, SolverError, check_numbers
@@ -21,13 +22,19 @@ from lmntk.solvers.conjugate_gradients import conjugate_gradients
 from lmntk.solvers.problem import Array
 
 LARGEST_GRAM = 20_000
-"""Up to this size a Gram matrix is formed and factored, which takes 16 bytes for each of its entries."""
+"""Up to this size a Gram matrix is formed and factored, which takes n³ / 3 multiplications for each λ."""
 
 BLOCK_NUMBERS = 2**23
 """Numbers of a block of features in float64, 64 MB: enough for fast products of matrices."""
 
+ROW_BLOCKS = 4
+"""So many times as large are the blocks of which ΦΦᵀ is made, two at a time."""
+
 CACHED_NUMBERS = 2**18
 """The same for products with few vectors, which read a block twice: 2 MB, within the processor's cache."""
+
+MIRRORED_ROWS = 1024
+"""Rows of a Gram matrix that are copied across its diagonal at a time."""
 
 TOLERANCE = 1e-8
 """Conjugate gradients stop where the residual is this part of the right side."""
@@ -49,16 +56,35 @@ class FeatureRows(Protocol):
         ...
 
 
+def direct_bytes(shape: tuple[int, int, int]) -> int:
+    """Return the memory that factoring takes for features of N, C and d: the Gram matrix once, and blocks of features.
+
+    >>> round(direct_bytes((20_000, 1, 50_000)) / 2**30, 1)
+    3.5
+    """
+    n, c, d = shape
+    blocks = BLOCK_NUMBERS if d <= n * c else 2 * ROW_BLOCKS * BLOCK_NUMBERS
+    return 8 * (min(d, n * c) ** 2 + min(blocks, 2 * n * c * d))
+
+
+def fits_directly(shape: tuple[int, int, int], memory: float) -> bool:
+    """Return whether a Gram matrix is small enough to be factored, within so many bytes."""
+    n, c, d = shape
+    return min(d, n * c) <= LARGEST_GRAM and direct_bytes(shape) <= memory
+
+
 class FeatureRidge:
     """Ridge regression on the features of train examples, for several λ at the cost of one pass over them.
 
-    It factors ΦᵀΦ + μI or ΦΦᵀ + μI, the smaller of the two, or, where both are large, takes conjugate gradients on the
+    It factors ΦᵀΦ + μI or ΦΦᵀ + μI, the smaller of the two, in place: the matrix stays in its upper triangle, and each
+    λ's factor takes the lower one. Where both are large, or exceed the memory, it takes conjugate gradients on the
     first: one product with Φ and one with Φᵀ for a step, which need one pass, of all λ together.
 
     Args:
         features: Φ of the train examples.
         iterative: Whether to take conjugate gradients; None for what fits.
         tolerance: Of conjugate gradients: the norm of the residual over that of the right side, Φᵀy.
+        memory: The bytes that factoring may take, where `iterative` is None.
 
     Attributes:
         norm: ‖ΦΦᵀ‖₂, by Lanczos iterations.
@@ -68,20 +94,26 @@ class FeatureRidge:
         NotFiniteError: Features are NaN or infinite.
     """
 
-    def __init__(self, features: FeatureRows, iterative: bool | None = None, tolerance: float = TOLERANCE) -> None:
+    def __init__(
+        self,
+        features: FeatureRows,
+        iterative: bool | None = None,
+        tolerance: float = TOLERANCE,
+        memory: float = math.inf,
+    ) -> None:
         n, c, d = features.shape
         self._features, self._tolerance = features, tolerance
         self._by_columns = d <= n * c
-        smaller = min(d, n * c)
-        self.is_iterative = smaller > LARGEST_GRAM if iterative is None else iterative
+        self.is_iterative = not fits_directly(features.shape, memory) if iterative is None else iterative
         self._gram = None if self.is_iterative else _gram(features, self._by_columns)
+        self._diagonal = None if self._gram is None else np.diag(self._gram).copy()
         if not np.isfinite(self._transposed(np.ones(n * c))).all():
             raise NotFiniteError("the features hold NaN or infinity: compute them again with `kernel_dtype=float64`")
         operator = LinearOperator((d, d), matvec=self._product, dtype=np.float64) if self._gram is None else self._gram
         self.norm = _largest_eigenvalue(operator)
 
     def fit(self, regularizations: Sequence[float], targets: Array) -> Array:
-        """Return the weights for each λ, ``[d, number of λ]``.
+        """Return the weights for each λ, ``[d, number of λ]``, which are NaN where a λ cannot be solved.
 
         Args:
             regularizations: The λ, in units of ‖ΦΦᵀ‖₂, each above 0.
@@ -89,7 +121,7 @@ class FeatureRidge:
 
         Raises:
             SettingError: A λ is not above 0: features have fewer columns, or rows, than the system has unknowns.
-            SolverError: A system cannot be solved to the tolerance.
+            SolverError: No λ can be solved: the matrix is singular to rounding, or the tolerance is not reached.
         """
         for number in regularizations:
             check_numbers(RIDGE_BOUNDS, {"kernel_regularization": number})
@@ -97,21 +129,27 @@ class FeatureRidge:
         flat = np.asarray(targets, np.float64).reshape(-1)
         if self._gram is None:
             return self._iterate(penalties, self._transposed(flat))
+        assert self._diagonal is not None
         right = self._transposed(flat) if self._by_columns else flat
-        found = np.stack([_factored_solution(self._gram, penalty, right) for penalty in penalties], axis=1)
+        found = np.full((len(right), len(penalties)), np.nan)
+        for place, penalty in enumerate(penalties):
+            factor = factor_below(self._gram, self._diagonal + penalty)
+            if factor is not None:
+                found[:, place] = dpotrs(factor, right, lower=1)[0]
+        _require_one(found, "the features are too alike for so small a `kernel_regularization`: take a larger one")
         return found if self._by_columns else self._transposed(found)
 
     def _iterate(self, penalties: Array, right: Array) -> Array:
         """Solve (ΦᵀΦ + μI) w = Φᵀy for each μ by conjugate gradients."""
         sides = np.repeat(right[:, None], len(penalties), axis=1)
         found = conjugate_gradients(self._product, penalties, sides, self._tolerance, MOST_STEPS)
-        if (found.residuals <= self._tolerance).all():
-            return found.values
-        raise SolverError(
+        values = np.where(found.residuals <= self._tolerance, found.values, np.nan)
+        _require_one(
+            values,
             f"conjugate gradients did not reach the tolerance {self._tolerance:g} in {MOST_STEPS} steps: take a larger "
             "`kernel_regularization`",
-            solver="ridge",
         )
+        return values
 
     def _product(self, vectors: Array) -> Array:
         """Return ΦᵀΦ v, ``[d, s]`` or ``[d]``, in one pass."""
@@ -160,24 +198,37 @@ def _gram(features: FeatureRows, by_columns: bool) -> Array:
             found = dsyrk(1.0, block.T, beta=1.0, c=found, overwrite_c=True)
         return found
     # All rows are read again for each block: larger ones are read less often.
-    large = 4 * BLOCK_NUMBERS
+    large = ROW_BLOCKS * BLOCK_NUMBERS
     for rows, block in blocks_of(features, numbers=large):
         for others, other in blocks_of(features, rows.start // c, large):
             found[rows, others] = block @ other.T
     return found
 
 
-def _factored_solution(gram: Array, penalty: float, right: Array) -> Array:
-    """Solve (G + μI) x = b by Cholesky; of G the upper triangle counts."""
-    matrix = gram.copy(order="F")
-    matrix[np.diag_indices_from(matrix)] += penalty
-    try:
-        factor = cho_factor(matrix, overwrite_a=True, check_finite=False)
-    except LinAlgError as error:
-        raise SolverError(
-            "the features are too alike for so small a `kernel_regularization`: take a larger one", solver="ridge"
-        ) from error
-    return np.asarray(cho_solve(factor, right, check_finite=False))
+def factor_below(gram: Array, diagonal: Array) -> Array | None:
+    """Factor a symmetric matrix by Cholesky within its own memory, and leave what is above its diagonal as it is.
+
+    Args:
+        gram: The matrix, float64 ``[n, n]`` in Fortran's order, of which what is above the diagonal counts; the rest
+            is overwritten.
+        diagonal: Its diagonal, ``[n]``.
+
+    Returns:
+        The same memory, with the factor L on and below the diagonal; None if the matrix is not positive definite.
+    """
+    for start in range(0, len(gram), MIRRORED_ROWS):
+        stop = start + MIRRORED_ROWS
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
+        own = np.triu(gram[start:stop, start:stop], 1)
+        gram[start:stop, start:stop] = own + own.T
+    gram[np.diag_indices_from(gram)] = diagonal
+    factor, failed_at = dpotrf(gram, lower=1, clean=0, overwrite_a=1)
+    return None if failed_at else np.asarray(factor)
+
+
+def _require_one(values: Array, sentence: str) -> None:
+    if np.isnan(values).any(axis=0).all():
+        raise SolverError(sentence, solver="ridge")
 
 
 def _largest_eigenvalue(matrix: Array | LinearOperator) -> float:

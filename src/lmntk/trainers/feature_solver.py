@@ -1,5 +1,7 @@
 """Predictions from stored features: ridge regression, its regularization chosen on dev, and the tables of it."""
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ from lmntk.solvers.problem import class_ids, divided_f0, squared_error, targets
 from lmntk.storage.feature_files import StoredFeatures
 from lmntk.trainers.base import score
 
+logger = logging.getLogger(__name__)
+
 REGULARIZATIONS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """The candidates: the eigenvalue that they are relative to grows with the number of examples, the others less."""
 
@@ -24,7 +28,7 @@ class FeatureSolution:
     """The predictions with the regularization that was chosen.
 
     Attributes:
-        regularizations: The candidates.
+        regularizations: The candidates that could be solved.
         scores: For each the main metric on dev and the loss there; empty where nothing was chosen.
         chosen: The one that was taken.
         evaluations: Those of every split but train.
@@ -44,6 +48,7 @@ def solve_features(
     args: TrainingArguments,
     regularizations: Sequence[float] = REGULARIZATIONS,
     iterative: bool | None = None,
+    memory: float = math.inf,
 ) -> FeatureSolution:
     """Fit ridge regression to the features of train, as `lstsq` fits their kernel, and predict the other splits.
 
@@ -53,34 +58,62 @@ def solve_features(
         args: Say whether to adjust for the untrained model's logits.
         regularizations: The candidates, chosen among by the main metric on dev, and of equal ones by the loss.
         iterative: Whether to take conjugate gradients; None for what fits.
+        memory: The bytes that solving without them may take.
 
     Raises:
         SettingError: There are several candidates and no dev examples, or several of `f0_scaling`.
-        SolverError: The system cannot be solved.
+        SolverError: No candidate can be solved.
     """
-    if len(regularizations) > 1 and "dev" not in features:
-        raise SettingError(
-            "`kernel_regularization` is chosen on dev, which these features lack: give one number, or a run with "
-            "`do_eval`",
-            setting="kernel_regularization",
-        )
+    check_candidates(regularizations, args, [*features])
     train = features["train"]
-    ridge = FeatureRidge(train, iterative)
+    ridge = FeatureRidge(train, iterative, memory=memory)
     wanted = targets(_classes(train), train.shape[1]) - _f0(train, args, "train")
     weights = ridge.fit(regularizations, wanted)
+    chooses = len(regularizations) > 1
+    solved = [place for place, own in enumerate(weights.T) if np.isfinite(own).all()]
+    if len(solved) < len(regularizations):
+        without = ", ".join(f"{number:g}" for place, number in enumerate(regularizations) if place not in solved)
+        logger.warning("`kernel_regularization`: %s could not be solved and is left out", without)
+        regularizations, weights = [regularizations[place] for place in solved], weights[:, solved]
     scores: list[tuple[float, float]] = []
-    if len(regularizations) > 1:
+    if chooses:
         found = predict(features["dev"], weights)
         data, task = datasets["dev"], datasets["dev"].task
         metric = f"{task.metric_prefix}{task.main_metrics[0]}"
         evaluations = [_evaluate(data, features["dev"], logits, args) for logits in found]
         scores = [(one.metrics[f"eval_{metric}"], one.metrics["eval_loss"]) for one in evaluations]
     best = max(range(len(scores)), key=lambda number: (scores[number][0], -scores[number][1]), default=0)
-    others = {split: own for split, own in features.items() if split != "train"}
     chosen = {
-        split: _evaluate(datasets[split], own, predict(own, weights[:, best]), args) for split, own in others.items()
+        split: _evaluate(datasets[split], own, predict(own, weights[:, best]), args)
+        for split, own in features.items()
+        if split != "train"
     }
     return FeatureSolution(regularizations, scores, regularizations[best], chosen, ridge.is_iterative)
+
+
+def check_candidates(regularizations: Sequence[float], args: TrainingArguments, splits: Sequence[str]) -> None:
+    """Check, before features are computed, that they can be solved.
+
+    Args:
+        regularizations: The candidates.
+        args: Say whether to adjust for the untrained model's logits.
+        splits: The splits that there are features of.
+
+    Raises:
+        SettingError: There are several candidates and no dev examples, or several of `f0_scaling`.
+    """
+    if len(regularizations) > 1 and "dev" not in splits:
+        raise SettingError(
+            "`kernel_regularization` is chosen on dev, which these features lack: give one number, or a run with "
+            "`do_eval`",
+            setting="kernel_regularization",
+        )
+    if args.adjust_for_init and isinstance(args.f0_scaling, str):
+        raise SettingError(
+            f"`f0_scaling={args.f0_scaling}` has several candidates, and features are solved with one: give one number",
+            setting="f0_scaling",
+            value=args.f0_scaling,
+        )
 
 
 def _evaluate(
@@ -102,10 +135,4 @@ def _f0(features: StoredFeatures, args: TrainingArguments, split: str) -> np.nda
     """Return f₀ / s, or zeros without `adjust_for_init`."""
     if not args.adjust_for_init:
         return np.zeros(features.shape[:2])
-    if isinstance(args.f0_scaling, str):
-        raise SettingError(
-            f"`f0_scaling={args.f0_scaling}` has several candidates, and features are solved with one: give one number",
-            setting="f0_scaling",
-            value=args.f0_scaling,
-        )
-    return divided_f0(features.logits, features.shape[:2], args.f0_scaling, split)
+    return divided_f0(features.logits, features.shape[:2], float(args.f0_scaling), split)
