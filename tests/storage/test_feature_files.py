@@ -1,13 +1,23 @@
 """Files of features: their layout as safetensors reads it, rows in any order, and files that were not finished."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lmntk.errors import FileError
-from lmntk.storage.feature_files import FeatureTable, StoredFeatures, feature_writer, is_written, partial_path
+from lmntk.errors import FileError, KernelMismatchError
+from lmntk.storage.feature_files import (
+    FeatureTable,
+    StoredFeatures,
+    bytes_to_write,
+    feature_differences,
+    feature_writer,
+    is_written,
+    partial_path,
+)
 
 TABLE = FeatureTable(np.array([0, 2, 1, 2, 0]), 3, 7, {"layout": '[["a",0,4],["b",4,7]]', "seed": "ü"})
 FEATURES = np.random.default_rng(0).standard_normal(TABLE.shape).astype(np.float32)
@@ -64,17 +74,57 @@ def test_a_file_with_missing_rows_is_kept_but_not_for_whole(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["metadata", "labels", "dimension"])
-def test_another_commands_partial_file_is_begun_anew(tmp_path, change):
+def test_another_commands_features_finished_or_not_are_never_replaced(tmp_path, change):
     other = {
         "metadata": FeatureTable(TABLE.labels, 3, 7, {**TABLE.metadata, "seed": "1"}),
         "labels": FeatureTable(TABLE.labels[::-1].copy() + 1, 3, 7, TABLE.metadata),
         "dimension": FeatureTable(TABLE.labels, 3, 6, TABLE.metadata),
     }[change]
     write(tmp_path / "x", rows=[0, 1])
-    with feature_writer(tmp_path / "x", other) as writer:
-        assert writer.missing() == [0, 1, 2, 3, 4]
     write(tmp_path / "y")
     assert is_written(tmp_path / "y", TABLE) and not is_written(tmp_path / "y", other)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    told = {"metadata": "seed: stored ü, now 1", "labels": "its labels", "dimension": "its shape"}[change]
+    for name in ("x", "y"):
+        with pytest.raises(KernelMismatchError) as refused, feature_writer(tmp_path / name, other):
+            raise AssertionError("nothing is opened")
+        assert refused.value.data["differences"] == [told]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_features_go_on_under_another_version_and_another_name_of_the_model(tmp_path):
+    path, longer = tmp_path / "x", {**TABLE.metadata, "lmntk": "0.1.10", "model": "../a/longer/name"}
+    write(path, FeatureTable(TABLE.labels, 3, 7, {**TABLE.metadata, "lmntk": "1", "model": "a"}), rows=[0, 3])
+    with feature_writer(path, FeatureTable(TABLE.labels, 3, 7, longer)) as writer:
+        assert writer.missing() == [1, 2, 4]
+        writer.write([1, 2, 4], FEATURES[[1, 2, 4]], LOGITS[[1, 2, 4]])
+    found = StoredFeatures(path)
+    assert found.metadata["model"] == "a" and np.array_equal(found.rows(0, 5), FEATURES)
+
+
+def test_of_another_split_what_both_share_is_compared(tmp_path):
+    def table(split, n=5, **changes):
+        kernel = {"formula": "sgd", "dtype": "float32", "tokens_sha256": {split: split}} | changes
+        return FeatureTable(TABLE.labels[:n], 3, 7, {**TABLE.metadata, "split": split, "kernel": json.dumps(kernel)})
+
+    write(tmp_path / "train", table("train"))
+    assert feature_differences(tmp_path / "train", table("dev", 3), same_split=False) == []
+    other = feature_differences(tmp_path / "train", table("dev", 3, dtype="float64"), same_split=False)
+    assert other == ["kernel.dtype: stored float32, now float64"]
+    wide = FeatureTable(TABLE.labels, 3, 9, {**TABLE.metadata, "split": "dev", "layout": '[["a",0,9]]'})
+    assert feature_differences(tmp_path / "train", wide) != []
+    narrow = FeatureTable(TABLE.labels, 3, 9, {**table("train").metadata, "layout": '[["a",0,9]]'})
+    assert feature_differences(tmp_path / "train", narrow) == ["layout: stored 7 columns, now 9 columns"]
+
+
+def test_the_room_that_a_file_still_takes_is_counted(tmp_path):
+    path = tmp_path / "x"
+    whole = len(TABLE.header()) + TABLE.num_bytes
+    assert bytes_to_write(path, TABLE) == whole
+    write(path, rows=[0])
+    assert 0 <= bytes_to_write(path, TABLE) <= whole
+    write(path, rows=[1, 2, 3, 4])
+    assert bytes_to_write(path, TABLE) == 0
 
 
 def test_missing_damaged_and_other_files_are_refused_by_name(tmp_path):

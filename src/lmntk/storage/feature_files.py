@@ -3,6 +3,7 @@
 The layout is that of safetensors: eight bytes with the header's length, the header in JSON, and the tensors. `labels`
 and `logits` come first, then `features`. A file that is being written has another name, `.features_…partial`, and the
 logits of rows that are not written yet are NaN there: the same command goes on from the rows that a killed one left.
+Nothing here replaces the features of another command: `feature_differences` says how they differ, for the caller.
 """
 
 import contextlib
@@ -12,18 +13,27 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from lmntk.errors import FileError
+from lmntk.errors import FileError, KernelMismatchError
 from lmntk.storage.atomic import move_into_place, temporary_file
+from lmntk.storage.kernel_metadata import SHARED_KEYS, kernel_differences
 
 ALIGNMENT = 8
 FEATURES, LOGITS, LABELS = "features", "logits", "labels"
 PARTIAL_SUFFIX = ".partial"
+LAYOUT, KERNEL = "layout", "kernel"
+"""The metadata that are JSON."""
+
+RECORDED = ("model", "lmntk")
+"""The metadata that define no feature: how a command named the model, and the version of the program."""
+
+SHARED = ("format", "width", "seed", "weights_sha256", LAYOUT)
+"""The metadata in which all splits agree whose features belong together, besides `SHARED_KEYS` of their kernel."""
 
 Rows = NDArray[np.float32]
 
@@ -57,17 +67,20 @@ class FeatureTable:
 
     def header(self) -> bytes:
         """Return the beginning of the file, padded so that numbers are aligned."""
+        content = {"__metadata__": dict(self.metadata), **self.tensors()}
+        text = json.dumps(content, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % ALIGNMENT)
+        return struct.pack("<Q", len(text)) + text
+
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Return what the header says of the tensors."""
         n, c, d = self.shape
         ends = np.cumsum([8 * n, 4 * n * c, 4 * n * c * d]).tolist()
-        content = {
-            "__metadata__": dict(self.metadata),
+        return {
             LABELS: {"dtype": "I64", "shape": [n], "data_offsets": [0, ends[0]]},
             LOGITS: {"dtype": "F32", "shape": [n, c], "data_offsets": ends[:2]},
             FEATURES: {"dtype": "F32", "shape": [n, c, d], "data_offsets": ends[1:]},
         }
-        text = json.dumps(content, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % ALIGNMENT)
-        return struct.pack("<Q", len(text)) + text
 
 
 class FeatureWriter:
@@ -83,7 +96,8 @@ class FeatureWriter:
         self._descriptor = file.fileno()
         self._shape = n, c
         self._bytes_of_row = 4 * c, 4 * c * d
-        self._logits_at = len(table.header()) + 8 * n
+        (length,) = struct.unpack("<Q", os.pread(self._descriptor, 8, 0))
+        self._logits_at = 8 + length + 8 * n
         self._features_at = self._logits_at + 4 * n * c
 
     def missing(self) -> list[int]:
@@ -116,7 +130,83 @@ def partial_path(path: Path) -> Path:
 
 def is_written(path: Path, table: FeatureTable) -> bool:
     """Return whether a file holds these features: it begins as `table` says, which tells what they were made from."""
-    return _begins_as(path, table)
+    return path.exists() and not feature_differences(path, table)
+
+
+def bytes_to_write(path: Path, table: FeatureTable) -> int:
+    """Return how much room on the disk a file of features still takes: none if it is written."""
+    if is_written(path, table):
+        return 0
+    partial = partial_path(path)
+    held = 512 * partial.stat().st_blocks if is_written(partial, table) else 0
+    return max(0, len(table.header()) + table.num_bytes - held)
+
+
+def feature_differences(path: Path, table: FeatureTable, same_split: bool = True) -> list[str]:
+    """List how a file of features, which may be unfinished, differs from the wanted one.
+
+    Args:
+        path: The file.
+        table: What is wanted.
+        same_split: Whether the file is of the same split; of another one only what both share is compared.
+
+    Returns:
+        One phrase a difference; none if the file's features are the wanted ones, or go with them.
+    """
+    header = _read_header(path)
+    if header is None:
+        return ["it cannot be read"]
+    stored, wanted = _compared(header.get("__metadata__", {})), _compared(table.metadata)
+    if not same_split:
+        stored, wanted = (
+            {name: of_file.get(name) for name in SHARED}
+            | {KERNEL: {key: value for key, value in of_file.get(KERNEL, {}).items() if key in SHARED_KEYS}}
+            for of_file in (stored, wanted)
+        )
+    layouts = stored.pop(LAYOUT, None), wanted.pop(LAYOUT, None)
+    differences = kernel_differences(stored, wanted)
+    if layouts[0] != layouts[1] and not differences:
+        shown = ("no columns" if not layout else f"{layout[-1][-1]} columns" for layout in layouts)
+        differences = ["layout: stored {}, now {}".format(*shown)]
+    if same_split and not differences:
+        size = path.stat().st_size - (table.num_bytes + header[_LENGTH])
+        if size or {name: header.get(name) for name in table.tensors()} != table.tensors():
+            differences = ["its shape"]
+        elif not _has_labels(path, table, header[_LENGTH]):
+            differences = ["its labels"]
+    return differences
+
+
+_LENGTH = "length of the header"
+
+
+def _read_header(path: Path) -> dict[str, Any] | None:
+    """Return the header of a file, and its length; None if there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                return None
+            content = json.loads(file.read(length))
+    except (OSError, struct.error, ValueError, RecursionError):
+        return None
+    return content | {_LENGTH: 8 + length} if isinstance(content, dict) else None
+
+
+def _compared(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata that define features, JSON as what it says."""
+    found: dict[str, Any] = {name: value for name, value in metadata.items() if name not in RECORDED}
+    for name in (LAYOUT, KERNEL):
+        with contextlib.suppress(ValueError, TypeError):
+            found[name] = json.loads(found.get(name, "{}"))
+    return found
+
+
+def _has_labels(path: Path, table: FeatureTable, begin: int) -> bool:
+    expected = np.asarray(table.labels, "<i8").tobytes()
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(len(expected)) == expected
 
 
 @contextlib.contextmanager
@@ -124,15 +214,19 @@ def feature_writer(path: Path, table: FeatureTable) -> Iterator[FeatureWriter]:
     """Write a file of features: at the end, if no row is missing, it gets its name; else it stays for a later command.
 
     Args:
-        path: The file to make or replace.
+        path: The file to make.
         table: What it holds.
 
     Raises:
+        KernelMismatchError: There are features of another command, finished or not, or a file that is something else.
         FileError: The file system refuses, or has too little room.
     """
     partial = partial_path(path)
+    for own in (path, partial):
+        if own.exists():
+            refuse_others(own, feature_differences(own, table))
     try:
-        if not _begins_as(partial, table):
+        if not partial.exists():
             _begin(partial, table)
         with partial.open("r+b") as file:
             writer = FeatureWriter(file, table)
@@ -149,13 +243,23 @@ def feature_writer(path: Path, table: FeatureTable) -> Iterator[FeatureWriter]:
         ) from error
 
 
-def _begins_as(path: Path, table: FeatureTable) -> bool:
-    """Return whether a file has the header and the labels of these features, and their size."""
-    begin = table.header() + np.asarray(table.labels, "<i8").tobytes()
-    if not path.is_file() or path.stat().st_size != len(table.header()) + table.num_bytes:
-        return False
-    with path.open("rb") as file:
-        return file.read(len(begin)) == begin
+def refuse_others(path: Path, differences: Sequence[str]) -> None:
+    """Refuse to replace a file of other features.
+
+    Args:
+        path: The file.
+        differences: How it differs, from `feature_differences`.
+
+    Raises:
+        KernelMismatchError: There are differences.
+    """
+    if differences:
+        raise KernelMismatchError(
+            f"{path} was made by another command ({'; '.join(differences)}): pass `overwrite=True` to replace its "
+            "features, or another `output_dir` to keep both",
+            path=path,
+            differences=list(differences),
+        )
 
 
 def _begin(partial: Path, table: FeatureTable) -> None:

@@ -103,6 +103,10 @@ class RunPaths:
         """The table of predictions from features, one example a row."""
         return self._path(split, "feature_predictions_{mode}_{task}.csv")
 
+    def feature_error(self) -> Path:
+        """How far the kernel of features is from the exact one."""
+        return Path(self.folder) / f"feature_error_{self.task_key}.json"
+
     def feature_results(self) -> Path:
         """The table of regularizations with which features were solved, and their scores."""
         return Path(self.folder) / f"feature_results_{self.task_key}.csv"
