@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import Workplace, read_kernel, refusal
+from command_line import Workplace, read_kernel, refusal, snapshot
 from lmntk.commands import features as command
 from lmntk.storage.feature_files import StoredFeatures, partial_path
 from lmntk.trainers.features import FeatureJob
@@ -64,7 +64,7 @@ def test_flags_of_run_py_give_the_same_features_without_a_kernel_and_a_stopped_c
         return whole(self, examples, batch, split)
 
     monkeypatch.setattr(FeatureJob, "_features", stopped)
-    given = ["--width", "3", "--dimension", "50", "--check", "0"]
+    given = ["--width", "3", "--dimension", "50", "--check", "2"]
     assert command.main([*given, "--", *of_run]) == 130
     assert partial_path(tmp_path / "new" / "features_train_sst-2.safetensors").is_file()
     assert command.main([*given, "--solve", "--conjugate_gradients", "--", *of_run]) == 0
@@ -89,6 +89,138 @@ def test_a_model_that_changed_and_kernels_with_signs_are_refused(run: Path, caps
         (tmp_path / "run" / "run_sst-2.json").write_text(json.dumps(record | change), encoding="utf-8")
         assert told in refusal(capsys, command.main, [str(tmp_path / "run")])
     assert not list((tmp_path / "run").glob("*features*"))
+
+
+def error_file(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "feature_error_sst-2.json").read_text(encoding="utf-8"))
+
+
+def test_the_error_is_that_of_the_stored_features_and_is_kept_beside_them(
+    run: Path, capsys: Any, tmp_path: Path
+) -> None:
+    given = [str(run), "--width", "2", "--seed", "5", "--output_dir", str(tmp_path)]
+    assert command.main(given) == 0
+    kept = error_file(tmp_path)
+    assert (kept["width"], kept["seed"], kept["dimension"]) == (2, 5, stored(tmp_path, "train").shape[2])
+    assert kept["kernel"] == json.loads(stored(tmp_path, "train").metadata["kernel"])
+    train = stored(tmp_path, "train").rows(0, 4).astype(float)
+    found, exact = np.einsum("iad,jbd->iajb", train, train), read_kernel(run, "train").numpy()
+    error = kept["projection_error"]
+    assert (error["examples"], error["draws"]) == ([4, 4], 8)
+    assert error["own"] == pytest.approx(np.linalg.norm(found - exact) / np.linalg.norm(exact), rel=1e-3)
+    assert 0 < error["std"] < error["mean"] and error["own"] > 0.01
+    assert f"{error['own']:.1%} ± {error['sampling']:.1%}" in capsys.readouterr().out
+    assert "--check 1 is too few" in refusal(capsys, command.main, [*given, "--check", "1"])
+
+
+def test_a_tolerance_chooses_the_smallest_width_whose_error_it_allows(
+    place: Workplace, capsys: Any, tmp_path: Path
+) -> None:
+    def of(tolerance: str) -> list[str]:
+        flags = "--kernel_engine", "projected", "--projection_tolerance", tolerance, "--kernel_dtype", "float64"
+        return place.argv(*flags, "--output_dir", str(tmp_path))
+
+    errors = {}
+    for width in (8, 12, 16, 24):
+        assert command.main(["--width", str(width), "--overwrite", "--", *of("9")]) == 0
+        error = error_file(tmp_path)["projection_error"]
+        errors[width] = max(error["own"], error["mean"] + error["std"])
+    tolerance = (errors[12] + min(errors[8], 2 * errors[12])) / 2
+    assert errors[12] < tolerance < errors[8]
+    assert command.main(["--overwrite", "--", *of(f"{tolerance}")]) == 0
+    assert stored(tmp_path, "train").metadata["width"] == "12" and error_file(tmp_path)["width"] == 12
+    said = refusal(capsys, command.main, ["--width", "8", "--overwrite", "--", *of(f"{tolerance}")])
+    assert "--width 8 is too small for --projection_tolerance" in said
+    said = refusal(capsys, command.main, ["--dimension", "9", "--overwrite", "--", *of("0.01")])
+    assert "--projection_tolerance 0.01 is not reached" in said and "leave --dimension out" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--load_kernels", "run"], "--load_kernels run has no effect on features: it opens no model"),
+        (["--kernel_solver", "svc", "--binary_classification"], "--kernel_solver svc has no effect on features"),
+        (["--kernel_variance"], "--kernel_variance has no effect on features"),
+        (["--kernel_parts", "layer"], "--kernel_parts layer has no effect on features"),
+        (["--overwrite_kernels"], "--overwrite_kernels has no effect on features: --overwrite replaces them"),
+        (["--kernel_engine", "jvp"], "--kernel_engine jvp has no effect on features"),
+        (["--per_device_train_batch_size", "2"], "--per_device_train_batch_size 2 has no effect on features"),
+        (["--kernel_memory_gb", "0.00001"], "--kernel_memory_gb: the features of a prompt takes"),
+        (["--kernel_regularization", "0.5"], "--kernel_regularization is for --solve"),
+    ],
+)
+def test_flags_of_run_py_that_features_cannot_follow_are_refused(
+    place: Workplace, flags: list[str], told: str, capsys: Any
+) -> None:
+    output = str(place.folder / "refused")
+    assert told in refusal(capsys, command.main, ["--", *place.argv(*flags, "--output_dir", output)])
+    assert not (place.folder / "refused").exists()
+
+
+def test_a_dry_run_on_either_side_of_the_dashes_writes_nothing(place: Workplace, capsys: Any) -> None:
+    for own, of_run in ((["--dry_run"], []), ([], ["--dry_run"])):
+        given = ["--solve", "--dimension", "1000000", *own, "--", *place.argv(*of_run, output="dry")]
+        assert command.main(given) == 0
+        said = capsys.readouterr().err
+        assert "solving 8 equations" in said and "by Cholesky, about" in said
+        assert "--dimension 1000000 is no less than these numbers: all are kept" in said
+        assert not (place.folder / "dry").exists()
+
+
+def test_features_of_another_seed_are_never_replaced_or_joined_unless_asked(
+    place: Workplace, capsys: Any, tmp_path: Path
+) -> None:
+    def of_run(*flags: str) -> list[str]:
+        return ["--", *place.argv(*flags, "--output_dir", str(tmp_path))]
+
+    solving = ["--width", "2", "--solve"]
+    assert command.main([*solving, *of_run()]) == 0
+    before = snapshot(tmp_path)
+    assert {"feature_results_sst-2.csv", "feature_predictions_test_sst-2.csv"} < before.keys()
+    results = (tmp_path / "feature_results_sst-2.csv").read_text(encoding="utf-8").splitlines()
+    assert results[0].endswith(",width,seed,dimension,error") and ",2,0," in results[1] and len(results) == 7
+    for flags, told in ((["--seed", "1"], "seed: stored 0, now 1"), (["--dimension", "9"], "layout: stored ")):
+        said = refusal(capsys, command.main, [*solving, *flags, *of_run()])
+        assert told in said and "pass --overwrite to replace" in said
+    assert snapshot(tmp_path) == before
+    dev, without_dev = tmp_path / "features_dev_sst-2.safetensors", ["--do_eval", "False"]
+    for split in ("train", "test"):
+        (tmp_path / f"features_{split}_sst-2.safetensors").unlink()
+    said = refusal(capsys, command.main, ["--width", "2", "--seed", "1", *of_run(*without_dev)])
+    assert str(dev) in said and "seed: stored 0, now 1" in said
+    assert command.main(["--width", "2", *of_run(*without_dev)]) == 0, "dev of the same seed belongs to these"
+    assert dev.read_bytes() == before[dev.name][0]
+    assert command.main(["--width", "2", "--seed", "1", "--overwrite", *of_run(*without_dev)]) == 0
+    assert stored(tmp_path, "train").metadata["seed"] == "1" and not dev.exists()
+    assert not list(tmp_path.glob("feature_predictions_*")) and not list(tmp_path.glob("feature_results_*"))
+    assert error_file(tmp_path)["seed"] == 1
+
+
+def test_one_regularization_of_run_py_is_taken_and_leaves_no_table_of_an_earlier_choice(
+    place: Workplace, run: Path, capsys: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run"
+    assert command.main([str(folder), "--width", "2", "--solve"]) == 0
+    assert (folder / "feature_results_sst-2.csv").is_file()
+    chosen = ("--kernel_regularization", "0.5", "--do_eval", "False", "--output_dir", str(folder))
+    f0 = ("--kernel_dtype", "float64", "--adjust_for_init", "--f0_scaling", "3")
+    assert command.main(["--width", "2", "--solve", "--", *place.argv(*f0, *chosen)]) == 0
+    assert "kernel_regularization 0.5, by Cholesky" in capsys.readouterr().out
+    assert not (folder / "feature_results_sst-2.csv").exists()
+    assert not (folder / "feature_predictions_dev_sst-2.csv").exists()
+    assert (folder / "feature_predictions_test_sst-2.csv").is_file()
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_computed(
+    run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("lmntk.storage.output_folder.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr(FeatureJob, "error", lambda self: pytest.fail("the disk comes first"))
+    said = refusal(capsys, command.main, [str(run), "--output_dir", str(tmp_path / "full")])
+    assert "the features take" in said and "0 MB are free" in said
+    assert not (tmp_path / "full").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_the_commands_write_the_features_in_which_the_python_finds_neighbours(pl
     assert first[:2] == second[:2] == ["python", "tools/kernel_features.py"]
     place.run("--data_dir", "data", "--model_name_or_path", "model", output=first[2])
     with contextlib.chdir(place.folder):
-        assert kernel_features.main([*first[2:], "--check", "0"]) == 0
+        assert kernel_features.main([*first[2:], "--check", "2"]) == 0
         tiny = ("--task_name", "sst-2", "--data_dir", "data", "--model_name_or_path", "model", "--use_cpu")
         assert kernel_features.main([*second[2:], *tiny]) == 0
         said = capsys.readouterr()

@@ -70,6 +70,7 @@ class FeatureMap:
         tuning: Bounds of batches and checks.
 
     Attributes:
+        projection: The same.
         parts: The columns of each parameter.
         dimension: d, the number of columns.
         num_columns: The number before all columns were hashed, or d.
@@ -112,7 +113,7 @@ class FeatureMap:
 
     def _draw(self, projection: Projection) -> None:
         """Draw the random matrices, and lay out the columns."""
-        problem = self._problem
+        problem, self.projection = self._problem, projection
         typical = self._factors(self._layers, problem.typical_example)
         self.bytes_per_token = (
             num_bytes(list(typical.values())) // tokens_of(problem.train, [problem.typical_example])[0]

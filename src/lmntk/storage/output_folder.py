@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from datetime import datetime
@@ -40,6 +41,26 @@ def output_folder_for(path: str | Path, *, sweep: bool, dry_run: bool) -> Iterat
     else:
         with locked_output_folder(path) as folder:
             yield folder
+
+
+def require_room(folder: str | Path, needed: int, what: str) -> None:
+    """Check that a disk has room for what is to be written, before it is computed.
+
+    Args:
+        folder: `output_dir`, which exists.
+        needed: The bytes that are to be written.
+        what: What they are, for a sentence: ``"the features"``.
+
+    Raises:
+        FileError: There is too little room.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FileError(
+            f"`output_dir={folder}`: {what} take {needed / 2**20:.0f} MB, but {free / 2**20:.0f} MB are free: make "
+            "room, or choose another folder",
+            path=folder,
+        )
 
 
 @contextlib.contextmanager

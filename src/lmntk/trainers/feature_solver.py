@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from lmntk.config.arguments import TrainingArguments
 from lmntk.data.metrics import mean_over_samples
 from lmntk.errors import SettingError
 from lmntk.experiment.experiment import Evaluation
+from lmntk.kernels import MemoryBudget
 from lmntk.prompts.features import FeatureDataset
-from lmntk.solvers.feature_ridge import FeatureRidge, predict
+from lmntk.solvers.feature_ridge import LARGEST_GRAM, FeatureRidge, direct_bytes, fits_directly, predict
 from lmntk.solvers.problem import class_ids, divided_f0, squared_error, targets
 from lmntk.storage.feature_files import StoredFeatures
 from lmntk.trainers.base import score
@@ -89,6 +91,31 @@ def solve_features(
         if split != "train"
     }
     return FeatureSolution(regularizations, scores, regularizations[best], chosen, ridge.is_iterative)
+
+
+def solving_memory(args: TrainingArguments) -> int:
+    """Return the bytes that solving may take: `kernel_memory_gb`, or a part of the free memory."""
+    given = args.kernel_memory_gb
+    return (MemoryBudget.default(torch.device("cpu")) if given is None else MemoryBudget.from_gb(given)).bytes
+
+
+def describe_solving(shape: tuple[int, int, int], iterative: bool, memory: float) -> str:
+    """Say how features of N, C and d will be solved, and what it takes.
+
+    >>> describe_solving((9178, 2, 11202), False, 2**31)
+    'solving 18,356 equations in 11,202 unknowns by Cholesky, about 1.00 GB of memory'
+    >>> describe_solving((9178, 2, 11202), False, 2**29)
+    'solving 18,356 equations in 11,202 unknowns by conjugate gradients: Cholesky would take 1.00 GB, of 0.50 allowed'
+    """
+    n, c, d = shape
+    sentence, needed = f"solving {n * c:,} equations in {d:,} unknowns by", direct_bytes(shape) / 2**30
+    if iterative:
+        return f"{sentence} conjugate gradients"
+    if fits_directly(shape, memory):
+        return f"{sentence} Cholesky, about {needed:.2f} GB of memory"
+    if min(d, n * c) > LARGEST_GRAM:
+        return f"{sentence} conjugate gradients: both are above {LARGEST_GRAM:,}"
+    return f"{sentence} conjugate gradients: Cholesky would take {needed:.2f} GB, of {memory / 2**30:.2f} allowed"
 
 
 def check_candidates(regularizations: Sequence[float], args: TrainingArguments, splits: Sequence[str]) -> None:
