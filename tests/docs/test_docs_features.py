@@ -4,6 +4,8 @@ import contextlib
 import runpy
 from typing import Any
 
+import numpy as np
+
 from command_line import Workplace
 from doc_commands import blocks, commands, page_text
 from lmntk.commands import features as kernel_features
@@ -27,4 +29,8 @@ def test_the_commands_write_the_features_in_which_the_python_finds_neighbours(pl
         names = runpy.run_path("block.py")
     assert names["nearest"].shape == names["of_layer"].shape == (6, 3)
     assert 0 < len(names["columns"]) < names["train"].shape[1]
-    assert abs(names["cosines"]).max() <= 2
+    train, test = (np.asarray(names[split], float) for split in ("train", "test"))
+    train, test = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, test))
+    expected = np.sort(test @ train.T, axis=1)[:, :-4:-1]
+    np.testing.assert_allclose(names["cosines"], expected, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(test @ train.T, names["nearest"], axis=1), expected, atol=1e-5)
