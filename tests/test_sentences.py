@@ -70,7 +70,7 @@ OF_RUN = [
     (["--load_kernels", "nowhere"],
      "--load_kernels nowhere is not a folder: name an earlier run's output folder, or leave it out to compute the kernels"),
     (["--kernel_dtype", "bfloat16", "--kernel_formula", "signgd"],
-     "--kernel_formula signgd takes signs of gradients, of which --kernel_dtype bfloat16 has one in a hundred wrong: take --kernel_dtype float32, or --kernel_formula sgd"),
+     "--kernel_formula signgd takes signs of gradients, of which --kernel_dtype bfloat16 has one in some hundred wrong: take --kernel_dtype float32, or --kernel_formula sgd"),
     (["--kernel_dtype", "bfloat16", "--kernel_engine", "jvp"],
      "--kernel_engine jvp adds products inside the model, which --kernel_dtype bfloat16 rounds to 8 bits: take another engine, or --kernel_dtype float32"),
     (["--kernel_dtype", "bfloat16", "--trainer", "standard", "--do_train"],

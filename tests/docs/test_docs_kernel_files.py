@@ -140,7 +140,7 @@ def test_the_table_of_the_description_has_all_its_keys(place: Workplace) -> None
     told = [key for first, _ in rows_of(PAGE, "Its description") for key in re.findall(r"`([^`]+)`", first)]
     description = json.loads((place.folder / SGD / "test_kernels_sst-2.json").read_text(encoding="utf-8"))
     assert len(told) == len(set(told))
-    of_estimates = {"projection_error", "projection_tolerance"}
+    of_estimates = {"projection_error", "projection_check", "projection_tolerance"}
     assert set(told) - set(description) == {"custom_columns", "labels", "gguf_file", "lora_kernels"} | of_estimates
     assert set(description) <= set(told)
 

@@ -9,6 +9,7 @@ import torch
 import oracle
 from command_line import Workplace, read_kernel, read_results, sst2_rows, write_rows
 from interrupted_runs import TILED, stop_after
+from lmntk.commands import gather, influence
 from lmntk.config.record_arguments import arguments_of_record
 from lmntk.kernels.projection_check import NUM_DRAWS
 from lmntk.storage.paths import RunPaths
@@ -91,10 +92,11 @@ def test_a_tolerance_chooses_the_smallest_width_that_reaches_it(place: Workplace
         loaded = ["--load_kernels", "chosen", "--model_name_or_path", "no/model"]
         place.run(*PROJECTED, "--projection_tolerance", str(tolerance), *loaded, output="loaded")
     assert (chosen / "test_kernels_sst-2.pt").read_bytes() == (given / "test_kernels_sst-2.pt").read_bytes()
-    # Another tolerance is another width, here none.
+    # Another tolerance is another width, here none. One that was measured on other examples may be another one, too.
     for flags, sentence in (
+        (("--projection_tolerance", str(tolerance), "--projection_check", "2", *loaded), "and this --projection_check"),
         (("--projection_tolerance", str(limits[8])), "projection.width: stored 12, now 8"),
-        ((*loaded, "--projection_tolerance", "0.5"), "give the --projection_width of its description instead"),
+        ((*loaded, "--projection_tolerance", "0.5"), "give --projection_width 12 instead"),
         (("--projection_tolerance", "1e-6"), "is not reached by projecting weights whose longest side is"),
     ):
         outcome = place.call(place.argv(*PROJECTED, *flags, output="chosen"))
@@ -112,6 +114,62 @@ def test_a_width_that_is_too_small_is_refused_before_the_kernel_is_computed(
     assert f"is too small for --projection_tolerance {float(tolerance):g}: the relative error" in outcome.err
     assert f"{limits[8]:.2g}; take --projection_width 12" in outcome.err
     assert not (place.folder / "small").exists()
+
+
+def test_a_width_beside_a_tolerance_is_checked_where_the_kernel_is_in_a_file(
+    place: Workplace, limits: dict[int, float]
+) -> None:
+    """The tolerance that the width 8 reaches just so, and a smaller one."""
+    for flags, output in ((("--load_kernels", "width 8"), "from a file"), ((), "width 8"), (("--dry_run",), "width 8")):
+        argv = place.argv(*PROJECTED, "--projection_width", "8", *flags, output=output)
+        assert place.call([*argv, "--projection_tolerance", str(limits[8])]).status == 0
+        outcome = place.call([*argv, "--projection_tolerance", str(0.99 * limits[8])])
+        assert outcome.status == 2
+        assert "train_kernels_sst-2.pt is 0.0" in outcome.err
+        assert f"{limits[8]:.2g}; allow more, or take a larger width" in outcome.err
+
+
+def test_an_error_that_was_measured_on_other_examples_is_told(place: Workplace, limits: dict[int, float]) -> None:
+    argv = place.argv(*PROJECTED, "--projection_width", "8", output="width 8")
+    told = "its error was measured with --projection_check 32, and --overwrite_kernels measures it anew"
+    assert told not in place.call(argv).messages
+    assert told in place.call([*argv, "--projection_check", "4"]).messages
+
+
+def test_a_kernel_with_nothing_to_project_is_exact_and_has_no_tolerance(place: Workplace) -> None:
+    argv = place.argv(*PROJECTED, "--only_biases", output="biases")
+    assert ", exact here (0 of " in place.call(argv).messages
+    outcome = place.call(place.argv(*PROJECTED, "--only_biases", "--projection_tolerance", "0.1", output="other"))
+    assert outcome.status == 2
+    assert "none of the weights is projected, so that the kernel is exact: take --kernel_engine factored" in outcome.err
+
+
+def test_an_exact_kernel_and_an_estimate_are_told_apart_by_their_flags(
+    place: Workplace, limits: dict[int, float]
+) -> None:
+    outcome = place.call(place.argv("--kernel_dtype", "float64", "--load_kernels", "width 8", output="mixed"))
+    assert outcome.status == 2
+    stored = "stored --kernel_engine projected --projection_width 8 --projection_seed 0, now an exact kernel"
+    assert stored in outcome.err
+
+
+def test_tables_and_analyses_name_estimates(
+    place: Workplace,
+    limits: dict[int, float],
+    exact: object,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    argv = ["--log", str(place.folder / "log"), "--condition", "{'task_name': 'sst-2'}", "--format", "markdown"]
+    assert gather.main(argv) == 0
+    header, _, *rows = capsys.readouterr().out.strip().splitlines()
+    place_of = [cell.strip() for cell in header.split("|")].index("projection_width")
+    widths = {row.split("|")[place_of].strip() for row in rows}
+    assert {"exact", "8", "12"} <= widths
+    folder = place.folder / "width 8"
+    assert influence.main([str(folder)]) == 0
+    own = described(folder)["projection_error"]["own"]
+    assert f"is an estimate by random projections, whose entries are {own:.1%} off" in caplog.text
 
 
 def test_a_stopped_run_with_a_tolerance_goes_on_with_its_width_to_the_same_bytes(
@@ -137,6 +195,7 @@ def test_a_stopped_run_with_a_tolerance_goes_on_with_its_width_to_the_same_bytes
     [
         (("--projection_check", "0"), "the error of an estimate is always measured"),
         (("--projection_tolerance", "0"), "is not an error that an estimate reaches"),
+        (("--projection_tolerance", "inf"), "is not an error that an estimate reaches"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(place: Workplace, flags: tuple[str, ...], sentence: str) -> None:

@@ -1,5 +1,6 @@
 """A kernel file of a finished run, with its description: its logits, samples and classes."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from lmntk.errors import KernelMismatchError
 from lmntk.solvers import problem
 from lmntk.solvers.problem import Array, ClassIds
 from lmntk.storage import kernel_files, kernel_metadata
+
+logger = logging.getLogger(__name__)
 
 RECOMPUTE = "repeat the command that made it, with `overwrite_kernels=True`"
 
@@ -33,7 +36,12 @@ class SavedKernel:
     def read(cls, path: Path) -> "SavedKernel":
         """Read a kernel file and its description."""
         values, labels = kernel_files.load_kernel(path)
-        return cls(path, values.numpy(), labels.numpy(), kernel_metadata.read_description(path) or {})
+        description = kernel_metadata.read_description(path) or {}
+        if description.get("projection") and path.name.startswith("train_"):
+            error = (description.get("projection_error") or {}).get("own")
+            known = "" if error is None else f", whose entries are {error:.1%} off"
+            logger.warning("%s is an estimate by random projections%s: so is all that follows from it", path, known)
+        return cls(path, values.numpy(), labels.numpy(), description)
 
     @property
     def num_logits(self) -> int:

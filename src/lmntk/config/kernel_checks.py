@@ -1,5 +1,8 @@
 """Which settings go together with the kernels of a training and with its linearisation."""
 
+import math
+import numbers
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any, NoReturn
 
@@ -67,45 +70,84 @@ def check_number_type(training: TrainingArguments) -> None:
         refuse(training, "kernel_dtype", problem)
     if trainer == ActiveTrainer.ZERO_SHOT:
         return
-    if FORMULAS[training.kernel_formula].signed:
-        problem = (
-            "takes signs of gradients, of which `kernel_dtype=bfloat16` has one in a hundred wrong: take "
-            "`kernel_dtype=float32`, or `kernel_formula=sgd`"
-        )
-        refuse(training, "kernel_formula", problem)
-    if training.kernel_engine in ENGINES and not ENGINES[training.kernel_engine].multiplies_gradients:
-        problem = (
-            "adds products inside the model, which `kernel_dtype=bfloat16` rounds to 8 bits: take another engine, or "
-            "`kernel_dtype=float32`"
-        )
-        refuse(training, "kernel_engine", problem)
+    for setting, problem in problems_of_number_type(training, "kernel_formula"):
+        refuse(training, setting, problem)
     if training.fine_tuned_model is not None:
         problem = "has weights that differ by less than `kernel_dtype=bfloat16` rounds: take `kernel_dtype=float32`"
         refuse(training, "fine_tuned_model", problem)
 
 
+def problems_of_number_type(given: Any, formula: str) -> Iterator[tuple[str, str]]:
+    """Go through the settings of a kernel that bfloat16 is too coarse for.
+
+    Args:
+        given: Has `kernel_dtype`, `kernel_engine` and the formula.
+        formula: The name of the setting of the formula.
+
+    Yields:
+        A setting, and what is wrong with it.
+    """
+    if given.kernel_dtype != "bfloat16":
+        return
+    if FORMULAS[getattr(given, formula)].signed:
+        problem = "takes signs of gradients, of which `kernel_dtype=bfloat16` has one in some hundred wrong: take "
+        yield formula, f"{problem}`kernel_dtype=float32`, or `{formula}=sgd`"
+    if given.kernel_engine in ENGINES and not ENGINES[given.kernel_engine].multiplies_gradients:
+        problem = (
+            "adds products inside the model, which `kernel_dtype=bfloat16` rounds to 8 bits: take another engine, "
+        )
+        yield "kernel_engine", f"{problem}or `kernel_dtype=float32`"
+
+
 def check_projection(training: TrainingArguments) -> None:
     """Refuse settings of a projection that nothing is projected with, and what a projection cannot keep."""
+    for setting, problem in problems_of_projection(training, "kernel_formula"):
+        refuse(training, setting, problem)
     if training.kernel_engine not in ESTIMATES:
-        defaults = {"projection_width": None, "projection_seed": 0}
-        defaults |= {"projection_tolerance": None, "projection_check": DEFAULT_EXAMPLES}
-        for setting, default in defaults.items():
-            if getattr(training, setting) != default:
-                refuse(training, setting, "is for `kernel_engine=projected`: add it, or leave this out")
         return
-    if FORMULAS[training.kernel_formula].signed:
-        problem = "needs the sign of every number of a gradient, which a projection does not keep: take "
-        refuse(training, "kernel_formula", f"{problem}`kernel_formula=sgd`, or another `kernel_engine`")
     if training.kernel_lora_rank is not None:
         problem = "needs the factors of every weight's gradient, which a projection does not keep: leave it out, or "
         refuse(training, "kernel_lora_rank", f"{problem}take another `kernel_engine`")
-    if training.projection_width is not None and training.projection_width < 1:
-        refuse(training, "projection_width", "keeps nothing of a gradient: take 1 or more, such as 64")
-    if training.projection_check < FEWEST_EXAMPLES:
+    if training.fine_tuned_model is not None:
+        problem = "asks how far training moves the kernel, which an estimate's error would hide: take another "
+        refuse(training, "fine_tuned_model", f"{problem}`kernel_engine`")
+
+
+def problems_of_projection(given: Any, formula: str) -> Iterator[tuple[str, str]]:
+    """Go through the settings of a projection that nothing is projected with, and what a projection cannot keep.
+
+    Args:
+        given: Has `kernel_engine`, the settings of a projection and the formula.
+        formula: The name of the setting of the formula.
+
+    Yields:
+        A setting, and what is wrong with it.
+    """
+    width, seed, check = given.projection_width, given.projection_seed, given.projection_check
+    tolerance = given.projection_tolerance
+    if given.kernel_engine not in ESTIMATES:
+        defaults = {"projection_width": None, "projection_seed": 0}
+        defaults |= {"projection_tolerance": None, "projection_check": DEFAULT_EXAMPLES}
+        for setting, default in defaults.items():
+            if getattr(given, setting) != default:
+                yield setting, "is for `kernel_engine=projected`: add it, or leave this out"
+        return
+    if FORMULAS[getattr(given, formula)].signed:
+        problem = "needs the sign of every number of a gradient, which a projection does not keep: take "
+        yield formula, f"{problem}`{formula}=sgd`, or another `kernel_engine`"
+    if width is not None and (not _is_whole(width) or width < 1):
+        yield "projection_width", "keeps nothing of a gradient: take a whole number, 1 or more, such as 64"
+    if not _is_whole(seed):
+        yield "projection_seed", "is not a whole number: take one such as 0"
+    if not _is_whole(check) or check < FEWEST_EXAMPLES:
         problem = "is too few: the error of an estimate is always measured, on 2 examples of each side or more"
-        refuse(training, "projection_check", problem)
-    if training.projection_tolerance is not None and not training.projection_tolerance > 0:
-        refuse(training, "projection_tolerance", "is not an error that an estimate reaches: take one such as 0.05")
+        yield "projection_check", problem
+    if tolerance is not None and not (isinstance(tolerance, numbers.Real) and 0 < float(tolerance) < math.inf):
+        yield "projection_tolerance", "is not an error that an estimate reaches: take one such as 0.05"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_snapshots(task: Task, training: TrainingArguments) -> None:

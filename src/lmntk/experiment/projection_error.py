@@ -121,12 +121,13 @@ def measure_error(
     return ProjectionError(projection.width, sizes, len(draws), check.entry_error(found), logits)
 
 
-def describe_check(engine: ProjectedEngine, size: int) -> float:
+def describe_check(engine: ProjectedEngine, size: int, tolerance: float | None = None) -> float:
     """Log what measuring the error of an engine's kernel would take, by the time of a few examples; return the seconds.
 
     Args:
         engine: The engine.
         size: How many examples of each side would be looked at.
+        tolerance: The largest error of the entries of train × train with which the run would go on.
     """
     projection, sides = engine.problem.projection, (engine.problem.train, engine.problem.x_examples)
     assert projection is not None
@@ -134,7 +135,10 @@ def describe_check(engine: ProjectedEngine, size: int) -> float:
     few = ProjectionCheck(engine, NUM_TIMED_EXAMPLES)
     seconds = seconds_of(lambda: few.kernels(draws_of(projection)))
     seconds *= max(1.0, max(n, x) / NUM_TIMED_EXAMPLES)
-    logger.info("would measure the error of the estimate on %d × %d examples, about %s", n, x, duration(seconds))
+    stops = "" if tolerance is None or engine.problem.x is not None else f", and stop if it is above {tolerance:g}"
+    logger.info(
+        "would measure the error of the estimate on %d × %d examples, about %s%s", n, x, duration(seconds), stops
+    )
     return seconds
 
 
@@ -179,13 +183,21 @@ def choose_width(engine: ProjectedEngine, size: int, tolerance: float, above: in
     projection = engine.problem.projection
     assert projection is not None
     check = ProjectionCheck(engine, size)
+    if not check.longest_side:
+        raise SettingError(
+            f"`projection_tolerance={tolerance:g}`: none of the weights is projected, so that the kernel is exact: "
+            "take `kernel_engine=factored`",
+            setting="projection_tolerance",
+            value=tolerance,
+        )
     logger.info("choosing the projection's width by its error on %s of train", quantity(len(check.train), "example"))
     widths = [width for width in WIDTHS if above < width < check.longest_side]
     reached = ""
     for width in tqdm(widths, "projection width", unit="width", disable=not progress, leave=False):
         error = check.entry_error(check.kernels(draws_of(Projection(width, projection.seed))))
         if error.upper <= tolerance:
-            logger.info("`projection_tolerance=%g`: the width %d has an error of %.2g", tolerance, width, error.upper)
+            said = "`projection_tolerance=%g`: the width %d has an error of %.2g (%.2g, and %.2g ± %.2g over seeds)"
+            logger.info(said, tolerance, width, error.upper, error.own, error.mean, error.std)
             return width
         reached = f": the largest width below their sides, {width}, has an error of {error.upper:.2g}"
     raise SettingError(

@@ -34,12 +34,17 @@ COLUMNS = ("tag", "task", "K", "type", "trainer")
 SETTINGS = {
     "kernel_formula": "kernel",
     "kernel_solver": "kernel",
+    "kernel_dtype": "kernel",
+    "projection_width": "kernel",
     "optimizer": "standard",
     "optimizer_variant": "standard",
     "apply_lora": None,
     "zero-shot": None,
 }
 """The settings that separate groups if they differ among the runs, and the trainer that uses each; None: all do."""
+
+DEFAULTS_OF_OLD_LOGS = {"kernel_dtype": "float32"}
+"""What runs had before their settings were in the log."""
 
 CHOSEN = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "eval_steps", "max_steps"),
@@ -178,7 +183,11 @@ def _setting(entry: LogEntry, name: str) -> Any:
     if name == "zero-shot":
         return zero_shot
     unused = trainer is not None and (zero_shot or entry.get("trainer", trainer) != trainer)
-    return "" if unused else entry.get(name)
+    if unused:
+        return ""
+    if name == "projection_width" and entry.get("kernel_engine") != "projected":
+        return "exact"
+    return entry.get(name) or DEFAULTS_OF_OLD_LOGS.get(name)
 
 
 def _warn_of_models(entries: Sequence[LogEntry]) -> None:

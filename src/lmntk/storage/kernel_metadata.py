@@ -108,7 +108,7 @@ def kernel_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     """
     # JSON turns a tuple into the list that was stored.
     now = json.loads(json.dumps(wanted))
-    return [line for key in now for line in _differences(key, stored.get(key), now[key])]
+    return [line for key in now for line in _differences(key, *_estimate_in_words(key, stored.get(key), now[key]))]
 
 
 def comparable_part(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -171,6 +171,16 @@ def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _estimate_in_words(key: str, *values: Any) -> tuple[Any, ...]:
+    """Return values with the settings of an estimate spelled out where the other kernel is exact."""
+    if key != "projection" or sum(isinstance(value, dict) for value in values) != 1:
+        return values
+    spelled = "`kernel_engine=projected` `projection_width={width}` `projection_seed={seed}`"
+    return tuple(
+        spelled.format_map({"width": "?", "seed": "?"} | value) if value else "an exact kernel" for value in values
+    )
 
 
 def _differences(name: str, stored: Any, now: Any) -> Iterator[str]:

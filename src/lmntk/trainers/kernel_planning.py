@@ -55,7 +55,7 @@ from lmntk.storage.kernel_cache import KernelCache
 from lmntk.storage.kernel_slices import LORA_KEY, PARTS_KEY, KernelSlices
 from lmntk.storage.wording import duration, quantity
 from lmntk.trainers.kernel_job import KernelJob, job_settings
-from lmntk.trainers.projected_width import TOLERANCE_KEY
+from lmntk.trainers.projected_width import CHECK_KEY, TOLERANCE_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ LOGITS_OF_SNAPSHOTS = 5
 
 
 # Settings of `_plan_settings` that a plan leaves out where they are not given.
-OPTIONAL_SETTINGS = ("kernel_parts", "kernel_lora_rank", TOLERANCE_KEY)
+OPTIONAL_SETTINGS = ("kernel_parts", "kernel_lora_rank", TOLERANCE_KEY, CHECK_KEY)
 
 
 class KernelPlanner:
@@ -205,8 +205,8 @@ class KernelPlanner:
         wanted = self._cache.slices
         parts = {} if wanted.layers_alone or not wanted.keys else {"kernel_parts": ",".join(wanted.keys)}
         settings |= parts | ({} if wanted.lora is None else {"kernel_lora_rank": dict(wanted.lora)})
-        tolerance = self._args.projection_tolerance
-        settings |= {} if tolerance is None else {TOLERANCE_KEY: tolerance}
+        tolerance, check = self._args.projection_tolerance, self._args.projection_check
+        settings |= {} if tolerance is None else {TOLERANCE_KEY: tolerance, CHECK_KEY: check}
         return {**{f"--{name}": value for name, value in settings.items()}, "device": self._args.device.type}
 
     def problem(self, split: str) -> KernelProblem:
@@ -309,7 +309,7 @@ class KernelPlanner:
             job = self.job(split)
             logger.info("would compute the %s", PlanSummary.of(job, self.grad_dim))
             if isinstance(job.engine, ProjectedEngine):
-                seconds += describe_check(job.engine, self._args.projection_check)
+                seconds += describe_check(job.engine, self._args.projection_check, self._args.projection_tolerance)
             seconds += job.seconds() + _seconds_of_logits(data, logits)
             jobs.append(job)
         if last_step is not None:

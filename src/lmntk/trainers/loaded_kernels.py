@@ -35,7 +35,7 @@ from lmntk.trainers.kernel_planning import log_total
 from lmntk.trainers.layer_scores import LayerSolver, fit_layers, score_layers, write_layer_scores
 from lmntk.trainers.left_out import leave_one_out_metrics
 from lmntk.trainers.lstsq_method import lacks_eigenvectors, method_of, solver_grid
-from lmntk.trainers.projected_width import ERROR_KEY, awaits_width, stored_error, stored_width
+from lmntk.trainers.projected_width import ERROR_KEY, awaits_width, check_stored_error, stored_error, stored_width
 from lmntk.trainers.variance import check_one_prompt_each, gaussian_process, score_variance
 
 logger = logging.getLogger(__name__)
@@ -198,10 +198,17 @@ class LoadedKernelTrainer(FewShotTrainer):
         return self._cache.load_logits(split, kernel.labels)[0].numpy()
 
     def _find_kernel(self, split: str) -> Path | None:
-        if awaits_width(self.args):
+        chosen = awaits_width(self.args)
+        if chosen:
             width = distributed.on_rank_zero(lambda: stored_width(self._cache, self._spec("train"), self.args))
             self._set_width(width)
-        return distributed.on_rank_zero(lambda: self._cache.find_reusable(split, self._spec(split)))
+        return distributed.on_rank_zero(self._find_fitting, split, not chosen)
+
+    def _find_fitting(self, split: str, given_width: bool) -> Path | None:
+        path = self._cache.find_reusable(split, self._spec(split))
+        if path is not None and split == "train":
+            check_stored_error(path, self.args, given_width)
+        return path
 
     def _set_width(self, width: int | None) -> None:
         """Take the width of a projection from the kernels in a folder; None if they do not have it."""

@@ -5,7 +5,6 @@ demonstrations training draws anew in every epoch.
 """
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -223,5 +222,4 @@ def _settings(experiment: Experiment, model_args: ModelArguments, args: Training
         "learning_rate": args.learning_rate,
         "kernel_formula": args.kernel_formula,
         "kernel_dtype": args.kernel_dtype,
-        **({} if args.projection is None else {"projection": dataclasses.asdict(args.projection)}),
     }

@@ -62,8 +62,9 @@ class ProjectedEngine(FactoredEngine):
         assert projection is not None
         weights = [layer for layer in self._found.values() if isinstance(layer, LinearLayer)]
         number = sum(isinstance(layer, ProjectedLinear) for layer in layers)
+        what = "an estimate" if number else "exact here"
         return (
-            f"{super().summary(plan)} of width {projection.width} and seed {projection.seed}, an estimate "
+            f"{super().summary(plan)} of width {projection.width} and seed {projection.seed}, {what} "
             f"({number} of {len(weights)} weights are projected)"
         )
 
