@@ -51,6 +51,12 @@ class FeatureError:
         write_text(path, f"{text}\n")
 
     @property
+    def upper(self) -> float:
+        """What a tolerance is compared with, of the rounded numbers: the same when they are read from the file."""
+        error = self.description
+        return max(error["own"], error["mean"] + error["std"])
+
+    @property
     def description(self) -> dict[str, Any]:
         """What the file says, rounded to four digits, as the description of a projected kernel has it."""
         entries = {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(self.entries).items()}

@@ -304,10 +304,10 @@ class FeatureJob:
                 raise _as_model_error(error) from error
             found.write(path, described)
         tolerance = self.arguments[2].projection_tolerance
-        if tolerance is not None and not self._awaits_width and found.entries.upper > tolerance:
+        if tolerance is not None and not self._awaits_width and found.upper > tolerance:
             raise SettingError(
                 f"`width={self.projection.width}` is too small for `projection_tolerance={tolerance:g}`: the relative "
-                f"error is {found.entries.upper:.2g}; leave the width out, and the tolerance chooses it, or allow more",
+                f"error is {found.upper:.2g}; leave the width out, and the tolerance chooses it, or allow more",
                 setting="projection_tolerance",
                 value=tolerance,
             )

@@ -1,7 +1,6 @@
 """The kernel trainer: it predicts with the kernel of the model as it is, and computes what no file holds."""
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
-from lmntk.errors import FileError
 from lmntk.experiment.experiment import Evaluation, Experiment
 from lmntk.experiment.projection_error import ProjectionError
 from lmntk.experiment.provenance import parameter_filter, provenance
@@ -21,6 +19,7 @@ from lmntk.kernels.memory import peak_bytes, retain_freed_memory
 from lmntk.models.parameters import select_parameters
 from lmntk.prompts.features import FeatureDataset
 from lmntk.storage.kernel_files import load_kernel, load_layer_kernels
+from lmntk.storage.output_folder import require_room
 from lmntk.trainers.fine_tuned import FineTuned, check_output_folder, clear_own_snapshots, read_fine_tuned
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
@@ -192,13 +191,7 @@ class KernelTrainer(LoadedKernelTrainer):
         """Open the store for the tiles, and check that the disk has room."""
         job.store.create()
         needed = job.tile_bytes + job.file_bytes
-        free = shutil.disk_usage(self.args.output_dir).free
-        if free < needed:
-            raise FileError(
-                f"`output_dir={self.args.output_dir}`: the train × {split} kernel and its tiles take "
-                f"{needed / 2**20:.0f} MB, but {free / 2**20:.0f} MB are free: make room, or choose another folder",
-                path=self.args.output_dir,
-            )
+        require_room(self.args.output_dir, needed, f"the train × {split} kernel and its tiles")
 
     def _projection_error(self, job: KernelJob, split: str) -> ProjectionError | None:
         """Measure the error of an estimate, and refuse a width that was given and does not reach the tolerance."""

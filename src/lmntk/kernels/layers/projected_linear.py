@@ -7,11 +7,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from lmntk.kernels.contraction import contract_each, summation_dtype, widened
+from lmntk.kernels.contraction import contract_each, summation_dtype
 from lmntk.kernels.formulas import SignPlacement
 from lmntk.kernels.layers.base import Cost, Gradients, Layer, Workspace, stack_vectors, vector_kernel, with_positions
 from lmntk.kernels.layers.linear import LinearLayer
-from lmntk.kernels.projection import Projection, Side
+from lmntk.kernels.projection import Projection, Side, projected
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ class ProjectedLinear(Layer):
     def factors(self, inputs: Tensor, gradients: Gradients) -> ProjectedGradients:
         """Project both factors of the weight's gradients and multiply them; sum those of the bias."""
         gradients = [with_positions(gradient) for gradient in gradients]
-        right = _projected(with_positions(inputs), self._input_matrix)
+        right = projected(with_positions(inputs), self._input_matrix)
         weights = right.new_empty(len(right), len(gradients), self._size)
         for logit, gradient in enumerate(gradients):
-            left = _projected(gradient, self._output_matrix)
+            left = projected(gradient, self._output_matrix)
             weights[:, logit] = torch.bmm(left.transpose(1, 2), right).flatten(1)
         return ProjectedGradients(weights, stack_vectors(gradients) if "bias" in self.parameter_names else None)
 
@@ -145,11 +145,6 @@ class ProjectedLinear(Layer):
         """Multiply each example's projected gradients, and those of the bias: float64 ``[D, x, C, C]``."""
         found = contract_each(torch.cat(_weights(x)), directions)
         return found + contract_each(torch.cat(_biases(x)), directions) if "bias" in self.parameter_names else found
-
-
-def _projected(factors: Tensor, matrix: Tensor | None) -> Tensor:
-    """Return ``[B, L, k]`` of ``[B, L, d]``."""
-    return widened(factors) if matrix is None else widened(factors) @ matrix
 
 
 def _weights(batches: Sequence[ProjectedGradients]) -> list[Tensor]:
