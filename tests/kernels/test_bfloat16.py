@@ -89,8 +89,16 @@ def test_instructions_for_bfloat16_are_asked_for_in_a_block_only_and_change_no_o
         assert setting.fp32_precision == "bf16"
         _ = 1 / 0
     assert setting.fp32_precision == before
+    outside = left @ right
     with products_of(torch.float32):
-        assert torch.equal(left @ right, torch.mm(left, right)) and setting.fp32_precision == before
+        assert torch.equal(left @ right, outside) and setting.fp32_precision == before
+    with products_of(BF16):
+        within = left @ right
+    assert relative(within, outside) < 2**-7  # the instructions round float32, where there are any
+    wide, other = left.bfloat16().float(), right.bfloat16().float()
+    exact = wide.double() @ other.double()
+    with products_of(BF16):
+        assert relative((wide @ other).double(), exact) < 1e-6
 
 
 @pytest.mark.parametrize("path", ["gram", "dense"])

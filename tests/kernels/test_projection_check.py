@@ -61,19 +61,22 @@ def test_what_is_not_projected_is_exact_in_all_draws(engine, monkeypatch):
     assert torch.equal(wide.drawn[0], wide.exact)
     # A layer that these examples use in another way goes to the jacobian engine, which is exact.
     name = next(name for name in engine.exact_layers if name.endswith("query"))
+    of_all, of_query = difference_of_draw(check), difference_of_draw(check, only=name)
+    assert of_query.norm() > 1e-3 * wide.exact.norm()
     check._irregular.add(name)
     check._held = check._beside = None
     found = check.kernels(DRAWS[:1])
     assert torch.allclose(found.exact, kernel(left, [*left, *right]), rtol=1e-10, atol=1e-12)
-    assert (
-        0 < float((found.drawn[0] - found.exact).norm()) < float((wide.exact - kernel_of(check, DRAWS[0])).norm()) * 2
-    )
+    torch.testing.assert_close(found.drawn[0] - found.exact, of_all - of_query, rtol=1e-9, atol=1e-11)
 
 
-def kernel_of(check, projection):
-    check._irregular.clear()
-    check._held = None
-    return check.kernels([projection]).drawn[0]
+def difference_of_draw(check, only=None):
+    """K̂ − K of the first draw, of one layer or of all."""
+    groups = check._groups
+    check._groups, check._held = groups if only is None else [[only], []], None
+    found = check.kernels(DRAWS[:1])
+    check._groups, check._held = groups, None
+    return found.drawn[0] - found.exact
 
 
 def test_the_error_of_train_weighs_pairs_as_the_whole_kernel_has_them():

@@ -51,8 +51,9 @@ def widened(tensor: Tensor) -> Tensor:
 def products_of(dtype: torch.dtype) -> Iterator[None]:
     """Within this block, products of a dtype's widened numbers use the processor's instructions for that dtype.
 
-    Those for bfloat16 (AMX, AVX-512 BF16) take float32 matrices, round them to bfloat16, which changes no widened
-    number, and add exact products in float32. Without such instructions, and for other dtypes, nothing changes.
+    Those for bfloat16 (AMX; torch 2.13 does not use those of AVX-512 here) take float32 matrices, round them to
+    bfloat16, which changes no widened number and other float32 numbers by half a unit of 8 bits, and add exact products
+    in float32. Without such instructions, and for other dtypes, nothing changes.
 
     Args:
         dtype: The dtype of the numbers before they were widened.

@@ -60,7 +60,7 @@ class Engine(ABC):
         if any(summation_dtype(tensor.dtype) != tensor.dtype for tensor in problem.params.values()):
             if problem.formula.signed:
                 raise ValueError(
-                    "of signs of bfloat16 gradients one in a hundred is wrong: take parameters in float32, or 'sgd'"
+                    "of signs of bfloat16 gradients one in some hundred is wrong: take parameters in float32, or 'sgd'"
                 )
             if not self.multiplies_gradients:
                 raise ValueError(
