@@ -109,7 +109,7 @@ def test_the_table_of_files_has_all_that_a_run_leaves(place: Workplace) -> None:
     others |= {f"influence_{split}_sst-2.csv" for split in ("train", "dev", "test")}
     others |= {f"feature_predictions_{split}_sst-2.csv" for split in ("train", "dev", "test")}
     others |= {f"features_{split}_sst-2.safetensors" for split in ("train", "dev", "test")}
-    others |= {"feature_results_sst-2.csv"}
+    others |= {"feature_results_sst-2.csv", "feature_error_sst-2.json"}
     others |= {f"{split}_variance_sst-2.csv" for split in ("train", "dev", "test")}
     assert told - left == {"train_predictions_sst-2.csv", "train_diagonal_sst-2.pt", *others}
 
