@@ -147,6 +147,7 @@ def test_a_tolerance_chooses_the_smallest_width_whose_error_it_allows(
         (["--per_device_train_batch_size", "2"], "--per_device_train_batch_size 2 has no effect on features"),
         (["--kernel_memory_gb", "0.00001"], "--kernel_memory_gb: the features of a prompt takes"),
         (["--kernel_regularization", "0.5"], "--kernel_regularization is for --solve"),
+        (["--adjust_for_init"], "--adjust_for_init is for --solve"),
     ],
 )
 def test_flags_of_run_py_that_features_cannot_follow_are_refused(
@@ -210,6 +211,18 @@ def test_one_regularization_of_run_py_is_taken_and_leaves_no_table_of_an_earlier
     assert not (folder / "feature_results_sst-2.csv").exists()
     assert not (folder / "feature_predictions_dev_sst-2.csv").exists()
     assert (folder / "feature_predictions_test_sst-2.csv").is_file()
+
+
+def test_a_regularization_that_is_not_solved_leaves_the_choice_among_the_others(
+    run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lmntk.solvers.feature_ridge.MOST_STEPS", 3)
+    given = [str(run), "--width", "2", "--output_dir", str(tmp_path), "--solve", "--conjugate_gradients"]
+    assert command.main([*given, "--kernel_regularization", "1e-12,1000"]) == 0
+    assert "1e-12 could not be solved" in caplog.text
+    with (tmp_path / "feature_results_sst-2.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["kernel_regularization"] for row in csv.DictReader(file)] == ["1000"]
+    assert "kernel_regularization 1000, by conjugate gradients" in capsys.readouterr().out
 
 
 def test_a_disk_without_room_is_noticed_before_anything_is_computed(

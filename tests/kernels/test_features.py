@@ -18,6 +18,7 @@ from lmntk.kernels import (
     Projection,
     capture,
 )
+from lmntk.kernels.feature_check import FeatureCheck
 from lmntk.kernels.feature_columns import Buckets, kept_sides
 from lmntk.kernels.features import FeatureMap
 from lmntk.kernels.layers import LinearLayer
@@ -217,6 +218,28 @@ def test_a_batch_that_uses_layers_in_another_way_than_the_probes_has_their_gradi
     left, right = (Projection(2, 5).matrix("fc", side, size) for side, size in zip(Side, (7, 6), strict=True))
     expected = torch.einsum("ncoi,ok,ij->nckj", by_name["fc.weight"].unflatten(2, (7, 6)), left, right).flatten(2)
     assert torch.allclose(found[:, :, part.start : part.stop], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_check_weighs_a_sub_sample_as_the_whole_kernel_has_pairs():
+    problem, _ = reader_problem()
+    mapped = FeatureMap(problem, Projection(2, 3), BUDGET)
+    check = FeatureCheck(problem, 3, BUDGET, lambda mapped, examples, indices: iter([[*indices]]))
+    module = problem.model.module.requires_grad_(True)
+    ids = check.examples.batch([0, 1, 2])
+    gradients = oracle.gradients(module, [*module.parameters()], [ids[i : i + 1] for i in range(3)])
+    module.requires_grad_(False)
+    exact = torch.einsum("iap,jbp->iajb", gradients, gradients)
+    weights = torch.full((3, 3), 2.0).fill_diagonal_(1.0)  # of 5 · 4 pairs 3 · 2 are here, of 5 examples 3
+
+    def error_of(seed):
+        found = FeatureMap(problem, Projection(2, seed), BUDGET).features(check.examples, range(3))[0]
+        estimate = torch.einsum("iap,jbp->iajb", found, found)
+        squares = [(values**2).sum(dim=(1, 3)) for values in (estimate - exact, exact)]
+        return float(((squares[0] * weights).sum() / (squares[1] * weights).sum()).sqrt())
+
+    found, errors = check.error(mapped, draws=3), [error_of(seed) for seed in (3, 4, 5)]
+    assert found.own == pytest.approx(errors[0], rel=1e-9)
+    assert found.mean == pytest.approx(sum(errors) / 3, rel=1e-9) and found.own > 0.01
 
 
 def test_signs_and_functions_without_a_module_are_refused():

@@ -86,7 +86,7 @@ def _work(given: argparse.Namespace, of_run: Sequence[str]) -> None:
     dry_run = given.dry_run or arguments[2].dry_run
     own = {field.name: getattr(given, field.name) for field in dataclasses.fields(FeatureSettings)}
     with output_folder_for(folder, sweep=False, dry_run=dry_run):
-        job = FeatureJob(arguments, FeatureSettings(**own), folder)
+        job = FeatureJob(arguments, FeatureSettings(**own), folder, show_progress=sys.stderr.isatty())
         if train_kernel is not None:
             job.check_run(train_kernel)
         if given.solve:
@@ -100,7 +100,7 @@ def _work(given: argparse.Namespace, of_run: Sequence[str]) -> None:
         job.prepare()
         error = job.error()
         print(error)
-        features = {split: job.write(split, sys.stderr.isatty()) for split in job.experiment.datasets}
+        features = {split: job.write(split) for split in job.experiment.datasets}
         if given.solve:
             iterative = True if given.conjugate_gradients else None
             found = solve_features(features, job.experiment.datasets, arguments[2], candidates, iterative, memory)
@@ -145,6 +145,9 @@ def _candidates(given: argparse.Namespace, arguments: "Arguments") -> Sequence[f
         raise SettingError(
             "`kernel_regularization` stands on both sides of --: give it once", setting="kernel_regularization"
         )
+    if given.folder is None and arguments[2].adjust_for_init and not given.solve:
+        sentence = "`adjust_for_init` is for `solve`: add it before --, or leave this out"
+        raise SettingError(sentence, setting="adjust_for_init")
     if is_given and not given.solve:
         sentence = "`kernel_regularization` is for `solve`: add it before --, or leave this out"
         raise SettingError(sentence, setting="kernel_regularization")

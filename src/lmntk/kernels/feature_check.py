@@ -18,6 +18,8 @@ from lmntk.kernels.projection_check import NUM_DRAWS, EntryError, entry_error, e
 COLUMNS_AT_A_TIME = 2**16
 """Columns of features that are multiplied in float64 at a time."""
 
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
 Batches = Callable[[FeatureMap, Examples, Iterable[int]], Iterator[list[int]]]
 """Cuts examples into batches for a map."""
 
@@ -83,16 +85,19 @@ class FeatureCheck:
         n, c = self._exact.shape[:2]
         return n * c * mapped.dimension * self._exact.element_size()
 
-    def error(self, mapped: FeatureMap, draws: int = NUM_DRAWS) -> EntryError:
+    def error(self, mapped: FeatureMap, draws: int = NUM_DRAWS, progress: Progress = iter) -> EntryError:
         """Return the relative errors of the entries of a map's kernel of all train examples with themselves.
 
         Args:
             mapped: The map, whose own seed is the first draw; the next ones follow it.
             draws: How many seeds are drawn.
+            progress: Wraps their numbers, for a progress bar.
         """
         width, seed = mapped.projection.width, mapped.projection.seed
-        kernels = [self._kernel(mapped)]
-        kernels += [self._kernel(mapped.redrawn(Projection(width, seed + number))) for number in range(1, draws)]
+        kernels = [
+            self._kernel(mapped.redrawn(Projection(width, seed + number)) if number else mapped)
+            for number in progress(range(draws))
+        ]
         return entry_error(self._exact, torch.stack(kernels), whole_train_size=self._whole_size)
 
     def _kernel(self, mapped: FeatureMap) -> Tensor:

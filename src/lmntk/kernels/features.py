@@ -216,4 +216,7 @@ class FeatureMap:
         """Refuse gradients of a parameter of which the function of the model takes the rows of some tokens only."""
         partial = self._model.partial_rows
         if partial is not None and name in partial.names:
-            raise ValueError(f"{name} is used in a way that no layer type knows, and has a row for each token")
+            raise ValueError(
+                f"{name} is used in a way that no layer type knows, and has a row for each token: leave it out of the "
+                "parameters, or compute a kernel"
+            )

@@ -90,6 +90,7 @@ class FeatureJob:
         arguments: Those of a kernel run.
         settings: What features are asked for.
         folder: Where files go.
+        show_progress: Whether to show progress bars.
 
     Attributes:
         arguments: The same.
@@ -102,9 +103,11 @@ class FeatureJob:
         UsageError: The model or the data cannot be read.
     """
 
-    def __init__(self, arguments: Arguments, settings: FeatureSettings, folder: Path) -> None:
+    def __init__(
+        self, arguments: Arguments, settings: FeatureSettings, folder: Path, show_progress: bool = False
+    ) -> None:
         model_args, _, args = self.arguments = arguments
-        self._settings = settings
+        self._settings, self._quiet = settings, not show_progress
         self._check_size = args.projection_check if settings.check is None else settings.check
         check_settings(args)
         check_size(self._check_size)
@@ -144,7 +147,7 @@ class FeatureJob:
     def _map_within(self, tolerance: float) -> FeatureMap:
         """Return the map of the smallest width whose error is within a tolerance, for its own seed and in the mean."""
         reached = "no width fits"
-        for width in WIDTHS:
+        for width in tqdm(WIDTHS, "width of the features", unit="width", disable=self._quiet, leave=False):
             mapped = self.map.redrawn(Projection(width, self.map.projection.seed))
             if self._check.held_bytes(mapped) > self._budget.share(BATCH_SHARE).bytes:
                 break
@@ -255,7 +258,7 @@ class FeatureJob:
         seconds = seconds_of(lambda: self.map.features(train, few)) / sum(train.shapes[index] for index in few)
         return FeatureCost(self.map.dimension, prompts, bytes_, seconds * tokens, self.map.num_fallback_parameters)
 
-    def write(self, split: str, show_progress: bool = False) -> StoredFeatures:
+    def write(self, split: str) -> StoredFeatures:
         """Write the features of a split, or go on where a killed command has stopped; return them.
 
         Raises:
@@ -269,7 +272,7 @@ class FeatureJob:
         with feature_writer(path, table) as writer:
             missing = writer.missing()
             done, total = len(examples) - len(missing), len(examples)
-            bar = tqdm(total=total, initial=done, unit="prompt", desc=f"features of {split}", disable=not show_progress)
+            bar = tqdm(total=total, initial=done, unit="prompt", desc=f"features of {split}", disable=self._quiet)
             with bar:
                 for batch in self._batches(self.map, examples, missing):
                     writer.write(batch, *self._features(examples, batch, split))
@@ -299,7 +302,8 @@ class FeatureJob:
         found = FeatureError.read(path, described, min(self._check_size, len(self._examples("train"))))
         if found is None:
             try:
-                found = FeatureError(len(self._check.examples), NUM_DRAWS, self._check.error(self.map))
+                bar = functools.partial(tqdm, desc="error of the features", unit="seed", disable=self._quiet)
+                found = FeatureError(len(self._check.examples), NUM_DRAWS, self._check.error(self.map, progress=bar))
             except ValueError as error:
                 raise _as_model_error(error) from error
             found.write(path, described)
@@ -361,4 +365,4 @@ class FeatureJob:
 
 
 def _as_model_error(error: ValueError) -> ModelError:
-    return ModelError(f"no features can be made: {error}; leave those parameters out, or compute a kernel")
+    return ModelError(f"no features can be made: {error}")
