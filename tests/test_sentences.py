@@ -96,6 +96,10 @@ OF_RUN = [
 ]
 """Flags of run.py, and the sentence after ``error: ``."""
 
+FEATURES_OF = [
+    *("--", "--trainer", "kernel", "--task_name", "SST-2", "--few_shot_type", "prompt", "--do_train", "--use_cpu"),
+    *("--model_name_or_path", "model", "--data_dir", "data", "--output_dir", "features"),
+]
 OF_COMMANDS = [
     (["kernle"],
      f"unknown command 'kernle': did you mean 'kernel'? Available: {', '.join(NAMES)}"),
@@ -131,6 +135,18 @@ OF_COMMANDS = [
      "data holds neither kernels nor results of a run (such as test_kernels_sst-2.pt, test_results_sst-2.txt): give the folder that --output_dir named"),
     (["compare", "data", "model"],
      "data holds neither kernels nor results of a run (such as test_kernels_sst-2.pt, test_results_sst-2.txt): give the folder that --output_dir named"),
+    (["features", *FEATURES_OF, "--load_kernels", "data"],
+     "--load_kernels data has no effect on features: it opens no model, which they need: leave it out"),
+    (["features", *FEATURES_OF, "--kernel_solver", "svr"],
+     "--kernel_solver svr has no effect on features: they are solved by least squares: leave it out, or predict with a kernel"),
+    (["features", *FEATURES_OF, "--overwrite_kernels"],
+     "--overwrite_kernels has no effect on features: --overwrite replaces them"),
+    (["features", "--check", "1", *FEATURES_OF],
+     "--check 1 is too few: the error of features is always measured, on 2 train examples or more"),
+    (["features", "--solve", *FEATURES_OF],
+     "--kernel_regularization is chosen on dev, which these features lack: give one number, or a run with --do_eval"),
+    (["features", *FEATURES_OF, "--kernel_engine", "projected", "--kernel_memory_gb", "1e-6"],
+     "--kernel_memory_gb: the longest prompt, with its features, takes 0.00 GB beside the model, but only 0.00 GB are allowed; give at least 0.01, or a smaller --width"),
 ]
 """Command lines of `lmntk`, run in an empty folder, and the sentence after ``error: ``."""
 # fmt: on

@@ -145,7 +145,7 @@ def test_a_tolerance_chooses_the_smallest_width_whose_error_it_allows(
         (["--overwrite_kernels"], "--overwrite_kernels has no effect on features: --overwrite replaces them"),
         (["--kernel_engine", "jvp"], "--kernel_engine jvp has no effect on features"),
         (["--per_device_train_batch_size", "2"], "--per_device_train_batch_size 2 has no effect on features"),
-        (["--kernel_memory_gb", "0.00001"], "--kernel_memory_gb: the features of a prompt takes"),
+        (["--kernel_memory_gb", "0.00001"], "--kernel_memory_gb: the longest prompt, with its features, takes"),
         (["--kernel_regularization", "0.5"], "--kernel_regularization is for --solve"),
         (["--adjust_for_init"], "--adjust_for_init is for --solve"),
     ],

@@ -346,7 +346,7 @@ class FeatureJob:
         longest = max(max(self._examples(split).shapes) for split in self.experiment.datasets)
         needed = int(max(longest * per_token, per_example) / BATCH_SHARE)
         if needed > self._budget.bytes:
-            raise too_little_memory("the features of a prompt", needed, self._budget.bytes)
+            raise too_little_memory("the longest prompt, with its features,", needed, self._budget.bytes)
 
     def _batches(self, mapped: FeatureMap, examples: Examples, indices: Iterable[int]) -> Iterator[list[int]]:
         """Yield batches of nearly equal length; one whose features would take much memory is cut."""
