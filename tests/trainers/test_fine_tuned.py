@@ -56,10 +56,17 @@ def test_the_kernel_and_its_predictions_are_those_of_a_run_without_it(
     place: Workplace, trained: dict[str, Path]
 ) -> None:
     without = place.run(output="without")
-    folder = place.folder / "kernel prompt"
+    folder = place.run(*WAYS["prompt"], "--fine_tuned_model", str(trained["prompt"]), output="with")
     for path in without.glob("*"):
         if path.suffix in (".pt", ".csv", ".txt"):
             assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def test_estimates_are_refused_beside_a_training(place: Workplace, trained: dict[str, Path]) -> None:
+    flags = ("--kernel_engine", "projected", "--fine_tuned_model", str(trained["prompt"]))
+    outcome = place.call(place.argv(*flags, output="estimated"))
+    assert outcome.status == 2
+    assert "asks how far training moves the kernel, which an estimate's error would hide" in outcome.err
 
 
 def test_a_checkpoint_of_a_training_is_of_its_own_step(place: Workplace, trained: dict[str, Path]) -> None:
