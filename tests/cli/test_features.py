@@ -12,7 +12,7 @@ import torch
 
 from command_line import Workplace, read_kernel, refusal, snapshot
 from lmntk.commands import features as command
-from lmntk.storage.feature_files import StoredFeatures, partial_path
+from lmntk.storage.feature_files import FeatureWriter, StoredFeatures, partial_path
 from lmntk.trainers.features import FeatureJob
 
 WIDE = ("--width", "64")
@@ -77,6 +77,36 @@ def test_flags_of_run_py_give_the_same_features_without_a_kernel_and_a_stopped_c
         assert one.metadata == other.metadata and one.shape[2] == 50
         np.testing.assert_allclose(one.rows(0, 4), other.rows(0, 4), rtol=1e-5, atol=1e-6)
     assert not list((tmp_path / "new").glob("*_kernels_*")) and not list((tmp_path / "new").glob(".*"))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_a_file_that_lacks_part_of_a_batch_gets_the_bytes_of_an_undisturbed_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: int
+) -> None:
+    """In float32, whose last bits depend on the batch; the write of the test features is cut after some prompts."""
+    given = [str(run), "--width", "3", "--check", "2", "--output_dir"]
+    assert command.main([*given, str(tmp_path / "whole")]) == 0
+    write = FeatureWriter.write
+
+    def cut(self: FeatureWriter, rows: list[int], features: np.ndarray, logits: np.ndarray) -> None:
+        write(self, rows[:kept], features[:kept], logits[:kept])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FeatureWriter, "write", cut)
+    assert command.main([*given, str(tmp_path / "cut")]) == 130
+    monkeypatch.undo()
+    assert command.main([*given, str(tmp_path / "cut")]) == 0
+    for split in ("train", "dev", "test"):
+        name = f"features_{split}_sst-2.safetensors"
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_features_alone_are_not_a_run(place: Workplace, capsys: Any, tmp_path: Path) -> None:
+    of_run = place.argv("--output_dir", str(tmp_path))
+    assert command.main(["--width", "3", "--check", "2", "--", *of_run]) == 0
+    capsys.readouterr()
+    assert command.main([str(tmp_path), "--width", "3"]) == 2
+    assert capsys.readouterr().err.endswith("holds features without a kernel: repeat the flags of run.py after --\n")
 
 
 def test_a_model_that_changed_and_kernels_with_signs_are_refused(run: Path, capsys: Any, tmp_path: Path) -> None:

@@ -171,6 +171,8 @@ def _arguments(given: argparse.Namespace, of_run: Sequence[str]) -> "tuple[Argum
     from lmntk.analysis.least_squares import find_kernel_run
     from lmntk.trainers.feature_settings import arguments_of_run
 
+    if given.folder.is_dir() and any(given.folder.glob("features_*")) and not any(given.folder.glob("*_kernels_*")):
+        raise SettingError(f"{given.folder} holds features without a kernel: repeat the flags of run.py after --")
     run = find_kernel_run(given.folder)
     train_kernel = run.kernel_paths.kernel("train")
     folder = given.folder if given.output_dir is None else given.output_dir

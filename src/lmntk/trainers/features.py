@@ -270,13 +270,15 @@ class FeatureJob:
         if is_written(path, table):
             return StoredFeatures(path)
         with feature_writer(path, table) as writer:
-            missing = writer.missing()
+            missing = {*writer.missing()}
             done, total = len(examples) - len(missing), len(examples)
             bar = tqdm(total=total, initial=done, unit="prompt", desc=f"features of {split}", disable=self._quiet)
             with bar:
-                for batch in self._batches(self.map, examples, missing):
-                    writer.write(batch, *self._features(examples, batch, split))
-                    bar.update(len(batch))
+                # A batch that was cut short is computed as a whole again, on which its last bits depend.
+                for batch in self._batches(self.map, examples, range(total)):
+                    if not missing.isdisjoint(batch):
+                        writer.write(batch, *self._features(examples, batch, split))
+                        bar.update(len(missing.intersection(batch)))
         return StoredFeatures(path)
 
     @functools.cached_property
