@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # captum 0.9: TracInCPFastRandProj, influences from random projections of the last layer's gradients.
 #
-# Expected: with projection_dim p the gradient of C × D numbers becomes p of them, and the scores come closer to those of
-#           TracInCPFast as p grows.
+# Expected: with projection_dim p the gradient of C × D numbers becomes p of them, and the scores come closer to those
+#           of TracInCPFast as p grows.
 # Found:    both factors of the gradient are projected to min(√p, their size), so that the C logits go through a random
 #           C × C matrix, which saves nothing. With two classes their gradients all lie on one line, so that this matrix
 #           multiplies all scores by one random number (half a chi-squared of two degrees), from 0.03 to 7 in 20 seeds,
 #           up to the p at which nothing is projected.
-# Effect:   more dimensions do not help, and scores of two runs, seeds or checkpoints cannot be compared or added.
+# Effect:   more dimensions do not help, and scores of two seeds or widths cannot be compared or added.
 set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

@@ -5,7 +5,8 @@
 # Found:    all attributors of a class hold one dictionary, and each new one writes its settings into it. Those made
 #           before change too: five seeds give five equal results, all of the last one's seed and width.
 # Effect:   a comparison of seeds finds no spread at all, and the mean over seeds is one draw; one attributor without
-#           projection turns it off for all that follow. One attributor after the other, with all settings named, avoids it.
+#           projection turns it off for all that follow. Making and using one after the other, with all settings named,
+#           avoids it.
 set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # dattri 0.3: LoGraAttributor, influences from two-sided projections of the linear layers' gradients.
 #
-# Expected: as for the package's other attributors, test examples are differentiated with the task's target_func (here a
-#           logit; without one, the task's loss), and scores are the mean over the task's checkpoints.
+# Expected: as for the package's other attributors, test examples are differentiated with the task's target_func (here
+#           a logit; without one, the task's loss), and scores are the mean over the task's checkpoints.
 # Found:    test examples are always differentiated with cross_entropy(model(x), y), written into the method; target_func
 #           and, for them, loss_func are not read. Only the first checkpoint is loaded. FactGraSS shares the code.
-# Effect:   influences on a logit or a margin are influences on the loss, without a word: here with a correlation of -0.07
-#           to what was asked for; an ensemble of checkpoints is its first member.
+# Effect:   influences on a logit or a margin are influences on the loss, without a word: here correlated
+#           -0.07 to what was asked for; an ensemble of checkpoints is its first member.
 set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

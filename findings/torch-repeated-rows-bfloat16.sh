@@ -3,8 +3,8 @@
 #
 # Expected: all of these add in the same precision: the gradients of table[ids], index_select, Embedding, EmbeddingBag
 #           and gather, and index_add, index_put, scatter_add and index_reduce themselves.
-# Found:    1000 ones are 1000 for index_select, gather, index_add and scatter_add, and 256 for the others, which round to
-#           bfloat16 after each one. Their mean is 0.256 for index_reduce and 0.5 for scale_grad_by_freq.
+# Found:    1000 ones are 1000 for index_select, gather, index_add and scatter_add, and 256 for the others, which
+#           round to bfloat16 after each one. Their mean is 0.256 for index_reduce and 0.5 for scale_grad_by_freq.
 # Effect:   the gradients of frequent tokens (a word of the prompt's template stands in every text) are cut off, of rare
 #           ones they are right; table[ids] in place of table.index_select(0, ids) makes a gradient four times smaller.
 set -euo pipefail
