@@ -1,6 +1,7 @@
 """The process's memory: who may change how the C library keeps it, and the budget that engines get."""
 
 import ctypes
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,3 +45,17 @@ def test_a_default_budget_is_six_tenths_of_free_memory(monkeypatch: pytest.Monke
 def test_a_budget_survives_the_way_to_a_file_and_back() -> None:
     budget = MemoryBudget.from_gb(0.1)
     assert MemoryBudget.from_gb(budget.gb) == budget
+
+
+@pytest.mark.parametrize(
+    ("stat", "left"), [(None, 60), ("anon 30\ninactive_file 25\n", 85), ("total_inactive_file 7\n", 67), ("odd\n", 60)]
+)
+def test_files_that_a_control_group_counts_are_free_memory(tmp_path: Path, stat: str | None, left: int) -> None:
+    (tmp_path / "memory.max").write_text("100\n")
+    (tmp_path / "memory.current").write_text("40\n")
+    if stat is not None:
+        (tmp_path / "memory.stat").write_text(stat)
+    files = str(tmp_path / "memory.max"), str(tmp_path / "memory.current")
+    assert memory._cgroup_left(*files) == left
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._cgroup_left(*files) is None

@@ -127,6 +127,12 @@ def test_a_kernel_has_the_bytes_of_one_that_is_assembled_in_memory(
     described = json.loads(paths.description("test").read_text(encoding="utf-8"))
     assert described["kernel_sha256"] == file_hash(paths.kernel("test"))
     assert not list(tmp_path.glob(".*.tmp"))
+    assert paths.diagonal("test").exists() == (split == "test")
+    if split == "test":
+        diagonal = job.diagonal_alone()
+        torch.testing.assert_close(
+            torch.load(paths.diagonal("test"), weights_only=True), diagonal, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_a_band_is_small_where_rows_are_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked_cholesky, "TILE", 3)
     monkeypatch.setattr(blocked_least_squares, "PANEL_NUMBERS", 20)
     monkeypatch.setattr(tensor_files, "MAPPED_BYTES", 1)
+    monkeypatch.setattr(lstsq_method, "ALWAYS_DIRECT_BYTES", 0)
     monkeypatch.setattr(lstsq_method, "free_bytes", lambda device: 5 * 8 * 7**2)
 
 
@@ -74,8 +75,35 @@ def test_the_method_is_chosen_by_memory_and_said(place: Workplace, direct: Path)
     small = place.call(place.argv(*RIDGE, "--binary_classification", output="small"))
     assert small.status == 0 and "takes about" not in small.messages
     assert record_of(place.folder / "small")["lstsq_method"] == "auto"
-    dry = place.call(place.argv(*RIDGE, "--dry_run", output="dry"))
-    assert "--lstsq_method cholesky leaves the kernel in its file" in dry.messages
+    for flags in ((), ("--lstsq_method", "cholesky"), ("--load_kernels", str(direct))):
+        dry = place.call(place.argv(*RIDGE, *flags, "--dry_run", output="dry"))
+        assert "--lstsq_method cholesky leaves the kernel in its file, and takes 0.0 GB of disk" in dry.messages
+    dry = place.call(place.argv(*RIDGE, *CG, "--dry_run", output="dry"))
+    assert dry.messages.count("--lstsq_method cg leaves the kernel in its file\n") == 1
+
+
+def test_small_kernels_are_solved_directly_whatever_memory_is_free(
+    place: Workplace, direct: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lstsq_method, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(lstsq_method, "ALWAYS_DIRECT_BYTES", 5 * 8 * 8**2)
+    assert "rank0" in read_results(
+        place.run(*RIDGE, "--load_kernels", str(direct), output="8") / "test_results_sst-2.txt"
+    )
+    monkeypatch.setattr(lstsq_method, "ALWAYS_DIRECT_BYTES", 5 * 8 * 8**2 - 1)
+    found = place.run(*RIDGE, "--load_kernels", str(direct), output="less")
+    assert "rank0" not in read_results(found / "test_results_sst-2.txt")
+
+
+def test_what_the_chosen_method_cannot_do_is_said_before_kernels_are_computed(place: Workplace) -> None:
+    flags = ("--select_by", "loo", "--kernel_regularization", "0.01,0.1")
+    for dry in ((), ("--dry_run",)):
+        outcome = place.call(place.argv(*flags, *dry, output="early"))
+        assert outcome.status == 2 and "--select_by loo needs the eigenvectors" in outcome.err
+        assert not (place.folder / "early").exists()
+    warned = "--lstsq_method cholesky needs a positive definite kernel: with --kernel_regularization 0 an example"
+    assert warned in place.call(place.argv("--dry_run", output="early")).messages
+    assert warned not in place.call(place.argv(*RIDGE, "--dry_run", output="early")).messages
 
 
 def test_an_asymmetric_kernel_stays_with_the_direct_method(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

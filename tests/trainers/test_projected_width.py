@@ -120,13 +120,28 @@ def test_a_width_beside_a_tolerance_is_checked_where_the_kernel_is_in_a_file(
     place: Workplace, limits: dict[int, float]
 ) -> None:
     """The tolerance that the width 8 reaches just so, and a smaller one."""
-    for flags, output in ((("--load_kernels", "width 8"), "from a file"), ((), "width 8"), (("--dry_run",), "width 8")):
+    other = "take a larger width with --overwrite_kernels or another --output_dir"
+    for flags, output, way in (
+        (("--load_kernels", "width 8"), "from a file", "load kernels of a larger width"),
+        ((), "width 8", other),
+        (("--dry_run",), "width 8", other),
+    ):
         argv = place.argv(*PROJECTED, "--projection_width", "8", *flags, output=output)
         assert place.call([*argv, "--projection_tolerance", str(limits[8])]).status == 0
         outcome = place.call([*argv, "--projection_tolerance", str(0.99 * limits[8])])
         assert outcome.status == 2
         assert "train_kernels_sst-2.pt is 0.0" in outcome.err
-        assert f"{limits[8]:.2g}; allow more, or take a larger width" in outcome.err
+        assert f"{limits[8]:.2g}; allow more, or {way}" in outcome.err
+
+
+def test_a_width_that_was_given_beside_a_tolerance_is_not_one_that_the_tolerance_chose(
+    place: Workplace, limits: dict[int, float]
+) -> None:
+    tolerance = ("--projection_tolerance", str(limits[8]))
+    folder = place.run(*PROJECTED, "--projection_width", "12", *tolerance, output="both")
+    assert "projection_tolerance" not in described(folder)
+    outcome = place.call(place.argv(*PROJECTED, *tolerance, output="both"))
+    assert outcome.status == 2 and "projection.width: stored 12, now 8" in outcome.err
 
 
 def test_an_error_that_was_measured_on_other_examples_is_told(place: Workplace, limits: dict[int, float]) -> None:

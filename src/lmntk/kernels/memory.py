@@ -133,4 +133,15 @@ def _cgroup_left(limit_file: str, usage_file: str) -> int | None:
         limit, usage = Path(limit_file).read_text().strip(), Path(usage_file).read_text().strip()
     except OSError:
         return None
-    return int(limit) - int(usage) if limit.isdigit() else None
+    return (
+        int(limit) - int(usage) + _reclaimable(Path(usage_file).with_name("memory.stat")) if limit.isdigit() else None
+    )
+
+
+def _reclaimable(stat_file: Path) -> int:
+    """Return the bytes of files that a control group's usage counts, and that the system takes back first."""
+    try:
+        counts = dict(line.split() for line in stat_file.read_text().splitlines())
+        return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return 0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.trainer_utils import TrainOutput
 
 from lmntk import distributed
 from lmntk.config.arguments import ModelArguments, TrainingArguments
@@ -24,7 +25,7 @@ from lmntk.trainers.fine_tuned import FineTuned, check_output_folder, clear_own_
 from lmntk.trainers.kernel_job import KernelJob, job_settings
 from lmntk.trainers.kernel_planning import KernelPlanner, PlanSummary
 from lmntk.trainers.loaded_kernels import LoadedKernelTrainer, SplitKernel
-from lmntk.trainers.lstsq_method import blocked_solver
+from lmntk.trainers.lstsq_method import blocked_solver, check_method
 from lmntk.trainers.projected_width import described_error
 from lmntk.trainers.snapshots import SnapshotWriter
 
@@ -75,6 +76,19 @@ class KernelTrainer(LoadedKernelTrainer):
         if split == "train" and kernel is not None and self._fine_tuned is not None:
             self._train_kernel = kernel.values
         return kernel
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Compute the kernels that the solver is fitted to, and fit it."""
+        distributed.on_rank_zero(self._check_method)
+        return super().train(*args, **kwargs)
+
+    @property
+    def _num_rows(self) -> int:
+        """N · C, the rows of the train kernel."""
+        return len(self._experiment.datasets["train"]) * self._num_logits
+
+    def _check_method(self) -> None:
+        check_method(self.args, self._num_rows)
 
     def untrained_logits(self, split: str, renews: bool = False) -> tuple[Tensor, Tensor]:
         """Return the logits of the untrained model on a split, ``[X, C]``, and the split's targets, ``[X]``.
@@ -131,7 +145,8 @@ class KernelTrainer(LoadedKernelTrainer):
             started: When the program started, by `time.perf_counter`.
         """
         self._planner.dry_run(self._find_kernel, self._describe_kernel, self.logits, started, self._last_step())
-        blocked_solver(self.args, len(self._experiment.datasets["train"]) * self._num_logits)  # says if one is taken
+        self._check_method()
+        blocked_solver(self.args, self._num_rows)  # says if one is taken
 
     def _describe_kernel(self, split: str, path: Path) -> None:
         self._describe_file(split, path)
@@ -220,7 +235,7 @@ class KernelTrainer(LoadedKernelTrainer):
                 "tiles_of_a_stopped_run": num_reused,
                 "peak_memory_gb": round(peak_bytes(self.args.device) / 2**30, 3),
                 **provenance(self._experiment, self._model_args, split),
-                **({} if error is None else described_error(error.description, self.args)),
+                **({} if error is None else described_error(error.description, self.args, self._width_is_given)),
             }
             if split == "train":
                 clear_own_snapshots(self._cache.paths)  # they are of another kernel

@@ -89,6 +89,7 @@ class KernelPlanner:
         self._model_args = model_args
         self._args = args
         self._cache = cache
+        self._chooses_width = args.projection_tolerance is not None and args.projection_width is None
         experiment.model.requires_grad_(False)
         selected = select_parameters(experiment.model, parameter_filter(model_args, args))
         tokens = {token for feature in experiment.datasets["train"].features for token in feature.input_ids}
@@ -205,8 +206,8 @@ class KernelPlanner:
         wanted = self._cache.slices
         parts = {} if wanted.layers_alone or not wanted.keys else {"kernel_parts": ",".join(wanted.keys)}
         settings |= parts | ({} if wanted.lora is None else {"kernel_lora_rank": dict(wanted.lora)})
-        tolerance, check = self._args.projection_tolerance, self._args.projection_check
-        settings |= {} if tolerance is None else {TOLERANCE_KEY: tolerance, CHECK_KEY: check}
+        if self._chooses_width:
+            settings |= {TOLERANCE_KEY: self._args.projection_tolerance, CHECK_KEY: self._args.projection_check}
         return {**{f"--{name}": value for name, value in settings.items()}, "device": self._args.device.type}
 
     def problem(self, split: str) -> KernelProblem:

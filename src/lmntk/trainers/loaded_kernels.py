@@ -34,7 +34,7 @@ from lmntk.trainers.base import FewShotTrainer, score
 from lmntk.trainers.kernel_planning import log_total
 from lmntk.trainers.layer_scores import LayerSolver, fit_layers, score_layers, write_layer_scores
 from lmntk.trainers.left_out import leave_one_out_metrics
-from lmntk.trainers.lstsq_method import lacks_eigenvectors, method_of, solver_grid
+from lmntk.trainers.lstsq_method import blocked_solver, lacks_eigenvectors, method_of, solver_grid
 from lmntk.trainers.projected_width import ERROR_KEY, awaits_width, check_stored_error, stored_error, stored_width
 from lmntk.trainers.variance import check_one_prompt_each, gaussian_process, score_variance
 
@@ -179,7 +179,9 @@ class LoadedKernelTrainer(FewShotTrainer):
         for split in self._inputs.datasets:
             path = self._find_kernel(split)
             assert path is not None
-            self._describe_file(split, path)
+            rows = self._describe_file(split, path)
+            if split == "train":
+                blocked_solver(self.args, rows)  # says if one is taken
         log_total([], time.perf_counter() - started, memory, self.args)
 
     def _spec(self, split: str) -> dict[str, Any]:
@@ -236,9 +238,11 @@ class LoadedKernelTrainer(FewShotTrainer):
             )
         return found
 
-    def _describe_file(self, split: str, path: Path) -> None:
+    def _describe_file(self, split: str, path: Path) -> int:
+        """Log a kernel that is in a file; return N · C, its rows."""
         values, _ = self._cache.load(path, FORMULAS[self.args.kernel_formula].is_asymmetric, self._num_logits)
         logger.info("would take the train × %s kernel (%s) from %s", split, " × ".join(map(str, values.shape)), path)
+        return values[..., 0, 0].numel()
 
     def _check_labels(self, split: str, path: Path, labels: Tensor) -> None:
         """Check that a kernel has the labels of the examples that were read, if any were."""

@@ -59,9 +59,9 @@ def stored_width(cache: KernelCache, spec: Mapping[str, Any], args: TrainingArgu
     return None if differences else int(begun["projection"]["width"])
 
 
-def described_error(error: Mapping[str, Any], args: TrainingArguments) -> dict[str, Any]:
-    """Return what the description of an estimate says of its error, and of the tolerance if there is one."""
-    tolerance = args.projection_tolerance
+def described_error(error: Mapping[str, Any], args: TrainingArguments, given_width: bool) -> dict[str, Any]:
+    """Return what the description of an estimate says of its error, and of the tolerance if one chose its width."""
+    tolerance = None if given_width else args.projection_tolerance
     found = {CHECK_KEY: args.projection_check, ERROR_KEY: dict(error)}
     return found | ({} if tolerance is None else {TOLERANCE_KEY: tolerance})
 
@@ -91,8 +91,12 @@ def check_stored_error(path: Path, args: TrainingArguments, given_width: bool) -
     if upper > tolerance * (1 + ROUNDING):
         raise SettingError(
             f"`projection_width={args.projection_width}` is too small for `projection_tolerance={tolerance:g}`: the "
-            f"relative error of the entries of {path} is {upper:.2g}; allow more, or take a larger width with "
-            "`overwrite_kernels=True` or another `output_dir`",
+            f"relative error of the entries of {path} is {upper:.2g}; allow more, or "
+            + (
+                "take a larger width with `overwrite_kernels=True` or another `output_dir`"
+                if args.load_kernels is None
+                else "load kernels of a larger width"
+            ),
             setting="projection_width",
             value=args.projection_width,
         )
