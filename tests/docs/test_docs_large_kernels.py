@@ -10,7 +10,7 @@ from lmntk.config.kernel_arguments import KernelArguments
 from lmntk.kernels.assembly import BAND_BYTES
 from lmntk.solvers.blocked import DIRECT_COPIES, METHODS
 from lmntk.solvers.blocked_cholesky import TILE
-from lmntk.solvers.blocked_least_squares import MOST_STEPS, PANEL_NUMBERS
+from lmntk.solvers.blocked_least_squares import LARGEST_RESIDUAL, MOST_STEPS, PANEL_NUMBERS
 from lmntk.storage.tensor_files import MAPPED_BYTES
 
 PAGE = page_text("large-kernels")
@@ -45,6 +45,7 @@ def test_the_flags_and_numbers_are_the_programs() -> None:
         f"tiles of {TILE} × {TILE}",
         f"panels of {8 * PANEL_NUMBERS // 2**20} MB",
         f"After {MOST_STEPS} steps",
+        f"above {LARGEST_RESIDUAL:.0e} · ‖y‖".replace("e-0", "e-"),
         f"at most {BAND_BYTES // 2**20} MB",
         f"files of {MAPPED_BYTES // 2**20} MB or more",
     ):

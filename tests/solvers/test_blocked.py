@@ -79,6 +79,72 @@ def test_a_kernel_that_is_not_positive_definite_is_refused_with_the_way_out(tmp_
     assert caught.value.data == {"solver": "lstsq", "regularization": 0.01}
 
 
+def twice(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Train and other kernels of one logit, and labels, in an order by chance: two texts are there twice.
+
+    One of them has both labels, which no α fits without λ.
+    """
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((24, 200)) * np.linspace(0.02, 1, 200) ** 2
+    features[14], features[15] = features[0], features[1]
+    labels = np.where(np.arange(16) % 3 == 0, 1.0, -1.0)
+    labels[14], labels[15] = -labels[0], labels[1]
+    order = rng.permutation(16)
+    train, x = features[order], features[16:]
+    return (train @ train.T).reshape(16, 1, 16, 1), (train @ x.T).reshape(16, 1, 8, 1), labels[order]
+
+
+@pytest.mark.parametrize("regularization", [0.0, 1e-17, 1e-16, 1e-15, 1e-14])
+def test_a_factor_that_exists_by_rounding_alone_is_refused_with_the_way_out(
+    tmp_path: Path, regularization: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    sentences = []
+    for seed in range(40):
+        train, _, labels = twice(seed)
+        with pytest.raises(SolverError) as caught:
+            fit("lstsq", train, labels, settings(tmp_path, "cholesky", regularization))
+        sentences.append(str(caught.value))
+    found = [text for text in sentences if text.startswith("Cholesky left a residual of ")]
+    assert found, "in some of the orders rounding makes every pivot positive"
+    assert "where at most 1e-08 is allowed, because the train kernel is singular to rounding" in found[0]
+    assert "take a larger one, such as `kernel_regularization=1e-06`, or `lstsq_method=direct`" in found[0]
+    others = [text for text in sentences if text not in found]
+    assert all("is not positive definite with" in text for text in others)
+
+
+def test_the_regularization_that_is_advised_solves_a_text_with_both_labels(tmp_path: Path) -> None:
+    for seed in range(10):
+        train, x, labels = twice(seed)
+        found = fit("lstsq", train, labels, settings(tmp_path, "cholesky", 1e-6)).predict(x, np.ones(8))
+        direct = fit("lstsq", train, labels, SolverSettings(regularization=1e-6)).predict(x, np.ones(8))
+        assert found.metrics["lstsq_residual"] <= 1e-9
+        np.testing.assert_allclose(found.logits, direct.logits, rtol=0, atol=1e-8)
+
+
+def test_candidates_whose_factor_exists_by_rounding_alone_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, x, labels = twice(0)
+    grid = [settings(tmp_path, "cholesky", number) for number in (1e-14, 1e-4)]
+    with caplog.at_level(logging.WARNING):
+        found = select_on_dev("lstsq", grid, Examples(train, labels), Examples(x, np.ones(8)), lambda logits: 0.0)
+    assert [message for message in caplog.messages if "Cholesky left a residual of" in message]
+    assert np.isnan(found.candidates[0].score) and found.chosen.settings.regularization == 1e-4
+
+
+def test_refinement_mends_a_solution_of_a_factor_that_is_inexact() -> None:
+    rng = np.random.default_rng(0)
+    train, right_sides = kernels()[0].reshape(90, 90), rng.standard_normal((90, 2))
+    exact = train + 0.1 * np.eye(90)
+    inexact = exact + 1e-5 * np.diag(rng.standard_normal(90))
+    found, residuals = blocked_least_squares._refined(
+        PanelMatrix(train), 0.1, right_sides, lambda b: np.linalg.solve(inexact, b)
+    )
+    np.testing.assert_allclose(found, np.linalg.solve(exact, right_sides), rtol=0, atol=1e-11)
+    assert (residuals <= 1e-12).all()
+
+
 @pytest.mark.parametrize("method", BLOCKED)
 def test_a_kernel_that_is_not_symmetric_is_refused(tmp_path: Path, method: str) -> None:
     train, _ = kernels(logits=1)

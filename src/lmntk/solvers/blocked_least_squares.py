@@ -2,14 +2,14 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, eigsh
 from tqdm import tqdm
 
 from lmntk.errors import SolverError
-from lmntk.solvers.blocked import CG, Blocked
+from lmntk.solvers.blocked import CG, CHOLESKY, Blocked
 from lmntk.solvers.blocked_cholesky import BlockedCholesky, NotPositiveDefiniteError
 from lmntk.solvers.conjugate_gradients import conjugate_gradients
 from lmntk.solvers.problem import Array, FitInputs, Predict
@@ -21,6 +21,15 @@ PANEL_NUMBERS = 2**23
 """Numbers of the kernel that are read at once, 64 MB."""
 
 MOST_STEPS = 5000
+REFINEMENTS = 2
+"""Steps of iterative refinement after Cholesky; each takes a pass, and a solution with the factor."""
+
+REFINED = 1e-12
+"""Residuals that are no larger, relative to the right side, are not refined."""
+
+LARGEST_RESIDUAL = 1e-8
+"""The solution of Cholesky is refused above: the factor is that of a matrix which is singular to rounding."""
+
 SMALL = 50
 """Up to so many rows the norm is computed in memory."""
 
@@ -104,19 +113,16 @@ def blocked_lstsq(trains: Sequence[FitInputs]) -> list[Predict]:
     penalties = regularizations * matrix.norm() if regularizations.any() else regularizations
     right_sides = np.stack([train.flat_targets() for train in trains], axis=1)
     solve = _by_conjugate_gradients if blocked.method == CG else _by_cholesky
-    alphas, failures, metrics = solve(matrix, penalties, right_sides, blocked)
+    alphas, residuals, failures, metrics = solve(matrix, penalties, right_sides, blocked)
     for index, failure in failures.items():
         sentence = _refusal(failure, trains[index].settings.regularization, blocked)
         if len(trains) == 1:
             raise SolverError(sentence, solver="lstsq", regularization=trains[index].settings.regularization)
         logger.warning("%s", sentence)
         alphas[:, index] = np.nan
-    residuals = right_sides - matrix.product(alphas) - penalties * alphas
     found: list[Predict] = []
     for index, train in enumerate(trains):
-        scale = np.linalg.norm(right_sides[:, index]) or 1.0
-        residual = float(np.linalg.norm(residuals[:, index]) / scale)
-        reached = metrics | {"lstsq_residual": residual}
+        reached = metrics | {"lstsq_residual": float(residuals[index])}
         if index not in failures:
             about = ", ".join(f"{name} = {value:.3g}" for name, value in reached.items())
             logger.info("`lstsq_method=%s`, λ = %g: %s", blocked.method, train.settings.regularization, about)
@@ -128,8 +134,10 @@ def _predicting(alpha: Array, metrics: dict[str, float]) -> Predict:
     return lambda x: x.regression(x.flat().T @ alpha, dict(metrics))
 
 
-Solution = tuple[Array, dict[int, str], dict[str, float]]
-"""The α of each setting, ``[n, s]``; by setting what is wrong with those that could not be solved; and metrics."""
+Solution = tuple[Array, Array, dict[int, str], dict[str, float]]
+"""The α of each setting, ``[n, s]``, and its ‖y − Aα‖ / ‖y‖, ``[s]``; by setting why it has none; and metrics."""
+
+INDEFINITE = "indefinite"
 
 
 def _by_conjugate_gradients(matrix: PanelMatrix, penalties: Array, right_sides: Array, blocked: Blocked) -> Solution:
@@ -143,17 +151,17 @@ def _by_conjugate_gradients(matrix: PanelMatrix, penalties: Array, right_sides: 
     failures = {}
     for index, residual in enumerate(found.residuals):
         if found.indefinite[index]:
-            failures[index] = "indefinite"
+            failures[index] = INDEFINITE
         elif not residual <= blocked.tolerance:
             failures[index] = f"conjugate gradients reached a residual of {residual:.1e} in {found.steps} steps"
-    return found.values, failures, {"cg_steps": found.steps}
+    return found.values, found.residuals, failures, {"cg_steps": found.steps}
 
 
 def _by_cholesky(matrix: PanelMatrix, penalties: Array, right_sides: Array, blocked: Blocked) -> Solution:
     members = defaultdict(list)
     for index, penalty in enumerate(penalties):
         members[float(penalty)].append(index)
-    alphas = np.zeros(right_sides.shape)
+    alphas, residuals = np.zeros(right_sides.shape), np.full(right_sides.shape[1], np.nan)
     failures: dict[int, str] = {}
     total = len(members) * BlockedCholesky.products(len(matrix))
     with tqdm(total=total, desc="Cholesky", unit="product", disable=not blocked.progress, leave=False) as bar:
@@ -164,18 +172,65 @@ def _by_cholesky(matrix: PanelMatrix, penalties: Array, right_sides: Array, bloc
 
             try:
                 with BlockedCholesky(tile, len(matrix), blocked.folder, bar.update) as factor:
-                    alphas[:, indices] = factor.solve(right_sides[:, indices])
+                    found = _refined(matrix, penalty, right_sides[:, indices], factor.solve)
+                    alphas[:, indices], residuals[indices] = found
             except NotPositiveDefiniteError:
-                failures |= dict.fromkeys(indices, "indefinite")
-    return alphas, failures, {}
+                failures |= dict.fromkeys(indices, INDEFINITE)
+    for unsolved in np.flatnonzero(~(residuals <= LARGEST_RESIDUAL)):
+        failures.setdefault(int(unsolved), f"left a residual of {residuals[unsolved]:.1e}")
+    return alphas, residuals, failures, {}
+
+
+def _refined(
+    matrix: PanelMatrix, penalty: float, right_sides: Array, solve: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """Return the solutions α of A α = y, ``[n, s]``, and ‖y − Aα‖ / ‖y‖ of each, ``[s]``.
+
+    A factor of a matrix that is singular to rounding exists if rounding makes its pivots positive, and its solution can
+    be far off. Iterative refinement (Golub and Van Loan, section 3.5.3) adds A⁻¹ of the residual where that helps.
+
+    Args:
+        matrix: K.
+        penalty: μ of A = K + μI.
+        right_sides: The y.
+        solve: Solves A x = b for several b by the factor.
+    """
+    norms = np.linalg.norm(right_sides, axis=0)
+    scale = np.where(norms > 0, norms, 1.0)
+
+    def left_by(alphas: Array) -> tuple[Array, Array]:
+        left = right_sides - matrix.product(alphas) - penalty * alphas
+        return left, np.linalg.norm(left, axis=0) / scale
+
+    alphas = solve(right_sides)
+    left, residuals = left_by(alphas)
+    for _ in range(REFINEMENTS):
+        if (residuals <= REFINED).all():
+            break
+        corrected = alphas + solve(left)
+        corrected_left, reached = left_by(corrected)
+        better = reached < residuals / 2
+        if not better.any():
+            break
+        alphas[:, better], left[:, better] = corrected[:, better], corrected_left[:, better]
+        residuals[better] = reached[better]
+    return alphas, residuals
 
 
 def _refusal(failure: str, regularization: float, blocked: Blocked) -> str:
-    if failure == "indefinite":
+    way_out = (
+        f"take a larger one, such as `kernel_regularization={max(1e-6, 10 * regularization):g}`, or "
+        "`lstsq_method=direct`"
+    )
+    if failure == INDEFINITE:
         return (
             f"the train kernel is not positive definite with `kernel_regularization={regularization:g}`, which "
-            f"`lstsq_method={blocked.method}` needs: take a larger one, such as "
-            f"`kernel_regularization={max(1e-6, 10 * regularization):g}`, or `lstsq_method=direct`"
+            f"`lstsq_method={blocked.method}` needs: {way_out}"
+        )
+    if blocked.method == CHOLESKY:
+        return (
+            f"Cholesky {failure}, where at most {LARGEST_RESIDUAL:g} is allowed, because the train kernel is singular "
+            f"to rounding with `kernel_regularization={regularization:g}`: {way_out}"
         )
     return (
         f"{failure}, short of `cg_tolerance={blocked.tolerance:g}` with `kernel_regularization={regularization:g}`: "
