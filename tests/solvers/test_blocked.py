@@ -146,6 +146,31 @@ def test_refinement_mends_a_solution_of_a_factor_that_is_inexact() -> None:
 
 
 @pytest.mark.parametrize("method", BLOCKED)
+@pytest.mark.parametrize("regularization", [0.0, 0.01])
+def test_a_kernel_of_zeros_has_the_solution_0_of_the_direct_method(
+    tmp_path: Path, method: str, regularization: float
+) -> None:
+    zeros, x = np.zeros((30, 3, 30, 3)), np.zeros((30, 3, 8, 3))
+    found = fit("lstsq", zeros, LABELS, settings(tmp_path, method, regularization)).predict(x, LABELS[:8])
+    direct = fit("lstsq", zeros, LABELS, SolverSettings(regularization=regularization)).predict(x, LABELS[:8])
+    assert not found.logits.any() and not direct.logits.any() and found.loss == direct.loss
+    assert found.metrics == {"lstsq_residual": 1.0} | ({"cg_steps": 0} if method == "cg" else {})
+
+
+@pytest.mark.parametrize("method", BLOCKED)
+def test_logits_whose_kernels_are_almost_equal_are_solved_as_by_the_direct_method(tmp_path: Path, method: str) -> None:
+    """K = G ⊗ I and noise, whose largest eigenvalues are as many as logits and closer than 1e-8."""
+    rng = np.random.default_rng(0)
+    whole = np.kron(kernels(1)[0].reshape(30, 30), np.eye(6))
+    noise = rng.standard_normal((180, 180))
+    train = (whole + 1e-8 * np.abs(whole).max() * (noise + noise.T) / 27).reshape(30, 6, 30, 6)
+    labels, of_x = np.arange(30) % 6, np.arange(5)
+    found = fit("lstsq", train, labels, settings(tmp_path, method)).predict(train[:, :, :5], of_x)
+    direct = fit("lstsq", train, labels, SolverSettings(regularization=0.01)).predict(train[:, :, :5], of_x)
+    np.testing.assert_allclose(found.logits, direct.logits, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", BLOCKED)
 def test_a_kernel_that_is_not_symmetric_is_refused(tmp_path: Path, method: str) -> None:
     train, _ = kernels(logits=1)
     train[3, 0, 20, 0] += 1e-6

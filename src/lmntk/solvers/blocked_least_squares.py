@@ -1,11 +1,11 @@
 """`lstsq` with a kernel that stays in its file: Cholesky in a scratch file, or conjugate gradients."""
 
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, eigsh
 from tqdm import tqdm
 
 from lmntk.errors import SolverError
@@ -14,6 +14,7 @@ from lmntk.solvers.blocked_cholesky import BlockedCholesky, NotPositiveDefiniteE
 from lmntk.solvers.conjugate_gradients import conjugate_gradients
 from lmntk.solvers.problem import Array, FitInputs, Predict
 from lmntk.solvers.ridge import SYMMETRIC
+from lmntk.solvers.spectral_norm import spectral_norm
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +49,18 @@ class PanelMatrix:
         """N · C, the number of rows."""
         return len(self._kernel)
 
+    @functools.cached_property
+    def largest(self) -> float:
+        """The largest size of a value of K."""
+        return max(float(self._kernel.max()), -float(self._kernel.min()))
+
     def is_symmetric(self) -> bool:
         """Return whether K is symmetric to rounding, by the rule of `lmntk.solvers.ridge.RidgeSystem`."""
         kernel = self._kernel
-        largest = max(float(kernel.max()), -float(kernel.min()))
         step = max(1, int(PANEL_NUMBERS**0.5))
         parts = [slice(start, start + step) for start in range(0, len(kernel), step)]
         return all(
-            np.abs(kernel[one, other] - kernel[other, one].T).max() <= SYMMETRIC * largest
+            np.abs(kernel[one, other] - kernel[other, one].T).max() <= SYMMETRIC * self.largest
             for number, one in enumerate(parts)
             for other in parts[: number + 1]
         )
@@ -67,14 +72,21 @@ class PanelMatrix:
             found[rows] = self._kernel[rows] @ vectors
         return found
 
-    def norm(self) -> float:
-        """Return ‖K‖₂, by Lanczos iterations to rounding; each takes a pass."""
-        size = len(self._kernel)
-        if size <= SMALL:
+    def norm(self, progress: bool = False) -> float:
+        """Return ‖K‖₂, to a relative error of about 1e-12, by `spectral_norm`, whose steps take a pass each.
+
+        Args:
+            progress: Whether to show a progress bar.
+        """
+        if len(self) <= SMALL:
             return float(np.linalg.norm(self._kernel, 2))
-        operator = LinearOperator((size, size), matvec=lambda v: self.product(v.reshape(-1, 1)), dtype=np.float64)
-        start = np.random.default_rng(0).standard_normal(size)
-        return float(abs(eigsh(operator, k=1, ncv=8, tol=1e-14, v0=start, return_eigenvectors=False)[0]))
+        with tqdm(desc="norm of the kernel", unit="pass", disable=not progress, leave=False) as bar:
+
+            def on_pass(error: float) -> None:
+                bar.set_postfix_str(f"error {error:.1e}", refresh=False)
+                bar.update()
+
+            return spectral_norm(self.product, len(self), on_pass)
 
     def shifted(self, penalty: float, rows: slice, columns: slice) -> Array:
         """Return a copy of a tile of K + μI."""
@@ -110,9 +122,9 @@ def blocked_lstsq(trains: Sequence[FitInputs]) -> list[Predict]:
             solver="lstsq",
         )
     regularizations = np.array([train.settings.regularization for train in trains])
-    penalties = regularizations * matrix.norm() if regularizations.any() else regularizations
+    penalties = regularizations * matrix.norm(blocked.progress) if regularizations.any() else regularizations
     right_sides = np.stack([train.flat_targets() for train in trains], axis=1)
-    solve = _by_conjugate_gradients if blocked.method == CG else _by_cholesky
+    solve = _of_zero if matrix.largest == 0 else _by_conjugate_gradients if blocked.method == CG else _by_cholesky
     alphas, residuals, failures, metrics = solve(matrix, penalties, right_sides, blocked)
     for index, failure in failures.items():
         sentence = _refusal(failure, trains[index].settings.regularization, blocked)
@@ -138,6 +150,12 @@ Solution = tuple[Array, Array, dict[int, str], dict[str, float]]
 """The α of each setting, ``[n, s]``, and its ‖y − Aα‖ / ‖y‖, ``[s]``; by setting why it has none; and metrics."""
 
 INDEFINITE = "indefinite"
+
+
+def _of_zero(matrix: PanelMatrix, penalties: Array, right_sides: Array, blocked: Blocked) -> Solution:
+    """Return the minimum-norm solution of K = 0, which is 0, as the direct method does."""
+    residuals = (np.abs(right_sides).max(axis=0) > 0).astype(np.float64)
+    return np.zeros(right_sides.shape), residuals, {}, {"cg_steps": 0} if blocked.method == CG else {}
 
 
 def _by_conjugate_gradients(matrix: PanelMatrix, penalties: Array, right_sides: Array, blocked: Blocked) -> Solution:
