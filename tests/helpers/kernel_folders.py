@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from lmntk.storage.diagonal_files import note_diagonal, save_diagonal
-from lmntk.storage.kernel_files import save_kernel
 from lmntk.storage.logits_files import save_logits
 from lmntk.storage.paths import RunPaths
+from saved_kernels import save_kernel
 
 SIZES = {"train": 8, "dev": 6, "test": 10}
 

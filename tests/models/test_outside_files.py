@@ -18,6 +18,7 @@ from lmntk.prompts.sentence_embeddings import embedding_file, read_embeddings
 from lmntk.storage import kernel_files, kernel_metadata, logits_files
 from lmntk.storage.paths import RunPaths
 from lmntk.storage.readers import read_json, read_npy
+from saved_kernels import save_kernel
 
 KERNEL = torch.arange(24, dtype=torch.float64).reshape(2, 2, 3, 2)
 LABELS = torch.tensor([0, 1, 1])
@@ -105,7 +106,7 @@ def test_a_well_formed_pickle_of_something_else_is_told(path: Path, content: byt
     ids=["broken", "thousand", "thirty", "half a letter"],
 )
 def test_json_that_cannot_be_worked_with_is_told(path: Path, text: str) -> None:
-    kernel_files.save_kernel(path, KERNEL, LABELS, {})
+    save_kernel(path, KERNEL, LABELS, {})
     path.with_suffix(".json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError):
         read_json(path.with_suffix(".json"))
@@ -119,7 +120,7 @@ def test_json_that_cannot_be_worked_with_is_told(path: Path, text: str) -> None:
      ("demonstrations", {"draws": 0}), ("formula", {}), ("labels", [None])],
 )  # fmt: skip
 def test_a_description_that_says_something_in_another_form_is_told(path: Path, key: str, value: Any) -> None:
-    kernel_files.save_kernel(path, KERNEL, LABELS, {})
+    save_kernel(path, KERNEL, LABELS, {})
     path.with_suffix(".json").write_text(json.dumps({key: value}), encoding="utf-8")
     with pytest.raises(UsageError, match=rf"dev_kernels_sst-2\.json has a value of the wrong type for {key}"):
         kernel_metadata.read_description(path)

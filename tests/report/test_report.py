@@ -28,8 +28,8 @@ from lmntk.errors import FileError, KernelMismatchError, SettingError, UsageErro
 from lmntk.report import plots, write_report
 from lmntk.report.figures import KINDS
 from lmntk.solvers.problem import SolverSettings
-from lmntk.storage.kernel_files import save_layer_kernels
 from lmntk.storage.paths import RunPaths
+from saved_kernels import save_layer_kernels
 
 DOCS = page_text("report")
 PICTURES = {"train-map", "other-map", "components", "spectrum", "confusion", "regularisation", "overview"}

@@ -247,8 +247,8 @@ def test_a_mean_over_some_of_the_seeds_is_marked_and_json_is_valid(place: Workpl
 def test_a_damaged_or_misdescribed_download_is_left_out_in_one_sentence(place: Workplace) -> None:
     import torch
 
-    from lmntk.storage.kernel_files import save_kernel
     from lmntk.storage.paths import RunPaths
+    from saved_kernels import save_kernel
 
     paths = RunPaths(place.root / "result/SST-2-roberta-base-prompt-kernel-published-sgd/16-13", "sst-2")
     files = [paths.kernel(split) for split in ("train", "dev", "test")]

@@ -19,6 +19,7 @@ import torch
 from lmntk.errors import FileError, KernelMismatchError, UsageError
 from lmntk.storage import atomic, kernel_files, kernel_metadata, logits_files, run_results
 from lmntk.storage.paths import RunPaths
+from saved_kernels import save_kernel
 
 FORK = multiprocessing.get_context("fork")
 KERNEL = torch.arange(24, dtype=torch.float64).reshape(2, 2, 3, 2)
@@ -104,7 +105,7 @@ def test_a_kernel_that_outgrows_the_disk_is_told_in_a_sentence(tmp_path: Path) -
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(UsageError, match=r"cannot write .*k\.pt \(File too large\): make room"):
-            kernel_files.save_kernel(tmp_path / "k.pt", torch.ones(8, 2, 100, 2), torch.ones(100), {})
+            save_kernel(tmp_path / "k.pt", torch.ones(8, 2, 100, 2), torch.ones(100), {})
         with pytest.raises(UsageError, match=r"cannot write .*l\.pt \(File too large\): make room"):
             logits_files.save_logits(tmp_path / "l.pt", torch.ones(5000, 2), torch.ones(5000))
     finally:
@@ -137,7 +138,7 @@ def test_a_text_is_written_as_it_is_into_a_folder_that_is_made(tmp_path: Path) -
 
 
 def test_a_kernel_file_is_a_plain_pair_of_tensors_and_its_description_lies_beside_it(path: Path) -> None:
-    kernel_files.save_kernel(path, KERNEL.float(), LABELS, {"formula": "sgd", "template": "é*mask*"})
+    save_kernel(path, KERNEL.float(), LABELS, {"formula": "sgd", "template": "é*mask*"})
     kernel, labels = torch.load(path, weights_only=True)
     assert kernel.dtype == torch.float64
     assert torch.equal(kernel, KERNEL)
@@ -152,7 +153,7 @@ def test_a_kernel_file_is_a_plain_pair_of_tensors_and_its_description_lies_besid
 @pytest.mark.parametrize("shape", [(2, 2, 3, 2), (2, 4, 1, 3, 1)])
 def test_a_kernel_comes_back_as_it_was_saved(path: Path, shape: tuple[int, ...]) -> None:
     kernel = torch.randn(shape, dtype=torch.float64)
-    kernel_files.save_kernel(path, kernel, LABELS.float(), {})
+    save_kernel(path, kernel, LABELS.float(), {})
     loaded, labels = kernel_files.load_kernel(path)
     assert torch.equal(loaded, kernel)
     assert torch.equal(labels, LABELS.float())
@@ -161,13 +162,13 @@ def test_a_kernel_comes_back_as_it_was_saved(path: Path, shape: tuple[int, ...])
 def test_the_same_kernel_gives_the_same_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for target in paths:
-        kernel_files.save_kernel(target, KERNEL, LABELS, {})
+        save_kernel(target, KERNEL, LABELS, {})
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_a_slice_of_a_large_array_makes_a_small_file(path: Path) -> None:
     large = torch.zeros(2, 2, 30_000, 2, dtype=torch.float64)
-    kernel_files.save_kernel(path, large[:, :, :3], LABELS, {})
+    save_kernel(path, large[:, :, :3], LABELS, {})
     logits_files.save_logits(path.with_name("logits.pt"), large[0, 0, :3], LABELS)
     assert path.stat().st_size < 10_000
     assert path.with_name("logits.pt").stat().st_size < 10_000
@@ -191,7 +192,7 @@ def test_a_missing_kernel_is_told(path: Path) -> None:
 @pytest.mark.parametrize("described", [True, False])
 @pytest.mark.parametrize("kept", [0, 10, 700, -1])
 def test_a_truncated_kernel_is_told(path: Path, kept: int, described: bool) -> None:
-    kernel_files.save_kernel(path, KERNEL, LABELS, {})
+    save_kernel(path, KERNEL, LABELS, {})
     path.write_bytes(path.read_bytes()[:kept])
     if not described:
         path.with_suffix(".json").unlink()
@@ -243,7 +244,7 @@ def test_arrays_of_another_shape_are_told(path: Path, content: Any, message: str
 
 
 def test_a_kernel_beside_the_description_of_another_is_told(path: Path) -> None:
-    kernel_files.save_kernel(path, KERNEL, LABELS, {})
+    save_kernel(path, KERNEL, LABELS, {})
     torch.save((KERNEL + 1, LABELS), path)
     with pytest.raises(KernelMismatchError, match="remove the description") as caught:
         kernel_files.load_kernel(path)
@@ -293,12 +294,12 @@ def test_an_interrupted_save_never_leaves_a_kernel_beside_another_description(
     path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, old: bool
 ) -> None:
     if old:
-        kernel_files.save_kernel(path, torch.full((2, 2, 3, 2), 1.0), LABELS, {"number": 1})
+        save_kernel(path, torch.full((2, 2, 3, 2), 1.0), LABELS, {"number": 1})
     with monkeypatch.context() as patches:
         fail_at_file_operation(patches, stop_at)
         interrupted = False
         try:
-            kernel_files.save_kernel(path, torch.full((2, 2, 3, 2), 2.0), LABELS, {"number": 2})
+            save_kernel(path, torch.full((2, 2, 3, 2), 2.0), LABELS, {"number": 2})
         except KeyboardInterrupt:
             interrupted = True
     # Three operations: the old kernel goes, the new description comes, the new kernel comes.
@@ -311,7 +312,7 @@ def save_for_ever(path: Path, first: int) -> None:
     number = first
     while True:
         number += 1
-        kernel_files.save_kernel(path, torch.full((2, 2, 3, 2), float(number)), LABELS, {"number": number})
+        save_kernel(path, torch.full((2, 2, 3, 2), float(number)), LABELS, {"number": number})
 
 
 def test_a_save_killed_at_any_moment_never_leaves_a_kernel_beside_another_description(path: Path) -> None:

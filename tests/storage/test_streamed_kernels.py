@@ -29,6 +29,7 @@ from lmntk.storage.paths import RunPaths
 from lmntk.storage.streamed_tensors import StreamedTensors
 from lmntk.storage.tile_store import TileStore
 from lmntk.trainers.kernel_job import KernelJob
+from saved_kernels import save_kernel
 from tiny_models import tiny_prompt_model
 
 LABELS = torch.tensor([1, 0, 1])
@@ -179,9 +180,9 @@ def test_a_large_kernel_is_mapped_and_stays_as_it_was_when_its_file_is_replaced(
 ) -> None:
     monkeypatch.setattr(tensor_files, "MAPPED_BYTES", 1)
     path, kernel = tmp_path / "test_kernels_sst-2.pt", torch.randn(4, 1, 3, 1, dtype=torch.float64)
-    kernel_files.save_kernel(path, kernel, LABELS, {})
+    save_kernel(path, kernel, LABELS, {})
     found, labels = kernel_files.load_kernel(path)
-    kernel_files.save_kernel(path, kernel + 1, LABELS, {})
+    save_kernel(path, kernel + 1, LABELS, {})
     assert torch.equal(found, kernel) and torch.equal(labels, LABELS)
     assert str(tmp_path) in Path("/proc/self/maps").read_text(encoding="utf-8")
     found += 1  # a copy of the process's own

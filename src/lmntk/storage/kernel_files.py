@@ -1,56 +1,35 @@
 """Kernel files: kernels with their labels, and the contributions of the layers to a kernel."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from lmntk.errors import FileError, KernelMismatchError
-from lmntk.storage.atomic import move_into_place, temporary_file, write_atomically
+from lmntk.storage.atomic import move_into_place
 from lmntk.storage.kernel_metadata import HASH_KEY, file_hash, read_description, write_description
 from lmntk.storage.paths import description_of
-from lmntk.storage.tensor_files import own_storage, plain, read_pair, read_tensor_file, unusable
+from lmntk.storage.tensor_files import plain, read_pair, read_tensor_file, unusable
 
 LayerKernels = dict[str, Tensor]
 """The contribution of each layer to a kernel by the layer's name, from the input on: tensors that sum to the kernel."""
 
 
-def save_kernel(path: Path, kernel: Tensor, labels: Tensor, description: Mapping[str, Any]) -> None:
-    """Write a kernel and, beside it, its description with the hash of the kernel file.
-
-    Wherever this is interrupted, a kernel file that exists lies beside its own description.
-
-    Args:
-        path: From `RunPaths.kernel`.
-        kernel: [N, C, X, C] or [2, N, C, X, C], written in float64.
-        labels: [X], class ids or -1 and +1.
-        description: What defines the kernel and how it was computed, as JSON can hold it.
-
-    Raises:
-        FileError: The file system refuses.
-    """
-    with temporary_file(path) as file:
-        # 1. Write the new kernel under another name, and hash it meanwhile.
-        hashing = _HashingWriter(file)
-        torch.save((own_storage(kernel.to(torch.float64)), own_storage(labels)), cast(BinaryIO, hashing))
-        put_in_place(file, path, {**description, HASH_KEY: hashing.hexdigest()})
-
-
 def put_in_place(file: BinaryIO, path: Path, description: Mapping[str, Any]) -> None:
     """Give a kernel's file, and its description, their names.
+
+    Wherever this is interrupted, a kernel file that exists lies beside its own description.
 
     Args:
         file: The file with the kernel, from `temporary_file`.
         path: The kernel's name.
         description: Its description, with its hash.
     """
-    # 2. Remove the old kernel, then replace its description.
+    # The old kernel goes first, then its description is replaced.
     path.unlink(missing_ok=True)
     write_description(path, description)
-    # 3. Give the new kernel its name.
     move_into_place(file, path)
 
 
@@ -74,7 +53,7 @@ def load_kernel(path: Path, own: bool = False) -> tuple[Tensor, Tensor]:
     >>> import tempfile
     >>> from lmntk.storage.paths import RunPaths
     >>> path = RunPaths(tempfile.mkdtemp(), "sst-2").kernel("train")
-    >>> save_kernel(path, torch.ones(2, 1, 2, 1), torch.tensor([-1.0, 1.0]), {"formula": "sgd"})
+    >>> torch.save((torch.ones(2, 1, 2, 1), torch.tensor([-1.0, 1.0])), path)
     >>> kernel, labels = load_kernel(path)
     >>> kernel.dtype, list(kernel.shape), labels.tolist()
     (torch.float64, [2, 1, 2, 1], [-1.0, 1.0])
@@ -98,20 +77,8 @@ def load_kernel(path: Path, own: bool = False) -> tuple[Tensor, Tensor]:
     return kernel, labels
 
 
-def save_layer_kernels(path: Path, layers: LayerKernels) -> None:
-    """Write the layers' contributions to a kernel, or other slices beside it, in float64.
-
-    Args:
-        path: From `RunPaths.layer_kernels`, `part_kernels` or `lora_kernels`.
-        layers: Tensors of the kernel's shape, by layer.
-    """
-    write_atomically(
-        path, lambda file: torch.save({name: part.to(torch.float64) for name, part in layers.items()}, file)
-    )
-
-
 def load_layer_kernels(path: Path, lazily: bool | None = None) -> LayerKernels:
-    """Read what `save_layer_kernels` wrote.
+    """Read the layers' contributions to a kernel, or other slices beside it, float64.
 
     Args:
         path: The file.
@@ -147,21 +114,3 @@ def trace_shares(layers: LayerKernels) -> dict[str, float]:
     traces = {name: float(torch.einsum("...iaia->...", part).sum()) for name, part in layers.items()}
     whole = sum(traces.values())
     return {name: trace / whole if whole else 0.0 for name, trace in traces.items()}
-
-
-class _HashingWriter:
-    """Writes bytes to a file and computes their SHA-256."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
