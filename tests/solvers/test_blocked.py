@@ -273,3 +273,15 @@ def test_conjugate_gradients_start_again_where_rounding_has_moved_the_residual()
     # A tolerance below rounding ends, and says what it has reached.
     stuck = conjugate_gradients(lambda v: matrix @ v, np.array([1e-7, 0.0]), b, 1e-16, 5000)
     assert 1e-16 < stuck.residuals[0] < 1e-7 and stuck.steps < 5000
+
+
+@pytest.mark.parametrize("penalty", [0.01, 0.001])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-8])
+def test_conjugate_gradients_take_no_more_steps_than_their_bound(penalty: float, tolerance: float) -> None:
+    """√κ ln(2 √κ / tolerance) / 2 for the residual; that of the error's A-norm, without the second √κ, is exceeded."""
+    values = (1 - np.cos(np.pi * (np.arange(400) + 0.5) / 400)) / 2
+    b = 1 / np.sqrt(values + penalty)
+    found = conjugate_gradients(lambda v: values[:, None] * v, np.array([penalty]), b[:, None], tolerance, 5000)
+    root = np.sqrt(1 + 1 / penalty)
+    assert found.residuals[0] <= tolerance
+    assert root * np.log(2 / tolerance) / 2 < found.steps <= root * np.log(2 * root / tolerance) / 2

@@ -1,9 +1,12 @@
 """The least-squares problem as one value, against dense formulas and really solving again."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from lmntk.errors import SolverError
+from lmntk.solvers import fit
 from lmntk.solvers.problem import SolverSettings
 from lmntk.solvers.ridge_problem import RidgeProblem
 from random_kernels import CLOSE, Case
@@ -83,3 +86,22 @@ def test_a_kernel_that_is_singular_without_an_example_has_no_leave_one_out(lower
     assert lower > 1 or np.isnan(problem.gcv())
     with pytest.raises(SolverError, match="take `kernel_regularization=0.001`"):
         problem.leave_one_out_loss()
+
+
+@pytest.mark.parametrize("regularization", [0.0, 0.01])
+def test_fitted_solvers_keep_no_kernel(regularization: float) -> None:
+    features = np.random.default_rng(0).standard_normal((120, 200))
+    labels = np.where(np.arange(120) % 2, 1.0, -1.0)
+    settings = SolverSettings(regularization=regularization)
+    fit("lstsq", np.eye(2).reshape(2, 1, 2, 1), [-1, 1], settings)  # imports
+    tracemalloc.start()
+    try:
+        fitted = [
+            fit("lstsq", (scale * features @ features.T).reshape(120, 1, 120, 1), labels, settings)
+            for scale in (1.0, 2.0, 3.0, 4.0)
+        ]
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 8 * 120**2, "four solvers take less than one kernel"
+    assert fitted[0].train.kernel.shape == (120, 1, 120, 1)

@@ -87,7 +87,7 @@ class FittedSolver:
 
     Attributes:
         solve: The predicting function of the solver.
-        train: The inputs it was fitted to.
+        train: The inputs it was fitted to, `without_kernel`: one solver for each layer would keep as many kernels.
         adjusted: Whether it was fitted with the untrained model's logits, which `predict` then needs too.
     """
 
@@ -157,7 +157,7 @@ def fit(
     import_module("scipy.linalg")  # the limit holds for libraries that are loaded by then
     with limited_threads(settings):
         train = check_fit_inputs(kernel, train_labels, train_f0, settings).regularised()
-        fitted = FittedSolver(SOLVERS[solver].fit(train), train, adjusted=train_f0 is not None)
+        fitted = FittedSolver(SOLVERS[solver].fit(train), train.without_kernel(), adjusted=train_f0 is not None)
     # The solvers that cannot work with one class have stopped by now.
     warn_of_one_class(solver, train)
     return fitted

@@ -161,7 +161,7 @@ def select_on_dev(
             value = score(prediction.logits) if is_finite else math.nan
             found.append(Candidate(inputs.settings, value, prediction.loss))
             if best is None or found[-1].rank > best.rank:
-                best, fitted = found[-1], FittedSolver(predict, inputs, adjusted=train.f0 is not None)
+                best, fitted = found[-1], FittedSolver(predict, inputs.without_kernel(), adjusted=train.f0 is not None)
     assert best is not None
     if math.isnan(best.score):
         raise NotFiniteError(
