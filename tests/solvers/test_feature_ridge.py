@@ -46,6 +46,25 @@ def test_predictions_are_those_of_least_squares_on_the_kernel_of_the_features(di
         assert np.abs(found - expected).max() <= 1e-8 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("iterative", [False, True])
+@pytest.mark.parametrize("dimension", [6, 60])
+def test_features_of_zeros_predict_0_as_the_kernel_of_zeros_does(dimension, iterative):
+    zeros = np.zeros((20, 2, dimension))
+    ridge = FeatureRidge(InMemory(zeros), iterative)
+    weights = ridge.fit(LAMBDAS, targets(np.arange(20) % 2, 2))
+    assert ridge.norm == 0 and weights.shape == (dimension, len(LAMBDAS))
+    assert not weights.any() and not by_kernel(zeros, zeros, np.arange(20) % 2, LAMBDAS[0]).any()
+
+
+@pytest.mark.parametrize("iterative", [False, True])
+def test_features_whose_logits_are_almost_equal_have_the_norm_of_the_kernel(iterative):
+    rng = np.random.default_rng(0)
+    one = rng.standard_normal((40, 20)) * np.arange(1, 21) ** -0.75
+    features = np.einsum("id,ab->iabd", one, np.eye(6)).reshape(40, 6, 120) + 1e-8 * rng.standard_normal((40, 6, 120))
+    wanted = np.linalg.norm(features.reshape(-1, 120), 2) ** 2
+    assert FeatureRidge(InMemory(features), iterative).norm == pytest.approx(wanted, rel=1e-12)
+
+
 def test_float32_features_are_added_in_float64():
     features = random_features(40, 1, 6).astype(np.float32)
     ridge = FeatureRidge(InMemory(features))

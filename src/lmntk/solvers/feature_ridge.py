@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from scipy.linalg.blas import dsymv, dsyrk
+from scipy.linalg.blas import dsymm, dsyrk
 from scipy.linalg.lapack import dpotrf, dpotrs
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lmntk.errors import Bounds, NotFiniteError, SolverError, check_numbers
 from lmntk.solvers.conjugate_gradients import conjugate_gradients
 from lmntk.solvers.problem import Array
+from lmntk.solvers.spectral_norm import spectral_norm
 
 LARGEST_GRAM = 20_000
 """Up to this size a Gram matrix is formed and factored, which takes n³ / 3 multiplications for each λ."""
@@ -87,7 +87,7 @@ class FeatureRidge:
         memory: The bytes that factoring may take, where `iterative` is None.
 
     Attributes:
-        norm: ‖ΦΦᵀ‖₂, by Lanczos iterations.
+        norm: ‖ΦΦᵀ‖₂, by `spectral_norm`.
         is_iterative: Whether conjugate gradients are taken.
 
     Raises:
@@ -109,8 +109,12 @@ class FeatureRidge:
         self._diagonal = None if self._gram is None else np.diag(self._gram).copy()
         if not np.isfinite(self._transposed(np.ones(n * c))).all():
             raise NotFiniteError("the features hold NaN or infinity: compute them again with `kernel_dtype=float64`")
-        operator = LinearOperator((d, d), matvec=self._product, dtype=np.float64) if self._gram is None else self._gram
-        self.norm = _largest_eigenvalue(operator)
+        gram = self._gram
+        self.norm = (
+            spectral_norm(self._product, d)
+            if gram is None
+            else spectral_norm(lambda vectors: dsymm(1.0, gram, vectors), len(gram))
+        )
 
     def fit(self, regularizations: Sequence[float], targets: Array) -> Array:
         """Return the weights for each λ, ``[d, number of λ]``, which are NaN where a λ cannot be solved.
@@ -123,6 +127,8 @@ class FeatureRidge:
             SettingError: A λ is not above 0: features have fewer columns, or rows, than the system has unknowns.
             SolverError: No λ can be solved: the matrix is singular to rounding, or the tolerance is not reached.
         """
+        if self.norm == 0:
+            return np.zeros((self._features.shape[2], len(regularizations)))
         for number in regularizations:
             check_numbers(RIDGE_BOUNDS, {"kernel_regularization": number})
         penalties = np.asarray(regularizations, np.float64) * self.norm
@@ -229,15 +235,3 @@ def factor_below(gram: Array, diagonal: Array) -> Array | None:
 def _require_one(values: Array, sentence: str) -> None:
     if np.isnan(values).any(axis=0).all():
         raise SolverError(sentence, solver="ridge")
-
-
-def _largest_eigenvalue(matrix: Array | LinearOperator) -> float:
-    """Return the largest eigenvalue of a positive semidefinite matrix, of which the upper triangle counts."""
-    size = matrix.shape[0]
-    operator: Array | LinearOperator = matrix
-    if isinstance(matrix, np.ndarray):
-        if size < 3:
-            return float(np.linalg.eigvalsh(matrix, UPLO="U")[-1])
-        operator = LinearOperator((size, size), matvec=lambda v: dsymv(1.0, matrix, v), dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(size)
-    return float(eigsh(operator, k=1, v0=start, return_eigenvectors=False)[0])

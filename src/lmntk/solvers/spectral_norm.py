@@ -13,9 +13,12 @@ WIDTH = 8
 """Vectors of a block: fewer eigenvalues than these may be close, such as those of several logits, at no more passes."""
 
 MOST_VECTORS = 160
-"""The basis starts again with its best vectors where it has more: 26 MB for a kernel of 20,000 rows."""
+"""The basis starts again with its best vectors, `KEPT`, where it has more: 26 MB for a kernel of 20,000 rows."""
 
 KEPT = 24
+MOST_NUMBERS = 2**24
+"""A basis of fewer vectors, but at least 48, starts again where these 128 MB are exceeded."""
+
 TOLERANCE = 1e-12
 """The relative error of the norm, as estimated, at which the iterations stop."""
 
@@ -44,6 +47,7 @@ def spectral_norm(
     """
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((size, min(WIDTH, size))))[0]
     projected = np.zeros((0, 0))  # of the vectors of the basis that K has been multiplied with
+    most = max(2 * KEPT, min(MOST_VECTORS, MOST_NUMBERS // size))
     scale, norm, error = 0.0, 0.0, 0.0
     for _ in range(MOST_PASSES):
         old = len(projected)
@@ -67,7 +71,7 @@ def spectral_norm(
         on_pass(error)
         if error <= TOLERANCE or not count:
             break
-        if basis.shape[1] + count > MOST_VECTORS:
+        if basis.shape[1] + count > most:
             basis = basis @ vectors[:, :KEPT]
             projected = np.diag(values[:KEPT])
         fresh = directions[:, :count]
