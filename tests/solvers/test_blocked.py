@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmntk.errors import FileError, NotFiniteError, SettingError, SolverError
+from lmntk.errors import FileError, SettingError, SolverError
 from lmntk.solvers import blocked_cholesky, blocked_least_squares, fit
 from lmntk.solvers.blocked import METHODS, Blocked
 from lmntk.solvers.blocked_cholesky import BlockedCholesky
@@ -229,10 +229,12 @@ def test_candidates_share_passes_and_those_without_a_solution_are_left_out(
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-9)
 
 
-def test_if_no_candidate_has_a_solution_none_is_chosen(tmp_path: Path) -> None:
+def test_if_no_candidate_has_a_solution_a_larger_one_is_named(tmp_path: Path) -> None:
     train, x = kernels()
     grid = [settings(tmp_path, "cholesky", n) for n in (0.001, 0.01)]
-    with pytest.raises(NotFiniteError, match="no candidate"):
+    with pytest.raises(
+        SolverError, match="with `kernel_regularization=0.01`, which .*such as `kernel_regularization=0.1`"
+    ):
         select_on_dev("lstsq", grid, Examples(-train, LABELS), Examples(x, LABELS[:8]), lambda logits: 0.0)
 
 

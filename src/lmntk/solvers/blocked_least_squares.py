@@ -103,13 +103,13 @@ class PanelMatrix:
 def blocked_lstsq(trains: Sequence[FitInputs]) -> list[Predict]:
     """Solve for each of some settings, which have the same `Blocked`.
 
-    Where there are several, those that cannot be solved give predictions of NaN, and a warning says why.
+    Those that cannot be solved give predictions of NaN, and a warning says why, unless it is all of them.
 
     Args:
         trains: The inputs of each setting, which share a kernel that is not regularised.
 
     Raises:
-        SolverError: The kernel is not symmetric, or the system of the only setting cannot be solved.
+        SolverError: The kernel is not symmetric, or no system can be solved; names the largest λ, and one that may do.
         FileError: There is no room for the scratch file.
     """
     blocked = trains[0].settings.blocked
@@ -126,11 +126,12 @@ def blocked_lstsq(trains: Sequence[FitInputs]) -> list[Predict]:
     right_sides = np.stack([train.flat_targets() for train in trains], axis=1)
     solve = _of_zero if matrix.largest == 0 else _by_conjugate_gradients if blocked.method == CG else _by_cholesky
     alphas, residuals, failures, metrics = solve(matrix, penalties, right_sides, blocked)
+    if len(failures) == len(trains):
+        index = int(regularizations.argmax())
+        sentence = _refusal(failures[index], regularizations[index], blocked)
+        raise SolverError(sentence, solver="lstsq", regularization=float(regularizations[index]))
     for index, failure in failures.items():
-        sentence = _refusal(failure, trains[index].settings.regularization, blocked)
-        if len(trains) == 1:
-            raise SolverError(sentence, solver="lstsq", regularization=trains[index].settings.regularization)
-        logger.warning("%s", sentence)
+        logger.warning("%s", _refusal(failure, regularizations[index], blocked))
         alphas[:, index] = np.nan
     found: list[Predict] = []
     for index, train in enumerate(trains):
