@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what peft advises on traini
 
 SEED, LABEL_WORDS = 42, (20, 31)
 # Float32 logits of size 1 to 10, sums in another order; float64 kernels as SPEC has it.
-LOGITS_TOLERANCE, KERNEL_TOLERANCE = 3e-6, 1e-12
+# Rounding of float32 differs from processor to processor; an adapter that is not read changes logits by a tenth.
+LOGITS_TOLERANCE, KERNEL_TOLERANCE = 2e-5, 1e-12
 PROJECTIONS = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "olora", "pissa", "pissa_niter_4", "mica")
 BLOCKS = {"target_modules_bd_b": ["query", "value", "q_proj", "v_proj"], "nblocks": 2}
