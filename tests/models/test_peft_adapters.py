@@ -27,8 +27,8 @@ from tiny_models import OTHER_ATTENTION, prompts_for, save_tiny_checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore")  # what peft advises on training
 
 SEED, LABEL_WORDS = 42, (20, 31)
-# Float32 logits of size 1 to 10, sums in another order; float64 kernels as SPEC has it.
-# Rounding of float32 differs from processor to processor; an adapter that is not read changes logits by a tenth.
+# Float32 logits of size 1 to 10, whose sums have another order on each processor, and which change by a tenth where an
+# adapter is not read; float64 kernels as SPEC has it.
 LOGITS_TOLERANCE, KERNEL_TOLERANCE = 2e-5, 1e-12
 PROJECTIONS = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "olora", "pissa", "pissa_niter_4", "mica")
