@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -99,25 +99,34 @@ def table_of(text: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 
-@pytest.mark.parametrize("flags", BENCHMARKS, ids=" ".join)
-def test_a_benchmark_measures(
-    models: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On a few examples, of tiny models, without a process for each engine."""
+Measure = Callable[[list[str]], list[dict[str, str]]]
+
+
+@pytest.fixture
+def measure(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Generator[Measure, None, None]:
+    """Benchmarks tiny models on a few examples, without a process for each engine; the rows of the table."""
 
     def here(work: Callable[..., Any], *arguments: Any) -> Any:
         return work(*arguments)
+
+    def rows_of(flags: list[str]) -> list[dict[str, str]]:
+        with contextlib.chdir(models):
+            assert benchmark_kernels.main(flags) == 0
+        return table_of(capsys.readouterr().out)
 
     monkeypatch.setattr(benchmark_kernels, "in_own_process", here)
     for shape in ("quick", "bert-base"):
         monkeypatch.setitem(SHAPES, shape, tiny_config("bert", vocab_size=30522))
     threads = torch.get_num_threads()
-    try:
-        with contextlib.chdir(models):
-            assert benchmark_kernels.main([*flags, *FEW]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    rows = table_of(capsys.readouterr().out)
+    yield rows_of
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("flags", BENCHMARKS, ids=" ".join)
+def test_a_benchmark_measures(models: Path, measure: Measure, flags: list[str]) -> None:
+    rows = measure([*flags, *FEW])
     engines = flags[flags.index("--engines") + 1 :] if "--engines" in flags else ["factored"]
     engines = list(benchmark_kernels.ENGINES) if "--quick" in flags else engines
     assert [row["engine"] for row in rows] == ["published", *engines]
@@ -127,33 +136,15 @@ def test_a_benchmark_measures(
 
 
 @pytest.mark.parametrize("flags", TIMES, ids=" ".join)
-def test_a_benchmark_of_formulas_divides_by_the_first(
-    models: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(benchmark_kernels, "in_own_process", lambda work, *arguments: work(*arguments))
-    threads = torch.get_num_threads()
-    try:
-        with contextlib.chdir(models):
-            assert benchmark_kernels.main([*flags, *FEW, "--train_examples", "6"]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    rows = table_of(capsys.readouterr().out)
+def test_a_benchmark_of_formulas_divides_by_the_first(measure: Measure, flags: list[str]) -> None:
+    rows = measure([*flags, *FEW, "--train_examples", "6"])
     assert [row["formula"] for row in rows] == flags[flags.index("--formula") + 1 :][:2] == ["sgd", "signgd"]
     assert rows[0]["× first formula"] == "1.00" and float(rows[1]["× first formula"]) > 0
 
 
 @pytest.mark.parametrize("flags", ESTIMATES, ids=" ".join)
-def test_a_benchmark_of_estimates_has_a_row_for_each_width(
-    models: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(benchmark_kernels, "in_own_process", lambda work, *arguments: work(*arguments))
-    threads = torch.get_num_threads()
-    try:
-        with contextlib.chdir(models):
-            assert benchmark_kernels.main([*flags, *FEW]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    rows = table_of(capsys.readouterr().out)
+def test_a_benchmark_of_estimates_has_a_row_for_each_width(measure: Measure, flags: list[str]) -> None:
+    rows = measure([*flags, *FEW])
     widths = flags[flags.index("--projection_width") + 1 : flags.index("--train_kernel")]
     assert [row["engine"] for row in rows] == ["factored", *(f"projected {width}" for width in widths)]
     assert rows[0]["× factored"] == "1.0"
