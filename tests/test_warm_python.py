@@ -15,7 +15,16 @@ import json, os, signal, sys, time
 print(json.dumps([sys.argv, os.getcwd(), sys.path[:2], os.environ.get("FOR_TEST"), sys.stdin.read(), __name__]))
 print("said", file=sys.stderr)
 sys.stdout.flush()
-eval(sys.argv[1])
+ENDS = {
+    "exits": lambda: sys.exit(3),
+    "exits with a word": lambda: sys.exit("why"),
+    "runs to its end": lambda: None,
+    "fails": lambda: 1 / 0,
+    "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "aborts": os.abort,
+    "sleeps": lambda: time.sleep(60),
+}
+ENDS[sys.argv[1]]()
 """
 
 
@@ -28,7 +37,7 @@ def program(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "how",
-    ["sys.exit(3)", "sys.exit('why')", "None", "1 / 0", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"],
+    ["exits", "exits with a word", "runs to its end", "fails", "is killed", "aborts"],
 )
 def test_a_process_gets_and_leaves_what_one_of_python_does(
     program: Path, tmp_path: Path, warm_python: str, how: str
@@ -48,7 +57,7 @@ def test_a_process_gets_and_leaves_what_one_of_python_does(
 def test_signals_of_its_client_reach_a_process_and_it_is_killed_with_it(program: Path, warm_python: str) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen([warm_python, str(program), "time.sleep(60)"], **pipes) as process:
+        with subprocess.Popen([warm_python, str(program), "sleeps"], **pipes) as process:
             assert process.stdout is not None and process.stdout.readline()
             process.send_signal(number)
             started = time.monotonic()
